@@ -1,0 +1,31 @@
+"""The table of commands. Only the one that was asked for is imported, so that `gradprism --help` stays fast."""
+
+import importlib
+from collections.abc import Sequence
+
+import typer
+
+# In the order of the pipeline, which is the order of `gradprism --help`. The module gradprism.cli.<name> holds `command`.
+COMMANDS = {
+    "run": "Run the whole pipeline of a config file: probe, route, SFT, RL, evaluation, report.",
+    "collect": "Write expert trajectories of an environment's tasks as a corpus.",
+    "inspect": "Show trajectories with the tokens that training and the probe count as response.",
+    "probe": "Measure where each trajectory's gradient falls in a frozen model.",
+    "route": "Send each probed trajectory to SFT or to RL.",
+    "sft": "Fine-tune a model on trajectories.",
+    "rl": "Train a model with GRPO on an environment's tasks.",
+    "evaluate": "Play an environment's tasks with a model and report success with intervals.",
+    "report": "Render a run folder's results as tables and one HTML page.",
+}
+
+
+def register(app: typer.Typer, arguments: Sequence[str]) -> None:
+    """Adds every command to `app`; all but the one named in `arguments` as mere help lines."""
+    chosen = next((a for a in arguments if not a.startswith("-")), None)
+    for name, line in COMMANDS.items():
+        command = importlib.import_module(f"gradprism.cli.{name}").command if name == chosen else _unused
+        app.command(name, help=line, context_settings={"help_option_names": ["-h", "--help"]})(command)
+
+
+def _unused() -> None:
+    raise AssertionError("only the chosen command is called")

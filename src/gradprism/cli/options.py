@@ -1,0 +1,56 @@
+"""Command-line options from configuration models: one description of a setting, wherever it is set."""
+
+import inspect
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from pydantic import BaseModel, ValidationError
+
+from gradprism.errors import ConfigError
+
+
+def with_config(model: type[BaseModel], *, leave_out: tuple[str, ...] = ()) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Gives a command an option for each field of `model`; the command receives the built model as `config`."""
+    fields = {name: field for name, field in model.model_fields.items() if name not in leave_out}
+
+    def decorate(function: Callable[..., None]) -> Callable[..., None]:
+        def command(**arguments: Any) -> None:
+            values = {name: arguments.pop(name) for name in fields}
+            try:
+                config = model.model_validate(values)
+            except ValidationError as error:
+                first = error.errors()[0]
+                flag = "--" + str(first["loc"][0]).replace("_", "-")
+                raise ConfigError(f"{flag}: {first['msg']}; got {first['input']!r}") from None
+            function(config=config, **arguments)
+
+        own = [p for p in inspect.signature(function).parameters.values() if p.name != "config"]
+        options = [
+            inspect.Parameter(
+                name,
+                inspect.Parameter.KEYWORD_ONLY,
+                default=field.default,
+                annotation=Annotated[field.annotation, typer.Option(help=field.description)],
+            )
+            for name, field in fields.items()
+        ]
+        command.__signature__ = inspect.Signature([p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own] + options)  # pyright: ignore[reportFunctionMemberAccess]
+        command.__doc__ = function.__doc__
+        return command
+
+    return decorate
+
+
+def print_json(value: Any) -> None:
+    """One JSON document on stdout."""
+    print(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def existing_file(path: Path) -> Path:
+    """`path`, or a `ConfigError` when there is no such file."""
+    if not path.is_file():
+        raise ConfigError(f"{path}: no such file")
+    return path

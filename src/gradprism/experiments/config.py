@@ -1,0 +1,142 @@
+"""The configuration of `gradprism run`: a TOML file, `--set` overrides, and the resolved form that replays the run."""
+
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from gradprism.errors import ConfigError, MissingFileError
+from gradprism.evaluation import EvaluationConfig
+from gradprism.training.rl import RlConfig
+from gradprism.training.sft import SftConfig
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ModelConfig(_Section):
+    """The base model, the same for the probe and for training."""
+
+    path: str = Field(description="Folder (relative to the config file) or hub id.")
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(default="float32", description="Type of the weights.")
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        default="auto", description="Where it runs; auto takes a GPU where there is one."
+    )
+    context_length: int = Field(default=1024, ge=8, description="Tokens a trajectory or an episode may have.")
+    chat_template: str | None = Field(default=None, description="Template file with generation markers, for models that have none.")
+
+
+class CorpusConfig(_Section):
+    """The gold trajectories."""
+
+    files: list[str] = Field(min_length=1, description="Files (relative to the config file).")
+    format: str | None = Field(default=None, description="Format, where it should not be recognised.")
+
+
+class EnvironmentConfig(_Section):
+    """Where episodes are played."""
+
+    name: str = Field(default="alfworld", description="Environment.")
+    difficulty: str = Field(default="small", description="Size of generated rooms.")
+    workers: int | None = Field(default=None, ge=1, description="Worker processes; default one a core.")
+
+
+class ProbeConfig(_Section):
+    """The probe."""
+
+    batch_tokens: int | None = Field(default=None, ge=1, description="Padded tokens a batch; default by device.")
+
+
+class RouteConfig(_Section):
+    """The routing."""
+
+    metric: Literal["gini", "cv", "kurtosis"] = Field(default="gini", description="Concentration metric.")
+    policy: str = Field(default="concentration", description="Policy: concentration, inverse, random, magnitude, loss or length.")
+    rl_share: float = Field(default=0.5, gt=0, lt=1, description="Share that goes to RL; 0.5 splits at the median.")
+
+
+class RunConfig(_Section):
+    """Everything that `gradprism run` does."""
+
+    name: str = Field(description="Name of the run; its folder is `runs/<name>` unless `out` says otherwise.")
+    out: str | None = Field(default=None, description="Run folder (relative to the working directory).")
+    seed: int = Field(default=0, description="Seed of routing, SFT, RL and evaluation where those do not set their own.")
+    threads: int | None = Field(default=None, ge=1, description="CPU threads of torch; default one a core.")
+    model: ModelConfig
+    corpus: CorpusConfig
+    environment: EnvironmentConfig = EnvironmentConfig()
+    probe: ProbeConfig = ProbeConfig()
+    route: RouteConfig = RouteConfig()
+    sft: SftConfig = SftConfig()
+    rl: RlConfig = RlConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+
+    @property
+    def folder(self) -> Path:
+        """The run folder."""
+        return Path(self.out or f"runs/{self.name}")
+
+
+def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """Reads a TOML file, applies `key.sub=value` overrides and resolves its paths; raises `ConfigError` naming file and key."""
+    try:
+        values = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise MissingFileError(f"{path}: no such file") from None
+    except (IsADirectoryError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"{path}: not a TOML file ({error})") from None
+    return build_config(apply_overrides(values, overrides), base=Path(path).parent, source=str(path))
+
+
+def build_config(values: dict[str, Any], base: Path, source: str) -> RunConfig:
+    """Validates `values`; paths of the model and the corpus are taken relative to `base`."""
+    seed = values.get("seed", 0)
+    for section in ("sft", "rl", "evaluation"):
+        if isinstance(values.setdefault(section, {}), dict):
+            values[section].setdefault("seed", seed)
+    try:
+        config = RunConfig.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"]))
+        raise ConfigError(f"{source}: {key}: {first['msg']}; got {first['input']!r}"[:500]) from None
+    return config.model_copy(
+        update={
+            "model": config.model.model_copy(
+                update={
+                    "path": _resolve(config.model.path, base),
+                    "chat_template": _resolve(config.model.chat_template, base) if config.model.chat_template else None,
+                }
+            ),
+            "corpus": config.corpus.model_copy(update={"files": [_resolve(f, base) for f in config.corpus.files]}),
+        }
+    )
+
+
+def _resolve(name: str, base: Path) -> str:
+    """`name` below `base` where that exists, else unchanged (a hub id, or a path that the reader will call missing)."""
+    below = base / name
+    return str(below) if below.exists() else name
+
+
+def apply_overrides(values: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """`values` with `section.key=value` applied; a value is read as TOML, or as a plain string where it is no TOML."""
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals or not key:
+            raise ConfigError(f"--set {override!r}: expected key=value, for example rl.steps=20")
+        try:
+            value = tomllib.loads(f"value = {text}")["value"]
+        except tomllib.TOMLDecodeError:
+            value = text
+        *parents, last = key.split(".")
+        target = values
+        for parent in parents:
+            target = target.setdefault(parent, {})
+            if not isinstance(target, dict):
+                raise ConfigError(f"--set {override!r}: {parent!r} is a value, not a section")
+        target[last] = value
+    return values

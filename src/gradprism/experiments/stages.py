@@ -1,0 +1,157 @@
+"""A graph of stages, each in a folder named by the hash of everything it depends on.
+
+A stage is done when its folder holds `stage.json`, which is written last. Asked for again, a done stage is reused; one that was
+cut short is run again, after its folder was emptied unless the stage says that it resumes. A changed value changes the keys of the stages
+that read it and of those after them, and of no others.
+"""
+
+import contextlib
+import platform
+import resource
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from gradprism import __version__
+from gradprism.files import append_jsonl, read_json, sha256_json, write_json
+from gradprism.progress import say
+
+# What a stage's summary may say about its cost, beside the clock and the memory that the graph measures itself.
+COUNTS = ("tokens_forward", "tokens_backward", "tokens_generated", "environment_steps")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One node. `run(folder, inputs)` writes into `folder`, reads the folders of `needs` and returns a JSON-serialisable summary.
+
+    `reads` is what the result depends on besides the stages of `needs`: configuration values and fingerprints of files.
+    """
+
+    name: str
+    run: Callable[[Path, dict[str, Path]], dict[str, Any]]
+    reads: dict[str, Any] = field(default_factory=dict)
+    needs: tuple[str, ...] = ()
+    resumes: bool = False
+
+
+@dataclass(frozen=True)
+class Record:
+    """A finished stage."""
+
+    name: str
+    key: str
+    folder: Path
+    reused: bool
+    summary: dict[str, Any]
+    cost: dict[str, float]
+
+
+class StageGraph:
+    """Stages in the order in which they run; `folder` is the run folder that keeps them all."""
+
+    def __init__(self, folder: Path, stages: list[Stage]) -> None:
+        self.folder, self.stages = folder, stages
+        self.keys: dict[str, str] = {}
+        for stage in stages:
+            inputs = {need: self.keys[need] for need in stage.needs}
+            content = {"stage": stage.name, "reads": stage.reads, "needs": inputs, "version": __version__}
+            self.keys[stage.name] = sha256_json(content)[:16]
+
+    def path(self, name: str) -> Path:
+        """The folder of a stage."""
+        return self.folder / "stages" / f"{name}-{self.keys[name]}"
+
+    def is_done(self, name: str) -> bool:
+        """Whether the stage can be reused."""
+        return (self.path(name) / "stage.json").is_file()
+
+    def run(self) -> dict[str, Record]:
+        """Runs what is not done and returns a record of every stage."""
+        records = {}
+        for number, stage in enumerate(self.stages, 1):
+            title = f"[{number}/{len(self.stages)}] {stage.name}"
+            if self.is_done(stage.name):
+                say(f"{title}: reused")
+                records[stage.name] = self._record(stage, reused=True)
+                continue
+            say(f"{title} …")
+            self._run_stage(stage)
+            records[stage.name] = record = self._record(stage, reused=False)
+            said = record.summary.get("headline", "")
+            say(f"{title}: {record.cost['wall_seconds']:.1f} s{' · ' + said if said else ''}")
+        return records
+
+    def _run_stage(self, stage: Stage) -> None:
+        folder = self.path(stage.name)
+        if folder.exists() and not stage.resumes:
+            shutil.rmtree(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        _reset_peak_memory()
+        started, wall, cpu = datetime.now(UTC), time.perf_counter(), _cpu_seconds()
+        summary = stage.run(folder, {need: self.path(need) for need in stage.needs})
+        cost = {
+            "wall_seconds": time.perf_counter() - wall,
+            "cpu_seconds": _cpu_seconds() - cpu,
+            "peak_memory_mib": _peak_memory_mib(),
+            **{name: summary.pop(name, 0) for name in COUNTS},
+        }
+        record = {
+            "name": stage.name,
+            "key": self.keys[stage.name],
+            "reads": stage.reads,
+            "needs": {need: self.keys[need] for need in stage.needs},
+            "started": started.isoformat(timespec="seconds"),
+            "summary": summary,
+            "cost": cost,
+        }
+        write_json(folder / "stage.json", record)
+        ledger = {"stage": stage.name, "key": self.keys[stage.name], "started": record["started"], **cost}
+        append_jsonl(self.folder / "ledger.jsonl", ledger)
+
+    def _record(self, stage: Stage, reused: bool) -> Record:
+        folder = self.path(stage.name)
+        stored = read_json(folder / "stage.json")
+        return Record(stage.name, self.keys[stage.name], folder, reused, stored["summary"], stored["cost"])
+
+
+def machine() -> dict[str, Any]:
+    """What the figures were measured on."""
+    import psutil
+
+    names = [line.split(":", 1)[1].strip() for line in _cpu_info() if line.startswith("model name")]
+    return {
+        "cpu": names[0] if names else platform.processor() or platform.machine(),
+        "cores": len(psutil.Process().cpu_affinity() or []),
+        "memory_gib": round(psutil.virtual_memory().total / 2**30),
+        "python": platform.python_version(),
+    }
+
+
+def _cpu_info() -> list[str]:
+    path = Path("/proc/cpuinfo")
+    return path.read_text().splitlines() if path.exists() else []
+
+
+def _cpu_seconds() -> float:
+    """CPU time of this process and of its finished children (a pool's workers end with their stage)."""
+    usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
+
+
+def _reset_peak_memory() -> None:
+    """Lets the kernel's peak start again at what is resident now (Linux; elsewhere, or where forbidden, the peak is the process's)."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def _peak_memory_mib() -> float:
+    """Largest resident memory of this process since the reset, workers not counted."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        [line] = [line for line in status.read_text().splitlines() if line.startswith("VmHWM:")]
+        return int(line.split()[1]) / 2**10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # bytes on macOS

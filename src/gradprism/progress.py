@@ -1,0 +1,98 @@
+"""One progress interface for everything that takes longer than two seconds.
+
+On a terminal: a Rich bar on stderr. Elsewhere (a log, CI): a plain line every few seconds. With `--json` or in tests: silence.
+"""
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Self
+
+_quiet = False
+
+
+def set_quiet(quiet: bool) -> None:
+    """Turns all progress output of this process off (or on again)."""
+    global _quiet
+    _quiet = quiet
+
+
+def say(line: str) -> None:
+    """Prints a status line to stderr unless quiet."""
+    if not _quiet:
+        print(line, file=sys.stderr, flush=True)
+
+
+@contextmanager
+def quiet(active: bool = True) -> Iterator[None]:
+    """Silences progress inside the block."""
+    before = _quiet
+    set_quiet(active or before)
+    try:
+        yield
+    finally:
+        set_quiet(before)
+
+
+class Progress:
+    """Counts `total` steps of `label`; use as a context manager and call `advance`.
+
+    Plain lines come at most every `interval` seconds, so that a log stays readable.
+    """
+
+    def __init__(self, label: str, total: int, interval: float = 5.0) -> None:
+        self.label, self.total, self.interval = label, total, interval
+        self.done = 0
+        self.note = ""
+        self._bar = None
+
+    def __enter__(self) -> Self:
+        self._start = self._last = time.monotonic()
+        if not _quiet and sys.stderr.isatty():
+            from rich.console import Console
+            from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+            from rich.progress import Progress as RichProgress
+
+            self._bar = RichProgress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeElapsedColumn(),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[note]}"),
+                console=Console(stderr=True),
+            )
+            self._bar.start()
+            self._task = self._bar.add_task(self.label, total=self.total, note="")
+        return self
+
+    def begin(self, total: int) -> None:
+        """Sets the total where it is known only after the start."""
+        self.total = total
+        if self._bar is not None:
+            self._bar.update(self._task, total=total)
+
+    def advance(self, steps: int = 1, note: str = "") -> None:
+        """Adds `steps`; `note` is a few words shown behind the bar."""
+        self.done += steps
+        self.note = note or self.note
+        now = time.monotonic()
+        if self._bar is not None:
+            self._bar.update(self._task, completed=self.done, note=self.note)
+        elif not _quiet and now - self._last >= self.interval:
+            self._last = now
+            say(self._line(now))
+
+    def _line(self, now: float) -> str:
+        elapsed = now - self._start
+        left = f", {elapsed / self.done * (self.total - self.done):.0f} s left" if 0 < self.done < self.total else ""
+        return f"{self.label}: {self.done}/{self.total} in {elapsed:.0f} s{left}{' · ' + self.note if self.note else ''}"
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        now = time.monotonic()
+        if self._bar is not None:
+            self._bar.stop()
+        elif kind is None and not _quiet and now - self._start >= 2:
+            say(self._line(now))

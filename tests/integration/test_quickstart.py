@@ -1,0 +1,99 @@
+"""The whole house once, on the shipped model and corpus with fewer steps and games than the quickstart has."""
+
+import json
+import re
+import subprocess
+import sys
+
+import pytest
+
+SMALLER = [
+    "sft.epochs=1",
+    "rl.steps=2",
+    "rl.groups=3",
+    "rl.rollouts=4",
+    "rl.micro_batch=6",
+    "rl.max_steps=12",
+    "evaluation.splits={unseen=12, seen=6}",
+    "threads=1",
+]
+
+
+def run(folder, *overrides, flags=(), check=True):
+    settings = [part for value in [f"out={json.dumps(str(folder))}", *SMALLER, *overrides] for part in ("--set", value)]
+    command = [sys.executable, "-m", "gradprism", "run", "configs/quickstart.toml", *flags, *settings]
+    return subprocess.run(command, capture_output=True, text=True, check=check)
+
+
+@pytest.mark.slow
+def test_quickstart_from_corpus_to_report_and_again(tmp_path):
+    first = run(tmp_path / "run")
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+
+    routing = results["routing"]
+    assert routing["n_sft"] + routing["n_rl"] == len(routing["scores"]) == results["corpus"]["trajectories"] == 564
+    assert [r == "rl" for r in routing["routes"]] == [s > routing["threshold"] for s in routing["scores"]]
+    assert len(results["heat_map"]["layers"]) == 4
+    assert results["heat_map"]["kinds"] == ["q", "k", "v", "o", "gate", "up", "down"]
+    overall = {(r["stage"], r["split"]): r for r in results["evaluation"] if r["task_type"] == "all"}
+    assert {key: r["episodes"] for key, r in overall.items()} == {
+        (stage, split): count for stage in ("base", "sft", "rl") for split, count in (("unseen", 12), ("seen", 6))
+    }
+    assert len(results["curves"]["rl"]) == 2
+    costs = {stage["name"]: stage for stage in results["stages"]}
+    assert costs["probe"]["tokens_backward"] > 20_000
+    assert costs["rl"]["tokens_generated"] > 0
+    assert all(stage["wall_seconds"] > 0 for stage in costs.values())
+
+    for word in ("probe", "unseen", "base", "sft", "rl", "All", "%"):
+        assert word in first.stdout
+    assert re.search(r"\[1/7\] probe", first.stderr), "plain progress lines where there is no terminal"
+    assert "\x1b[" not in first.stdout + first.stderr
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "quickstart" in page
+    assert not re.search(r"""(src|href)=["']?https?:""", page)
+
+    # Episodes can be read back, one a task, in the order of the tasks.
+    [folder] = (tmp_path / "run" / "stages").glob("evaluate-base-*")
+    episodes = [json.loads(line) for line in (folder / "episodes.jsonl").read_text().splitlines()]
+    assert [e["id"] for e in episodes[:2]] == ["small/unseen/pick_and_place_simple/0", "small/unseen/look_at_obj_in_light/0"]
+    assert all(len(e["observations"]) == len(e["actions"]) + 1 for e in episodes)
+
+    # Again: nothing is run. With another metric: route and what follows, but neither the probe nor the base's evaluation.
+    ledger = tmp_path / "run" / "ledger.jsonl"
+    before = ledger.read_text().splitlines()
+    again = run(tmp_path / "run")
+    assert ledger.read_text().splitlines() == before
+    assert again.stderr.count("reused") == 7
+    assert json.loads((tmp_path / "run" / "results.json").read_text())["evaluation"] == results["evaluation"]
+    run(tmp_path / "run", "route.metric=cv", "rl.steps=1")
+    rerun = [json.loads(line)["stage"] for line in ledger.read_text().splitlines()[len(before) :]]
+    assert rerun == ["route", "sft", "rl", "evaluate-sft", "evaluate-rl"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["route.metric=entropy"], r"route\.metric: .*'gini'.*got 'entropy'"),
+        (["rl.stepz=3"], r"rl\.stepz: Extra inputs are not permitted"),
+        (['corpus.files=["nowhere.jsonl"]'], r"corpus\.files: 'nowhere.jsonl': no such file"),
+        (["model.path=./nowhere"], r"model '\./nowhere': no such folder"),
+        (["environment.difficulty=huge"], r"difficulty 'huge': choose one of"),
+        (["rl"], r"expected key=value"),
+    ],
+)
+def test_bad_settings_end_with_one_line_and_code_2(tmp_path, overrides, message):
+    result = run(tmp_path / "run", *overrides, check=False)
+    assert result.returncode == 2
+    assert re.search(message, result.stderr)
+    assert "Traceback" not in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
+
+
+def test_dry_run_writes_nothing_and_prints_the_resolved_config(tmp_path):
+    result = run(tmp_path / "run", "seed=7", flags=["--dry-run"])
+    plan = json.loads(result.stdout)
+    assert plan["config"]["seed"] == plan["config"]["sft"]["seed"] == plan["config"]["rl"]["seed"] == 7
+    assert [stage["name"] for stage in plan["stages"]][:2] == ["probe", "route"]
+    assert not any(stage["done"] for stage in plan["stages"])
+    assert not (tmp_path / "run").exists()

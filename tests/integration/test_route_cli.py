@@ -1,0 +1,212 @@
+import json
+import sys
+
+import numpy as np
+import polars as pl
+import pytest
+
+from gradprism import progress
+from gradprism.cli.main import main
+from gradprism.concentration import coefficient_of_variation, gini, kurtosis
+from gradprism.probing.store import ProbeRow, ProbeStore, corpus_fingerprint
+from gradprism.trajectories.readers import read_trajectories
+from helpers.tiny import sample_trajectories
+
+N = 14
+COUNT = 21
+
+
+def make_probe(folder, rows=COUNT, change=None):
+    """A probe folder without a model: `rows` of `COUNT` trajectories, with random norms that `change` may alter."""
+    trajectories = sample_trajectories(COUNT)
+    manifest = {
+        "units": [f"layers.{i // 7}.{i % 7}" for i in range(N)],
+        "n_trajectories": COUNT,
+        "corpus_sha256": corpus_fingerprint(trajectories),
+    }
+    store = ProbeStore.create(folder, manifest, trajectories)
+    rng = np.random.default_rng(0)
+    norms = rng.gamma(2.0, size=(COUNT, N)).astype(np.float32)
+    if change is not None:
+        change(norms)
+    losses, tokens = rng.random(COUNT), rng.integers(20, 90, COUNT)
+    store.append(
+        [ProbeRow(i, trajectories[i].id, int(tokens[i]), int(tokens[i] // 4), 3, float(losses[i]), norms[i]) for i in range(rows)]
+    )
+    return norms.astype(np.float64)
+
+
+@pytest.fixture
+def route(monkeypatch, capsys, tmp_path):
+    """Routes `tmp_path`/probe; gives exit code, stdout and stderr."""
+
+    def run(*arguments, out="routes"):
+        monkeypatch.setattr(sys, "argv", ["gradprism", "route", str(tmp_path / "probe"), "--out", str(tmp_path / out), *arguments])
+        with pytest.raises(SystemExit) as stop:
+            main()
+            sys.exit(0)
+        progress.set_quiet(False)
+        printed = capsys.readouterr()
+        return stop.value.code or 0, printed.out, printed.err
+
+    return run
+
+
+def refused(result, *words):
+    code, out, err = result
+    assert code == 2, (out, err)
+    assert (out, err.count("\n")) == ("", 1), err
+    assert err.startswith("error: ")
+    for word in words:
+        assert word in err
+
+
+@pytest.mark.parametrize(("metric", "function"), [("gini", gini), ("cv", coefficient_of_variation), ("kurtosis", kurtosis)])
+def test_the_route_folder(route, tmp_path, metric, function):
+    norms = make_probe(tmp_path / "probe")
+    code, out, err = route("--metric", metric, "--json")
+    assert (code, err) == (0, "")
+    printed, folder = json.loads(out), tmp_path / "routes"
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "audit.json",
+        "rl.jsonl",
+        "routes.parquet",
+        "routing.json",
+        "sft.jsonl",
+    ]
+
+    table = pl.read_parquet(folder / "routes.parquet")
+    trajectories = sample_trajectories(COUNT)
+    assert table["id"].to_list() == [t.id for t in trajectories]
+    score = function(norms)
+    np.testing.assert_allclose(table["score"], score)
+    np.testing.assert_array_equal(table["score"], table[metric])
+    np.testing.assert_allclose(table["l2"], np.sqrt((norms**2).sum(axis=1)))
+    np.testing.assert_allclose(table["margin"], score - np.median(score))
+    assert table["rank"].to_list() == [int((score <= s).sum()) for s in score]
+    goes_to_rl = score > np.median(score)
+    assert table["route"].to_list() == ["rl" if chosen else "sft" for chosen in goes_to_rl]
+
+    sft = read_trajectories([folder / "sft.jsonl"])
+    expected = [t for t, chosen in zip(trajectories, goes_to_rl, strict=True) if not chosen]
+    assert [(t.id, t.messages, t.task) for t in sft] == [(t.id, t.messages, t.task) for t in expected]
+    rl = [json.loads(line) for line in (folder / "rl.jsonl").read_text().splitlines()]
+    chosen = [t for t, chosen in zip(trajectories, goes_to_rl, strict=True) if chosen]
+    assert rl == [{"id": t.id, "prompt": [t.chat()[0]], "task": t.task} for t in chosen]
+
+    routing = json.loads((folder / "routing.json").read_text())
+    assert (routing["policy"], routing["metric"], routing["n_sft"], routing["n_rl"]) == ("concentration", metric, 11, 10)
+    assert routing["threshold"] == pytest.approx(np.median(score))
+    assert printed == {"routing": routing, "audit": json.loads((folder / "audit.json").read_text())}
+    assert printed["audit"]["spearman"][metric] == pytest.approx(1)
+
+
+def test_same_inputs_give_the_same_bytes(route, tmp_path):
+    make_probe(tmp_path / "probe")
+    for out in ("a", "b"):
+        assert route("--policy", "random", "--seed", "5", out=out)[0] == 0
+    for path in (tmp_path / "a").iterdir():
+        assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes(), path.name
+
+
+@pytest.mark.parametrize("policy", ["inverse", "random", "magnitude", "loss", "length"])
+def test_every_control_policy_routes(route, tmp_path, policy):
+    make_probe(tmp_path / "probe")
+    code, out, _ = route("--policy", policy)
+    assert code == 0
+    assert f"{policy} of gini" in out
+    assert set(pl.read_parquet(tmp_path / "routes" / "routes.parquet")["route"]) == {"sft", "rl"}
+
+
+def test_thresholds_by_share_and_by_value(route, tmp_path):
+    norms = make_probe(tmp_path / "probe")
+    assert "13 to SFT, 8 to RL" in route("--rl-share", "0.4", out="a")[1]
+    assert "13 to SFT, 8 to RL" in route("--rl-share", "0.4", "--threshold", "quantile", out="b")[1]
+    value = float(np.sort(gini(norms))[4])
+    assert "5 to SFT, 16 to RL" in route("--threshold", repr(value), out="c")[1]
+    code, out, _ = route("--threshold", "2", out="d")
+    assert code == 0
+    assert "warning: all 21 trajectories go to SFT" in out
+    assert (tmp_path / "d" / "rl.jsonl").read_bytes() == b""
+
+
+def test_all_equal_scores_go_to_sft_with_a_warning(route, tmp_path):
+    make_probe(tmp_path / "probe", change=lambda norms: norms.__setitem__(slice(None), norms[0]))
+    code, out, _ = route()
+    assert code == 0
+    assert "21 to SFT, 0 to RL" in out
+    assert "warning: the scores have no spread" in out
+
+
+def test_an_incomplete_probe_says_what_is_owed(route, tmp_path):
+    make_probe(tmp_path / "probe", rows=15)
+    refused(route(), "6 of 21 trajectories are not probed yet", "`gradprism probe`")
+    assert not (tmp_path / "routes").exists()
+
+
+def test_a_torn_shard_is_owed(route, tmp_path):
+    make_probe(tmp_path / "probe")
+    (shard,) = (tmp_path / "probe").glob("norms-*.parquet")
+    shard.write_bytes(shard.read_bytes()[:200])
+    refused(route(), f"21 of 21 trajectories are not probed yet (cannot be read: {shard.name})")
+    assert shard.exists()
+
+
+@pytest.mark.parametrize(
+    ("value", "words"), [(np.nan, "norm nan of matrix 3 is not finite"), (-1.0, "norm -1.0 of matrix 3 is negative")]
+)
+def test_a_bad_stored_norm_names_the_trajectory(route, tmp_path, value, words):
+    make_probe(tmp_path / "probe", change=lambda norms: norms.__setitem__((4, 3), value))
+    refused(route(), f"trajectory 'sample-0004': {words}")
+    assert not (tmp_path / "routes").exists()
+
+
+def test_zero_norms_name_the_trajectory(route, tmp_path):
+    make_probe(tmp_path / "probe", change=lambda norms: norms.__setitem__(4, 0))
+    refused(route(), "trajectory 'sample-0004': all norms are zero")
+
+
+def test_a_folder_in_use_is_refused_and_left_alone(route, tmp_path):
+    make_probe(tmp_path / "probe")
+    (tmp_path / "routes").mkdir()
+    (tmp_path / "routes" / "thesis.tex").write_text("mine")
+    for option in ("fail", "replace"):
+        refused(route("--on-existing", option), "routes: is ")
+    assert [path.name for path in (tmp_path / "routes").iterdir()] == ["thesis.tex"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["probe", "routes"]
+
+
+def test_replace_swaps_a_route_folder_whole(route, tmp_path):
+    make_probe(tmp_path / "probe")
+    assert route()[0] == 0
+    refused(route("--metric", "cv"), "is not empty")
+    assert route("--metric", "cv", "--on-existing", "replace")[0] == 0
+    assert json.loads((tmp_path / "routes" / "routing.json").read_text())["metric"] == "cv"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["probe", "routes"]
+
+
+def test_a_failed_write_leaves_the_old_folder(route, tmp_path, monkeypatch):
+    make_probe(tmp_path / "probe")
+    assert route()[0] == 0
+    before = {path.name: path.read_bytes() for path in (tmp_path / "routes").iterdir()}
+
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("gradprism.routing.folder.write_jsonl", full)
+    for out in ("routes", "new"):
+        with pytest.raises(OSError, match="No space left"):
+            route("--metric", "cv", "--on-existing", "replace", out=out)
+    assert {path.name: path.read_bytes() for path in (tmp_path / "routes").iterdir()} == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["probe", "routes"]
+
+
+def test_bad_choices_are_one_line(route, tmp_path):
+    refused(route(), "probe: no such folder")
+    make_probe(tmp_path / "probe")
+    refused(route("--metric", "entropy"), "metric 'entropy': choose one of gini, cv, kurtosis")
+    refused(route("--policy", "best"), "policy 'best'")
+    refused(route("--threshold", "mean"), "choose median, quantile or a number")
+    refused(route("--threshold", "0.3", "--rl-share", "0.5"), "exclude each other")
+    refused(route("--on-existing", "resume"), "choose replace or fail")
+    assert not (tmp_path / "routes").exists()

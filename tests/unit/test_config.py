@@ -1,0 +1,47 @@
+from pathlib import Path
+
+import pytest
+
+from gradprism.errors import ConfigError, MissingFileError
+from gradprism.experiments.config import apply_overrides, load_config
+
+
+def test_the_quickstart_config_is_valid_and_its_paths_resolve_from_anywhere(monkeypatch, tmp_path):
+    file = Path("configs/quickstart.toml").resolve()
+    monkeypatch.chdir(tmp_path)
+    config = load_config(file)
+    assert Path(config.corpus.files[0]).is_file()
+    assert config.folder == Path("runs/quickstart")
+
+
+def test_the_run_seed_reaches_every_stage_that_sets_none():
+    config = load_config(Path("configs/quickstart.toml"), ["seed=5", "rl.seed=9"])
+    assert (config.sft.seed, config.rl.seed, config.evaluation.seed) == (5, 9, 5)
+
+
+def test_overrides_are_toml_values_or_plain_strings():
+    values = {"rl": {"steps": 1}}
+    apply_overrides(values, ["rl.steps=20", "rl.kl=0.5", "route.metric=cv", 'name="a b"', "evaluation.splits={unseen=6}"])
+    assert values == {
+        "rl": {"steps": 20, "kl": 0.5},
+        "route": {"metric": "cv"},
+        "name": "a b",
+        "evaluation": {"splits": {"unseen": 6}},
+    }
+
+
+@pytest.mark.parametrize("override", ["rl", "=3", "name.sub=3"])
+def test_overrides_that_are_none_are_refused(override):
+    with pytest.raises(ConfigError, match="--set"):
+        apply_overrides({"name": "x"}, [override])
+
+
+def test_files_that_are_no_config_are_named(tmp_path):
+    with pytest.raises(MissingFileError, match=r"none\.toml: no such file"):
+        load_config(tmp_path / "none.toml")
+    (tmp_path / "bad.toml").write_text("name = ")
+    with pytest.raises(ConfigError, match=r"bad\.toml: not a TOML file"):
+        load_config(tmp_path / "bad.toml")
+    (tmp_path / "short.toml").write_text("name = 'x'\n")
+    with pytest.raises(ConfigError, match=r"short\.toml: model: Field required"):
+        load_config(tmp_path / "short.toml")

@@ -1,0 +1,280 @@
+"""Corpus files, formats and the way back."""
+
+import gzip
+import json
+import lzma
+from pathlib import Path
+
+import pytest
+import zstandard
+
+from gradprism.errors import ConfigError, DataError, MissingFileError
+from gradprism.trajectories.readers import read_trajectories, write_messages_jsonl
+from gradprism.trajectories.record import Message, Trajectory
+from helpers.tiny import sample_trajectories
+
+MESSAGES = [{"role": "user", "content": "look"}, {"role": "assistant", "content": "go to desk 1"}]
+TURNS = [{"from": "human", "value": "look"}, {"from": "gpt", "value": "go to desk 1"}]
+EXPECTED = (Message("user", "look"), Message("assistant", "go to desk 1"))
+
+
+def write(path: Path, *records: object) -> Path:
+    path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+    return path
+
+
+def fails(path: Path, *words: str, error: type[Exception] = DataError, format: str | None = None) -> None:
+    """Reading raises `error` in one line that names the file and says `words`."""
+    with pytest.raises(error) as raised:
+        read_trajectories([path], format)
+    message = str(raised.value)
+    assert "\n" not in message
+    for word in (path.name, *words):
+        assert word in message, message
+
+
+# Formats
+
+
+@pytest.mark.parametrize(
+    ("record", "expected"),
+    [
+        ({"id": 7, "messages": MESSAGES, "task": {"env": "x", "n": [1]}}, Trajectory("7", EXPECTED, {"env": "x", "n": [1]})),
+        (
+            {
+                "messages": [
+                    {"role": "user", "content": [{"type": "text", "text": "lo"}, {"type": "text", "text": "ok"}]},
+                    MESSAGES[1],
+                ]
+            },
+            Trajectory("data-1", EXPECTED),
+        ),
+        (
+            {"id": "a", "messages": [MESSAGES[0], {**MESSAGES[1], "weight": 0}]},
+            Trajectory("a", (EXPECTED[0], Message("assistant", "go to desk 1", False))),
+        ),
+        (
+            {"id": "a", "game_file": "json/g.tw-pddl", "conversations": TURNS},
+            Trajectory("a", EXPECTED, {"env": "alfworld", "game_file": "json/g.tw-pddl"}),
+        ),
+        ({"id": "a", "reward": 0.5, "conversations": TURNS}, Trajectory("a", EXPECTED, {"reward": 0.5})),
+        (
+            {
+                "item_id": "webshop_3",
+                "conversations": [TURNS[0], {**TURNS[1], "loss": False}, TURNS[0], {**TURNS[1], "loss": True}],
+            },
+            Trajectory("webshop_3", (EXPECTED[0], Message("assistant", "go to desk 1", False), *EXPECTED)),
+        ),
+        (
+            {
+                "id": "a",
+                "system": "be brief",
+                "task_type": "heat",
+                "conversations": [*TURNS, {"from": "observation", "value": "ok"}],
+            },
+            Trajectory("a", (Message("system", "be brief"), *EXPECTED, Message("tool", "ok")), {"task_type": "heat"}),
+        ),
+        ({"id": "a", "item_id": "b", "conversations": TURNS}, Trajectory("a", EXPECTED, {"item_id": "b"})),
+    ],
+    ids=["messages", "parts", "weight", "eto-game", "eto-reward", "agenttraj", "sharegpt", "two-ids"],
+)
+def test_recognised_formats(tmp_path: Path, record: dict, expected: Trajectory) -> None:
+    assert read_trajectories([write(tmp_path / "data.jsonl", record)]) == [expected]
+
+
+def test_source_and_default_id_name_the_line(tmp_path: Path) -> None:
+    path = tmp_path / "my.data.jsonl"
+    path.write_text(f"\n{json.dumps({'messages': MESSAGES})}\n\n{json.dumps({'messages': MESSAGES})}\n")
+    first, second = read_trajectories([path])
+    assert (first.id, first.source) == ("my.data-2", f"{path}:2")
+    assert (second.id, second.source) == ("my.data-4", f"{path}:4")
+
+
+def test_each_file_has_its_own_format_and_order_is_kept(tmp_path: Path) -> None:
+    a = write(tmp_path / "a.jsonl", {"id": "z", "messages": MESSAGES})
+    b = write(tmp_path / "b.jsonl", {"id": "y", "reward": 1, "conversations": TURNS})
+    assert [t.id for t in read_trajectories([b, a])] == ["y", "z"]
+
+
+def test_forced_format_overrules_recognition(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", {"id": "a", "game_file": "g", "conversations": TURNS})
+    assert read_trajectories([path], "sharegpt")[0].task == {"game_file": "g"}
+    fails(path, "a.jsonl:1", "'messages'", "conversations", "looks like 'eto'", format="messages")
+    with pytest.raises(ConfigError, match="agenttraj"):
+        read_trajectories([path], "alpaca")
+
+
+# Files
+
+CORPUS = [{"id": str(i), "messages": MESSAGES, "task": {"n": i}} for i in range(3)]
+LINES = "".join(json.dumps(record) + "\n" for record in CORPUS).encode()
+COMPRESS = {
+    "": lambda data: data,
+    ".gz": gzip.compress,
+    ".xz": lzma.compress,
+    ".zst": lambda data: zstandard.ZstdCompressor().compress(data[:50]) + zstandard.ZstdCompressor().compress(data[50:]),
+}
+
+
+@pytest.mark.parametrize("suffix", COMPRESS)
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        ("lines.jsonl", LINES),
+        ("windows.jsonl", b"\xef\xbb\xbf" + LINES.replace(b"\n", b"\r\n\r\n")),
+        ("no-end.jsonl", LINES.rstrip()),
+        ("list.json", json.dumps(CORPUS).encode()),
+        ("indented.json", json.dumps(CORPUS, indent=2).encode()),
+    ],
+)
+def test_text_files(tmp_path: Path, name: str, data: bytes, suffix: str) -> None:
+    path = tmp_path / (name + suffix)
+    path.write_bytes(COMPRESS[suffix](data))
+    trajectories = read_trajectories([path])
+    assert [t.id for t in trajectories] == ["0", "1", "2"]
+    assert [t.task for t in trajectories] == [{"n": 0}, {"n": 1}, {"n": 2}]
+    path.rename(tmp_path / "nameless")  # bytes say what a file is
+    assert read_trajectories([tmp_path / "nameless"]) == trajectories
+
+
+@pytest.mark.parametrize("indent", [None, 2])
+def test_single_json_object(tmp_path: Path, indent: int | None) -> None:
+    path = tmp_path / "one.json"
+    path.write_text(json.dumps(CORPUS[0], indent=indent))
+    assert [t.id for t in read_trajectories([path])] == ["0"]
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+def test_parquet(tmp_path: Path, suffix: str) -> None:
+    import polars
+
+    # The missing keys of a struct come back as nulls, and a missing number as NaN.
+    rows = [
+        {
+            "id": 1,
+            "messages": [MESSAGES[0], {**MESSAGES[1], "train": False}, MESSAGES[1]],
+            "score": float("nan"),
+            "task": {"env": "x"},
+        },
+        {"id": 2, "messages": MESSAGES, "score": 1.0, "task": None},
+    ]
+    path = tmp_path / f"data.parquet{suffix}"
+    polars.DataFrame(rows).write_parquet(tmp_path / "plain")
+    path.write_bytes(COMPRESS[suffix]((tmp_path / "plain").read_bytes()))
+    first, second = read_trajectories([path])
+    assert first == Trajectory("1", (EXPECTED[0], Message("assistant", "go to desk 1", False), EXPECTED[1]), {"env": "x"})
+    assert second == Trajectory("2", EXPECTED, {"score": 1.0})
+    assert second.source == f"{path}:row 2"
+
+
+def test_written_messages_read_back_equal(tmp_path: Path) -> None:
+    odd = Trajectory(
+        "ü\u2028\U0001f600", (Message("system", ""), Message("user", 'a\n"b'), Message("assistant", "c", train=False), *EXPECTED)
+    )
+    trajectories = [*sample_trajectories(20), odd]
+    path = tmp_path / "sft.jsonl"
+    write_messages_jsonl(path, trajectories)
+    assert read_trajectories([path]) == trajectories
+    assert path.read_text().count('"train"') == 1
+    before = path.read_bytes()
+    write_messages_jsonl(path, read_trajectories([path]))
+    assert path.read_bytes() == before
+
+
+# Errors
+
+
+def test_missing_file_and_folder(tmp_path: Path) -> None:
+    fails(tmp_path / "no.jsonl", "no such file", error=MissingFileError)
+    fails(tmp_path, "is a folder")
+
+
+@pytest.mark.parametrize("data", [b"", b"\n \r\n", b"\xef\xbb\xbf\n", b"[]", gzip.compress(b""), lzma.compress(b"\n")])
+def test_no_records(tmp_path: Path, data: bytes) -> None:
+    (tmp_path / "a.jsonl").write_bytes(data)
+    fails(tmp_path / "a.jsonl", "holds no records")
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (LINES + b'{"id": "9", "mess\n', ("a.jsonl:4", "broken JSON")),
+        (b'{"id": "9", \n' + LINES, ("a.jsonl:1", "broken JSON")),
+        (b'[{"id": 1},\n{"id": ]', ("a.jsonl:2", "broken JSON")),
+        (LINES + b'"text"\n', ("a.jsonl:4", "JSON object")),
+        (b"[[1]]", ("record 1", "JSON object")),
+        (LINES + b'{"id": "\xff"}\n', ("a.jsonl:4", "UTF-8")),
+        (b"[\n\n\xff]", ("a.jsonl:3", "UTF-8")),
+        ("ä".encode("utf-16"), ("a.jsonl:1", "UTF-8")),
+        (LINES + b'{"id": "\\ud800"}\n', ("a.jsonl:4", "\\ud8xx")),
+        (LINES + b'{"id": NaN}\n', ("a.jsonl:4", "NaN")),
+        (b"[" * 100_000, ("a.jsonl:1", "JSON")),
+        (b"PAR1 and then nothing", ("Parquet",)),
+    ],
+)
+def test_broken_files(tmp_path: Path, data: bytes, words: tuple[str, ...]) -> None:
+    (tmp_path / "a.jsonl").write_bytes(data)
+    fails(tmp_path / "a.jsonl", *words)
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".xz", ".zst"])
+@pytest.mark.parametrize("keep", [0.5, 0.999])
+def test_compressed_file_cut_short(tmp_path: Path, suffix: str, keep: float) -> None:
+    data = b"".join(json.dumps({"id": str(i), "messages": MESSAGES, "n": i * i}).encode() + b"\n" for i in range(5000))
+    compressed = COMPRESS[suffix](data)
+    path = tmp_path / f"a.jsonl{suffix}"
+    path.write_bytes(compressed[: int(len(compressed) * keep)])
+    fails(path, "compressed data broken or cut short")
+
+
+def test_zstd_file_cut_at_a_record_boundary_is_not_taken_for_whole(tmp_path: Path) -> None:
+    compressor = zstandard.ZstdCompressor().compressobj()
+    flushed = compressor.compress(LINES) + compressor.flush(zstandard.COMPRESSOBJ_FLUSH_BLOCK)
+    (tmp_path / "a.jsonl.zst").write_bytes(flushed)
+    fails(tmp_path / "a.jsonl.zst", "a.jsonl.zst:4", "cut short")
+
+
+@pytest.mark.parametrize(
+    ("record", "words"),
+    [
+        ({"prompt": "a", "completion": "b"}, ("format not recognised", "prompt, completion", "messages, eto, sharegpt, agenttraj")),
+        ({"messages": "text"}, ("format not recognised", "messages")),
+        ({"messages": []}, ("'messages' is empty",)),
+        ({"messages": MESSAGES[:1]}, ("no assistant turn",)),
+        ({"messages": [{"role": "robot", "content": "a"}]}, ("turn 1", "'robot'", "system, user, assistant, tool")),
+        ({"messages": [{"role": ["user"], "content": "a"}]}, ("turn 1", "['user']")),
+        ({"messages": [MESSAGES[0], {"role": "assistant", "content": None}]}, ("turn 2", "'content' is null")),
+        ({"messages": [MESSAGES[0], {"role": "assistant", "content": 3}]}, ("turn 2", "'content' is a number")),
+        ({"messages": [MESSAGES[0], {"role": "assistant"}]}, ("turn 2", "no 'content'")),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, ("turn 1", "part that is not text")),
+        ({"messages": [*MESSAGES, "text"]}, ("turn 3", "found a string")),
+        ({"messages": [MESSAGES[0], {**MESSAGES[1], "tool_calls": [{}]}]}, ("turn 2", "'tool_calls'")),
+        ({"messages": [MESSAGES[0], {**MESSAGES[1], "train": "no"}]}, ("turn 2", "'train'", "true or false")),
+        ({"id": "a", "reward": 1, "conversations": [{"from": "human"}]}, ("turn 1", "no 'value'")),
+        ({"conversations": TURNS, "system": ["a"]}, ("'system' is a list",)),
+        ({"conversations": [{"from": "system", "value": "a"}, *TURNS], "system": "a"}, ("keep one",)),
+        ({"id": "", "messages": MESSAGES}, ("'id' is ''",)),
+        ({"id": 1.5, "messages": MESSAGES}, ("'id' is 1.5",)),
+        ({"id": True, "messages": MESSAGES}, ("'id' is True",)),
+    ],
+)
+def test_bad_records(tmp_path: Path, record: dict, words: tuple[str, ...]) -> None:
+    fails(write(tmp_path / "a.jsonl", record), "a.jsonl:1", *words)
+
+
+def test_duplicate_ids_name_both_places(tmp_path: Path) -> None:
+    a = write(tmp_path / "a.jsonl", {"id": "x", "messages": MESSAGES}, {"id": "5", "messages": MESSAGES})
+    b = write(tmp_path / "b.jsonl", {"id": 5, "messages": MESSAGES})
+    with pytest.raises(DataError, match=r"b\.jsonl:1: id '5' is taken by .*a\.jsonl:2"):
+        read_trajectories([a, b])
+
+
+def test_jsonl_is_streamed(tmp_path: Path) -> None:
+    """A broken last line is met after the records before it: no read of the whole file comes first."""
+    from gradprism.trajectories.corpus_files import iter_records
+
+    (tmp_path / "a.jsonl").write_bytes(LINES + b"{")
+    records = iter_records(tmp_path / "a.jsonl")
+    assert [next(records).number for _ in range(3)] == [1, 2, 3]
+    with pytest.raises(DataError, match=r"a\.jsonl:4"):
+        next(records)

@@ -1,0 +1,46 @@
+"""What the README promises about commands is what exists."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+README = Path("README.md").read_text()
+
+
+def test_ci_runs_exactly_the_readmes_test_command():
+    [command] = [line for line in README.splitlines() if "scripts/check.py" in line and line.startswith("python3")]
+    assert command in Path(".ci/run").read_text().splitlines()
+
+
+def test_every_command_and_option_that_the_readme_shows_exists():
+    shown = set(re.findall(r"^(?:\.venv/bin/)?gradprism (\w+)", README, flags=re.MULTILINE))
+    help_text = subprocess.run([sys.executable, "-m", "gradprism", "--help"], capture_output=True, text=True, check=True).stdout
+    assert shown >= {"run", "probe", "route", "sft", "rl", "evaluate", "inspect", "report", "collect"}
+    for name in shown:
+        assert re.search(rf"\b{name}\b", help_text)
+        page = subprocess.run(
+            [sys.executable, "-m", "gradprism", name, "--help"], capture_output=True, text=True, check=True
+        ).stdout
+        for line in re.findall(rf"^(?:\.venv/bin/)?gradprism {name} .*$", README, flags=re.MULTILINE):
+            for option in re.findall(r"(?<= )--[a-z-]+", line):
+                assert option in page, f"{name} {option}"
+
+
+def test_help_does_not_load_heavy_libraries():
+    code = (
+        "import sys; sys.argv = ['gradprism', '--help']\n"
+        "from gradprism.cli.main import main\n"
+        "try: main()\nexcept SystemExit: pass\n"
+        "print(sorted({'torch', 'transformers', 'trl', 'textworld', 'numpy', 'polars', 'pyarrow', 'pydantic'} & set(sys.modules)))"
+    )
+    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert output.splitlines()[-1] == "[]"
+
+
+def test_the_readmes_library_example_runs():
+    [example] = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    output = subprocess.run([sys.executable, "-c", example], capture_output=True, text=True, check=True).stdout
+    names, scores = output.strip().split("}\n")
+    assert "layers.0.q_proj" in names
+    assert 0 < float(scores.strip(" []").split()[0]) < 1

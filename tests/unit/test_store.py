@@ -1,0 +1,199 @@
+import json
+import threading
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from gradprism.errors import ConfigError, DataError, FolderInUseError, MissingFileError
+from gradprism.probing.store import ProbeRow, ProbeStore, corpus_fingerprint
+from helpers.tiny import sample_trajectories
+
+N = 14
+
+
+@pytest.fixture
+def trajectories():
+    return sample_trajectories(10)
+
+
+@pytest.fixture
+def manifest(trajectories):
+    return {
+        "units": [f"unit {i}" for i in range(N)],
+        "n_trajectories": len(trajectories),
+        "corpus_sha256": corpus_fingerprint(trajectories),
+        "weights_sha256": "abc",
+        "context_length": 64,
+        "model": "here",
+    }
+
+
+def row(index, seed=0):
+    norms = np.random.default_rng([seed, index]).random(N, dtype=np.float32)
+    return ProbeRow(index, f"sample-{index:04d}", 100 + index, 10 + index, index, index / 7, norms)
+
+
+@pytest.fixture
+def store(tmp_path, manifest, trajectories):
+    return ProbeStore.create(tmp_path / "probe", manifest, trajectories)
+
+
+def test_rows_come_back_exactly_and_in_the_corpus_s_order(store, trajectories):
+    order = [7, 2, 9, 0, 5, 1, 3, 8, 6, 4]
+    for part in (order[:3], order[3:4], [], order[4:]):
+        store.append([row(i) for i in part])
+    table = ProbeStore(store.folder).read()
+    assert table.ids == [t.id for t in trajectories]
+    assert table.norms.dtype == np.float32
+    np.testing.assert_array_equal(table.norms, [row(i).norms for i in range(10)])
+    assert table.columns["id"].to_list() == table.ids
+    assert table.columns["loss"].to_list() == [i / 7 for i in range(10)]
+    assert table.columns["n_tokens"].to_list() == [100 + i for i in range(10)]
+    assert table.columns["n_response_tokens"].to_list() == [10 + i for i in range(10)]
+    assert table.columns["n_turns"].to_list() == list(range(10))
+    assert [(t.id, t.messages, t.task) for t in store.corpus()] == [(t.id, t.messages, t.task) for t in trajectories]
+
+
+def test_the_schema_is_a_fixed_size_list_of_float32(store):
+    store.append([row(0)])
+    (path,) = store.folder.glob("norms-*.parquet")
+    assert str(pq.read_schema(path).field("norms").type) == f"fixed_size_list<element: float>[{N}]"
+
+
+def test_rows_written_twice_count_once(store):
+    store.append([row(i) for i in range(6)])
+    store.append([row(i, seed=1) for i in range(4, 10)])
+    store.append([row(i) for i in range(6)])
+    assert len(list(store.folder.glob("norms-*.parquet"))) == 2
+    assert store.read().ids == [f"sample-{i:04d}" for i in range(10)]
+    assert len(store.finished()) == 10
+
+
+def test_processes_may_write_to_one_folder_at_once(store, manifest, trajectories):
+    def write(part):
+        other = ProbeStore.create(store.folder, manifest, trajectories)
+        for i in part:
+            other.append([row(i)])
+
+    threads = [threading.Thread(target=write, args=(range(k, 10, 3),)) for k in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    np.testing.assert_array_equal(store.read().norms, [row(i).norms for i in range(10)])
+
+
+def test_owed_rows_are_counted(store):
+    store.append([row(i) for i in range(7)])
+    with pytest.raises(DataError, match=r"probe: 3 of 10 trajectories are not probed yet; give the same `gradprism probe` command"):
+        store.read()
+
+
+@pytest.mark.parametrize("damage", ["empty", "cut", "garbage", "bit flip", "other form"])
+def test_a_torn_shard_is_owed_again(store, damage, capsys):
+    store.append([row(i) for i in range(6)])
+    (path,) = store.folder.glob("norms-*.parquet")
+    whole = path.read_bytes()
+    if damage == "empty":
+        path.write_bytes(b"")
+    elif damage == "cut":
+        path.write_bytes(whole[: len(whole) // 2])
+    elif damage == "garbage":
+        path.write_bytes(b"PAR1" + b"x" * 500 + b"PAR1")
+    elif damage == "bit flip":
+        middle = len(whole) // 3
+        path.write_bytes(whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :])
+    else:
+        pq.write_table(pq.read_table(path).drop_columns(["loss"]), path)
+    store.append([row(i) for i in range(6, 10)])
+    with pytest.raises(DataError, match=rf"6 of 10 trajectories are not probed yet \(cannot be read: {path.name}\)"):
+        store.read()
+    assert store.finished() == {f"sample-{i:04d}" for i in range(6, 10)}
+    assert f"{path}: cannot be read; set aside" in capsys.readouterr().err
+    assert not path.exists()
+    assert path.with_suffix(".parquet.torn").exists()
+    store.append([row(i) for i in range(6)])
+    np.testing.assert_array_equal(store.read().norms, [row(i).norms for i in range(10)])
+
+
+def test_resume_keeps_rows_and_restores_the_corpus(store, manifest, trajectories):
+    store.append([row(i) for i in range(10)])
+    (store.folder / "corpus.jsonl").write_text("{}")
+    again = ProbeStore.create(store.folder, {**manifest, "model": "moved there"}, trajectories)
+    assert len(again.finished()) == 10
+    assert len(again.corpus()) == 10
+
+
+def test_a_differing_manifest_is_refused_with_the_keys(store, manifest, trajectories):
+    store.append([row(i) for i in range(3)])
+    other = {**manifest, "weights_sha256": "def", "context_length": 128, "new": 1}
+    with pytest.raises(FolderInUseError) as error:
+        ProbeStore.create(store.folder, other, trajectories)
+    assert 'context_length: 64 → 128; new: null → 1; weights_sha256: "abc" → "def"' in str(error.value)
+    assert len(store.finished()) == 3
+    assert json.loads((store.folder / "manifest.json").read_text()) == manifest
+
+
+def test_replace_deletes_a_probe_and_nothing_else(store, manifest, trajectories):
+    store.append([row(i) for i in range(3)])
+    (store.folder / "notes.txt").write_text("mine")
+    again = ProbeStore.create(store.folder, {**manifest, "context_length": 128}, trajectories, "replace")
+    assert again.finished() == set()
+    assert again.manifest["context_length"] == 128
+    assert (store.folder / "notes.txt").read_text() == "mine"
+
+
+def test_fail_refuses_any_folder_in_use(store, manifest, trajectories):
+    with pytest.raises(FolderInUseError, match="is not empty"):
+        ProbeStore.create(store.folder, manifest, trajectories, "fail")
+    with pytest.raises(ConfigError, match="choose resume, replace or fail"):
+        ProbeStore.create(store.folder, manifest, trajectories, "append")  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize("on_existing", ["resume", "replace", "fail"])
+def test_a_folder_that_is_no_probe_is_left_alone(tmp_path, manifest, trajectories, on_existing):
+    (tmp_path / "corpus.jsonl").write_text("the only copy")
+    with pytest.raises(FolderInUseError):
+        ProbeStore.create(tmp_path, manifest, trajectories, on_existing)
+    assert [path.name for path in tmp_path.iterdir()] == ["corpus.jsonl"]
+    assert (tmp_path / "corpus.jsonl").read_text() == "the only copy"
+    with pytest.raises(FolderInUseError, match="is not a folder"):
+        ProbeStore.create(tmp_path / "corpus.jsonl", manifest, trajectories, on_existing)
+
+
+@pytest.mark.parametrize("on_existing", ["resume", "replace"])
+def test_another_tool_s_manifest_is_left_alone(tmp_path, manifest, trajectories, on_existing):
+    (tmp_path / "manifest.json").write_text('{"name": "a web app"}')
+    with pytest.raises(DataError, match=r"manifest\.json: not a probe's manifest"):
+        ProbeStore.create(tmp_path, manifest, trajectories, on_existing)
+    assert (tmp_path / "manifest.json").read_text() == '{"name": "a web app"}'
+
+
+def test_what_a_killed_writer_leaves_is_no_hindrance(tmp_path, manifest, trajectories):
+    (tmp_path / ".norms-0.parquet.abc.tmp").write_bytes(b"half")
+    assert ProbeStore.create(tmp_path, manifest, trajectories, "fail").finished() == set()
+
+
+def test_folders_that_are_no_probe(tmp_path):
+    with pytest.raises(MissingFileError, match="no such folder"):
+        ProbeStore(tmp_path / "absent")
+    with pytest.raises(MissingFileError, match=r"holds no manifest\.json"):
+        ProbeStore(tmp_path)
+
+
+def test_a_corpus_that_is_not_the_probed_one_is_refused(store):
+    path = store.folder / "corpus.jsonl"
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(lines[1:]))
+    with pytest.raises(DataError, match=r"corpus\.jsonl: is not the corpus that was probed"):
+        store.corpus()
+
+
+def test_the_store_needs_no_torch():
+    import subprocess
+    import sys
+
+    code = "import sys, gradprism.probing.store, gradprism.routing.folder, gradprism.concentration; print('torch' in sys.modules)"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "False"
