@@ -3,18 +3,16 @@
     OMP_NUM_THREADS=1 python scripts/build_base_model.py --out models/alfworld-tiny
 
 The base is meant to be weak: it speaks the environment's language and sometimes succeeds, so that imitation and reinforcement both
-have something left to teach. `--demonstrations` sets how weak. Deterministic on one machine for a seed and one thread.
+have something left to teach. `--demonstrations` and `--stop-at` set how weak. Deterministic on one machine for a seed and one thread.
 """
 
 import argparse
-import copy
 import json
 import math
 import os
 import random
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -111,12 +109,7 @@ def batches(lengths: list[int], budget: int, rng: random.Random) -> list[list[in
     return result
 
 
-def train(
-    model: Qwen3ForCausalLM,
-    sequences: list[tuple[np.ndarray, np.ndarray]],
-    arguments: argparse.Namespace,
-    checkpoint: Callable[[int], None],
-) -> None:
+def train(model: Qwen3ForCausalLM, sequences: list[tuple[np.ndarray, np.ndarray]], arguments: argparse.Namespace) -> None:
     """AdamW with a cosine schedule. Observations are learnt too, at a low weight: the base should know its world, not only its part."""
     rng = random.Random(arguments.seed)
     plan = [b for _ in range(arguments.epochs) for b in batches([len(ids) for ids, _ in sequences], arguments.batch_tokens, rng)]
@@ -127,7 +120,7 @@ def train(
     )
     model.train()
     begin = time.monotonic()
-    for step, batch in enumerate(plan):
+    for step, batch in enumerate(plan[: arguments.stop_at]):
         fraction = step / len(plan)
         rate = arguments.lr * min(1.0, (step + 1) / 50) * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * fraction)))
         for group in optimizer.param_groups:
@@ -148,18 +141,17 @@ def train(
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        if step % 20 == 0 or step == len(plan) - 1:
+        if (step + 1) % 20 == 0:
             print(
                 f"step {step + 1}/{len(plan)} loss {loss.item():.4f} {time.monotonic() - begin:.0f} s", file=sys.stderr, flush=True
             )
-        checkpoint(step + 1)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--difficulty", default="small")
-    parser.add_argument("--demonstrations", type=int, default=2800, help="expert episodes")
+    parser.add_argument("--demonstrations", type=int, default=3100, help="expert episodes")
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--hidden", type=int, default=128)
     parser.add_argument("--layers", type=int, default=4)
@@ -169,7 +161,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int)
     parser.add_argument("--cache", type=Path, help="file that keeps the material between runs")
-    parser.add_argument("--save-at", type=int, nargs="*", default=[], help="also save after these steps, in OUT-STEP")
+    parser.add_argument("--stop-at", type=int, default=340, help="step after which training stops, short of its whole schedule")
     arguments = parser.parse_args()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
@@ -197,18 +189,11 @@ def main() -> None:
         flush=True,
     )
 
-    def save(folder: Path) -> None:
-        # bfloat16 halves the file; what is shipped is what was rounded, so nothing changes on loading.
-        rounded: Any = copy.deepcopy(model)
-        rounded.to(torch.bfloat16).save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-
-    def checkpoint(step: int) -> None:
-        if step in arguments.save_at:
-            save(arguments.out.with_name(f"{arguments.out.name}-{step}"))
-
-    train(model, sequences, arguments, checkpoint)
-    save(arguments.out)
+    train(model, sequences, arguments)
+    # bfloat16 halves the file; what is shipped is what was rounded, so nothing changes on loading.
+    rounded: Any = model
+    rounded.to(torch.bfloat16).save_pretrained(arguments.out)
+    tokenizer.save_pretrained(arguments.out)
 
 
 if __name__ == "__main__":

@@ -55,6 +55,11 @@ class OneSession(ScriptedPool):
 def make_player(**options) -> Player:
     tokenizer = tiny_tokenizer()
     model = tiny_qwen3(len(tokenizer), layers=2, hidden=32, seed=3).eval()
+    # Actions of many lengths, so that rows of a batch end their turns at different times, and of words alone.
+    bias = torch.zeros(len(tokenizer))
+    bias[tokenizer.all_special_ids] = -100.0
+    bias[tokenizer.eos_token_id] = 3.0
+    model.lm_head.register_forward_hook(lambda module, args, logits: logits + bias)
     config = PlayConfig(max_steps=6, max_action_tokens=5, temperature=1.0, in_flight=8, **options)
     return Player(model, Renderer(tokenizer, 512), ScriptedPool(), config)  # pyright: ignore[reportArgumentType]
 
@@ -66,6 +71,7 @@ def tasks(lengths):
 def test_logprobs_match_a_fresh_forward_pass_of_each_episode():
     player = make_player()
     episodes = player.play(tasks([1, 5, 2, 9, 3, 1, 4, 2, 7, 6, 1, 1]), seed=1)
+    assert len({tuple(map(len, runs(e.action_mask))) for e in episodes}) > 8
     assert len({len(e.completion_ids) for e in episodes}) > 4  # rows of many lengths, in two batches, with squeezing between turns
     for episode in episodes:
         ids = torch.tensor([episode.prompt_ids + episode.completion_ids])

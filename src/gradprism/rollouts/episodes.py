@@ -158,11 +158,9 @@ class Player:
             self.statistics.tokens_read += sum(map(len, feed))
             logits_BV = cache.append(feed)
             tokens_B, logprobs_B = self._sample(logits_BV, generator)
-            feed = [[] for _ in episodes]
             for i in open_rows:
                 token = int(tokens_B[i])
                 chosen[i].append(token)
-                feed[i] = [token]
                 episodes[i].completion_ids.append(token)
                 episodes[i].action_mask.append(1)
                 episodes[i].logprobs.append(float(logprobs_B[i]))
@@ -170,6 +168,8 @@ class Player:
             open_rows = [i for i in open_rows if chosen[i][-1] != self._end]
             if not open_rows:
                 break
+            # A row's last token is left unread, whether its action ends before the others' or with them.
+            feed = [chosen[i][-1:] if i in open_rows else [] for i in range(len(episodes))]
         # The last token of every row has been chosen but not read; it goes before the next observation.
         for i in active:
             ids = chosen[i]

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -26,6 +26,9 @@ class RlConfig(BaseModel):
     learning_rate: float = Field(default=1e-6, gt=0, description="Learning rate of AdamW, constant after the warm-up.")
     warmup_steps: int = Field(default=0, ge=0, description="Steps over which the learning rate rises.")
     kl: float = Field(default=0.0, ge=0, description="Weight of the KL divergence to the starting checkpoint.")
+    loss: Literal["dapo", "dr_grpo", "grpo"] = Field(
+        default="dapo", description="How tokens are weighed: all alike (dapo, dr_grpo), or each episode by its own length (grpo)."
+    )
     clip: float = Field(default=0.2, gt=0, description="Clipping range of the probability ratio.")
     iterations: int = Field(default=1, ge=1, description="Optimizer passes over each batch of episodes.")
     temperature: float = Field(default=1.0, gt=0, description="Sampling temperature of rollouts.")
@@ -183,6 +186,7 @@ def build_trainer(model: Any, renderer: Renderer, tasks: Sequence[Task], rollout
         temperature=config.temperature,
         beta=config.kl,
         epsilon=config.clip,
+        loss_type=config.loss,
         # Dividing by each group's own spread would make a lone refused action weigh as much as a success; the batch's does not.
         scale_rewards="batch",
         max_grad_norm=config.max_grad_norm,

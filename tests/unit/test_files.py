@@ -1,0 +1,57 @@
+import json
+import stat
+
+import pytest
+
+from gradprism.errors import DataError, FolderInUseError, MissingFileError
+from gradprism.files import append_jsonl, atomic_write, claim_output_folder, read_json, sha256_folder, sha256_json, write_json
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path):
+    path = tmp_path / "a.json"
+    write_json(path, {"x": 1})
+    with pytest.raises(RuntimeError), atomic_write(path) as file:
+        file.write("half")
+        raise RuntimeError
+    with pytest.raises(ValueError, match="JSON"):
+        write_json(path, {"x": float("nan")})
+    assert read_json(path) == {"x": 1}
+    assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_written_files_have_the_usual_permissions(tmp_path):
+    write_json(tmp_path / "a.json", 1)
+    (tmp_path / "b").touch()
+    assert stat.S_IMODE((tmp_path / "a.json").stat().st_mode) == stat.S_IMODE((tmp_path / "b").stat().st_mode)
+
+
+def test_broken_and_missing_json_are_named(tmp_path):
+    (tmp_path / "bad.json").write_text("{")
+    with pytest.raises(DataError, match=r"bad\.json: not valid JSON"):
+        read_json(tmp_path / "bad.json")
+    with pytest.raises(MissingFileError, match=r"none\.json: no such file"):
+        read_json(tmp_path / "none.json")
+    with pytest.raises(DataError, match="is a folder"):
+        read_json(tmp_path)
+
+
+def test_hashes_follow_content_and_nothing_else(tmp_path):
+    assert sha256_json({"a": 1, "b": 2}) == sha256_json({"b": 2, "a": 1}) != sha256_json({"a": 1, "b": 3})
+    for name in ("one", "two"):
+        (tmp_path / name / "sub").mkdir(parents=True)
+        (tmp_path / name / "sub" / "f").write_text("x")
+    assert sha256_folder(tmp_path / "one") == sha256_folder(tmp_path / "two")
+    (tmp_path / "two" / "sub" / "f").rename(tmp_path / "two" / "f")
+    assert sha256_folder(tmp_path / "one") != sha256_folder(tmp_path / "two")
+
+
+def test_output_folders_are_claimed_once(tmp_path):
+    folder = claim_output_folder(tmp_path / "out")
+    assert claim_output_folder(folder) == folder  # empty still
+    append_jsonl(folder / "x.jsonl", {"a": 1})
+    append_jsonl(folder / "x.jsonl", {"a": 2})
+    assert [json.loads(line) for line in (folder / "x.jsonl").read_text().splitlines()] == [{"a": 1}, {"a": 2}]
+    with pytest.raises(FolderInUseError, match="is not empty"):
+        claim_output_folder(folder)
+    with pytest.raises(FolderInUseError, match="is not a folder"):
+        claim_output_folder(folder / "x.jsonl")

@@ -1,0 +1,29 @@
+from gradprism.progress import Progress, quiet, say
+
+
+def test_plain_lines_where_there_is_no_terminal(capsys):
+    with Progress("probing", 4, interval=0) as progress:
+        progress.advance(1)
+        progress.advance(3, "loss 0.5")
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].startswith("probing: 1/4 in 0 s, ")
+    assert lines[1] == "probing: 4/4 in 0 s · loss 0.5"
+
+
+def test_short_work_says_nothing_and_quiet_says_nothing_at_all(capsys):
+    with Progress("short", 2) as progress:
+        progress.advance(2)
+    with quiet(), Progress("silent", 2, interval=0) as progress:
+        progress.advance(1)
+        say("hidden")
+    assert capsys.readouterr().err == ""
+
+
+def test_a_failure_is_not_reported_as_finished(capsys):
+    try:
+        with Progress("failing", 2, interval=0) as progress:
+            progress.advance(1)
+            raise RuntimeError
+    except RuntimeError:
+        pass
+    assert "2/2" not in capsys.readouterr().err
