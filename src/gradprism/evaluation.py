@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 
 from gradprism.environments.pool import SessionPool
 from gradprism.environments.protocol import Environment
@@ -18,15 +18,17 @@ from gradprism.trajectories.rendering import Renderer
 class EvaluationConfig(BaseModel):
     """Settings of an evaluation: which tasks, and how they are played."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    splits: dict[str, int] = Field(default={"unseen": 96, "seen": 96}, description="Tasks of each split, task types in turn.")
+    splits: dict[str, PositiveInt] = Field(
+        default={"unseen": 96, "seen": 96}, min_length=1, description="Tasks of each split, task types in turn."
+    )
     start: int = Field(default=0, ge=0, description="Index of the first task of each type.")
     max_steps: int = Field(default=20, ge=1, description="Actions an episode.")
     max_action_tokens: int = Field(default=16, ge=1, description="Tokens an action.")
     temperature: float = Field(default=0.0, ge=0, description="Sampling temperature; 0 is greedy.")
     in_flight: int = Field(default=64, ge=1, description="Episodes played at once.")
-    seed: int = Field(default=0, description="Seed of sampling.")
+    seed: int = Field(default=0, ge=0, lt=2**32, description="Seed of sampling.")
 
 
 def wilson_interval(successes: int, episodes: int, z: float = 1.959963984540054) -> tuple[float, float]:

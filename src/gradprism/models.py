@@ -3,18 +3,20 @@
 from pathlib import Path
 from typing import Any
 
-from gradprism.errors import MissingFileError, ModelError
+from gradprism.errors import ConfigError, MissingFileError, ModelError
 
 DTYPES = ("auto", "float32", "bfloat16", "float16", "float64")
 
 
 def resolve_device(device: str) -> str:
-    """`auto` is a CUDA device where there is one, else the CPU."""
+    """`auto` is a CUDA device where there is one, else the CPU; raises `ModelError` for a device that is not there."""
     import torch
 
-    if device != "auto":
-        return device
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    if device not in ("auto", "cpu", "cuda"):
+        raise ModelError(f"device {device!r}: choose auto, cpu or cuda")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ModelError("device 'cuda': torch finds no CUDA device here; choose auto or cpu")
+    return ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
 
 
 def load_model(name_or_path: str, dtype: str = "float32", device: str = "auto") -> Any:
@@ -23,21 +25,36 @@ def load_model(name_or_path: str, dtype: str = "float32", device: str = "auto") 
     An existing folder is read from disk; any other name is a hub id. Raises `MissingFileError` or `ModelError`.
     """
     import torch
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
     if dtype not in DTYPES:
         raise ModelError(f"dtype {dtype!r}: choose one of {list(DTYPES)}")
     check_model_name(name_or_path)
+    where = resolve_device(device)
     try:
-        model: Any = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             name_or_path,
+            output_loading_info=True,
             dtype="auto" if dtype == "auto" else getattr(torch, dtype),
             use_safetensors=True,
             trust_remote_code=False,
         )
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
-        raise ModelError(f"model {name_or_path!r}: cannot be loaded: {str(error).strip().splitlines()[0]}") from None
-    return model.to(resolve_device(device)).eval()
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
+        raise ModelError(f"model {name_or_path!r}: cannot be loaded: {' '.join(str(error).split())[:300]}") from None
+    model, info = loaded
+    absent = sorted(str(key) for part in ("missing_keys", "mismatched_keys") for key in info.get(part, ()))
+    if absent:  # the library fills these with random numbers
+        raise ModelError(f"model {name_or_path!r}: the file lacks {len(absent)} of the model's weights, among them {absent[0]}")
+    return model.to(where).eval()
+
+
+def check_context_length(model: Any, context_length: int | None) -> int:
+    """`context_length`, or the model's own limit for None; raises `ConfigError` where it exceeds that limit or is no length."""
+    limit = context_limit(model)
+    if context_length is not None and not 2 <= context_length <= limit:
+        raise ConfigError(f"context length {context_length}: the model takes 2 to {limit} tokens")
+    return limit if context_length is None else context_length
 
 
 def context_limit(model: Any) -> int:

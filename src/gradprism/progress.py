@@ -46,6 +46,7 @@ class Progress:
         self.label, self.total, self.interval = label, total, interval
         self.done = 0
         self.note = ""
+        self._said = -1  # `done` of the last plain line
         self._bar = None
 
     def __enter__(self) -> Self:
@@ -82,7 +83,7 @@ class Progress:
         if self._bar is not None:
             self._bar.update(self._task, completed=self.done, note=self.note)
         elif not _quiet and now - self._last >= self.interval:
-            self._last = now
+            self._last, self._said = now, self.done
             say(self._line(now))
 
     def _line(self, now: float) -> str:
@@ -94,5 +95,5 @@ class Progress:
         now = time.monotonic()
         if self._bar is not None:
             self._bar.stop()
-        elif kind is None and not _quiet and now - self._start >= 2:
+        elif kind is None and not _quiet and now - self._start >= 2 and self._said != self.done:
             say(self._line(now))

@@ -66,6 +66,9 @@ def test_quickstart_from_corpus_to_report_and_again(tmp_path):
     assert ledger.read_text().splitlines() == before
     assert again.stderr.count("reused") == 7
     assert json.loads((tmp_path / "run" / "results.json").read_text())["evaluation"] == results["evaluation"]
+    replay = [sys.executable, "-m", "gradprism", "run", str(tmp_path / "run" / "config.json"), "--dry-run"]
+    plan = json.loads(subprocess.run(replay, capture_output=True, text=True, check=True, cwd=tmp_path).stdout)
+    assert all(stage["done"] for stage in plan["stages"]), "the saved config replays the run, from anywhere"
     run(tmp_path / "run", "route.metric=cv", "rl.steps=1")
     rerun = [json.loads(line)["stage"] for line in ledger.read_text().splitlines()[len(before) :]]
     assert rerun == ["route", "sft", "rl", "evaluate-sft", "evaluate-rl"]
@@ -80,6 +83,11 @@ def test_quickstart_from_corpus_to_report_and_again(tmp_path):
         (["model.path=./nowhere"], r"model '\./nowhere': no such folder"),
         (["environment.difficulty=huge"], r"difficulty 'huge': choose one of"),
         (["rl"], r"expected key=value"),
+        (["route.policy=best"], r"route\.policy: .*'concentration'"),
+        (["evaluation.splits={test=6}"], r"split 'test': choose one of"),
+        (["evaluation.splits={unseen=0}"], r"evaluation\.splits\.unseen: Input should be greater than 0"),
+        (["rl.micro_batch=5"], r"micro_batch 5 must divide"),
+        (["seed=-1"], r"seed: Input should be greater than or equal to 0"),
     ],
 )
 def test_bad_settings_end_with_one_line_and_code_2(tmp_path, overrides, message):

@@ -10,7 +10,7 @@ import torch
 
 from gradprism.environments.alfworld.environment import AlfworldEnvironment
 from gradprism.environments.protocol import Task
-from gradprism.errors import ConfigError, DataError, MissingFileError
+from gradprism.errors import ConfigError, DataError, MissingFileError, ModelError
 from gradprism.models import load_model
 from gradprism.rollouts.episodes import Episode, PlayConfig, PlayStatistics
 from gradprism.training import rl, sft
@@ -170,7 +170,7 @@ def test_rl_settings_that_cannot_be_met_are_refused(tokenizer, tmp_path):
     renderer, environment = Renderer(tokenizer, 512), AlfworldEnvironment("tiny")
     with pytest.raises(ConfigError, match="no tasks to train on"):
         train_rl(tiny_qwen3(len(tokenizer)), renderer, environment, [], RlConfig(), tmp_path, context_length=512)
-    with pytest.raises(ConfigError, match="must divide"):
+    with pytest.raises(ValueError, match="must divide"):
         rl.build_trainer(
             tiny_qwen3(len(tokenizer)),
             renderer,
@@ -179,3 +179,26 @@ def test_rl_settings_that_cannot_be_met_are_refused(tokenizer, tmp_path):
             RlConfig(groups=3, rollouts=2, micro_batch=4),
             tmp_path,
         )
+
+
+def test_a_diverged_training_writes_no_checkpoint(tokenizer, tmp_path):
+    config = SftConfig(epochs=1, batch_size=2, learning_rate=1e20, max_grad_norm=1e30)
+    with pytest.raises(ModelError, match=r"training diverged: .* is not finite"):
+        train_sft(tiny_qwen3(len(tokenizer)), Renderer(tokenizer, 512), sample_trajectories(8, seed=1), config, tmp_path / "out")
+    assert not (tmp_path / "out" / "model.safetensors").exists()
+
+
+def test_a_checkpoint_that_lacks_weights_or_is_torn_is_refused(tokenizer, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    tiny_qwen3(len(tokenizer)).save_pretrained(tmp_path)
+    file = tmp_path / "model.safetensors"
+    weights = {name: value for name, value in load_file(file).items() if "layers.1.mlp" not in name}
+    save_file(weights, file, metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=r"lacks 3 of the model's weights, among them model\.layers\.1\.mlp"):
+        load_model(str(tmp_path))
+    file.write_bytes(file.read_bytes()[:1000])
+    with pytest.raises(ModelError, match="cannot be loaded"):
+        load_model(str(tmp_path))
+    with pytest.raises(ModelError, match="device 'abacus'"):
+        load_model("models/alfworld-tiny", device="abacus")

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from gradprism.environments.protocol import Step, Task
+from gradprism.errors import ConfigError
 from gradprism.rollouts.cache import ConversationCache
 from gradprism.rollouts.episodes import PlayConfig, Player
 from gradprism.trajectories.record import Message, Trajectory
@@ -133,6 +134,11 @@ def test_an_episode_ends_where_the_context_is_full():
     assert episode.ended_by == "context"
     assert len(episode.prompt_ids) + len(episode.completion_ids) <= 40
     assert not episode.success
+
+
+def test_a_prompt_that_leaves_no_room_for_an_action_is_refused():
+    with pytest.raises(ConfigError, match="do not fit into a context of 12"):
+        make_player(context_length=12).play(tasks([2]))
 
 
 def test_same_seed_same_episodes_and_another_seed_others():

@@ -31,7 +31,7 @@ def command(
     from gradprism.environments.registry import make_environment
     from gradprism.evaluation import evaluate
     from gradprism.files import claim_output_folder
-    from gradprism.models import context_limit, load_model
+    from gradprism.models import check_context_length, load_model
     from gradprism.trajectories.rendering import Renderer, load_tokenizer
 
     progress.set_quiet(as_json)
@@ -41,7 +41,7 @@ def command(
         environment.tasks(name, 1)  # an unknown split is said before a model is loaded
     tokenizer = load_tokenizer(model, chat_template)
     loaded = load_model(model, dtype, device)
-    limit = context_length or context_limit(loaded)
+    limit = check_context_length(loaded, context_length)
     summary = evaluate(
         loaded, Renderer(tokenizer, limit), environment, config, claim_output_folder(out), context_length=limit, workers=workers
     )

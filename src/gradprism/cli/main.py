@@ -42,12 +42,12 @@ def main() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")  # between TRL and transformers, not ours
     from gradprism.cli import commands
 
-    commands.register(app, sys.argv[1:])
     try:
+        commands.register(app, sys.argv[1:])
         app()
     except GradprismError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        print("interrupted: finished work is kept; the same command goes on from there", file=sys.stderr)
-        sys.exit(130)
+    except OSError as error:  # a folder that cannot be written, a full disk
+        print(f"error: {error.filename or 'operating system'}: {error.strerror or error}", file=sys.stderr)
+        sys.exit(2)

@@ -23,6 +23,8 @@ def with_config(model: type[BaseModel], *, leave_out: tuple[str, ...] = ()) -> C
                 config = model.model_validate(values)
             except ValidationError as error:
                 first = error.errors()[0]
+                if not first["loc"]:  # values that do not go together
+                    raise ConfigError(first["msg"]) from None
                 flag = "--" + str(first["loc"][0]).replace("_", "-")
                 raise ConfigError(f"{flag}: {first['msg']}; got {first['input']!r}") from None
             function(config=config, **arguments)

@@ -33,7 +33,7 @@ def command(
 
     from gradprism import progress
     from gradprism.cli.options import print_json
-    from gradprism.models import context_limit, load_model
+    from gradprism.models import check_context_length, load_model
     from gradprism.probing.corpus import probe_corpus
     from gradprism.trajectories.readers import read_trajectories
     from gradprism.trajectories.rendering import load_tokenizer
@@ -50,7 +50,7 @@ def command(
         tokenizer,
         trajectories,
         out,
-        context_length=context_limit(loaded) if context_length is None else context_length,
+        context_length=check_context_length(loaded, context_length),
         batch_tokens=batch_tokens,
         on_existing=on_existing,  # pyright: ignore[reportArgumentType] # checked there
         data=files,

@@ -28,7 +28,7 @@ def command(
     from gradprism.cli.options import print_json
     from gradprism.environments.registry import make_environment
     from gradprism.files import claim_output_folder
-    from gradprism.models import context_limit, load_model
+    from gradprism.models import check_context_length, load_model
     from gradprism.training.rl import read_tasks, train_rl
     from gradprism.trajectories.rendering import Renderer, load_tokenizer
 
@@ -37,7 +37,7 @@ def command(
     to_play = read_tasks(tasks, environment)
     tokenizer = load_tokenizer(model, chat_template)
     loaded = load_model(model, dtype, device)
-    limit = context_length or context_limit(loaded)
+    limit = check_context_length(loaded, context_length)
     summary = train_rl(
         loaded,
         Renderer(tokenizer, limit),

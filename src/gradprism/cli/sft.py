@@ -26,7 +26,7 @@ def command(
     from gradprism import progress
     from gradprism.cli.options import print_json
     from gradprism.files import claim_output_folder
-    from gradprism.models import context_limit, load_model
+    from gradprism.models import check_context_length, load_model
     from gradprism.training.sft import train_sft
     from gradprism.trajectories.readers import read_trajectories
     from gradprism.trajectories.rendering import Renderer, load_tokenizer
@@ -35,7 +35,7 @@ def command(
     trajectories = read_trajectories(data, format_)
     tokenizer = load_tokenizer(model, chat_template)
     loaded = load_model(model, dtype, device)
-    renderer = Renderer(tokenizer, context_length or context_limit(loaded))
+    renderer = Renderer(tokenizer, check_context_length(loaded, context_length))
     summary = train_sft(loaded, renderer, trajectories, config, claim_output_folder(out))
     if as_json:
         print_json(summary)

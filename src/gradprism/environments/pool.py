@@ -2,6 +2,7 @@
 
 import multiprocessing as mp
 import os
+import signal
 from collections import defaultdict
 from collections.abc import Sequence
 from multiprocessing.connection import Connection
@@ -93,11 +94,12 @@ class SessionPool:
 
 
 def _work(connection: Connection, environment: Environment) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's to answer; the pipe's end stops a worker
     sessions: dict[int, Any] = {}
     while True:
         try:
             method, calls = connection.recv()
-        except (EOFError, KeyboardInterrupt):
+        except EOFError:
             return
         try:
             connection.send([_serve(environment, sessions, method, session, argument) for session, argument in calls])

@@ -1,5 +1,6 @@
 """The configuration of `gradprism run`: a TOML file, `--set` overrides, and the resolved form that replays the run."""
 
+import json
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ from gradprism.training.sft import SftConfig
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class ModelConfig(_Section):
@@ -54,7 +55,9 @@ class RouteConfig(_Section):
     """The routing."""
 
     metric: Literal["gini", "cv", "kurtosis"] = Field(default="gini", description="Concentration metric.")
-    policy: str = Field(default="concentration", description="Policy: concentration, inverse, random, magnitude, loss or length.")
+    policy: Literal["concentration", "inverse", "random", "magnitude", "loss", "length"] = Field(
+        default="concentration", description="What trajectories are ranked by; all but the first are controls."
+    )
     rl_share: float = Field(default=0.5, gt=0, lt=1, description="Share that goes to RL; 0.5 splits at the median.")
 
 
@@ -63,7 +66,9 @@ class RunConfig(_Section):
 
     name: str = Field(description="Name of the run; its folder is `runs/<name>` unless `out` says otherwise.")
     out: str | None = Field(default=None, description="Run folder (relative to the working directory).")
-    seed: int = Field(default=0, description="Seed of routing, SFT, RL and evaluation where those do not set their own.")
+    seed: int = Field(
+        default=0, ge=0, lt=2**32, description="Seed of routing, SFT, RL and evaluation where those do not set their own."
+    )
     threads: int | None = Field(default=None, ge=1, description="CPU threads of torch; default one a core.")
     model: ModelConfig
     corpus: CorpusConfig
@@ -81,12 +86,16 @@ class RunConfig(_Section):
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
-    """Reads a TOML file, applies `key.sub=value` overrides and resolves its paths; raises `ConfigError` naming file and key."""
+    """Reads a TOML file, or the `config.json` of a run, applies `key.sub=value` overrides and resolves its paths.
+
+    Raises `ConfigError` naming file and key.
+    """
     try:
-        values = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        text = Path(path).read_text(encoding="utf-8")
+        values = json.loads(text) if Path(path).suffix == ".json" else tomllib.loads(text)
     except FileNotFoundError:
         raise MissingFileError(f"{path}: no such file") from None
-    except (IsADirectoryError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (IsADirectoryError, UnicodeDecodeError, ValueError) as error:
         raise ConfigError(f"{path}: not a TOML file ({error})") from None
     return build_config(apply_overrides(values, overrides), base=Path(path).parent, source=str(path))
 
@@ -119,7 +128,7 @@ def build_config(values: dict[str, Any], base: Path, source: str) -> RunConfig:
 def _resolve(name: str, base: Path) -> str:
     """`name` below `base` where that exists, else unchanged (a hub id, or a path that the reader will call missing)."""
     below = base / name
-    return str(below) if below.exists() else name
+    return str(below.resolve()) if below.exists() else name
 
 
 def apply_overrides(values: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:

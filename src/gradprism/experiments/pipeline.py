@@ -20,10 +20,23 @@ EVALUATIONS = (("evaluate-base", None, "base"), ("evaluate-sft", "sft", "sft"), 
 def build_graph(config: RunConfig) -> StageGraph:
     """The stages of a run. Nothing heavy is imported until a stage runs."""
     check_model_name(config.model.path)
-    model = {**config.model.model_dump(), "weights": _fingerprint(config.model.path), "threads": config.threads}
-    corpus = {"files": [sha256_file(_existing(file)) for file in config.corpus.files], "format": config.corpus.format}
+    # What is in the files counts, not what they are called.
+    model = {
+        **config.model.model_dump(exclude={"path", "chat_template"}),
+        "weights": _fingerprint(config.model.path),
+        "chat_template": sha256_file(_existing("model.chat_template", config.model.chat_template))
+        if config.model.chat_template
+        else None,
+        "threads": config.threads,
+    }
+    corpus = {
+        "files": [sha256_file(_existing("corpus.files", file)) for file in config.corpus.files],
+        "format": config.corpus.format,
+    }
     environment = config.environment.model_dump(exclude={"workers"})  # the number of workers changes no result
-    make_environment(config.environment.name, difficulty=config.environment.difficulty)
+    playable = _environment(config)
+    for split in config.evaluation.splits:
+        playable.tasks(split, 1)  # an unknown split is said before anything is paid for
 
     def bind(function: Callable[..., dict[str, Any]], *arguments: Any) -> Callable[[Path, dict[str, Path]], dict[str, Any]]:
         return lambda folder, inputs: function(config, folder, inputs, *arguments)
@@ -104,17 +117,25 @@ def gather_results(config: RunConfig, records: dict[str, Record]) -> dict[str, A
         "audit": route["audit"],
         "evaluation": evaluation,
         "stages": [{"name": r.name, **r.cost, "reused": r.reused} for r in records.values()],
+        "warnings": _warnings(records),
         "curves": {"sft": _curve(records["sft"]), "rl": _curve(records["rl"])},
     }
+
+
+def _warnings(records: dict[str, Record]) -> list[str]:
+    probe = records["probe"].summary
+    if probe["kept"]:
+        return [f"the probe was resumed: its cost counts {probe['probed']} of {probe['probed'] + probe['kept']} trajectories"]
+    return []
 
 
 def _curve(record: Record) -> list[dict[str, float]]:
     return [{"step": step, **row} for step, row in enumerate(record.summary["history"], 1)]
 
 
-def _existing(file: str) -> Path:
+def _existing(key: str, file: str) -> Path:
     if not Path(file).is_file():
-        raise ConfigError(f"corpus.files: {file!r}: no such file")
+        raise ConfigError(f"{key}: {file!r}: no such file")
     return Path(file)
 
 

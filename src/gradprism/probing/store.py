@@ -93,7 +93,7 @@ class ProbeStore:
         if names and path.name not in names:
             raise FolderInUseError(f"{folder}: is in use and no probe folder (no manifest.json); choose another --out")
         if names:
-            old = cls(folder).manifest
+            old = cls(folder).manifest  # also for `replace`: another tool's manifest.json is no probe's
             if on_existing == "resume":
                 _refuse_differences(folder, old, manifest)
             else:
@@ -116,15 +116,19 @@ class ProbeStore:
             pq.write_table(table, file, compression="zstd", write_page_checksum=True)
 
     def finished(self) -> set[str]:
-        """Ids that have a row. Shards that cannot be read are set aside as `*.torn`, with a line to the person."""
+        """Ids that have a row of finite numbers. Shards that cannot be read are set aside as `*.torn`, with a line to the person."""
         ids: set[str] = set()
         for path, table in self._shards():
             if table is None:
                 path.rename(path.with_suffix(".parquet.torn"))
                 say(f"{path}: cannot be read; set aside as *.torn, and its trajectories are probed again")
             else:
-                ids.update(table["id"].to_pylist())
+                ids.update(id for id, finite in zip(table["id"].to_pylist(), self._is_finite(table), strict=True) if finite)
         return ids
+
+    def _is_finite(self, table: pa.Table) -> NDArray[np.bool_]:
+        norms = table["norms"].combine_chunks().flatten().to_numpy().reshape(len(table), self.n_units)
+        return np.isfinite(norms).all(axis=1) & np.isfinite(table["loss"].to_numpy())
 
     def read(self) -> ProbeTable:
         """Every row, once, in the corpus's order; raises `DataError` where rows are owed, saying how many."""
@@ -135,7 +139,8 @@ class ProbeStore:
             else:
                 tables.append(table)
         table = pa.concat_tables([self._schema.empty_table(), *tables]).combine_chunks()
-        # Two processes may have probed the same trajectory: the first row stands.
+        # Two processes may have probed the same trajectory: the first row stands, or the first with a finite loss and norms.
+        table = table.take(pa.array(np.argsort(~self._is_finite(table), kind="stable"))).combine_chunks()
         _, first = np.unique(table["index"].to_numpy(), return_index=True)
         table = table.take(pa.array(first)).combine_chunks()
         if owed := self.n_trajectories - len(table):

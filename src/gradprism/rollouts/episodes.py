@@ -9,7 +9,7 @@ import torch
 
 from gradprism.environments.pool import SessionPool
 from gradprism.environments.protocol import Task
-from gradprism.errors import ConfigError
+from gradprism.errors import ConfigError, ModelError
 from gradprism.rollouts.cache import ConversationCache
 from gradprism.trajectories.rendering import Renderer
 
@@ -107,6 +107,11 @@ class Player:
         episodes = []
         for task, start in zip(tasks, starts, strict=True):
             prompt = self.renderer.prompt_ids([{"role": "user", "content": start.observation}])
+            if len(prompt) + self.config.max_action_tokens > self.config.context_length:
+                raise ConfigError(
+                    f"task {task.id!r}: its prompt of {len(prompt)} tokens and one action do not fit into a context of "
+                    f"{self.config.context_length}; raise the context length"
+                )
             episodes.append(Episode(task, prompt, observations=[start.observation]))
         cache = ConversationCache(self.model, len(tasks))
         rows = list(range(len(tasks)))  # the episode that each row of the cache plays
@@ -177,6 +182,8 @@ class Player:
             episodes[i].actions.append(self._decode(ids[:-1] if ids[-1] == self._end else ids))
 
     def _sample(self, logits_BV: torch.Tensor, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+        if not bool(logits_BV.isfinite().all()):
+            raise ModelError("the model's logits are not finite; its weights are broken or the dtype overflows")
         if self.config.temperature == 0:
             logprobs_BV = logits_BV.log_softmax(-1)
             tokens_B = logits_BV.argmax(-1)

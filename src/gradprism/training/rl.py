@@ -3,9 +3,9 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from gradprism.environments.pool import SessionPool
 from gradprism.environments.protocol import Environment, Task
@@ -18,7 +18,7 @@ from gradprism.trajectories.rendering import Renderer
 class RlConfig(BaseModel):
     """Settings of the RL stage."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     steps: int = Field(default=150, ge=1, description="Optimizer steps; each plays `groups` x `rollouts` episodes.")
     groups: int = Field(default=16, ge=1, description="Tasks a step.")
@@ -41,7 +41,13 @@ class RlConfig(BaseModel):
     max_grad_norm: float = Field(default=1.0, gt=0, description="Gradients are clipped to this norm.")
     bf16: bool = Field(default=False, description="Train under bfloat16 autocast.")
     activation_checkpointing: bool = Field(default=False, description="Recompute activations in the backward pass to save memory.")
-    seed: int = Field(default=0, description="Seed of task order and sampling.")
+    seed: int = Field(default=0, ge=0, lt=2**32, description="Seed of task order and sampling.")
+
+    @model_validator(mode="after")
+    def _micro_batches_fill_a_batch(self) -> Self:
+        if self.groups * self.rollouts % self.micro_batch:
+            raise ValueError(f"micro_batch {self.micro_batch} must divide groups x rollouts = {self.groups * self.rollouts}")
+        return self
 
 
 def shaped_reward(episode: Episode, config: RlConfig) -> float:
@@ -54,7 +60,7 @@ def read_tasks(path: Path, environment: Environment) -> list[Task]:
     if not path.is_file():
         raise MissingFileError(f"{path}: no such file; give the rl.jsonl of a route folder")
     tasks: dict[str, Task] = {}
-    with open(path, encoding="utf-8") as file:
+    with open(path, "rb") as file:
         for number, line in enumerate(file, 1):
             try:
                 task = environment.task(json.loads(line)["task"])
@@ -98,11 +104,12 @@ def train_rl(
         rollouts = Rollouts(Player(model, renderer, pool, play), {task.id: task for task in tasks}, config)
         trainer = build_trainer(model, renderer, tasks, rollouts, config, out)
         trainer.remove_callback(PrinterCallback)
-        trainer.add_callback(ProgressCallback(progress, "success"))
+        trainer.add_callback(ProgressCallback(progress, "reward"))
         trainer.train()
         statistics = rollouts.player.statistics
     save_checkpoint(model, renderer.tokenizer, out)
-    history = [{**row, **extra} for row, extra in zip(log_history(trainer), rollouts.log, strict=False)]
+    # Several optimizer steps learn from one generation.
+    history = [{**row, **rollouts.log[step // config.iterations]} for step, row in enumerate(log_history(trainer))]
     tokens = rollouts.tokens * config.iterations
     return {
         "tasks": len(tasks),
@@ -168,8 +175,6 @@ def build_trainer(model: Any, renderer: Renderer, tasks: Sequence[Task], rollout
 
     os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")  # rollout_func is experimental, and pinned to TRL's minor version
     batch = config.groups * config.rollouts
-    if batch % config.micro_batch:
-        raise ConfigError(f"rl.micro_batch {config.micro_batch}: must divide groups x rollouts = {batch}")
     dataset = Dataset.from_list([{"prompt": [{"role": "user", "content": task.id}]} for task in tasks])
     arguments = GRPOConfig(
         output_dir=str(out),
@@ -196,6 +201,7 @@ def build_trainer(model: Any, renderer: Renderer, tasks: Sequence[Task], rollout
         save_strategy="no",
         report_to="none",
         logging_steps=1,
+        logging_nan_inf_filter=False,  # a loss that diverged is to be seen
         disable_tqdm=True,
         use_cpu=model.device.type == "cpu",
         dataloader_pin_memory=False,

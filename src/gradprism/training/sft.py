@@ -6,6 +6,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from gradprism.errors import ModelError
 from gradprism.progress import Progress
 from gradprism.trajectories.record import Trajectory
 from gradprism.trajectories.rendering import Renderer
@@ -14,7 +15,7 @@ from gradprism.trajectories.rendering import Renderer
 class SftConfig(BaseModel):
     """Settings of the SFT stage."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     epochs: float = Field(default=3.0, gt=0, description="Passes over the SFT set.")
     learning_rate: float = Field(default=1e-5, gt=0, description="Peak learning rate of AdamW.")
@@ -25,7 +26,7 @@ class SftConfig(BaseModel):
     max_grad_norm: float = Field(default=1.0, gt=0, description="Gradients are clipped to this norm.")
     bf16: bool = Field(default=False, description="Train under bfloat16 autocast.")
     activation_checkpointing: bool = Field(default=False, description="Recompute activations in the backward pass to save memory.")
-    seed: int = Field(default=0, description="Seed of data order and dropout.")
+    seed: int = Field(default=0, ge=0, lt=2**32, description="Seed of data order and dropout.")
 
 
 def build_dataset(trajectories: Sequence[Trajectory], renderer: Renderer) -> Any:
@@ -69,6 +70,7 @@ def build_trainer(model: Any, renderer: Renderer, dataset: Any, config: SftConfi
         save_strategy="no",
         report_to="none",
         logging_steps=1,
+        logging_nan_inf_filter=False,  # a loss that diverged is to be seen
         disable_tqdm=True,
         use_cpu=model.device.type == "cpu",
         dataloader_pin_memory=False,
@@ -104,6 +106,9 @@ def train_sft(model: Any, renderer: Renderer, trajectories: Sequence[Trajectory]
 
 
 def save_checkpoint(model: Any, tokenizer: Any, out: Path) -> None:
-    """Writes model (safetensors) and tokenizer into `out`."""
+    """Writes model (safetensors) and tokenizer into `out`; raises `ModelError` for weights that are not finite, and writes nothing."""
+    for name, parameter in model.named_parameters():
+        if not bool(parameter.isfinite().all()):
+            raise ModelError(f"training diverged: {name} is not finite, so no checkpoint is written; lower the learning rate")
     model.save_pretrained(out, safe_serialization=True)
     tokenizer.save_pretrained(out)
