@@ -68,7 +68,7 @@ def probe(cli, shared, tmp_path):
     return run
 
 
-def refused(result, *words):
+def assert_refused(result, *words):
     code, out, err = result
     assert code == 2, (out, err)
     assert out == ""
@@ -168,13 +168,13 @@ def test_a_torn_shard_is_probed_again(probe, tmp_path):
 
 def test_a_differing_manifest_is_refused(probe, tmp_path):
     probe()
-    refused(probe("--context-length", 64), "holds another probe (context_length: 1024 → 64)", "--on-existing replace")
-    refused(probe("--dtype", "bfloat16"), 'dtype: "float32" → "bfloat16"', "weights_sha256: ")
-    refused(probe("--limit", 3), "n_trajectories: 12 → 3", "corpus_sha256")
+    assert_refused(probe("--context-length", 64), "holds another probe (context_length: 1024 → 64)", "--on-existing replace")
+    assert_refused(probe("--dtype", "bfloat16"), 'dtype: "float32" → "bfloat16"', "weights_sha256: ")
+    assert_refused(probe("--limit", 3), "n_trajectories: 12 → 3", "corpus_sha256")
     assert len(ProbeStore(tmp_path / "probe").read().ids) == 12
     assert probe("--limit", 3, "--on-existing", "replace")[0] == 0
     assert len(ProbeStore(tmp_path / "probe").read().ids) == 3
-    refused(probe("--limit", 3, "--on-existing", "fail"), "is not empty")
+    assert_refused(probe("--limit", 3, "--on-existing", "fail"), "is not empty")
 
 
 def test_running_out_of_memory_halves_the_batches(shared, tmp_path, monkeypatch, capsys):
@@ -290,17 +290,17 @@ def test_a_non_finite_result_names_the_trajectory_and_keeps_the_rest(tmp_path, s
 
 
 def test_bad_inputs_are_one_line(cli, probe, shared, tmp_path):
-    refused(probe(model=tmp_path / "absent"), "no such folder")
-    refused(probe(data=("absent.jsonl",)), "absent.jsonl: no such file")
-    refused(probe("--dtype", "int8"), "dtype 'int8'")
-    refused(probe("--format", "csv"), "format 'csv'")
-    refused(probe("--on-existing", "append"), "choose resume, replace or fail")
+    assert_refused(probe(model=tmp_path / "absent"), "no such folder")
+    assert_refused(probe(data=("absent.jsonl",)), "absent.jsonl: no such file")
+    assert_refused(probe("--dtype", "int8"), "dtype 'int8'")
+    assert_refused(probe("--format", "csv"), "format 'csv'")
+    assert_refused(probe("--on-existing", "append"), "choose resume, replace or fail")
     (tmp_path / "probe").mkdir(exist_ok=True)
     (tmp_path / "probe" / "thesis.tex").write_text("mine")
-    refused(probe(), "no probe folder")
+    assert_refused(probe(), "no probe folder")
     assert [path.name for path in (tmp_path / "probe").iterdir()] == ["thesis.tex"]
     (tmp_path / "broken.jsonl").write_text('{"messages": [\n')
-    refused(probe(data=(tmp_path / "broken.jsonl",), out="new"), "broken.jsonl:1")
+    assert_refused(probe(data=(tmp_path / "broken.jsonl",), out="new"), "broken.jsonl:1")
     assert not (tmp_path / "new").exists()
 
 
@@ -310,13 +310,13 @@ def test_a_model_without_projections_is_refused(probe, tmp_path):
     tokenizer = tiny_tokenizer()
     GPT2LMHeadModel(GPT2Config(vocab_size=len(tokenizer), n_embd=8, n_layer=1, n_head=2)).save_pretrained(tmp_path / "gpt2")
     tokenizer.save_pretrained(tmp_path / "gpt2")
-    refused(probe(model=tmp_path / "gpt2"), "GPT2LMHeadModel: no stack of layers has the projections q_proj", "lm_head")
+    assert_refused(probe(model=tmp_path / "gpt2"), "GPT2LMHeadModel: no stack of layers has the projections q_proj", "lm_head")
 
 
 def test_a_template_that_marks_nothing_is_refused_and_names_the_trajectory(probe, tmp_path):
     template = tmp_path / "template.jinja"
     template.write_text("{% for m in messages %}{% generation %}{% endgeneration %}{{ m.content }}{% endfor %}")
-    refused(probe("--chat-template", template), "sample-0000")
+    assert_refused(probe("--chat-template", template), "sample-0000")
 
 
 @pytest.mark.parametrize("name", ["probe", "route"])

@@ -52,7 +52,7 @@ def route(monkeypatch, capsys, tmp_path):
     return run
 
 
-def refused(result, *words):
+def assert_refused(result, *words):
     code, out, err = result
     assert code == 2, (out, err)
     assert (out, err.count("\n")) == ("", 1), err
@@ -140,7 +140,7 @@ def test_all_equal_scores_go_to_sft_with_a_warning(route, tmp_path):
 
 def test_an_incomplete_probe_says_what_is_owed(route, tmp_path):
     make_probe(tmp_path / "probe", rows=15)
-    refused(route(), "6 of 21 trajectories are not probed yet", "`gradprism probe`")
+    assert_refused(route(), "6 of 21 trajectories are not probed yet", "`gradprism probe`")
     assert not (tmp_path / "routes").exists()
 
 
@@ -148,7 +148,7 @@ def test_a_torn_shard_is_owed(route, tmp_path):
     make_probe(tmp_path / "probe")
     (shard,) = (tmp_path / "probe").glob("norms-*.parquet")
     shard.write_bytes(shard.read_bytes()[:200])
-    refused(route(), f"21 of 21 trajectories are not probed yet (cannot be read: {shard.name})")
+    assert_refused(route(), f"21 of 21 trajectories are not probed yet (cannot be read: {shard.name})")
     assert shard.exists()
 
 
@@ -157,13 +157,13 @@ def test_a_torn_shard_is_owed(route, tmp_path):
 )
 def test_a_bad_stored_norm_names_the_trajectory(route, tmp_path, value, words):
     make_probe(tmp_path / "probe", change=lambda norms: norms.__setitem__((4, 3), value))
-    refused(route(), f"trajectory 'sample-0004': {words}")
+    assert_refused(route(), f"trajectory 'sample-0004': {words}")
     assert not (tmp_path / "routes").exists()
 
 
 def test_zero_norms_name_the_trajectory(route, tmp_path):
     make_probe(tmp_path / "probe", change=lambda norms: norms.__setitem__(4, 0))
-    refused(route(), "trajectory 'sample-0004': all norms are zero")
+    assert_refused(route(), "trajectory 'sample-0004': all norms are zero")
 
 
 def test_a_folder_in_use_is_refused_and_left_alone(route, tmp_path):
@@ -171,7 +171,7 @@ def test_a_folder_in_use_is_refused_and_left_alone(route, tmp_path):
     (tmp_path / "routes").mkdir()
     (tmp_path / "routes" / "thesis.tex").write_text("mine")
     for option in ("fail", "replace"):
-        refused(route("--on-existing", option), "routes: is ")
+        assert_refused(route("--on-existing", option), "routes: is ")
     assert [path.name for path in (tmp_path / "routes").iterdir()] == ["thesis.tex"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["probe", "routes"]
 
@@ -179,7 +179,7 @@ def test_a_folder_in_use_is_refused_and_left_alone(route, tmp_path):
 def test_replace_swaps_a_route_folder_whole(route, tmp_path):
     make_probe(tmp_path / "probe")
     assert route()[0] == 0
-    refused(route("--metric", "cv"), "is not empty")
+    assert_refused(route("--metric", "cv"), "is not empty")
     assert route("--metric", "cv", "--on-existing", "replace")[0] == 0
     assert json.loads((tmp_path / "routes" / "routing.json").read_text())["metric"] == "cv"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["probe", "routes"]
@@ -195,17 +195,17 @@ def test_a_failed_write_leaves_the_old_folder(route, tmp_path, monkeypatch):
 
     monkeypatch.setattr("gradprism.routing.folder.write_jsonl", full)
     for out in ("routes", "new"):
-        refused(route("--metric", "cv", "--on-existing", "replace", out=out), "No space left on device")
+        assert_refused(route("--metric", "cv", "--on-existing", "replace", out=out), "No space left on device")
     assert {path.name: path.read_bytes() for path in (tmp_path / "routes").iterdir()} == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["probe", "routes"]
 
 
 def test_bad_choices_are_one_line(route, tmp_path):
-    refused(route(), "probe: no such folder")
+    assert_refused(route(), "probe: no such folder")
     make_probe(tmp_path / "probe")
-    refused(route("--metric", "entropy"), "metric 'entropy': choose one of gini, cv, kurtosis")
-    refused(route("--policy", "best"), "policy 'best'")
-    refused(route("--threshold", "mean"), "choose median, quantile or a number")
-    refused(route("--threshold", "0.3", "--rl-share", "0.5"), "exclude each other")
-    refused(route("--on-existing", "resume"), "choose replace or fail")
+    assert_refused(route("--metric", "entropy"), "metric 'entropy': choose one of gini, cv, kurtosis")
+    assert_refused(route("--policy", "best"), "policy 'best'")
+    assert_refused(route("--threshold", "mean"), "choose median, quantile or a number")
+    assert_refused(route("--threshold", "0.3", "--rl-share", "0.5"), "exclude each other")
+    assert_refused(route("--on-existing", "resume"), "choose replace or fail")
     assert not (tmp_path / "routes").exists()
