@@ -22,6 +22,10 @@ class MissingFileError(GradprismError, FileNotFoundError):
     """A named file or folder does not exist."""
 
 
+class WriteError(GradprismError, OSError):
+    """A file or folder cannot be written: a full disk, a read-only folder."""
+
+
 class FolderInUseError(GradprismError, FileExistsError):
     """The output folder already holds something that this command would destroy or mix with."""
 
@@ -36,3 +40,7 @@ class EnvironmentPlayError(GradprismError, RuntimeError):
 
 class MissingDependencyError(GradprismError, ImportError):
     """An optional package is not installed."""
+
+
+class WorkerError(GradprismError, RuntimeError):
+    """A process that does part of the work, or the cluster it is to run on, failed."""

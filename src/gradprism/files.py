@@ -1,33 +1,87 @@
 """Files that are never half written, and the hashes that say what is in them."""
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import os
 import tempfile
+import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from gradprism.errors import DataError, FolderInUseError, MissingFileError
+from gradprism.errors import DataError, FolderInUseError, GradprismError, MissingFileError, WriteError
+
+# A temporary file without a living writer is deleted once it is so many seconds old: its writer needs a moment to lock it.
+STALE_SECONDS = 30
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turns an `OSError` of the block, which writes `path`, into a `WriteError` that names it."""
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error, GradprismError):
+            raise
+        raise WriteError(
+            f"{path}: cannot be written ({error.strerror or error}); make room, or name a folder that can be written"
+        ) from error
 
 
 @contextlib.contextmanager
 def atomic_write(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
-    """Opens a temporary file beside `path` and renames it over `path` on success; on failure `path` is as it was."""
+    """Opens a temporary file beside `path` and renames it over `path` on success; on failure `path` is as it was.
+
+    Raises `WriteError` for whatever the operating system refuses.
+    """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+        try:
+            with os.fdopen(
+                descriptor, mode, encoding=None if "b" in mode else "utf-8", newline=None if "b" in mode else "\n"
+            ) as file:
+                with contextlib.suppress(OSError):  # a file system without locks
+                    fcntl.flock(descriptor, fcntl.LOCK_SH)  # says that the writer lives
+                # mkstemp makes the file private (0600); artefacts are shared like any other file.
+                umask = os.umask(0)
+                os.umask(umask)
+                os.fchmod(descriptor, 0o666 & ~umask)
+                yield file
+            Path(name).replace(path)
+        except BaseException:
+            Path(name).unlink(missing_ok=True)
+            raise
+
+
+def is_temporary(name: str) -> bool:
+    """Whether `atomic_write` calls its temporary files so: a process that was killed while writing leaves one behind."""
+    return name.startswith(".") and name.endswith(".tmp")
+
+
+def remove_stale_temporaries(folder: Path) -> None:
+    """Deletes the temporary files in `folder` whose writers were killed; those of living writers, here or elsewhere, stay."""
+    for path in Path(folder).iterdir():
+        if is_temporary(path.name):
+            with contextlib.suppress(OSError), open(path, "rb") as file:  # gone by now, or locked
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if time.time() - path.stat().st_mtime > STALE_SECONDS:
+                    path.unlink()
+
+
+@contextlib.contextmanager
+def removed_on_failure(folder: Path) -> Iterator[None]:
+    """Where the block fails, removes `folder` and those above it that were not there before it, unless something is in them."""
+    missing = [path for path in (Path(folder), *Path(folder).parents) if not path.exists()]
     try:
-        # mkstemp makes the file private (0600); artefacts are shared like any other file.
-        umask = os.umask(0)
-        os.umask(umask)
-        os.fchmod(descriptor, 0o666 & ~umask)
-        with os.fdopen(descriptor, mode, encoding=None if "b" in mode else "utf-8", newline=None if "b" in mode else "\n") as file:
-            yield file
-        Path(name).replace(path)
+        yield
     except BaseException:
-        Path(name).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            for path in missing:
+                path.rmdir()
         raise
 
 
@@ -47,9 +101,10 @@ def write_jsonl(path: Path, rows: Iterable[Any]) -> None:
 
 def append_jsonl(path: Path, row: Any) -> None:
     """Adds one line in a single write; a reader may find the last line torn after a crash, never an earlier one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a", encoding="utf-8") as file:
-        file.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def read_json(path: Path) -> Any:
@@ -88,5 +143,6 @@ def claim_output_folder(path: Path) -> Path:
         raise FolderInUseError(f"{path}: exists and is not a folder; choose another --out")
     if path.is_dir() and any(path.iterdir()):
         raise FolderInUseError(f"{path}: is not empty; choose another --out, or delete it first")
-    path.mkdir(parents=True, exist_ok=True)
+    with writing(path):
+        path.mkdir(parents=True, exist_ok=True)
     return path

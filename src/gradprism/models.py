@@ -1,56 +1,187 @@
 """Loading models: safetensors only, no remote code, and one clear line when it cannot be done."""
 
+import logging
+import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from gradprism.errors import ConfigError, MissingFileError, ModelError
+from gradprism.errors import ConfigError, MissingDependencyError, MissingFileError, ModelError
+from gradprism.files import read_json
 
 DTYPES = ("auto", "float32", "bfloat16", "float16", "float64")
+Quantise = Literal["8bit", "4bit"]
+_ADAPTER_CONFIG, _ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 
 def resolve_device(device: str) -> str:
-    """`auto` is a CUDA device where there is one, else the CPU; raises `ModelError` for a device that is not there."""
-    import torch
+    """The device that a model's inputs go to: `auto` and `auto-map` are a CUDA device where there is one, else the CPU.
 
-    if device not in ("auto", "cpu", "cuda"):
-        raise ModelError(f"device {device!r}: choose auto, cpu or cuda")
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ModelError("device 'cuda': torch finds no CUDA device here; choose auto or cpu")
-    return ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-
-
-def load_model(name_or_path: str, dtype: str = "float32", device: str = "auto") -> Any:
-    """A `transformers` causal language model in evaluation mode.
-
-    An existing folder is read from disk; any other name is a hub id. Raises `MissingFileError` or `ModelError`.
+    Raises `ModelError` for a device that is not there.
     """
     import torch
-    from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM
+
+    name, _, index = device.partition(":")
+    if name not in ("auto", "cpu", "cuda", "auto-map") or (index and not (name == "cuda" and index.isdigit())):
+        raise ModelError(f"device {device!r}: choose auto, cpu, cuda, cuda:<number> or auto-map")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ModelError(f"device {device!r}: torch finds no CUDA device here; choose auto or cpu")
+    if index and int(index) >= torch.cuda.device_count():
+        raise ModelError(f"device {device!r}: torch finds only {torch.cuda.device_count()} CUDA devices here")
+    if name in ("auto", "auto-map"):
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return device
+
+
+def load_model(name_or_path: str, dtype: str = "float32", device: str = "auto", *, quantise: Quantise | None = None) -> Any:
+    """A `transformers` causal language model in evaluation mode.
+
+    An existing folder is read from disk; any other name is a hub id. A folder with an `adapter_config.json` is a PEFT adapter: its
+    base model is loaded and the adapter's layers are put into it. `device` `auto-map` spreads the layers over all visible CUDA
+    devices. `quantise` makes the linear layers 8- or 4-bit (nf4) by bitsandbytes; `dtype` then holds for everything else.
+
+    Raises `MissingFileError`, `MissingDependencyError` or `ModelError`.
+    """
+    import torch
 
     if dtype not in DTYPES:
         raise ModelError(f"dtype {dtype!r}: choose one of {list(DTYPES)}")
     check_model_name(name_or_path)
+    base, adapter = _base_and_adapter(name_or_path)
     where = resolve_device(device)
+    options: dict[str, Any] = {
+        "dtype": "auto" if dtype == "auto" else getattr(torch, dtype),
+        "device_map": "auto" if device == "auto-map" and where != "cpu" else {"": where},
+    }
+    if quantise is not None:
+        options["quantization_config"] = _quantisation(quantise, dtype)
+    model = _from_pretrained(base, options)
+    # Weights that are moved to the device for each layer's turn stay there until the backward pass: nothing would be saved.
+    if away := [name for name, parameter in model.named_parameters() if parameter.device.type == "meta"]:
+        raise ModelError(
+            f"model {name_or_path!r}: does not fit the devices ({len(away)} of its weights, among them {away[0]}); "
+            "use more devices, --shard-model, --quantise or a smaller --dtype"
+        )
+    if adapter is not None:
+        model = _with_adapter(model, adapter)
+    return model.eval()
+
+
+def _from_pretrained(name_or_path: str, options: dict[str, Any]) -> Any:
+    from safetensors import SafetensorError
+    from transformers import AutoModelForCausalLM
+
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
-            name_or_path,
-            output_loading_info=True,
-            dtype="auto" if dtype == "auto" else getattr(torch, dtype),
-            use_safetensors=True,
-            trust_remote_code=False,
+            name_or_path, output_loading_info=True, use_safetensors=True, trust_remote_code=False, **options
         )
+    except ImportError as error:
+        raise MissingDependencyError(f"model {name_or_path!r}: cannot be loaded: {_one_line(error)}") from None
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
-        raise ModelError(f"model {name_or_path!r}: cannot be loaded: {' '.join(str(error).split())[:300]}") from None
+        raise ModelError(f"model {name_or_path!r}: cannot be loaded: {_one_line(error)}") from None
     model, info = loaded
     absent = sorted(str(key) for part in ("missing_keys", "mismatched_keys") for key in info.get(part, ()))
     if absent:  # the library fills these with random numbers
         raise ModelError(f"model {name_or_path!r}: the file lacks {len(absent)} of the model's weights, among them {absent[0]}")
-    return model.to(where).eval()
+    return model
+
+
+def _quantisation(quantise: str, dtype: str) -> Any:
+    import torch
+    from transformers import BitsAndBytesConfig
+
+    if quantise not in ("8bit", "4bit"):
+        raise ModelError(f"quantise {quantise!r}: choose 8bit or 4bit")
+    if dtype == "float64":
+        raise ModelError("quantise: quantised layers compute in half or single precision; choose another --dtype than float64")
+    try:
+        import bitsandbytes  # noqa: F401 # pyright: ignore[reportMissingImports]
+    except ImportError:
+        raise MissingDependencyError(
+            "quantise: bitsandbytes is not installed; install it with: pip install 'gradprism[quantised]'"
+        ) from None
+    # It says once a layer that inputs are made float16 for the product, which is its way with every input.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    if quantise == "8bit":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    compute = torch.bfloat16 if dtype == "auto" else getattr(torch, dtype)
+    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=compute)
+
+
+def _with_adapter(base: Any, folder: Path) -> Any:
+    """`base` with the adapter's layers inside; raises `ModelError` unless the adapter is whole and works within layers."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        from peft import PeftModel, get_peft_model_state_dict
+    except ImportError:
+        raise MissingDependencyError(f"adapter {str(folder)!r}: peft is not installed; install it with: pip install peft") from None
+    try:
+        # Not cast to float32: the adapter computes in the type asked for.
+        with warnings.catch_warnings(action="ignore"):  # what it warns of is refused below
+            wrapped = PeftModel.from_pretrained(base, str(folder), is_trainable=False, autocast_adapter_dtype=False)
+        with safe_open(folder / _ADAPTER_WEIGHTS, "pt") as file:
+            absent = sorted(get_peft_model_state_dict(wrapped).keys() - set(file.keys()))
+    except (OSError, ValueError, TypeError, RuntimeError, KeyError, SafetensorError) as error:
+        raise ModelError(f"adapter {str(folder)!r}: cannot be loaded: {_one_line(error)}") from None
+    if wrapped.active_peft_config.is_prompt_learning:
+        raise ModelError(f"adapter {str(folder)!r}: learns a prompt, not layers; give a LoRA adapter or a whole model")
+    if absent:  # these would be fresh ones
+        raise ModelError(f"adapter {str(folder)!r}: the file lacks {len(absent)} of its weights, among them {absent[0]}")
+    return wrapped.get_base_model()
+
+
+def _base_and_adapter(name_or_path: str) -> tuple[str, Path | None]:
+    """The model to load, and the adapter's folder where `name_or_path` is one."""
+    folder = Path(name_or_path)
+    if not is_adapter(name_or_path):
+        return name_or_path, None
+    base = read_json(folder / _ADAPTER_CONFIG).get("base_model_name_or_path")
+    if not isinstance(base, str) or not base:
+        raise ModelError(f"adapter {name_or_path!r}: {_ADAPTER_CONFIG} names no base_model_name_or_path; write it there")
+    if not (folder / _ADAPTER_WEIGHTS).is_file():
+        raise ModelError(f"adapter {name_or_path!r}: the folder has no {_ADAPTER_WEIGHTS}; save it as safetensors")
+    try:
+        check_model_name(base)
+    except (MissingFileError, ModelError) as error:
+        raise ModelError(f"adapter {name_or_path!r}: its base {error}") from None
+    return base, folder
+
+
+def is_adapter(name_or_path: str) -> bool:
+    """Whether this is the folder of a PEFT adapter and not of a whole model."""
+    folder = Path(name_or_path)
+    return (folder / _ADAPTER_CONFIG).is_file() and not (folder / "config.json").is_file()
+
+
+def check_trainable(name_or_path: str) -> None:
+    """Refuses an adapter where a whole model is to be trained and saved."""
+    if is_adapter(name_or_path):
+        raise ModelError(f"model {name_or_path!r}: is an adapter; merge it into its base model first (peft's merge_and_unload)")
+
+
+def tokenizer_source(name_or_path: str) -> str:
+    """Where a model's tokenizer lies: with the model; for an adapter saved without one, with its base model."""
+    base, adapter = _base_and_adapter(name_or_path)
+    return base if adapter is not None and not (adapter / "tokenizer_config.json").is_file() else name_or_path
+
+
+def load_config(name_or_path: str) -> Any:
+    """A model's `transformers` configuration, for an adapter its base model's; raises `MissingFileError` or `ModelError`."""
+    from transformers import AutoConfig
+
+    check_model_name(name_or_path)
+    base, _ = _base_and_adapter(name_or_path)
+    try:
+        return AutoConfig.from_pretrained(base, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(f"model {name_or_path!r}: its configuration cannot be read: {_one_line(error)}") from None
 
 
 def check_context_length(model: Any, context_length: int | None) -> int:
-    """`context_length`, or the model's own limit for None; raises `ConfigError` where it exceeds that limit or is no length."""
+    """`context_length`, or the model's own limit for None; raises `ConfigError` where it exceeds that limit or is no length.
+
+    `model` may also be a model's configuration.
+    """
     limit = context_limit(model)
     if context_length is not None and not 2 <= context_length <= limit:
         raise ConfigError(f"context length {context_length}: the model takes 2 to {limit} tokens")
@@ -58,10 +189,11 @@ def check_context_length(model: Any, context_length: int | None) -> int:
 
 
 def context_limit(model: Any) -> int:
-    """Longest sequence, in tokens, that the model's positions allow."""
-    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    """Longest sequence, in tokens, that the positions of a model, or of a model's configuration, allow."""
+    config = getattr(model, "config", model)
+    limit = getattr(config.get_text_config(), "max_position_embeddings", None)
     if not isinstance(limit, int):
-        raise ModelError(f"model {model.config.name_or_path!r}: does not say its longest context; give --context-length")
+        raise ModelError(f"model {config.name_or_path!r}: does not say its longest context; give --context-length")
     return limit
 
 
@@ -69,9 +201,13 @@ def check_model_name(name_or_path: str) -> None:
     """Refuses a path that does not exist before anything looks for it on a hub."""
     path = Path(name_or_path)
     if path.is_dir():
-        if not (path / "config.json").is_file():
+        if not (path / "config.json").is_file() and not (path / _ADAPTER_CONFIG).is_file():
             raise ModelError(f"model {name_or_path!r}: the folder has no config.json; give a folder saved by save_pretrained")
     elif path.exists():
         raise ModelError(f"model {name_or_path!r}: is a file; give the folder that holds config.json and *.safetensors")
     elif name_or_path.count("/") > 1 or name_or_path.startswith((".", "/", "~")) or name_or_path.endswith("/"):
         raise MissingFileError(f"model {name_or_path!r}: no such folder")
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300]

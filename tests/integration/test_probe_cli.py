@@ -2,6 +2,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -11,8 +12,10 @@ import torch
 from gradprism import progress
 from gradprism.cli.main import main
 from gradprism.errors import DataError
-from gradprism.probing import corpus
-from gradprism.probing.corpus import plan_batches, probe_corpus
+from gradprism.probing import run
+from gradprism.probing.attempts import total_cost
+from gradprism.probing.corpus import probe_corpus
+from gradprism.probing.plan import plan_batches
 from gradprism.probing.prober import Prober
 from gradprism.probing.store import ProbeStore
 from gradprism.trajectories.readers import write_messages_jsonl
@@ -68,6 +71,11 @@ def probe(cli, shared, tmp_path):
     return run
 
 
+def contents(folder: Path) -> dict[str, bytes]:
+    """Names and bytes of a probe folder's files, but for the account of what each attempt took."""
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "attempts.jsonl"}
+
+
 def assert_refused(result, *words):
     code, out, err = result
     assert code == 2, (out, err)
@@ -120,7 +128,7 @@ def test_several_files_with_one_flag_or_more(cli, probe, shared, tmp_path):
 def test_resume_probes_only_what_is_owed_and_gives_the_same_rows(probe, tmp_path, monkeypatch):
     assert probe("--batch-tokens", 100, out="whole")[0] == 0
 
-    monkeypatch.setattr(corpus, "SHARD_TRAJECTORIES", 1)
+    monkeypatch.setattr(run, "SHARD_ROWS", 1)
     real, calls = Prober.probe, []
 
     def stop_at_the_third_batch(self, trajectories):
@@ -133,11 +141,14 @@ def test_resume_probes_only_what_is_owed_and_gives_the_same_rows(probe, tmp_path
     assert probe("--batch-tokens", 100)[0] == 130
     done = sum(calls[:2])
     assert len(ProbeStore(tmp_path / "probe").finished()) == done
+    costs = total_cost(tmp_path / "probe")
+    assert (costs["attempts"], costs["rows"]) == (1, done)
 
     code, out, _ = probe("--batch-tokens", 100, "--json")
     assert code == 0
     summary = json.loads(out)
     assert (summary["probed"], summary["kept"]) == (12 - done, done)
+    assert summary["earlier"] == costs
     whole, resumed = (ProbeStore(tmp_path / name).read() for name in ("whole", "probe"))
     np.testing.assert_array_equal(resumed.norms, whole.norms)
     assert resumed.columns.equals(whole.columns)
@@ -149,9 +160,7 @@ def test_resume_probes_only_what_is_owed_and_gives_the_same_rows(probe, tmp_path
 def test_same_inputs_give_the_same_bytes(probe, tmp_path):
     for out in ("a", "b"):
         assert probe(out=out)[0] == 0
-    names = sorted(path.name for path in (tmp_path / "a").iterdir())
-    assert names == sorted(path.name for path in (tmp_path / "b").iterdir())
-    assert all((tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes() for name in names)
+    assert contents(tmp_path / "a") == contents(tmp_path / "b")
 
 
 def test_a_torn_shard_is_probed_again(probe, tmp_path):
@@ -232,8 +241,7 @@ def test_one_and_three_threads_give_the_same_bytes(batch_tokens, tmp_path):
             probe_corpus(model, tokenizer, trajectories, out, context_length=1024, batch_tokens=batch_tokens)
     finally:
         torch.set_num_threads(before)
-    names = [path.name for path in (tmp_path / "1").iterdir()]
-    assert all((tmp_path / "1" / name).read_bytes() == (tmp_path / "3" / name).read_bytes() for name in names)
+    assert contents(tmp_path / "1") == contents(tmp_path / "3")
 
 
 def test_one_trajectory_too_large_for_memory_is_named(tmp_path, monkeypatch):
@@ -285,7 +293,8 @@ def test_a_non_finite_result_names_the_trajectory_and_keeps_the_rest(tmp_path, s
         patch.setattr(Prober, "probe", spoilt)
         with pytest.raises(DataError, match=f"trajectory '{shortest}': {words}.*finished trajectories are kept"):
             probe_corpus(model, tokenizer, trajectories, tmp_path / "probe", context_length=1024, batch_tokens=1)
-    assert ProbeStore(tmp_path / "probe").finished() == {t.id for t in trajectories} - {shortest}
+    probed = {trajectories[code >> 20].id for code in ProbeStore(tmp_path / "probe").finished()}
+    assert probed == {t.id for t in trajectories} - {shortest}
     assert probe_corpus(model, tokenizer, trajectories, tmp_path / "probe", context_length=1024)["probed"] == 1
 
 
@@ -304,13 +313,20 @@ def test_bad_inputs_are_one_line(cli, probe, shared, tmp_path):
     assert not (tmp_path / "new").exists()
 
 
-def test_a_model_without_projections_is_refused(probe, tmp_path):
-    from transformers import GPT2Config, GPT2LMHeadModel
+def test_a_model_that_is_not_recognised_is_refused_until_its_units_are_named(probe, tmp_path):
+    from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
     tokenizer = tiny_tokenizer()
-    GPT2LMHeadModel(GPT2Config(vocab_size=len(tokenizer), n_embd=8, n_layer=1, n_head=2)).save_pretrained(tmp_path / "gpt2")
-    tokenizer.save_pretrained(tmp_path / "gpt2")
-    assert_refused(probe(model=tmp_path / "gpt2"), "GPT2LMHeadModel: no stack of layers has the projections q_proj", "lm_head")
+    sizes: dict[str, Any] = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    model = GPTNeoXForCausalLM(GPTNeoXConfig(vocab_size=len(tokenizer), max_position_embeddings=256, **sizes))
+    model.save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    assert_refused(probe(model=tmp_path / "model"), "GPTNeoXForCausalLM", "gpt_neox.layers.*.mlp.dense_4h_to_h", "--units")
+    code, _, err = probe("--units", "gpt_neox.layers.*.mlp.dense_*", model=tmp_path / "model")
+    assert code == 0, err
+    units = ProbeStore(tmp_path / "probe").manifest["units"]
+    assert units == ["gpt_neox.layers.0.mlp.dense_h_to_4h", "gpt_neox.layers.0.mlp.dense_4h_to_h"]
+    assert ProbeStore(tmp_path / "probe").read().norms.shape == (12, 2)
 
 
 def test_a_template_that_marks_nothing_is_refused_and_names_the_trajectory(probe, tmp_path):

@@ -8,31 +8,49 @@ import pytest
 from gradprism import progress
 from gradprism.cli.main import main
 from gradprism.concentration import coefficient_of_variation, gini, kurtosis
-from gradprism.probing.store import ProbeRow, ProbeStore, corpus_fingerprint
+from gradprism.probing.store import ProbeRow, ProbeStore
+from gradprism.routing.folder import route_probe
 from gradprism.trajectories.readers import read_trajectories
+from gradprism.trajectories.record import Message, Trajectory
 from helpers.tiny import sample_trajectories
 
 N = 14
 COUNT = 21
 
 
-def make_probe(folder, rows=COUNT, change=None):
+def make_probe(folder, rows=COUNT, change=None, manifest=None):
     """A probe folder without a model: `rows` of `COUNT` trajectories, with random norms that `change` may alter."""
     trajectories = sample_trajectories(COUNT)
-    manifest = {
+    description = {
         "units": [f"layers.{i // 7}.{i % 7}" for i in range(N)],
-        "n_trajectories": COUNT,
-        "corpus_sha256": corpus_fingerprint(trajectories),
+        "n_parameters": [(i + 1) ** 2 for i in range(N)],
+        "weight_norms": [float(i + 1) for i in range(N)],
+        **(manifest or {}),
     }
-    store = ProbeStore.create(folder, manifest, trajectories)
+    store = ProbeStore.create(folder, description, trajectories)
     rng = np.random.default_rng(0)
     norms = rng.gamma(2.0, size=(COUNT, N)).astype(np.float32)
     if change is not None:
         change(norms)
     losses, tokens = rng.random(COUNT), rng.integers(20, 90, COUNT)
-    store.append(
-        [ProbeRow(i, trajectories[i].id, int(tokens[i]), int(tokens[i] // 4), 3, float(losses[i]), norms[i]) for i in range(rows)]
-    )
+    l2 = np.linalg.norm(norms.astype(np.float64), axis=1)
+    for part in (range(0, rows, 2), range(1, rows, 2)):  # two shards, neither in the corpus's order
+        store.append(
+            [
+                ProbeRow(
+                    index=i,
+                    id=trajectories[i].id,
+                    turn=-1,
+                    n_tokens=int(tokens[i]),
+                    n_response_tokens=int(tokens[i] // 4),
+                    n_turns=3,
+                    loss=float(losses[i]),
+                    l2=float(l2[i]),
+                    norms=norms[i],
+                )
+                for i in part
+            ]
+        )
     return norms.astype(np.float64)
 
 
@@ -101,6 +119,63 @@ def test_the_route_folder(route, tmp_path, metric, function):
     assert printed["audit"]["spearman"][metric] == pytest.approx(1)
 
 
+@pytest.mark.parametrize("normalise", ["per_parameter", "per_weight_norm"])
+def test_norms_are_normalised_when_they_are_routed(route, tmp_path, normalise):
+    norms = make_probe(tmp_path / "probe")
+    assert route("--normalise", normalise)[0] == 0
+    table = pl.read_parquet(tmp_path / "routes" / "routes.parquet")
+    sizes = np.arange(1, N + 1)  # √ of the numbers of parameters, and the weights' norms
+    np.testing.assert_allclose(table["score"], gini(norms / sizes))
+    np.testing.assert_allclose(table["cv"], coefficient_of_variation(norms / sizes))
+    np.testing.assert_allclose(table["l2"], np.linalg.norm(norms, axis=1))
+    assert json.loads((tmp_path / "routes" / "routing.json").read_text())["normalise"] == normalise
+
+
+def test_a_size_that_is_not_known_is_refused(route, tmp_path):
+    make_probe(tmp_path / "probe", manifest={"weight_norms": [*range(1, N), None], "n_parameters": None})
+    assert_refused(route("--normalise", "per_weight_norm"), "layers.1.6", "could not be read")
+    assert_refused(route("--normalise", "per_parameter"), "'n_parameters'", "probe again")
+    assert_refused(route("--normalise", "by_size"), "choose one of none, per_parameter, per_weight_norm")
+
+
+def test_the_corpus_s_texts_are_passed_on_as_they_are(route, tmp_path):
+    """Also numbers and characters that a JSON reader might change, and turns that are not learnt."""
+    odd = [
+        Trajectory(
+            'ü\u2028\\ "messages": [', (Message("user", 'a\n"task": {}'), Message("assistant", "b")), {"n": 10**30, "x": [1e300]}
+        ),
+        Trajectory(
+            "second",
+            (
+                Message("system", "s", train=False),
+                Message("user", "\U0001f600"),
+                Message("assistant", "no", train=False),
+                Message("user", "{}"),
+                Message("assistant", "yes"),
+            ),
+        ),
+    ]
+    for order in (odd, odd[::-1]):
+        folder = tmp_path / order[0].id[-1]
+        store = ProbeStore.create(folder / "probe", {"units": ["a", "b", "c"]}, order)
+        store.append([ProbeRow(i, t.id, -1, 9, 3, 1, 1.0, 2.0, np.array([1, 1.5, 2 + i], np.float32)) for i, t in enumerate(order)])
+        route_probe(folder / "probe", folder / "routes")
+        sft = read_trajectories([folder / "routes" / "sft.jsonl"])
+        assert sft == order[:1]
+        (rl,) = map(json.loads, (folder / "routes" / "rl.jsonl").read_bytes().splitlines())
+        assert rl == {"id": order[1].id, "prompt": order[1].prompt(), "task": order[1].task}
+
+
+def test_a_corpus_that_is_not_the_probed_one_is_refused(route, tmp_path):
+    make_probe(tmp_path / "probe")
+    path = tmp_path / "probe" / "corpus.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    for other in (lines[1:], [*lines, lines[0]], [lines[1], lines[0], *lines[2:]]):
+        path.write_bytes(b"".join(other))
+        assert_refused(route(), "corpus.jsonl: is not the corpus that was probed")
+        assert not (tmp_path / "routes").exists()
+
+
 def test_same_inputs_give_the_same_bytes(route, tmp_path):
     make_probe(tmp_path / "probe")
     for out in ("a", "b"):
@@ -146,18 +221,22 @@ def test_an_incomplete_probe_says_what_is_owed(route, tmp_path):
 
 def test_a_torn_shard_is_owed(route, tmp_path):
     make_probe(tmp_path / "probe")
-    (shard,) = (tmp_path / "probe").glob("norms-*.parquet")
+    shard = min((tmp_path / "probe").glob("norms-*.parquet"))
+    owed = len(pl.read_parquet(shard))
     shard.write_bytes(shard.read_bytes()[:200])
-    assert_refused(route(), f"21 of 21 trajectories are not probed yet (cannot be read: {shard.name})")
+    assert_refused(route(), f"{owed} of 21 trajectories are not probed yet (cannot be read: {shard.name})")
     assert shard.exists()
 
 
-@pytest.mark.parametrize(
-    ("value", "words"), [(np.nan, "norm nan of matrix 3 is not finite"), (-1.0, "norm -1.0 of matrix 3 is negative")]
-)
-def test_a_bad_stored_norm_names_the_trajectory(route, tmp_path, value, words):
-    make_probe(tmp_path / "probe", change=lambda norms: norms.__setitem__((4, 3), value))
-    assert_refused(route(), f"trajectory 'sample-0004': {words}")
+def test_a_stored_norm_that_is_not_finite_is_owed(route, tmp_path):
+    make_probe(tmp_path / "probe", change=lambda norms: norms.__setitem__((4, 3), np.nan))
+    assert_refused(route(), "1 of 21 trajectories are not probed yet")
+    assert not (tmp_path / "routes").exists()
+
+
+def test_a_bad_stored_norm_names_the_trajectory(route, tmp_path):
+    make_probe(tmp_path / "probe", change=lambda norms: norms.__setitem__((4, 3), -1.0))
+    assert_refused(route(), "trajectory 'sample-0004': norm -1.0 of matrix 3 is negative")
     assert not (tmp_path / "routes").exists()
 
 
@@ -193,7 +272,7 @@ def test_a_failed_write_leaves_the_old_folder(route, tmp_path, monkeypatch):
     def full(*args):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("gradprism.routing.folder.write_jsonl", full)
+    monkeypatch.setattr("gradprism.routing.folder._split", full)
     for out in ("routes", "new"):
         assert_refused(route("--metric", "cv", "--on-existing", "replace", out=out), "No space left on device")
     assert {path.name: path.read_bytes() for path in (tmp_path / "routes").iterdir()} == before

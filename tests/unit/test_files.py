@@ -1,10 +1,21 @@
 import json
+import os
 import stat
 
 import pytest
 
-from gradprism.errors import DataError, FolderInUseError, MissingFileError
-from gradprism.files import append_jsonl, atomic_write, claim_output_folder, read_json, sha256_folder, sha256_json, write_json
+from gradprism.errors import DataError, FolderInUseError, MissingFileError, WriteError
+from gradprism.files import (
+    append_jsonl,
+    atomic_write,
+    claim_output_folder,
+    read_json,
+    remove_stale_temporaries,
+    removed_on_failure,
+    sha256_folder,
+    sha256_json,
+    write_json,
+)
 
 
 def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path):
@@ -55,3 +66,44 @@ def test_output_folders_are_claimed_once(tmp_path):
         claim_output_folder(folder)
     with pytest.raises(FolderInUseError, match="is not a folder"):
         claim_output_folder(folder / "x.jsonl")
+
+
+def test_what_the_system_refuses_names_the_path(tmp_path):
+    (tmp_path / "file").write_text("")
+    below = tmp_path / "file" / "a.json"
+    for write in (write_json, append_jsonl):
+        with pytest.raises(WriteError, match=rf"{below}: cannot be written \(.*\); make room, or name a folder"):
+            write(below, 1)
+    # An error of ours that is also an OSError is about something else.
+    with pytest.raises(MissingFileError, match="other: no such file"), atomic_write(tmp_path / "b") as file:
+        file.write(read_json(tmp_path / "other"))
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_temporaries_of_killed_writers_are_deleted_and_those_of_living_ones_kept(tmp_path):
+    with atomic_write(tmp_path / "living") as file:
+        file.write("x")
+        (old := tmp_path / ".dead.abc.tmp").write_text("x")
+        (young := tmp_path / ".young.abc.tmp").write_text("x")
+        (tmp_path / "thesis.tmp").write_text("mine")
+        for path in tmp_path.iterdir():
+            if path != young:
+                os.utime(path, (0, 0))
+        remove_stale_temporaries(tmp_path)
+        assert not old.exists()
+        assert young.exists()
+    assert (tmp_path / "living").read_text() == "x"
+    assert (tmp_path / "thesis.tmp").exists()
+
+
+def test_folders_of_a_failed_block_are_removed_unless_they_hold_something(tmp_path):
+    with pytest.raises(RuntimeError), removed_on_failure(tmp_path / "a" / "b"):
+        (tmp_path / "a" / "b").mkdir(parents=True)
+        raise RuntimeError
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "a").mkdir()
+    with pytest.raises(RuntimeError), removed_on_failure(tmp_path / "a" / "b"):
+        (tmp_path / "a" / "b").mkdir()
+        (tmp_path / "a" / "b" / "kept").touch()
+        raise RuntimeError
+    assert (tmp_path / "a" / "b" / "kept").exists()

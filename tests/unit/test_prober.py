@@ -56,7 +56,7 @@ def check(result, expected, rtol):
 def test_norms_and_losses_equal_autograd(name, dtype, padding, tokenizer, rendered):
     model = build(name, tokenizer, dtype)
     expected = [by_autograd(model, trajectory) for trajectory in rendered]
-    prober = Prober(model, padding)
+    prober = Prober(model, padding=padding)
     for size in (1, 3, 7):
         for start in range(0, 7, size):
             part = slice(start, start + size)
@@ -73,7 +73,7 @@ def test_the_amount_of_padding_does_not_matter(padding, tokenizer, rendered):
         "long", rng.integers(0, len(tokenizer), 600, dtype=np.int32), rng.random(600) < 0.2, 0, np.zeros((0, 2))
     )
     short = min(rendered, key=read_length)
-    result = Prober(model, padding).probe([short, long])
+    result = Prober(model, padding=padding).probe([short, long])
     check(result, [by_autograd(model, short), by_autograd(model, long)], 1e-9)
 
 
@@ -91,7 +91,7 @@ def test_gram_and_outer_form_both_occur_and_agree(monkeypatch, name, tied, atten
         model.lm_head.weight = nn.Parameter(model.lm_head.weight.detach().clone().flip(0))
     expected = [by_autograd(model, trajectory) for trajectory in rendered]
     for cheaper in (True, False):
-        monkeypatch.setattr("gradprism.probing.norms.gram_is_cheaper", lambda T, d_in, d_out, answer=cheaper: answer)
+        monkeypatch.setattr("gradprism.probing.norms.gram_is_cheaper", lambda T, d_in, d_outs, costs, answer=cheaper: answer)
         check(Prober(model).probe(rendered), expected, rtol)
 
 
@@ -124,7 +124,7 @@ def test_units_with_bias_and_a_sliding_window(tokenizer, rendered):
     assert model.config.layer_types == ["full_attention", "sliding_attention"]
     expected = [by_autograd(model, trajectory) for trajectory in rendered]
     for padding in ("right", "left"):
-        check(Prober(model, padding).probe(rendered), expected, 1e-9)
+        check(Prober(model, padding=padding).probe(rendered), expected, 1e-9)
 
 
 def test_no_weight_gradient_is_formed_and_the_model_is_as_before(tokenizer, rendered):
@@ -159,7 +159,7 @@ def test_the_head_runs_on_targets_only(tokenizer, rendered):
     shapes = []
     model.lm_head.register_forward_hook(lambda module, args, output: shapes.append(tuple(output.shape)))
     result = Prober(model).probe(rendered)
-    assert shapes == [(sum(r.n_targets for r in rendered), len(tokenizer))]
+    assert shapes == [(1, sum(r.n_targets for r in rendered), len(tokenizer))]
     np.testing.assert_array_equal(result.n_response_tokens, [r.n_targets for r in rendered])
 
 
@@ -195,15 +195,17 @@ def test_nan_weights_give_nan_not_an_exception(tokenizer, rendered):
 @pytest.mark.parametrize("name", MODELS)
 def test_units_are_ordered_by_layer_and_kind(name, tokenizer):
     model = build(name, tokenizer, layers=12)
-    units = find_units(model)
+    found = find_units(model)
+    units = found.units
     assert [(unit.layer, unit.kind) for unit in units] == [(layer, kind) for layer in range(12) for kind in KINDS]
     assert [unit.name for unit in units[:8]] == [f"layers.0.{kind}_proj" for kind in KINDS] + ["layers.1.q_proj"]
-    assert units[7 * 11 + 6].module is model.model.layers[11].mlp.down_proj
+    assert found.taps[7 * 11 + 6].module is model.model.layers[11].mlp.down_proj
+    assert units[7 * 11 + 6].n_parameters == model.model.layers[11].mlp.down_proj.weight.numel()
 
 
 def test_a_model_of_another_kind_is_refused_with_its_layers():
     model = nn.Sequential(nn.Linear(2, 3), nn.ModuleDict({"layers": nn.ModuleList([nn.Linear(3, 3), nn.Linear(3, 3)])}))
-    with pytest.raises(ModelError, match=r"Sequential: no stack of layers has .* q_proj.*: 0, 1\.layers\.\* \(×2\)"):
+    with pytest.raises(ModelError, match=r"Sequential: no stack of layers has .* q_proj.*layers are: \*, \*\.layers\.\* \(×2\)"):
         find_units(model)
 
 
@@ -220,12 +222,12 @@ def test_a_layer_that_lacks_a_projection_is_refused(tokenizer):
     [
         (
             lambda mlp, x: mlp.down_proj(mlp.gate_proj(x) * mlp.gate_proj(x) * mlp.up_proj(x)),
-            "gate_proj: does not run exactly once",
+            "gate_proj: runs more than once",
         ),
         (lambda mlp, x: mlp.down_proj(mlp.gate_proj(x)), "took no part in the loss"),
         (lambda mlp, x: mlp.down_proj(mlp.gate_proj(x) * mlp.up_proj(x).detach()), "took no part in the loss"),
         (
-            lambda mlp, x: mlp.down_proj(mlp.gate_proj(x) * mlp.up_proj(x.flatten(0, 1)).view(*x.shape[:2], -1)),
+            lambda mlp, x: mlp.down_proj(mlp.gate_proj(x) * mlp.up_proj(x.transpose(0, 1)).transpose(0, 1)),
             "up_proj: does not run",
         ),
     ],

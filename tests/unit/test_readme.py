@@ -1,5 +1,6 @@
 """What the README promises about commands is what exists."""
 
+import os
 import re
 import subprocess
 import sys
@@ -20,7 +21,11 @@ def test_every_command_and_option_that_the_readme_shows_exists():
     for name in shown:
         assert re.search(rf"\b{name}\b", help_text)
         page = subprocess.run(
-            [sys.executable, "-m", "gradprism", name, "--help"], capture_output=True, text=True, check=True
+            [sys.executable, "-m", "gradprism", name, "--help"],
+            capture_output=True,
+            text=True,
+            check=True,
+            env={**os.environ, "COLUMNS": "200"},  # narrow pages cut long names
         ).stdout
         for line in re.findall(rf"^(?:\.venv/bin/)?gradprism {name} .*$", README, flags=re.MULTILINE):
             for option in re.findall(r"(?<= )--[a-z-]+", line):

@@ -15,7 +15,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from gradprism.cli.report import command
-from gradprism.errors import ConfigError, DataError, MissingFileError
+from gradprism.errors import ConfigError, DataError, MissingFileError, WriteError
 from gradprism.reporting import figures, tables
 from gradprism.reporting.html import render, route_rows, script_json, summary, write_report
 
@@ -441,14 +441,14 @@ def test_a_failed_write_keeps_the_old_report(results: dict[str, Any], tmp_path: 
     path.write_text("old")
     with pytest.raises(ConfigError, match="is a folder"):
         write_report(results, tmp_path)
-    with pytest.raises(ConfigError, match="cannot be written"):
+    with pytest.raises(WriteError, match="cannot be written"):
         write_report(results, path / "below-a-file.html")
 
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("gradprism.files.os.replace", full)
-    with pytest.raises(ConfigError, match="No space left"):
+    with pytest.raises(WriteError, match="No space left"):
         write_report(results, path)
     assert path.read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["report.html"]

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import threading
 
@@ -6,7 +7,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from gradprism.errors import ConfigError, DataError, FolderInUseError, MissingFileError
-from gradprism.probing.store import ProbeRow, ProbeStore, corpus_fingerprint
+from gradprism.probing.store import ProbeRow, ProbeStore, item_code
+from gradprism.trajectories.readers import canonical_line, read_trajectories
 from helpers.tiny import sample_trajectories
 
 N = 14
@@ -18,25 +20,27 @@ def trajectories():
 
 
 @pytest.fixture
-def manifest(trajectories):
+def description():
     return {
         "units": [f"unit {i}" for i in range(N)],
-        "n_trajectories": len(trajectories),
-        "corpus_sha256": corpus_fingerprint(trajectories),
         "weights_sha256": "abc",
         "context_length": 64,
         "model": "here",
     }
 
 
-def row(index, seed=0):
-    norms = np.random.default_rng([seed, index]).random(N, dtype=np.float32)
-    return ProbeRow(index, f"sample-{index:04d}", 100 + index, 10 + index, index, index / 7, norms)
+def row(index, seed=0, turn=-1):
+    norms = np.random.default_rng([seed, index, turn + 1]).random(N, dtype=np.float32)
+    return ProbeRow(index, f"sample-{index:04d}", turn, 100 + index, 10 + index, index, index / 7, index / 3, norms)
+
+
+def codes(indices, turn=-1):
+    return item_code(np.array(sorted(indices)), turn).tolist()
 
 
 @pytest.fixture
-def store(tmp_path, manifest, trajectories):
-    return ProbeStore.create(tmp_path / "probe", manifest, trajectories)
+def store(tmp_path, description, trajectories):
+    return ProbeStore.create(tmp_path / "probe", description, trajectories)
 
 
 def test_rows_come_back_exactly_and_in_the_corpus_s_order(store, trajectories):
@@ -52,7 +56,9 @@ def test_rows_come_back_exactly_and_in_the_corpus_s_order(store, trajectories):
     assert table.columns["n_tokens"].to_list() == [100 + i for i in range(10)]
     assert table.columns["n_response_tokens"].to_list() == [10 + i for i in range(10)]
     assert table.columns["n_turns"].to_list() == list(range(10))
-    assert [(t.id, t.messages, t.task) for t in store.corpus()] == [(t.id, t.messages, t.task) for t in trajectories]
+    assert table.columns["l2"].to_list() == [i / 3 for i in range(10)]
+    assert [line for block in store.corpus_blocks() for line in block] == [canonical_line(t)[:-1] for t in trajectories]
+    assert read_trajectories([store.folder / "corpus.jsonl"]) == trajectories
 
 
 def test_the_schema_is_a_fixed_size_list_of_float32(store):
@@ -70,9 +76,9 @@ def test_rows_written_twice_count_once(store):
     assert len(store.finished()) == 10
 
 
-def test_processes_may_write_to_one_folder_at_once(store, manifest, trajectories):
+def test_processes_may_write_to_one_folder_at_once(store, description, trajectories):
     def write(part):
-        other = ProbeStore.create(store.folder, manifest, trajectories)
+        other = ProbeStore.create(store.folder, description, trajectories)
         for i in part:
             other.append([row(i)])
 
@@ -109,7 +115,9 @@ def test_a_torn_shard_is_owed_again(store, damage, capsys):
     store.append([row(i) for i in range(6, 10)])
     with pytest.raises(DataError, match=rf"6 of 10 trajectories are not probed yet \(cannot be read: {path.name}\)"):
         store.read()
-    assert store.finished() == {f"sample-{i:04d}" for i in range(6, 10)}
+    assert store.finished(set_aside=False).tolist() == codes(range(6, 10))
+    assert path.exists()
+    assert store.finished().tolist() == codes(range(6, 10))
     assert f"{path}: cannot be read; set aside" in capsys.readouterr().err
     assert not path.exists()
     assert path.with_suffix(".parquet.torn").exists()
@@ -117,62 +125,62 @@ def test_a_torn_shard_is_owed_again(store, damage, capsys):
     np.testing.assert_array_equal(store.read().norms, [row(i).norms for i in range(10)])
 
 
-def test_resume_keeps_rows_and_restores_the_corpus(store, manifest, trajectories):
+def test_resume_keeps_rows_and_restores_the_corpus(store, description, trajectories):
     store.append([row(i) for i in range(10)])
     (store.folder / "corpus.jsonl").write_text("{}")
-    again = ProbeStore.create(store.folder, {**manifest, "model": "moved there"}, trajectories)
-    assert len(again.finished()) == 10
-    assert len(again.corpus()) == 10
+    again = ProbeStore.create(store.folder, {**description, "model": "moved there"}, trajectories)
+    assert again.finished().tolist() == codes(range(10))
+    assert sum(map(len, again.corpus_blocks())) == 10
 
 
-def test_a_differing_manifest_is_refused_with_the_keys(store, manifest, trajectories):
+def test_a_differing_manifest_is_refused_with_the_keys(store, description, trajectories):
     store.append([row(i) for i in range(3)])
-    other = {**manifest, "weights_sha256": "def", "context_length": 128, "new": 1}
+    other = {**description, "weights_sha256": "def", "context_length": 128, "new": 1}
     with pytest.raises(FolderInUseError) as error:
         ProbeStore.create(store.folder, other, trajectories)
     assert 'context_length: 64 → 128; new: null → 1; weights_sha256: "abc" → "def"' in str(error.value)
     assert len(store.finished()) == 3
-    assert json.loads((store.folder / "manifest.json").read_text()) == manifest
+    assert json.loads((store.folder / "manifest.json").read_text()) == store.manifest
 
 
-def test_replace_deletes_a_probe_and_nothing_else(store, manifest, trajectories):
+def test_replace_deletes_a_probe_and_nothing_else(store, description, trajectories):
     store.append([row(i) for i in range(3)])
     (store.folder / "notes.txt").write_text("mine")
-    again = ProbeStore.create(store.folder, {**manifest, "context_length": 128}, trajectories, "replace")
-    assert again.finished() == set()
+    again = ProbeStore.create(store.folder, {**description, "context_length": 128}, trajectories, "replace")
+    assert len(again.finished()) == 0
     assert again.manifest["context_length"] == 128
     assert (store.folder / "notes.txt").read_text() == "mine"
 
 
-def test_fail_refuses_any_folder_in_use(store, manifest, trajectories):
+def test_fail_refuses_any_folder_in_use(store, description, trajectories):
     with pytest.raises(FolderInUseError, match="is not empty"):
-        ProbeStore.create(store.folder, manifest, trajectories, "fail")
+        ProbeStore.create(store.folder, description, trajectories, "fail")
     with pytest.raises(ConfigError, match="choose resume, replace or fail"):
-        ProbeStore.create(store.folder, manifest, trajectories, "append")  # pyright: ignore[reportArgumentType]
+        ProbeStore.create(store.folder, description, trajectories, "append")  # pyright: ignore[reportArgumentType]
 
 
 @pytest.mark.parametrize("on_existing", ["resume", "replace", "fail"])
-def test_a_folder_that_is_no_probe_is_left_alone(tmp_path, manifest, trajectories, on_existing):
+def test_a_folder_that_is_no_probe_is_left_alone(tmp_path, description, trajectories, on_existing):
     (tmp_path / "corpus.jsonl").write_text("the only copy")
     with pytest.raises(FolderInUseError):
-        ProbeStore.create(tmp_path, manifest, trajectories, on_existing)
+        ProbeStore.create(tmp_path, description, trajectories, on_existing)
     assert [path.name for path in tmp_path.iterdir()] == ["corpus.jsonl"]
     assert (tmp_path / "corpus.jsonl").read_text() == "the only copy"
     with pytest.raises(FolderInUseError, match="is not a folder"):
-        ProbeStore.create(tmp_path / "corpus.jsonl", manifest, trajectories, on_existing)
+        ProbeStore.create(tmp_path / "corpus.jsonl", description, trajectories, on_existing)
 
 
 @pytest.mark.parametrize("on_existing", ["resume", "replace"])
-def test_another_tool_s_manifest_is_left_alone(tmp_path, manifest, trajectories, on_existing):
+def test_another_tool_s_manifest_is_left_alone(tmp_path, description, trajectories, on_existing):
     (tmp_path / "manifest.json").write_text('{"name": "a web app"}')
     with pytest.raises(DataError, match=r"manifest\.json: not a probe's manifest"):
-        ProbeStore.create(tmp_path, manifest, trajectories, on_existing)
+        ProbeStore.create(tmp_path, description, trajectories, on_existing)
     assert (tmp_path / "manifest.json").read_text() == '{"name": "a web app"}'
 
 
-def test_what_a_killed_writer_leaves_is_no_hindrance(tmp_path, manifest, trajectories):
+def test_what_a_killed_writer_leaves_is_no_hindrance(tmp_path, description, trajectories):
     (tmp_path / ".norms-0.parquet.abc.tmp").write_bytes(b"half")
-    assert ProbeStore.create(tmp_path, manifest, trajectories, "fail").finished() == set()
+    assert ProbeStore.create(tmp_path, description, trajectories, "fail").finished().size == 0
 
 
 def test_folders_that_are_no_probe(tmp_path):
@@ -187,7 +195,7 @@ def test_a_corpus_that_is_not_the_probed_one_is_refused(store):
     lines = path.read_text().splitlines(keepends=True)
     path.write_text("".join(lines[1:]))
     with pytest.raises(DataError, match=r"corpus\.jsonl: is not the corpus that was probed"):
-        store.corpus()
+        list(store.corpus_blocks())
 
 
 def test_the_store_needs_no_torch():
@@ -197,3 +205,45 @@ def test_the_store_needs_no_torch():
     code = "import sys, gradprism.probing.store, gradprism.routing.folder, gradprism.concentration; print('torch' in sys.modules)"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "False"
+
+
+def test_turns_are_rows_of_their_own(tmp_path, description, trajectories):
+    store = ProbeStore.create(tmp_path / "probe", description, iter(trajectories), totals=lambda: {"turns": 3})
+    store.append([row(i) for i in range(10)])
+    with pytest.raises(
+        DataError, match=r"3 of 3 turns are not probed yet; give the same `gradprism probe` command again with --per-turn"
+    ):
+        store.read_turns()
+    store.append([row(7, turn=2), row(7, turn=0)])
+    assert store.read().ids == [t.id for t in trajectories]
+    with pytest.raises(DataError, match="1 of 3 turns are not probed yet"):
+        store.read_turns()
+    store.append([row(2, turn=1), row(7, turn=0, seed=1)])
+    table = store.read_turns()
+    assert list(zip(table.columns["index"], table.columns["turn"], strict=True)) == [(2, 1), (7, 0), (7, 2)]
+    np.testing.assert_array_equal(table.norms[[0, 2]], [row(2, turn=1).norms, row(7, turn=2).norms])
+    assert store.finished().tolist() == sorted([*codes(range(10)), *codes([2], 1), *codes([7], 0), *codes([7], 2)])
+
+
+def test_rows_that_are_not_finite_are_owed(store):
+    bad = dataclasses.replace(row(4), norms=np.full(N, np.inf, np.float32))
+    store.append([row(i) for i in range(10) if i != 4] + [bad])
+    assert store.finished().tolist() == codes(i for i in range(10) if i != 4)
+    store.append([row(4)])
+    np.testing.assert_array_equal(store.read().norms, [row(i).norms for i in range(10)])
+
+
+def test_a_scan_gives_each_row_once_with_what_is_computed_of_it(store):
+    for part in ([0, 1, 2], [2, 3, 4, 5], [6, 7, 8, 9, 0]):
+        store.append([row(i) for i in part])
+    sums = {}
+    for shard in store.scan("whole", lambda shard: shard.norms.sum(axis=1)):
+        sums |= dict(zip(shard.columns["index"].to_pylist(), shard.norms.tolist(), strict=True))
+    assert sums == {i: float(row(i).norms.sum()) for i in range(10)}
+    assert sum(len(shard.codes) for shard in store.scan("whole")) == 10
+
+
+def test_item_codes_order_items_by_trajectory_and_turn():
+    items = [(0, -1), (0, 0), (0, 5), (1, -1), (1, 1_000_000), (2**40, -1)]
+    numbers = [int(item_code(*item)) for item in items]
+    assert numbers == sorted(set(numbers))

@@ -31,7 +31,7 @@ def command(
     from gradprism.environments.registry import make_environment
     from gradprism.evaluation import evaluate
     from gradprism.files import claim_output_folder
-    from gradprism.models import check_context_length, load_model
+    from gradprism.models import check_context_length, load_model, tokenizer_source
     from gradprism.trajectories.rendering import Renderer, load_tokenizer
 
     progress.set_quiet(as_json)
@@ -39,7 +39,7 @@ def command(
     config = config.model_copy(update={"splits": dict.fromkeys(split or ["unseen", "seen"], count)})
     for name in config.splits:
         environment.tasks(name, 1)  # an unknown split is said before a model is loaded
-    tokenizer = load_tokenizer(model, chat_template)
+    tokenizer = load_tokenizer(tokenizer_source(model), chat_template)
     loaded = load_model(model, dtype, device)
     limit = check_context_length(loaded, context_length)
     summary = evaluate(

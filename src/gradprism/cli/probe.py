@@ -1,7 +1,7 @@
 """`gradprism probe`."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -18,48 +18,124 @@ def command(
     format_: Annotated[str | None, typer.Option("--format", help="Format of the data, where it should not be recognised.")] = None,
     context_length: Annotated[int | None, typer.Option(help="Tokens a trajectory may have; default the model's own limit.")] = None,
     dtype: Annotated[str, typer.Option(help="Type of the weights: float32, bfloat16, float64 or auto.")] = "float32",
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    device: Annotated[
+        str, typer.Option(help="auto, cpu, cuda, cuda:<number>, or auto-map: the layers spread over all visible CUDA devices.")
+    ] = "auto",
+    quantise: Annotated[
+        Literal["8bit", "4bit"] | None, typer.Option(help="Load the linear layers in 8 or 4 bits (bitsandbytes).")
+    ] = None,
     batch_tokens: Annotated[
         int | None, typer.Option(min=1, help="Padded tokens a batch; default 2048 on a CPU, else 16384.")
     ] = None,
     chat_template: Annotated[Path | None, typer.Option(help="Template file with generation markers.")] = None,
     on_existing: Annotated[str, typer.Option(help="A folder in use: resume, replace or fail.")] = "resume",
     limit: Annotated[int | None, typer.Option(min=1, help="Probe only the first so many trajectories.")] = None,
+    per_turn: Annotated[bool, typer.Option("--per-turn", help="Also probe each assistant turn by its own mean loss.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print counts, memory and time, estimated from 20 batches; write nothing.")
+    ] = False,
+    units: Annotated[
+        list[str] | None, typer.Option(help="Modules to measure, by pattern, where the model is not recognised; may be repeated.")
+    ] = None,
+    experts: Annotated[
+        Literal["joined", "separate"],
+        typer.Option(help="Mixture of experts: joined (a unit for all experts of a layer) or separate (one for each)."),
+    ] = "joined",
+    checkpoint_activations: Annotated[
+        bool, typer.Option("--checkpoint-activations", help="Less memory for more time: run each layer again in the backward pass.")
+    ] = False,
+    executor: Annotated[
+        Literal["auto", "ray"],
+        typer.Option(help="auto: this process, or the processes of torchrun or accelerate launch; ray: actors of a Ray cluster."),
+    ] = "auto",
+    workers: Annotated[int | None, typer.Option(min=1, help="Ray: actors; default as many as fit.")] = None,
+    gpus_per_worker: Annotated[
+        float | None, typer.Option(help="Ray: CUDA devices an actor; default 1 where there are any.")
+    ] = None,
+    cpus_per_worker: Annotated[float, typer.Option(help="Ray: processors an actor.")] = 1.0,
+    shard_model: Annotated[
+        bool,
+        typer.Option("--shard-model", help="The launcher's processes hold the weights in shards (FSDP2): for very large models."),
+    ] = False,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; default one a core.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print a summary as JSON and no progress.")] = False,
 ) -> None:
-    """Takes each trajectory's loss and the gradient norm of every weight matrix, and writes one row for each."""
+    """Takes each trajectory's loss and the gradient norm of every weight matrix, and writes one row for each.
+
+    A folder may be given to several runs at once: each keeps what it finishes, though what both are at is probed twice.
+    """
+    from itertools import islice
+
     import torch
 
     from gradprism import progress
     from gradprism.cli.options import print_json
-    from gradprism.models import check_context_length, load_model
-    from gradprism.probing.corpus import probe_corpus
-    from gradprism.trajectories.readers import read_trajectories
+    from gradprism.models import check_context_length, tokenizer_source
+    from gradprism.probing.estimate import estimate_probe
+    from gradprism.probing.executors.anywhere import Where, probe_anywhere
+    from gradprism.probing.executors.cluster import Cluster
+    from gradprism.probing.executors.ranks import Ranks
+    from gradprism.probing.executors.spec import ModelSpec
+    from gradprism.trajectories.readers import iter_trajectories
     from gradprism.trajectories.rendering import load_tokenizer
 
     progress.set_quiet(as_json)
     if threads is not None:
         torch.set_num_threads(threads)
     files = [*data, *(more_data or [])]
-    trajectories = read_trajectories(files, format_)[:limit]
-    tokenizer = load_tokenizer(model, chat_template)
-    loaded = load_model(model, dtype, device)
-    summary = probe_corpus(
-        loaded,
-        tokenizer,
-        trajectories,
-        out,
-        context_length=check_context_length(loaded, context_length),
-        batch_tokens=batch_tokens,
-        on_existing=on_existing,  # pyright: ignore[reportArgumentType] # checked there
-        data=files,
-    )
-    if as_json:
-        print_json(summary)
+    spec = ModelSpec(model, dtype, quantise, None if units is None else tuple(units), experts, checkpoint_activations)
+    options: dict[str, Any] = {
+        "batch_tokens": batch_tokens,
+        "per_turn": per_turn,
+        "on_existing": on_existing,
+        "data": files,
+        "read": {"format": format_, "limit": limit},
+    }
+    if dry_run:
+        ranks = Ranks.from_environment()
+        if ranks is not None and not ranks.is_first:
+            return
+        tokenizer = load_tokenizer(tokenizer_source(model), chat_template)
+        loaded = spec.load(device)
+        result = estimate_probe(
+            loaded,
+            tokenizer,
+            islice(iter_trajectories(files, format_), limit),
+            out,
+            context_length=check_context_length(loaded, context_length),
+            units=spec.units(loaded),
+            checkpoint_activations=checkpoint_activations,
+            **options,
+        )
     else:
-        cut, speed = summary["corpus"]["truncated"], summary["trajectories_per_second"]
+        result = probe_anywhere(
+            spec,
+            Where(device, executor, Cluster(workers, gpus_per_worker, cpus_per_worker), shard_model),
+            lambda: islice(iter_trajectories(files, format_), limit),
+            out,
+            chat_template=chat_template,
+            context_length=context_length,
+            **options,
+        )
+    if result is None:
+        return  # another process of the launcher prints
+    if as_json:
+        print_json(result)
+    elif dry_run:
+        seconds = result["seconds"]
         print(
-            f"{out}: {summary['probed']} trajectories probed, {summary['kept']} kept, {cut} cut to the context length; "
-            f"{speed} trajectories and {summary['tokens_per_second']:.0f} tokens a second"
+            f"{result['owed']} of {result['items']} items to probe: {result['tokens_read']} tokens in {result['batches']} batches of "
+            f"{result['batch_tokens']}, {result['padding_share']:.1%} padding"
+        )
+        print(
+            f"by a sample of {result['sample_batches']} batches: {seconds['probe']:.0f} s and {seconds['prepare']:.0f} s of preparation, "
+            f"peak memory {result['peak_memory_mib']:.0f} MiB"
+        )
+    else:
+        turns = f" and {result['probed_turns']} turns" if per_turn else ""
+        kept_turns = f" and {result['kept_turns']} turns" if per_turn else ""
+        print(
+            f"{out}: {result['probed']} trajectories{turns} probed, {result['kept']}{kept_turns} kept, "
+            f"{result['corpus']['truncated']} cut to the context length; {result['trajectories_per_second']} trajectories and "
+            f"{result['tokens_per_second']:.0f} tokens a second, {result['padding_share']:.1%} padding"
         )

@@ -28,13 +28,14 @@ def command(
     from gradprism.cli.options import print_json
     from gradprism.environments.registry import make_environment
     from gradprism.files import claim_output_folder
-    from gradprism.models import check_context_length, load_model
+    from gradprism.models import check_context_length, check_trainable, load_model
     from gradprism.training.rl import read_tasks, train_rl
     from gradprism.trajectories.rendering import Renderer, load_tokenizer
 
     progress.set_quiet(as_json)
     environment = make_environment(env)
     to_play = read_tasks(tasks, environment)
+    check_trainable(model)
     tokenizer = load_tokenizer(model, chat_template)
     loaded = load_model(model, dtype, device)
     limit = check_context_length(loaded, context_length)

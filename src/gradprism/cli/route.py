@@ -15,6 +15,7 @@ def command(
         str, typer.Option(help="median, quantile (with --rl-share), or a score; scores above it go to RL.")
     ] = "median",
     rl_share: Annotated[float | None, typer.Option(help="Share that goes to RL, instead of the half above the median.")] = None,
+    normalise: Annotated[str, typer.Option(help="Norms as they are (none), per_parameter or per_weight_norm.")] = "none",
     seed: Annotated[int, typer.Option(min=0, help="Seed of the random policy and of the audit's bootstrap.")] = 0,
     on_existing: Annotated[str, typer.Option(help="A folder in use: replace or fail.")] = "fail",
     as_json: Annotated[bool, typer.Option("--json", help="Print the routing and its audit as JSON.")] = False,
@@ -32,6 +33,7 @@ def command(
         policy=policy,
         threshold=threshold,
         rl_share=rl_share,
+        normalise=normalise,
         seed=seed,
         on_existing=on_existing,  # pyright: ignore[reportArgumentType] # checked there
     )

@@ -26,13 +26,14 @@ def command(
     from gradprism import progress
     from gradprism.cli.options import print_json
     from gradprism.files import claim_output_folder
-    from gradprism.models import check_context_length, load_model
+    from gradprism.models import check_context_length, check_trainable, load_model
     from gradprism.training.sft import train_sft
     from gradprism.trajectories.readers import read_trajectories
     from gradprism.trajectories.rendering import Renderer, load_tokenizer
 
     progress.set_quiet(as_json)
     trajectories = read_trajectories(data, format_)
+    check_trainable(model)
     tokenizer = load_tokenizer(model, chat_template)
     loaded = load_model(model, dtype, device)
     renderer = Renderer(tokenizer, check_context_length(loaded, context_length))

@@ -58,6 +58,9 @@ class RouteConfig(_Section):
     policy: Literal["concentration", "inverse", "random", "magnitude", "loss", "length"] = Field(
         default="concentration", description="What trajectories are ranked by; all but the first are controls."
     )
+    normalise: Literal["none", "per_parameter", "per_weight_norm"] = Field(
+        default="none", description="What norms are divided by before they are compared: nothing, or each matrix's size."
+    )
     rl_share: float = Field(default=0.5, gt=0, lt=1, description="Share that goes to RL; 0.5 splits at the median.")
 
 

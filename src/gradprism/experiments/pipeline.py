@@ -11,7 +11,7 @@ from gradprism.errors import ConfigError
 from gradprism.experiments.config import RunConfig
 from gradprism.experiments.stages import Record, Stage, StageGraph, machine
 from gradprism.files import read_json, sha256_file, sha256_folder, write_json
-from gradprism.models import check_model_name
+from gradprism.models import check_model_name, check_trainable
 
 # (stage, the stage whose checkpoint it evaluates, how the report calls the model)
 EVALUATIONS = (("evaluate-base", None, "base"), ("evaluate-sft", "sft", "sft"), ("evaluate-rl", "rl", "rl"))
@@ -20,6 +20,7 @@ EVALUATIONS = (("evaluate-base", None, "base"), ("evaluate-sft", "sft", "sft"), 
 def build_graph(config: RunConfig) -> StageGraph:
     """The stages of a run. Nothing heavy is imported until a stage runs."""
     check_model_name(config.model.path)
+    check_trainable(config.model.path)
     # What is in the files counts, not what they are called.
     model = {
         **config.model.model_dump(exclude={"path", "chat_template"}),
@@ -117,16 +118,8 @@ def gather_results(config: RunConfig, records: dict[str, Record]) -> dict[str, A
         "audit": route["audit"],
         "evaluation": evaluation,
         "stages": [{"name": r.name, **r.cost, "reused": r.reused} for r in records.values()],
-        "warnings": _warnings(records),
         "curves": {"sft": _curve(records["sft"]), "rl": _curve(records["rl"])},
     }
-
-
-def _warnings(records: dict[str, Record]) -> list[str]:
-    probe = records["probe"].summary
-    if probe["kept"]:
-        return [f"the probe was resumed: its cost counts {probe['probed']} of {probe['probed'] + probe['kept']} trajectories"]
-    return []
 
 
 def _curve(record: Record) -> list[dict[str, float]]:
@@ -160,10 +153,10 @@ def _environment(config: RunConfig) -> Any:
 
 def _probe(config: RunConfig, folder: Path, inputs: dict[str, Path]) -> dict[str, Any]:
     from gradprism.probing.corpus import probe_corpus
-    from gradprism.trajectories.readers import read_trajectories
+    from gradprism.trajectories.readers import iter_trajectories
 
     files = [Path(file) for file in config.corpus.files]
-    trajectories = read_trajectories(files, config.corpus.format)
+    trajectories = iter_trajectories(files, config.corpus.format)
     model, renderer = _load(config, config.model.path)
     summary = probe_corpus(
         model,
@@ -173,8 +166,14 @@ def _probe(config: RunConfig, folder: Path, inputs: dict[str, Path]) -> dict[str
         context_length=config.model.context_length,
         batch_tokens=config.probe.batch_tokens,
         data=files,
+        read={"format": config.corpus.format},
     )
-    return {**summary, "headline": f"{summary['trajectories_per_second']:.1f} trajectories a second"}
+    # A stage that was cut short costs what all its attempts did.
+    earlier = summary["earlier"]
+    for name in ("tokens_forward", "tokens_backward"):
+        summary[name] += earlier["tokens"]
+    cost = {name: earlier[name] for name in ("wall_seconds", "cpu_seconds")}
+    return {**summary, "earlier_cost": cost, "headline": f"{summary['trajectories_per_second']:.1f} trajectories a second"}
 
 
 def _route(config: RunConfig, folder: Path, inputs: dict[str, Path]) -> dict[str, Any]:
@@ -186,6 +185,7 @@ def _route(config: RunConfig, folder: Path, inputs: dict[str, Path]) -> dict[str
         folder / "route",
         metric=route.metric,
         policy=route.policy,
+        normalise=route.normalise,
         rl_share=None if route.rl_share == 0.5 else route.rl_share,
         seed=config.seed,
         on_existing="replace",
@@ -197,10 +197,15 @@ def _route(config: RunConfig, folder: Path, inputs: dict[str, Path]) -> dict[str
 
 def _heat_map(probe: Path) -> dict[str, Any]:
     """Mean norm of every unit, as a layer x matrix table."""
+    import numpy as np
+
     from gradprism.probing.store import ProbeStore
 
     store = ProbeStore(probe)
-    means = dict(zip(store.manifest["units"], store.read().norms.mean(axis=0, dtype="float64").tolist(), strict=True))
+    sums = np.zeros(store.n_units)
+    for shard in store.scan("whole"):
+        sums += shard.norms.sum(axis=0, dtype="float64")
+    means = {unit: float(total / store.n_trajectories) for unit, total in zip(store.manifest["units"], sums, strict=True)}
     parts = [(int(name.split(".")[1]), name.rsplit(".", 1)[1].removesuffix("_proj"), value) for name, value in means.items()]
     layers, kinds = sorted({layer for layer, _, _ in parts}), list(dict.fromkeys(kind for _, kind, _ in parts))
     table = {(layer, kind): value for layer, kind, value in parts}

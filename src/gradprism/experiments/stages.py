@@ -5,7 +5,6 @@ cut short is run again, after its folder was emptied unless the stage says that 
 that read it and of those after them, and of no others.
 """
 
-import contextlib
 import platform
 import resource
 import shutil
@@ -18,6 +17,7 @@ from typing import Any
 
 from gradprism import __version__
 from gradprism.files import append_jsonl, read_json, sha256_json, write_json
+from gradprism.memory import peak_memory_mib, reset_peak_memory
 from gradprism.progress import say
 
 # What a stage's summary may say about its cost, beside the clock and the memory that the graph measures itself.
@@ -90,15 +90,18 @@ class StageGraph:
         if folder.exists() and not stage.resumes:
             shutil.rmtree(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        _reset_peak_memory()
+        reset_peak_memory()
         started, wall, cpu = datetime.now(UTC), time.perf_counter(), _cpu_seconds()
         summary = stage.run(folder, {need: self.path(need) for need in stage.needs})
         cost = {
             "wall_seconds": time.perf_counter() - wall,
             "cpu_seconds": _cpu_seconds() - cpu,
-            "peak_memory_mib": _peak_memory_mib(),
+            "peak_memory_mib": peak_memory_mib(),
             **{name: summary.pop(name, 0) for name in COUNTS},
         }
+        # What attempts that were cut short have cost a stage that resumes.
+        for name, value in summary.pop("earlier_cost", {}).items():
+            cost[name] += value
         record = {
             "name": stage.name,
             "key": self.keys[stage.name],
@@ -140,18 +143,3 @@ def _cpu_seconds() -> float:
     """CPU time of this process and of its finished children (a pool's workers end with their stage)."""
     usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     return sum(usage.ru_utime + usage.ru_stime for usage in usages)
-
-
-def _reset_peak_memory() -> None:
-    """Lets the kernel's peak start again at what is resident now (Linux; elsewhere, or where forbidden, the peak is the process's)."""
-    with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")
-
-
-def _peak_memory_mib() -> float:
-    """Largest resident memory of this process since the reset, workers not counted."""
-    status = Path("/proc/self/status")
-    if status.exists():
-        [line] = [line for line in status.read_text().splitlines() if line.startswith("VmHWM:")]
-        return int(line.split()[1]) / 2**10
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # bytes on macOS

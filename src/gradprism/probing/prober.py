@@ -1,11 +1,13 @@
 """Loss and gradient norms of a batch of trajectories, one forward and one input-only backward pass of the frozen model.
 
-A forward hook on each unit keeps its input A; a hook on its output receives the gradient B in the backward pass, takes the norm of
-BᵀA at once and drops both. Weights never require a gradient, so none is formed.
+Hooks on each projection find its input A and the gradient B of its output, take the norm of BᵀA at once and drop both. Weights never
+require a gradient, so none is formed. What reaches the loss is little in the last layer: only the rows of response tokens go through
+its queries, its attention output and its feed-forward network, and through the head.
 
-Shapes: n trajectories, T positions, R response tokens of a batch, V vocabulary, N units, I input and O output features.
+Shapes: n trajectories, T positions, R target rows of a batch, V vocabulary, N units.
 """
 
+import itertools
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -16,11 +18,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from gradprism.errors import DataError, ModelError
-from gradprism.probing.norms import SharedInput
-from gradprism.probing.units import Unit, find_units
+from gradprism.probing.collect import Batch, Pass
+from gradprism.probing.costs import Costs, measured_costs
+from gradprism.probing.experts import attach_experts
+from gradprism.probing.units import ExpertsTap, LinearTap, Units, canonical_path, find_units
 from gradprism.trajectories.rendering import RenderedTrajectory
 
 
@@ -46,60 +51,39 @@ class ProbeResult:
     n_response_tokens: NDArray[np.int64]
 
 
-@dataclass(frozen=True, slots=True)
-class _Batch:
-    """`input_ids`, `positions` and `attention_mask` are `[n, T]`; entry r of `rows`, `columns` and `targets` says that trajectory
-    `rows[r]` is to predict token `targets[r]` at column `columns[r]`."""
-
-    input_ids: Tensor
-    positions: Tensor
-    attention_mask: Tensor | None
-    rows: Tensor
-    columns: Tensor
-    targets: Tensor
-
-
-class _Pass:
-    """What one forward and backward pass collects; the hooks of a module find the pass of their thread."""
-
-    def __init__(self, batch: _Batch, n_units: int) -> None:
-        n, device = len(batch.input_ids), batch.input_ids.device
-        self.batch = batch
-        self.squared_nN = torch.full((n, n_units), torch.nan, dtype=torch.float64, device=device)
-        # Keyed by address: as long as an input is held here, no other tensor of this pass can have the same one.
-        self.inputs: dict[int, SharedInput] = {}
-        self.seen: set[int] = set()
-
-    def watch(self, index: int, unit: Unit, A_nTI: Tensor, output_nTO: Tensor) -> None:
-        """Keeps a unit's input until the gradient of its output has come, then has its norm and drops what no other unit reads."""
-        if index in self.seen or A_nTI.shape[:2] != self.batch.input_ids.shape:
-            raise ModelError(f"{unit.name}: does not run exactly once on each batch of [trajectories, tokens, features]")
-        self.seen.add(index)
-        key = A_nTI.data_ptr()
-        shared = self.inputs.setdefault(key, SharedInput(A_nTI.detach()))
-        shared.add_reader(output_nTO.shape[-1])
-
-        def take_norm(B_nTO: Tensor) -> None:
-            self.squared_nN[:, index] = shared.squared_norms(B_nTO.detach())
-            shared.readers -= 1
-            if not shared.readers:
-                del self.inputs[key]
-
-        output_nTO.register_hook(take_norm)
-
-
 class Prober:
     """Probes trajectories on `model`, a causal language model whose units `find_units` knows.
 
+    `units` names other units than those found. `costs` decide between the forms of a norm (default: those measured on the model's
+    device). `checkpoint_activations` keeps only the inputs of layers and runs each layer again in the backward pass. Sequences are
+    padded on the right unless `padding` says otherwise. The result depends on none of these beyond rounding.
+
     Between calls of `probe` the model is as it was: its hooks, `requires_grad` flags and training modes are restored. Several threads
-    may call `probe` at once. Sequences are padded on the right unless `padding` says otherwise; the result does not depend on it.
+    may call `probe` at once.
     """
 
-    def __init__(self, model: PreTrainedModel, padding: Literal["right", "left"] = "right") -> None:
-        self.model = model
-        self.units = find_units(model)
-        self.padding = padding
-        self.unit_names = [unit.name for unit in self.units]
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        units: Units | None = None,
+        *,
+        costs: Costs | None = None,
+        checkpoint_activations: bool = False,
+        padding: Literal["right", "left"] = "right",
+    ) -> None:
+        found = find_units(model) if units is None else units
+        self.model, self.padding = model, padding
+        self.units, self.unit_names = found.units, [unit.name for unit in found.units]
+        embeddings: Any = model.get_input_embeddings()
+        # Weights that accelerate keeps elsewhere have no device of their own: it brings them to this one.
+        device = getattr(getattr(embeddings, "_hf_hook", None), "execution_device", None)
+        self.device = embeddings.weight.device if device is None else torch.device(device)
+        self.costs = measured_costs(str(self.device), model.dtype) if costs is None else costs
+        self._found = found
+        self._row_modules = _modules_of_target_rows(model, found)
+        self._checkpoint_activations = checkpoint_activations
+        if checkpoint_activations and not found.layers:
+            raise ModelError(f"{type(model).__name__}: its layers are not known, so their activations cannot be checkpointed")
         self._thread = threading.local()
         self._lock = threading.Lock()
         self._n_running = 0
@@ -112,7 +96,7 @@ class Prober:
         Non-finite results are returned, not raised: the caller knows what to save first.
         """
         batch = self._collate(trajectories)
-        current = _Pass(batch, len(self.units))
+        current = Pass(batch, len(self.units), self.costs, self._checkpoint_activations)
         with self._attached(), torch.enable_grad():
             self._thread.current = current
             logits_RV = self.model(
@@ -120,25 +104,30 @@ class Prober:
                 attention_mask=batch.attention_mask,
                 position_ids=batch.positions,
                 use_cache=False,
-            ).logits
+            ).logits[0]
             if logits_RV.dtype in (torch.float16, torch.bfloat16):
                 logits_RV = logits_RV.float()
-            loss_R = nn.functional.cross_entropy(logits_RV, batch.targets, reduction="none")
+            loss_R = nn.functional.cross_entropy(logits_RV, batch.targets.to(logits_RV.device), reduction="none")
+            # The sum of the trajectories' means: each one's gradient comes out as if it were alone. Each mean is multiplied by a power
+            # of two near its number of tokens, which changes no digit, and keeps small gradients of long responses out of float16's
+            # lowest range.
             count_n = batch.rows.bincount(minlength=len(trajectories))
-            # The sum of the trajectories' means: each trajectory's gradient comes out as if it were alone.
-            (loss_R / count_n[batch.rows]).sum().backward()
-        if len(current.seen) != len(self.units) or current.inputs:
-            raise ModelError(f"{type(self.model).__name__}: some of its projections took no part in the loss of this batch")
+            scale_n = count_n.double().log2().ceil().exp2()
+            weight_n = (scale_n / count_n).to(loss_R)
+            (loss_R * weight_n[batch.rows.to(loss_R.device)]).sum().backward()
+        if missing := current.missing(slot for tap in self._found.taps for slot in tap.slots):
+            raise ModelError(f"{type(self.model).__name__}: {missing[0]} took no part in the loss of this batch; leave it out")
         # On the host, where sums have one order: an atomic add on a GPU has not.
-        rows, count_n = batch.rows.cpu().numpy(), count_n.cpu().numpy()
+        rows = batch.rows.cpu().numpy()
+        count_n = count_n.cpu().numpy()
         loss_n = np.bincount(rows, weights=loss_R.detach().double().cpu().numpy(), minlength=len(trajectories)) / count_n
-        return ProbeResult(norms=current.squared_nN.sqrt().cpu().numpy(), loss=loss_n, n_response_tokens=count_n)
+        return ProbeResult((current.squared_nN.sqrt() / scale_n[:, None]).cpu().numpy(), loss_n, count_n)
 
-    def _collate(self, trajectories: Sequence[RenderedTrajectory]) -> _Batch:
+    def _collate(self, trajectories: Sequence[RenderedTrajectory]) -> Batch:
         lengths = [read_length(trajectory) for trajectory in trajectories]
         n, T = len(trajectories), max(lengths)
         input_ids, position_ids, mask = np.zeros((3, n, T), dtype=np.int64)
-        rows, columns, targets = [], [], []
+        rows, columns, targets, places = [], [], [], []
         for row, (trajectory, length) in enumerate(zip(trajectories, lengths, strict=True)):
             start = 0 if self.padding == "right" else T - length
             input_ids[row, start : start + length] = trajectory.input_ids[:length]
@@ -148,13 +137,14 @@ class Prober:
             rows.append(np.full(len(positions), row))
             columns.append(start + positions - 1)
             targets.append(trajectory.input_ids[positions])
+            places.append(np.arange(len(positions)))
         if self.padding == "right":
             position_ids[:] = np.arange(T)
 
         def tensor(values: NDArray[Any]) -> Tensor:
-            return torch.from_numpy(values.astype(np.int64)).to(self.model.device)
+            return torch.from_numpy(values.astype(np.int64)).to(self.device)
 
-        return _Batch(
+        return Batch(
             input_ids=tensor(input_ids),
             positions=tensor(position_ids),
             # A causal model's tokens never look right, so padding there needs no mask, and attention keeps its fast causal path.
@@ -162,6 +152,8 @@ class Prober:
             rows=tensor(np.concatenate(rows)),
             columns=tensor(np.concatenate(columns)),
             targets=tensor(np.concatenate(targets)),
+            places=tensor(np.concatenate(places)),
+            most=max(map(len, places)),
         )
 
     @contextmanager
@@ -186,17 +178,6 @@ class Prober:
         head = self.model.get_output_embeddings()
         if head is None:
             raise ModelError(f"{type(self.model).__name__}: has no output embeddings; the probe needs a causal language model")
-
-        def require_gradient(module: nn.Module, args: Any, output: Tensor) -> None:
-            output.requires_grad_(True)
-
-        def keep_targets(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-            batch = self._thread.current.batch
-            return (args[0][batch.rows, batch.columns], *args[1:])
-
-        def watch(index: int, unit: Unit) -> Callable[..., None]:
-            return lambda module, args, output: self._thread.current.watch(index, unit, args[0], output)
-
         with ExitStack() as stack:
             for module in self.model.modules():
                 stack.callback(setattr, module, "training", module.training)
@@ -204,8 +185,102 @@ class Prober:
                 stack.callback(parameter.requires_grad_, parameter.requires_grad)
                 parameter.requires_grad_(False)
             self.model.eval()
-            stack.callback(self.model.get_input_embeddings().register_forward_hook(require_gradient).remove)
-            stack.callback(head.register_forward_pre_hook(keep_targets).remove)
-            for index, unit in enumerate(self.units):
-                stack.callback(unit.module.register_forward_hook(watch(index, unit)).remove)
+            stack.callback(head.register_forward_pre_hook(lambda module, args: (self._batch.pick(args[0]), *args[1:])).remove)
+            for module in self._row_modules:
+                stack.callback(module.register_forward_pre_hook(lambda module, args: (self._batch.pick(args[0]), *args[1:])).remove)
+            for tap in self._found.taps:
+                self._listen(tap, stack)
+            for module in self._row_modules:  # after the taps, whose hooks shall see the rows
+                stack.callback(module.register_forward_hook(lambda module, args, output: self._spread(output)).remove)
+            if self._checkpoint_activations:
+                for layer in self._found.layers:
+                    stack.callback(_replace_forward(layer, self._checkpointed(layer.forward)))
             return stack.pop_all()
+
+    @property
+    def _batch(self) -> Batch:
+        return self._thread.current.batch
+
+    def _spread(self, output: Any) -> Any:
+        # Some mixtures of experts return more than the hidden states.
+        return self._batch.spread(output) if isinstance(output, Tensor) else (self._batch.spread(output[0]), *output[1:])
+
+    def _listen(self, tap: LinearTap | ExpertsTap, stack: ExitStack) -> None:
+        if isinstance(tap, ExpertsTap):
+            stack.callback(attach_experts(tap, lambda: self._thread.current))
+            return
+
+        def before(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+            self._thread.current.tap_input(tap, args[0])
+
+        def after(module: nn.Module, args: Any, output: Tensor) -> None:
+            self._thread.current.output(tap.path, output)
+
+        stack.callback(tap.module.register_forward_pre_hook(before).remove)
+        stack.callback(tap.module.register_forward_hook(after).remove)
+
+    def _checkpointed(self, forward: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*args: Any, **kwargs: Any) -> Any:
+            current = self._thread.current
+
+            @contextmanager
+            def again() -> Iterator[None]:
+                # The backward pass of a GPU runs in a thread of its own.
+                before, self._thread.current = getattr(self._thread, "current", None), current
+                try:
+                    with current.again():
+                        yield
+                finally:
+                    self._thread.current = before
+
+            return checkpoint(
+                forward,
+                *args,
+                use_reentrant=False,
+                preserve_rng_state=False,
+                context_fn=lambda: (ExitStack(), again()),
+                **kwargs,
+            )
+
+        return run
+
+
+def _replace_forward(module: nn.Module, forward: Callable[..., Any]) -> Callable[[], None]:
+    """Gives an instance another `forward`; the result takes it back."""
+    own = module.__dict__.get("forward")  # as accelerate's hooks leave it
+    module.forward = forward
+
+    def restore() -> None:
+        if own is None:
+            del module.__dict__["forward"]
+        else:
+            module.forward = own
+
+    return restore
+
+
+def _modules_of_target_rows(model: nn.Module, found: Units) -> list[nn.Module]:
+    """Modules of the last layer that work on each token by itself and whose other outputs reach neither loss nor other tokens."""
+    if not (found.layers and found.recognised):
+        return []
+    last = max(unit.layer for unit in found.units)
+    feed_forward, others, modules = [], [], []
+    for tap in found.taps:
+        if tap.layer == last:
+            kinds = {found.units[index].kind for index in tap.unit_indices}
+            if kinds <= {"gate", "up", "down"}:
+                feed_forward.append(tap.path.split("."))
+            else:
+                others.append(tap.path.split("."))
+                if kinds in ({"q"}, {"o"}):
+                    modules.append(tap.module)
+    if feed_forward:
+        # The module that holds them all, its router included, but nothing else: `layers.5.mlp`.
+        parts = list(
+            itertools.takewhile(lambda names: len(set(names)) == 1, zip(*(path[:-1] for path in feed_forward), strict=False))
+        )
+        path = [names[0] for names in parts]
+        parent = next(module for name, module in model.named_modules() if canonical_path(name) == ".".join(path))
+        if not any(other[: len(path)] == path for other in others) and all(parent is not layer for layer in found.layers):
+            modules.append(parent)
+    return modules

@@ -1,56 +1,398 @@
 """Which weight matrices of a model are measured: its units.
 
-Llama-style decoders (Llama, Qwen, Mistral, …) have seven in each layer, PRISM's N = 7·L.
+Llama-style decoders (Llama, Qwen, Mistral, …) have seven in each layer, PRISM's N = 7·L; GPT-2 has six. A tap is a module to listen
+at: it serves one unit, or several where a model fuses its projections into one matrix or stacks its experts in one parameter. Names
+are those of the bare model: what wraps it (LoRA, torch.compile, data parallelism) does not show in them.
 """
 
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any, Literal
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 from gradprism.errors import ModelError
 
 KINDS = ("q", "k", "v", "o", "gate", "up", "down")
-_UNIT = re.compile(r"^(?P<tower>.*?)layers\.(?P<layer>\d+)\.(?:self_attn\.(?:q|k|v|o)|mlp\.(?:gate|up|down))_proj$")
+# Where in a decoder layer projections stand, and the units in each, in the order of its output features.
+_PLACES: dict[str, tuple[str, ...]] = {
+    **{f"self_attn.{kind}_proj": (kind,) for kind in "qkvo"},
+    **{f"mlp.{kind}_proj": (kind,) for kind in ("gate", "up", "down")},
+    "self_attn.qkv_proj": ("q", "k", "v"),
+    "mlp.gate_up_proj": ("gate", "up"),
+    "attn.c_attn": ("q", "k", "v"),
+    "attn.c_proj": ("o",),
+    "mlp.c_fc": ("up",),
+    "mlp.c_proj": ("down",),
+    **{f"mlp.shared_{expert}.{kind}_proj": (kind,) for expert in ("expert", "experts", "mlp") for kind in ("gate", "up", "down")},
+    **{f"{block}.experts": ("gate", "up", "down") for block in ("mlp", "block_sparse_moe", "feed_forward")},
+}
+_PLACE = re.compile(
+    rf"(?P<tower>(?:.*\.)?(?:layers|h))\.(?P<layer>\d+)\.(?P<place>{'|'.join(re.escape(place) for place in _PLACES)})"
+)
+# Attention whose fused matrix has all rows of q, then of k, then of v. Others interleave them by head: no slice is q alone.
+_FUSED_IN_BLOCKS = frozenset(
+    {"Phi3Attention", "Phi4MultimodalAttention", "GPT2Attention", "DecisionTransformerGPT2Attention", "ImageGPTAttention"}
+)
+# Weights that are what they say; narrower floats come with scales of their own.
+_DENSE = frozenset({torch.float64, torch.float32, torch.bfloat16, torch.float16})
+_WRAPPERS = frozenset({"_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module"})
+
+ExpertUnits = Literal["joined", "separate"]
 
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """One weight matrix: `name` is `layers.<layer>.<kind>_proj`, `module` computes y = x·Wᵀ (+ bias) on `[n, T, d_in]`."""
+    """One weight matrix: `name` is `layers.<layer>.<kind>_proj`, `n_parameters` its number of entries."""
 
     name: str
     layer: int
     kind: str
-    module: nn.Module
+    n_parameters: int
 
 
-def find_units(model: nn.Module) -> list[Unit]:
-    """The seven projections of each decoder layer, by layer and then in the order of `KINDS`.
+@dataclass(frozen=True, slots=True)
+class LinearTap:
+    """A module that computes y = x·Wᵀ (+ bias) on `[n, T, d_in]`, once in each forward pass.
 
-    Raises `ModelError`, listing the names of the model's linear layers, unless exactly one stack of layers has all seven.
+    `slices` says which output features are which unit's: (index into `Units.units`, start, stop).
     """
-    towers: defaultdict[str, list[Unit]] = defaultdict(list)
-    for path, module in model.named_modules():
-        if match := _UNIT.match(path):
-            layer, projection = int(match["layer"]), path.rsplit(".", 1)[1]
-            kind = projection.removesuffix("_proj")
-            towers[match["tower"]].append(Unit(f"layers.{layer}.{projection}", layer, kind, module))
-    # A vision or audio tower may have layers of the same names, though hardly all seven projections.
-    complete = [units for units in towers.values() if len(units) == len(KINDS) * (1 + max(unit.layer for unit in units))]
+
+    module: nn.Module
+    path: str
+    layer: int
+    slices: tuple[tuple[int, int, int], ...]
+
+    @property
+    def unit_indices(self) -> tuple[int, ...]:
+        """The units that it measures."""
+        return tuple(index for index, _, _ in self.slices)
+
+    @property
+    def slots(self) -> tuple[str, ...]:
+        """Names of the products that it measures."""
+        return (self.path,)
+
+
+@dataclass(frozen=True, slots=True)
+class ExpertsTap:
+    """A module of a layer's experts, whose matrices are stacked in `gate_up_proj` and `down_proj`, with E experts first.
+
+    `gate`, `up` and `down` are indices into `Units.units`: one for all experts together, or one for each of the E.
+    """
+
+    module: nn.Module
+    path: str
+    layer: int
+    gate: tuple[int, ...]
+    up: tuple[int, ...]
+    down: tuple[int, ...]
+
+    @property
+    def unit_indices(self) -> tuple[int, ...]:
+        """The units that it measures."""
+        return (*self.gate, *self.up, *self.down)
+
+    @property
+    def slots(self) -> tuple[str, ...]:
+        """Names of the products that it measures."""
+        return (f"{self.path}.gate_up_proj", f"{self.path}.down_proj")
+
+
+@dataclass(frozen=True, slots=True)
+class Units:
+    """A model's units, in the order of the norms' columns, and the taps that measure them.
+
+    `layers` are the decoder layers' modules, in order; empty where they are not known. `recognised` says that the names follow from a
+    known architecture, not from patterns.
+    """
+
+    units: tuple[Unit, ...]
+    taps: tuple[LinearTap | ExpertsTap, ...]
+    layers: tuple[nn.Module, ...]
+    recognised: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """A unit to be: `order` sorts the units of a layer."""
+
+    order: tuple[int, ...]
+    name: str
+    kind: str
+    n_parameters: int
+    start: int = 0
+    stop: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    path: str
+    name: str
+    module: nn.Module
+    layer: int
+    parts: tuple[_Part, ...]
+
+
+def find_units(model: nn.Module, patterns: Sequence[str] | None = None, experts: ExpertUnits = "joined") -> Units:
+    """The projections of each decoder layer, by layer and then in the order of `KINDS`.
+
+    Stacked experts are one unit for each of gate, up and down (`joined`), or one an expert (`separate`, named
+    `layers.0.experts.3.gate_proj`, after the layer's other units); shared experts are units of their own. With `patterns`, the units
+    are instead the linear layers whose path, without wrappers, matches any of these globs (`*` stands for anything): each is one unit
+    that bears its path as its name, in the layer of the path's first number.
+
+    Raises `ModelError`, listing the names of the model's linear layers, unless exactly one stack of layers has all projections in
+    every layer, and for a pattern that matches nothing.
+    """
+    candidates = [(path, canonical_path(path), module) for path, module in _measurable(model)]
+    if patterns is not None:
+        return _build(model, _match_patterns(model, candidates, patterns, experts), recognised=False)
+    towers: defaultdict[str, list[_Found]] = defaultdict(list)
+    for path, name, module in candidates:
+        match = _PLACE.fullmatch(name)
+        if match and (parts := _parts_of_place(model, path, module, int(match["layer"]), match["place"], experts)):
+            towers[match["tower"]].append(_Found(path, name, module, int(match["layer"]), parts))
+    # A vision or audio tower may have layers of the same names, though hardly all their projections.
+    complete = [found for found in towers.values() if _is_complete(found)]
     if len(complete) != 1:
         found = "more than one stack of layers has" if complete else "no stack of layers has"
         raise ModelError(
             f"{type(model).__name__}: {found} the projections {', '.join(f'{kind}_proj' for kind in KINDS)} in every layer; "
-            f"its linear layers are: {_linear_layers(model)}"
+            f"name its weight matrices by patterns, as in {_example(model)}; its linear layers are: {_linear_layers(model)}"
         )
-    return sorted(complete[0], key=lambda unit: (unit.layer, KINDS.index(unit.kind)))
+    return _build(model, complete[0], recognised=True)
+
+
+def canonical_path(path: str) -> str:
+    """A module's path in the bare model: without the parts that PEFT, torch.compile, FSDP, DDP or checkpointing put in."""
+    parts = [part for part in path.split(".") if part not in _WRAPPERS]
+    while parts and parts[-1] == "base_layer":
+        parts.pop()
+    while parts[:1] == ["module"] or parts[:2] == ["base_model", "model"]:
+        parts = parts[1:] if parts[0] == "module" else parts[2:]
+    return ".".join(parts)
+
+
+def linear_features(module: nn.Module) -> tuple[int, int] | None:
+    """(d_in, d_out) of a linear layer, quantised or not; None for any other module and for one that only wraps a linear layer."""
+    if isinstance(module, Conv1D):
+        return module.nx, module.nf
+    d_in, d_out = getattr(module, "in_features", None), getattr(module, "out_features", None)
+    if isinstance(d_in, int) and isinstance(d_out, int) and not hasattr(module, "base_layer"):
+        return d_in, d_out
+    return None
+
+
+def expert_sizes(module: nn.Module) -> tuple[int, int, int] | None:
+    """(E, H, I): experts, hidden and intermediate size of a module of stacked experts as transformers has them, gated and without
+    a norm behind them; None for any other module."""
+    gate_up, down = getattr(module, "gate_up_proj", None), getattr(module, "down_proj", None)
+    if not (isinstance(gate_up, Tensor) and isinstance(down, Tensor) and gate_up.ndim == down.ndim == 3):
+        return None
+    if hasattr(module, "base_layer") or gate_up.dtype not in _DENSE or down.dtype not in _DENSE:
+        return None
+    if not hasattr(module, "_apply_gate") or getattr(module, "has_post_expert_norm", False):
+        return None
+    E, rows, columns = down.shape
+    return (E, columns, rows) if getattr(module, "is_transposed", False) else (E, rows, columns)
+
+
+def _measurable(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Linear layers and stacked experts, but for the head, which only ever runs on targets, and the matrices of adapters."""
+    get_head = getattr(model, "get_output_embeddings", None)
+    head = get_head() if get_head is not None else None
+    for path, module in model.named_modules():
+        is_adapter = any(part.startswith("lora_") for part in path.split("."))
+        is_head = head is not None and (module is head or getattr(head, "base_layer", None) is module)
+        if not is_adapter and not is_head and (linear_features(module) or expert_sizes(module)):
+            yield path, module
+
+
+def _parts_of_place(
+    model: nn.Module, path: str, module: nn.Module, layer: int, place: str, experts: ExpertUnits
+) -> tuple[_Part, ...]:
+    kinds = _PLACES[place]
+    if expert_sizes(module):
+        return _parts_of_experts(module, f"layers.{layer}", f"layers.{layer}.experts", experts)
+    features = linear_features(module)
+    if features is None or place.endswith(".experts"):
+        return ()
+    d_in, d_out = features
+    if place.startswith("mlp.shared_"):
+        kind = kinds[0]
+        return (_Part((1, KINDS.index(kind)), f"layers.{layer}.shared_expert.{kind}_proj", kind, d_in * d_out, 0, d_out),)
+    bounds = _bounds(model, path, d_out, kinds)
+    return tuple(
+        _Part((0, KINDS.index(kind)), f"layers.{layer}.{kind}_proj", kind, d_in * (stop - start), start, stop)
+        for kind, start, stop in zip(kinds, bounds, bounds[1:], strict=False)
+    )
+
+
+def _bounds(model: nn.Module, path: str, d_out: int, kinds: tuple[str, ...]) -> list[int]:
+    """Where the output features of each kind begin, and the end; empty where the layout is not known."""
+    if len(kinds) < 3:
+        return [d_out * i // len(kinds) for i in range(len(kinds) + 1)]
+    owner = re.sub(r"(\.base_layer)+$", "", path).rpartition(".")[0]
+    attention: Any = model.get_submodule(owner)
+    if type(attention).__name__ not in _FUSED_IN_BLOCKS:
+        return []
+    q = attention.config.num_attention_heads * attention.head_dim
+    return [0, q, q + (d_out - q) // 2, d_out]
+
+
+def _parts_of_experts(module: nn.Module, joined: str, separate: str, experts: ExpertUnits) -> tuple[_Part, ...]:
+    """The units of stacked experts in the order that `_tap` reads: gate, up and down of the first expert, of the second, …"""
+    sizes = expert_sizes(module)
+    assert sizes is not None
+    E, H, I = sizes  # noqa: E741
+    kinds = ("gate", "up", "down")
+    if experts == "joined":
+        return tuple(_Part((0, KINDS.index(kind)), f"{joined}.{kind}_proj", kind, E * H * I) for kind in kinds)
+    return tuple(
+        _Part((2, expert, KINDS.index(kind)), f"{separate}.{expert}.{kind}_proj", kind, H * I)
+        for expert in range(E)
+        for kind in kinds
+    )
+
+
+def _is_complete(found: list[_Found]) -> bool:
+    """Whether layers 0, 1, … each have every kind exactly once, and all of them or none has a gate; shared experts come on top."""
+    layers: defaultdict[int, Counter[str]] = defaultdict(Counter)
+    for entry in found:
+        # All experts together are one of a kind, whether measured jointly or not.
+        names = {(part.order[0] == 1, part.kind) for part in entry.parts}
+        layers[entry.layer].update(kind for shared, kind in names if not shared)
+    gated = any("gate" in kinds for kinds in layers.values())
+    expected = Counter(kind for kind in KINDS if gated or kind != "gate")
+    return sorted(layers) == list(range(len(layers))) and all(kinds == expected for kinds in layers.values())
+
+
+def _match_patterns(
+    model: nn.Module, candidates: list[tuple[str, str, nn.Module]], patterns: Sequence[str], experts: ExpertUnits
+) -> list[_Found]:
+    found, used = [], set()
+    for position, (path, name, module) in enumerate(candidates):
+        matching = [pattern for pattern in patterns if fnmatchcase(name, pattern)]
+        used.update(matching)
+        if not matching:
+            continue
+        number = re.search(r"(?:^|\.)(\d+)(?:\.|$)", name)
+        if features := linear_features(module):
+            d_in, d_out = features
+            kind = name.rpartition(".")[2].removesuffix("_proj")
+            parts = (_Part((position,), name, kind, d_in * d_out, 0, d_out),)
+        else:
+            parts = tuple(
+                _Part((position, *part.order), part.name, part.kind, part.n_parameters)
+                for part in _parts_of_experts(module, name, name, experts)
+            )
+        found.append(_Found(path, name, module, int(number[1]) if number else 0, parts))
+    if absent := [pattern for pattern in patterns if pattern not in used]:
+        raise ModelError(
+            f"{type(model).__name__}: --units {absent[0]!r} matches none of its linear layers; they are: {_linear_layers(model)}"
+        )
+    if not found:
+        raise ModelError(f"{type(model).__name__}: no pattern of units was given; its linear layers are: {_linear_layers(model)}")
+    return found
+
+
+def _build(model: nn.Module, found: list[_Found], recognised: bool) -> Units:
+    parts = sorted(((entry.layer, part) for entry in found for part in entry.parts), key=lambda item: (item[0], item[1].order))
+    index = {part: i for i, (_, part) in enumerate(parts)}
+    units = tuple(Unit(part.name, layer, part.kind, part.n_parameters) for layer, part in parts)
+    ordered = sorted(found, key=lambda entry: min(index[part] for part in entry.parts))
+    return Units(units, tuple(_tap(entry, index) for entry in ordered), _layers(model, found), recognised)
+
+
+def _tap(entry: _Found, index: dict[_Part, int]) -> LinearTap | ExpertsTap:
+    if linear_features(entry.module):
+        slices = tuple((index[part], part.start, part.stop) for part in entry.parts)
+        return LinearTap(entry.module, entry.name, entry.layer, slices)
+    gate, up, down = (tuple(index[part] for part in entry.parts[i::3]) for i in range(3))
+    return ExpertsTap(entry.module, entry.name, entry.layer, gate, up, down)
+
+
+def _layers(model: nn.Module, found: list[_Found]) -> tuple[nn.Module, ...]:
+    """The list of layers that all of these stand in."""
+    stacks = {match[1] if (match := re.match(r"(.*?)\.\d+\.", entry.path)) else None for entry in found}
+    if len(stacks) != 1 or (path := stacks.pop()) is None:
+        return ()
+    stack = model.get_submodule(path)
+    return tuple(stack) if isinstance(stack, nn.ModuleList) else ()
 
 
 def _linear_layers(model: nn.Module) -> str:
-    """`model.layers.*.mlp.gate_proj (×24), lm_head`: the names of linear layers, with numbers replaced by `*`."""
-    counts: defaultdict[str, int] = defaultdict(int)
-    for path, module in model.named_modules():
-        if isinstance(module, nn.Linear):
-            counts[re.sub(r"(?<=\.)\d+(?=\.|$)", "*", path)] += 1
+    """`model.layers.*.mlp.gate_proj (×24), …`: the names of linear layers, with numbers replaced by `*`."""
+    counts = _starred(model)
     return ", ".join(f"{name} (×{count})" if count > 1 else name for name, count in counts.items()) or "none"
+
+
+def _example(model: nn.Module) -> str:
+    """`--units '…' --units '…'` with the first two names that stand in a stack of layers."""
+    names = [name for name in _starred(model) if "*" in name] or ["transformer.h.*.attn.query_key_value"]
+    return " ".join(f"--units '{name}'" for name in names[:2])
+
+
+def _starred(model: nn.Module) -> Counter[str]:
+    return Counter(re.sub(r"(?<![^.])\d+(?![^.])", "*", canonical_path(path)) for path, _ in _measurable(model))
+
+
+def weight_norms(units: Units) -> list[float]:
+    """Frobenius norm of each unit's weight, computed in float64; nan where a quantised weight is of a kind that is not known."""
+    from accelerate.utils import align_module_device
+
+    norms = [float("nan")] * len(units.units)
+    for tap in units.taps:
+        # Weights that are kept on another device or on disk are read from there.
+        with torch.no_grad(), align_module_device(tap.module):
+            if isinstance(tap, LinearTap):
+                weight = _dense_weight(tap.module)
+                if weight is not None:
+                    for i, start, stop in tap.slices:
+                        norms[i] = _frobenius(weight[start:stop])
+            else:
+                for indices, weights in zip((tap.gate, tap.up, tap.down), expert_weights(tap.module), strict=True):
+                    groups = [weights] if len(indices) == 1 else weights
+                    for i, weight in zip(indices, groups, strict=True):
+                        norms[i] = _frobenius(weight)
+    return norms
+
+
+def expert_weights(module: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """Views of the gate, up and down matrices of stacked experts, each `[E, ·, ·]`, transposed or not as they are stored."""
+    gate_up = module.gate_up_proj.mT if getattr(module, "is_transposed", False) else module.gate_up_proj
+    if getattr(module, "is_concatenated", True):
+        gate, up = gate_up.chunk(2, dim=1)
+    else:
+        gate, up = gate_up[:, ::2], gate_up[:, 1::2]
+    return gate, up, module.down_proj
+
+
+def _frobenius(weight: Tensor) -> float:
+    # Piece by piece: the largest matrices would be gigabytes in float64.
+    squares = [piece.double().square().sum() for piece in weight.split(max(1, (1 << 24) // max(1, weight[0].numel())))]
+    return torch.stack(squares).sum().sqrt().item()
+
+
+def _dense_weight(module: Any) -> Tensor | None:
+    """W `[d_out, d_in]` in floating point, or None."""
+    weight, features = module.weight, linear_features(module)
+    assert features is not None
+    d_in, d_out = features
+    if isinstance(module, Conv1D):
+        return weight.mT
+    if getattr(weight, "quant_state", None) is not None:  # bitsandbytes, 4 bits
+        from bitsandbytes.functional import dequantize_4bit  # pyright: ignore[reportMissingImports]
+
+        return dequantize_4bit(weight.data, weight.quant_state)
+    state = getattr(module, "state", None)
+    scales = getattr(weight, "SCB", None) if getattr(weight, "SCB", None) is not None else getattr(state, "SCB", None)
+    if weight.dtype == torch.int8 and scales is not None:  # bitsandbytes, 8 bits: a scale for each row
+        return weight.data.float() * (scales.float() / 127)[:, None]
+    return weight if weight.dtype in _DENSE and weight.shape == (d_out, d_in) and not weight.is_meta else None

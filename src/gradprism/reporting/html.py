@@ -53,18 +53,17 @@ def write_report(results: dict[str, Any], path: Path) -> None:
     """Writes the report of `results` (the content of a run's `results.json`) to `path`, at once or not at all.
 
     A part that is missing from `results` is named as missing. The file is about 5 MB: plotly ships only its whole library, 4.8 MB,
-    and it is in the file so that nothing needs to be fetched. Raises `ConfigError` where `path` cannot be written.
+    and it is in the file so that nothing needs to be fetched.
+
+    Raises `ConfigError` where `path` is a folder, and `WriteError` where it cannot be written.
     """
     path = Path(path)
     if path.is_dir():
         raise ConfigError(f"{path}: is a folder; --out names the HTML file")
     page = render(results)
-    try:
-        with atomic_write(path, "wb") as file:
-            # A lone surrogate, which JSON may hold, has no UTF-8 form.
-            file.write(page.encode("utf-8", errors="replace"))
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be written ({error.strerror}); choose another --out") from None
+    with atomic_write(path, "wb") as file:
+        # A lone surrogate, which JSON may hold, has no UTF-8 form.
+        file.write(page.encode("utf-8", errors="replace"))
 
 
 def render(results: dict[str, Any]) -> str:

@@ -1,38 +1,56 @@
 """The route folder: a complete probe in, an SFT set and RL tasks out, with the reasons beside them."""
 
 import contextlib
+import itertools
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Literal
+from typing import IO, Any, Literal
 
+import msgspec
 import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
 from gradprism import __version__
 from gradprism.concentration import METRICS
-from gradprism.errors import ConfigError, DataError, FolderInUseError
-from gradprism.files import atomic_write, claim_output_folder, write_json, write_jsonl
-from gradprism.probing.store import ProbeStore, ProbeTable
+from gradprism.errors import ConfigError, FolderInUseError
+from gradprism.files import atomic_write, claim_output_folder, write_json, writing
+from gradprism.probing.store import ProbeStore
 from gradprism.routing.audit import audit
+from gradprism.routing.measures import measure
 from gradprism.routing.policies import get_policy
 from gradprism.routing.thresholds import choose_threshold
-from gradprism.trajectories.readers import write_messages_jsonl
 
 OnExisting = Literal["replace", "fail"]
 
 
-def measure(probe: ProbeTable) -> pl.DataFrame:
-    """The probe's columns with every metric and `l2`, the gradient's norm over all units; raises `DataError` naming a bad row."""
-    names = [f"trajectory {id!r}" for id in probe.ids]
-    bad = np.flatnonzero(~np.isfinite(probe.columns["loss"].to_numpy()))
-    if bad.size:
-        raise DataError(f"{names[bad[0]]}: its loss is {probe.columns['loss'][int(bad[0])]}; probe it again")
-    norms = probe.norms.astype(np.float64)
-    metrics = {name: metric(norms, names) for name, metric in METRICS.items()}
-    return probe.columns.drop("index").with_columns(**metrics, l2=np.linalg.norm(norms, axis=1))
+class _Message(msgspec.Struct, omit_defaults=True, gc=False):
+    role: str
+    content: msgspec.Raw
+    train: bool = True
+
+
+class _Line(msgspec.Struct, gc=False):
+    """A line of a probe's corpus; what is only passed on stays the text that it is."""
+
+    id: msgspec.Raw
+    messages: list[_Message]
+    task: msgspec.Raw = msgspec.Raw(b"{}")
+
+
+class _Task(msgspec.Struct, gc=False):
+    """A line of `rl.jsonl`."""
+
+    id: msgspec.Raw
+    prompt: list[_Message]
+    task: msgspec.Raw
+
+
+_decode, _encode = msgspec.json.Decoder(_Line).decode, msgspec.json.Encoder().encode
 
 
 def route_probe(
@@ -43,6 +61,7 @@ def route_probe(
     policy: str = "concentration",
     threshold: str | float = "median",
     rl_share: float | None = None,
+    normalise: str = "none",
     seed: int = 0,
     on_existing: OnExisting = "fail",
 ) -> dict[str, Any]:
@@ -57,9 +76,7 @@ def route_probe(
         raise ConfigError(f"--on-existing {on_existing}: choose replace or fail")
     score_of = get_policy(policy)
     store = ProbeStore(probe)
-    measures = measure(store.read())
-    trajectories = store.corpus()
-
+    measures = measure(store, normalise)
     score = score_of(measures, metric, seed)
     cut = choose_threshold(score, threshold, rl_share)
     to_rl = score > cut
@@ -70,32 +87,60 @@ def route_probe(
         pl.Series("route", np.where(to_rl, "rl", "sft").tolist()),
         *(measures[name] for name in measures.columns if name != "id"),
     )
-    rl = [t for t, chosen in zip(trajectories, to_rl, strict=True) if chosen]
+    n_rl = int(to_rl.sum())
     routing = {
         "policy": policy,
         "metric": metric,
+        "normalise": normalise,
         "threshold_rule": threshold if rl_share is None else "quantile",
         "threshold": cut,
         "rl_share": rl_share,
         "seed": seed,
-        "n_trajectories": len(trajectories),
-        "n_sft": len(trajectories) - len(rl),
-        "n_rl": len(rl),
+        "n_trajectories": len(score),
+        "n_sft": len(score) - n_rl,
+        "n_rl": n_rl,
         "probe": {key: store.manifest.get(key) for key in ("model", "weights_sha256", "corpus_sha256", "context_length", "dtype")},
         "versions": {"gradprism": __version__, "numpy": np.__version__, "polars": pl.__version__},
     }
-    report = audit(table, list(METRICS), policy, seed)
-    if without := sum(not t.task for t in rl):
-        report["warnings"].append(f"{without} of {len(rl)} RL trajectories name no task, so no environment can set theirs up")
-
-    with _whole_folder(out, on_existing) as folder:
+    with _whole_folder(out, on_existing) as folder, ThreadPoolExecutor(1) as pool:
+        auditing = pool.submit(audit, table, list(METRICS), policy, seed)  # beside the writing, which is most of the work
         with atomic_write(folder / "routes.parquet", "wb") as file:
             table.write_parquet(file)
-        write_messages_jsonl(folder / "sft.jsonl", [t for t, chosen in zip(trajectories, to_rl, strict=True) if not chosen])
-        write_jsonl(folder / "rl.jsonl", ({"id": t.id, "prompt": t.prompt(), "task": t.task} for t in rl))
+        with atomic_write(folder / "sft.jsonl", "wb") as sft, atomic_write(folder / "rl.jsonl", "wb") as rl:
+            without = _split(store, to_rl, sft, rl)
+        report = auditing.result()
+        if without:
+            report["warnings"].append(f"{without} of {n_rl} RL trajectories name no task, so no environment can set theirs up")
         write_json(folder / "audit.json", report)
         write_json(folder / "routing.json", routing)
     return {"routing": routing, "audit": report}
+
+
+def _split(store: ProbeStore, to_rl: NDArray[np.bool_], sft: IO[bytes], rl: IO[bytes]) -> int:
+    """Copies each line of the probe's corpus into the SFT set, or makes an RL task of it; returns how many tasks are empty."""
+    without = start = 0
+    for lines in store.corpus_blocks():
+        # Should the corpus have other lines than were probed, it says so itself after the last.
+        chosen = to_rl[start : start + len(lines)]
+        start += len(lines)
+        tasks = [_rl_task(line) for line in itertools.compress(lines, chosen.tolist())]
+        # Empty strings at the end of the lists: each line ends with a line feed.
+        sft.write(b"\n".join([*itertools.compress(lines, (~chosen).tolist()), b""]))
+        rl.write(b"\n".join([*map(_encode, tasks), b""]))
+        without += sum(bytes(task.task) == b"{}" for task in tasks)
+    return without
+
+
+def _rl_task(line: bytes) -> _Task:
+    """As in `Trajectory.prompt`: what comes before the first turn to be learnt."""
+    trajectory = _decode(line)
+    prompt = []
+    for message in trajectory.messages:
+        if message.role == "assistant" and message.train:
+            break
+        message.train = True  # the default, which is not written
+        prompt.append(message)
+    return _Task(trajectory.id, prompt, trajectory.task)
 
 
 @contextlib.contextmanager
@@ -107,17 +152,19 @@ def _whole_folder(out: Path, on_existing: OnExisting) -> Iterator[Path]:
         if on_existing == "replace" and out.is_dir() and any(out.iterdir()):
             raise FolderInUseError(f"{out}: is in use and no route folder (no routing.json); choose another --out")
         claim_output_folder(out)
-    temporary = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}.", suffix=".tmp"))
+    with writing(out):
+        temporary = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}.", suffix=".tmp"))
     try:
-        temporary.chmod(0o777 & ~_umask())
-        yield temporary
-        if replaces:
-            old = temporary.with_suffix(".old")
-            out.rename(old)
-            temporary.rename(out)
-            shutil.rmtree(old)
-        else:
-            temporary.rename(out)  # over the empty folder that was claimed
+        with writing(out):
+            temporary.chmod(0o777 & ~_umask())
+            yield temporary
+            if replaces:
+                old = temporary.with_suffix(".old")
+                out.rename(old)
+                temporary.rename(out)
+                shutil.rmtree(old)
+            else:
+                temporary.rename(out)  # over the empty folder that was claimed
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         if not replaces:

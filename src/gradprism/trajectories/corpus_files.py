@@ -34,10 +34,7 @@ def iter_records(path: Path) -> Iterator[Record]:
     Raises `MissingFileError`, and `DataError` for a folder, a file without records, broken compression, text that is not UTF-8 and
     broken JSON, each with the file and, where there is one, the line.
     """
-    if not path.exists():
-        raise MissingFileError(f"{path}: no such file")
-    if path.is_dir():
-        raise DataError(f"{path}: is a folder; name the files in it")
+    check_path(path)
     line = found = 0
     try:
         with open(path, "rb") as raw:
@@ -59,6 +56,14 @@ def iter_records(path: Path) -> Iterator[Record]:
         raise DataError(f"{path}: cannot be read ({error.strerror or error})") from None
     if not found:
         raise DataError(f"{path}: holds no records; give a file with at least one trajectory")
+
+
+def check_path(path: Path) -> None:
+    """Raises `MissingFileError` where there is nothing at `path` and `DataError` where there is a folder."""
+    if not path.exists():
+        raise MissingFileError(f"{path}: no such file")
+    if path.is_dir():
+        raise DataError(f"{path}: is a folder; name the files in it")
 
 
 class _ZstdFile(io.RawIOBase):

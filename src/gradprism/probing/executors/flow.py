@@ -1,0 +1,81 @@
+"""A probe from beginning to end, whoever does the work: one process, the processes of a launcher, or the actors of a Ray cluster."""
+
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from gradprism.probing.attempts import Attempt, total_cost
+from gradprism.probing.corpus import checked_batch_tokens, describe_probe, kept_costs, summarise
+from gradprism.probing.costs import Costs
+from gradprism.probing.plan import Batch, Items, owed_batches, padding_share, plan_items
+from gradprism.probing.prepared import Prepared, prepare
+from gradprism.probing.run import Counts
+from gradprism.probing.store import OnExisting, ProbeStore
+from gradprism.trajectories.record import Trajectory
+from gradprism.trajectories.rendering import Renderer
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What is to be done: the batches `owed` of `items`; rows go into `store`. `costs` are those by which every process shall choose."""
+
+    store: ProbeStore
+    prepared: Prepared
+    items: Items
+    owed: Sequence[Batch]
+    batch_tokens: int
+    boundaries: tuple[int, ...]
+    costs: dict[str, Any]
+    attempt: Attempt
+
+
+class Executor(Protocol):
+    """Who loads the model and works."""
+
+    def describe(self, costs: Costs | None, context_length: int) -> dict[str, Any]:
+        """`describe_model` of the model; `costs` are those of the folder where it has any."""
+        ...
+
+    def work(self, work: Work) -> tuple[Counts, int]:
+        """Does the work: what was done, and the smallest number of tokens a batch was cut to. Raises `DataError` for an item whose
+        loss or norms are not finite; whatever was finished by then is in the store."""
+        ...
+
+
+def probe_with(
+    executor: Executor,
+    tokenizer: Any,
+    trajectories: Iterable[Trajectory],
+    out: Path,
+    *,
+    context_length: int,
+    batch_tokens: int | None = None,
+    per_turn: bool = False,
+    on_existing: OnExisting = "resume",
+    data: Sequence[Path] = (),
+    read: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Probes every trajectory, and with `per_turn` every turn, that has no row in `out` yet; see `probe_corpus`."""
+    began, attempt = time.perf_counter(), Attempt(out)
+    model = executor.describe(kept_costs(out, on_existing), context_length)
+    tokens = checked_batch_tokens(batch_tokens, model["device"])
+    description = describe_probe(model, tokenizer, context_length, data, read)
+    store, prepared = prepare(out, description, trajectories, Renderer(tokenizer, context_length), on_existing)
+    items, boundaries = prepared.items(per_turn), tuple(model["rope_boundaries"])
+    plan = plan_items(items, tokens, boundaries)
+    owed = owed_batches(items, plan, store.finished())
+    probing_began = time.perf_counter()
+    counts, least = executor.work(Work(store, prepared, items, owed, tokens, boundaries, model["costs"], attempt))
+    return summarise(
+        store,
+        counts,
+        kept=len(items) - sum(map(len, owed)),
+        kept_turns=int((items.turn >= 0).sum()) - sum(int((items.turn[batch] >= 0).sum()) for batch in owed),
+        padding=padding_share(items, plan),
+        batch_tokens=least,
+        seconds=time.perf_counter() - began,
+        probing_seconds=time.perf_counter() - probing_began,
+        earlier=total_cost(out, without=attempt.name),
+    )

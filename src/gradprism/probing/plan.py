@@ -1,0 +1,109 @@
+"""Which items are probed together: batches by length under a budget of padded tokens. Nothing here needs torch.
+
+A plan is made over all items, whether probed already or not, so that an item keeps its batch, and thereby its rounding, when a run
+is resumed, and whichever process takes the batch.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gradprism.errors import ModelError
+from gradprism.probing.store import item_code
+
+# Positions in `Items`, intp [k].
+Batch = NDArray[np.intp]
+# A batch's shortest sequence is at least this share of its longest: a small corpus is not padded to half of what is read.
+SHORTEST = 0.8
+
+
+@dataclass(frozen=True, slots=True)
+class Items:
+    """Work items: `index` int64 `[m]` of the trajectory, `turn` int32 `[m]` (−1: the whole), `length` int64 `[m]`, tokens read."""
+
+    index: NDArray[np.int64]
+    turn: NDArray[np.int32]
+    length: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+
+def plan_items(items: Items, batch_tokens: int, boundaries: Sequence[int] = ()) -> list[Batch]:
+    """`plan_batches` of the whole trajectories, then of the turns: those of the whole do not depend on whether turns are asked for."""
+    batches = []
+    for group in (np.flatnonzero(items.turn < 0), np.flatnonzero(items.turn >= 0)):
+        batches += [group[batch] for batch in plan_batches(items.length[group], batch_tokens, boundaries)]
+    return batches
+
+
+def plan_batches(lengths: NDArray[Any] | Sequence[int], batch_tokens: int, boundaries: Sequence[int] = ()) -> list[Batch]:
+    """Positions in `lengths`, in batches of at most `batch_tokens` padded tokens, longest first; a longer sequence is a batch alone.
+
+    Lengths of a batch differ by no more than `SHORTEST` allows. No batch has lengths on both sides of a boundary b, that is, some ≤ b
+    and some > b.
+    """
+    lengths = np.asarray(lengths, dtype=np.int64)
+    order = np.argsort(-lengths, kind="stable")
+    ascending = -lengths[order]
+    ends = sorted({int((lengths > boundary).sum()) for boundary in boundaries} | {len(lengths)})
+    batches, start = [], 0
+    for end in ends:
+        while start < end:
+            # The first of a batch is its longest, to which the others are padded.
+            longest = int(lengths[order[start]])
+            similar = int(np.searchsorted(ascending, -SHORTEST * longest, side="right"))
+            stop = min(end, similar, start + max(1, batch_tokens // max(1, longest)))
+            batches.append(order[start:stop])
+            start = stop
+    return batches
+
+
+def owed_batches(items: Items, batches: Sequence[Batch], finished: NDArray[np.int64]) -> list[Batch]:
+    """The batches without the items whose `item_code`s are in `finished`, and without those that are empty then."""
+    is_owed = ~np.isin(item_code(items.index, items.turn), finished)
+    return [owed for batch in batches if len(owed := batch[is_owed[batch]])]
+
+
+def padded_tokens(items: Items, batches: Sequence[Batch]) -> int:
+    """Tokens that the model reads of the batches, padding included."""
+    return sum(len(batch) * int(items.length[batch].max()) for batch in batches)
+
+
+def padding_share(items: Items, batches: Sequence[Batch]) -> float:
+    """The share of padding in what the model reads; 0 for no batches."""
+    padded = padded_tokens(items, batches)
+    return 1 - sum(int(items.length[batch].sum()) for batch in batches) / padded if padded else 0.0
+
+
+def rope_boundaries(config: Any) -> tuple[int, ...]:
+    """Lengths at which a model's rotary frequencies switch; `config` is a `transformers` model configuration.
+
+    "longrope" scales one way up to the original length and another way beyond, for all sequences of a batch alike.
+    """
+    originals = [original for kind, original in _rope(config) if kind == "longrope" and original]
+    return tuple(sorted(set(originals)))
+
+
+def check_rope(config: Any, context_length: int) -> None:
+    """Raises `ModelError` where frequencies depend on what the model has read before: "dynamic" scaling, beyond its original length."""
+    text = config.get_text_config()
+    for kind, original in _rope(config):
+        limit = original or text.max_position_embeddings
+        if "dynamic" in kind and context_length > limit:
+            raise ModelError(
+                f"model {config.name_or_path!r}: dynamic rotary scaling makes a sequence beyond {limit} tokens depend on those read "
+                f"before it; give --context-length {limit} or less"
+            )
+
+
+def _rope(config: Any) -> list[tuple[str, int]]:
+    """Type and original length (0: not said) of a model's rotary scaling, of each type of layer where they differ."""
+    text = config.get_text_config()
+    given = getattr(text, "rope_parameters", None) or {}
+    sets = [value for value in given.values() if isinstance(value, dict)] or [given]
+    outer = getattr(text, "original_max_position_embeddings", None)
+    return [(one.get("rope_type", "default"), int(one.get("original_max_position_embeddings") or outer or 0)) for one in sets]

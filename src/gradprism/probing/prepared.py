@@ -1,0 +1,255 @@
+"""A corpus made ready for probing: rendered once, kept in the probe folder, and mapped into memory by every process that works on it.
+
+`rendered.arrow` (Arrow IPC) has one row a trajectory; `rendered.json`, written after it, says what it was made of and its hash. Both
+are a cache: made whole or not at all, and made again when they are missing, torn, or of other inputs.
+"""
+
+import contextlib
+from collections.abc import Generator, Iterable, Sequence
+from pathlib import Path
+from typing import IO, Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from gradprism.errors import DataError, MissingFileError
+from gradprism.files import atomic_write, read_json, removed_on_failure, sha256_file, sha256_json, write_json
+from gradprism.probing.plan import Items
+from gradprism.probing.store import WHOLE, OnExisting, ProbeStore
+from gradprism.progress import Progress
+from gradprism.trajectories.record import Trajectory
+from gradprism.trajectories.rendering import RenderedTrajectory
+
+# What of a manifest the rendered corpus depends on.
+_KEYS = ("corpus_sha256", "tokenizer_sha256", "template_sha256", "context_length")
+_LAYOUT = 1
+_BATCH_ROWS, _BATCH_TOKENS = 1024, 1 << 20
+_SCHEMA = pa.schema(
+    [
+        ("id", pa.string()),
+        ("n_truncated", pa.int32()),
+        ("n_targets", pa.int32()),  # tokens of the loss
+        ("n_turns", pa.int32()),  # assistant turns that are learnt, cut off or not
+        ("length", pa.int32()),  # tokens that the model reads: those before the last target
+        ("input_ids", pa.list_(pa.int32())),
+        ("response_mask", pa.list_(pa.bool_())),
+        ("turns", pa.list_(pa.list_(pa.int32(), 2))),  # first token and end of each assistant turn
+        ("turn_lengths", pa.list_(pa.int32())),  # tokens read for the turn's own loss; 0 for a turn without one
+    ]
+)
+
+
+class TrajectoryRenderer(Protocol):
+    """What `prepare` needs of a `Renderer`."""
+
+    def render(self, trajectory: Trajectory) -> RenderedTrajectory: ...
+
+
+def turn_lengths(trajectory: Trajectory, rendered: RenderedTrajectory) -> list[int]:
+    """For each assistant turn the tokens that the model reads for that turn's own loss; 0 where no target of it is left."""
+    answers = [message for message in trajectory.messages if message.role == "assistant"]
+    lengths = []
+    for (start, stop), message in zip(rendered.turns.tolist(), answers, strict=True):
+        # The first token has nothing that predicts it.
+        targets = np.flatnonzero(rendered.response_mask[max(1, start) : stop])
+        lengths.append(max(1, start) + int(targets[-1]) if message.train and targets.size else 0)
+    return lengths
+
+
+def one_turn(rendered: RenderedTrajectory, turn: int) -> RenderedTrajectory:
+    """The trajectory up to the end of an assistant turn, with only that turn's tokens to be learnt."""
+    start, stop = rendered.turns[turn].tolist()
+    mask = np.zeros(stop, dtype=bool)
+    mask[start:] = rendered.response_mask[start:stop]
+    return RenderedTrajectory(rendered.id, rendered.input_ids[:stop], mask, 0, rendered.turns[turn : turn + 1])
+
+
+class Prepared:
+    """The rendered corpus of a probe folder, mapped into memory: opening it is cheap, and reading touches only what is asked for."""
+
+    def __init__(self, folder: Path) -> None:
+        """Raises `MissingFileError` or `DataError` where `folder` has no rendered corpus that can be read."""
+        self.path = Path(folder) / "rendered.arrow"
+        try:
+            reader = pa.ipc.open_file(pa.memory_map(str(self.path)))
+            self._batches = [reader.get_batch(k) for k in range(reader.num_record_batches)]
+        except FileNotFoundError:
+            raise MissingFileError(f"{self.path}: no such file; give the same `gradprism probe` command again") from None
+        except (pa.ArrowException, OSError) as error:
+            raise DataError(f"{self.path}: cannot be read ({error}); delete it and probe again") from None
+        self._starts = np.cumsum([0, *(batch.num_rows for batch in self._batches)])
+        self.n_turns = self.column("n_turns")
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def column(self, name: str) -> NDArray[np.int32]:
+        """A numeric column: `n_truncated`, `n_targets`, `n_turns` or `length`, int32 `[n]`."""
+        return np.concatenate([np.empty(0, np.int32), *(batch.column(name).to_numpy() for batch in self._batches)])
+
+    def items(self, per_turn: bool = False) -> Items:
+        """Each trajectory as a whole, and with `per_turn` each assistant turn that has a loss of its own."""
+        length = self.column("length").astype(np.int64)
+        index = [np.arange(len(self))]
+        turn, lengths = [np.full(len(self), WHOLE, dtype=np.int32)], [length]
+        for start, batch in zip(self._starts, self._batches, strict=False) if per_turn else ():
+            column = batch.column("turn_lengths")
+            offsets, values = column.offsets.to_numpy().astype(np.int64), column.values.to_numpy()
+            at = np.flatnonzero(values)
+            row = np.searchsorted(offsets, at, side="right") - 1
+            index.append(start + row)
+            turn.append((at - offsets[row]).astype(np.int32))
+            lengths.append(values[at].astype(np.int64))
+        return Items(np.concatenate(index), np.concatenate(turn), np.concatenate(lengths))
+
+    def rendered(self, index: int) -> RenderedTrajectory:
+        """A trajectory as it was rendered; its arrays are read-only views of the file where they can be."""
+        k = int(np.searchsorted(self._starts, index, side="right")) - 1
+        batch, row = self._batches[k], int(index - self._starts[k])
+
+        def values(name: str) -> Any:
+            column = batch.column(name)
+            start, stop = column.offsets[row].as_py(), column.offsets[row + 1].as_py()
+            return column.values[start:stop]
+
+        turns = values("turns").flatten().to_numpy().reshape(-1, 2)
+        return RenderedTrajectory(
+            batch.column("id")[row].as_py(),
+            values("input_ids").to_numpy(),
+            values("response_mask").to_numpy(zero_copy_only=False),
+            batch.column("n_truncated")[row].as_py(),
+            turns,
+        )
+
+    def sequence(self, index: int, turn: int = WHOLE) -> RenderedTrajectory:
+        """What the model is given for an item."""
+        rendered = self.rendered(index)
+        return rendered if turn == WHOLE else one_turn(rendered, turn)
+
+
+def prepare(
+    folder: Path,
+    description: dict[str, Any],
+    trajectories: Iterable[Trajectory],
+    renderer: TrajectoryRenderer,
+    on_existing: OnExisting = "resume",
+) -> tuple[ProbeStore, Prepared]:
+    """Makes the probe folder with its corpus and its rendered corpus, or opens what is there; to be called by one process.
+
+    `description` is the manifest without the corpus. Where its `data` (hashes of the files that `trajectories` come from) and `read`
+    are those of the folder's manifest and both files are intact, `trajectories` is not even begun.
+
+    Raises what `ProbeStore.create` does, and what reading and rendering raise; the folder is then as it was.
+    """
+    if opened := reopen(folder, description, on_existing):
+        return opened
+    folder = Path(folder)
+    with removed_on_failure(folder), atomic_write(folder / "rendered.arrow", "wb") as file:
+        writer = _Writer(file)
+        with contextlib.closing(_rendered(trajectories, renderer, writer)) as stream:
+            store = ProbeStore.create(folder, description, stream, on_existing, totals=lambda: writer.totals)
+        writer.close()
+    write_json(folder / "rendered.json", {"of": _of(store), "sha256": sha256_file(folder / "rendered.arrow")})
+    return store, Prepared(folder)
+
+
+def reopen(folder: Path, description: dict[str, Any], on_existing: OnExisting) -> tuple[ProbeStore, Prepared] | None:
+    """What `prepare` would open without reading the corpus again, or None; raises what `ProbeStore.check` does."""
+    old = ProbeStore.check(folder, description, on_existing)
+    if old and on_existing == "resume" and _same_data(old.manifest, description) and _is_intact(old):
+        return old, Prepared(folder)
+    return None
+
+
+def _rendered(
+    trajectories: Iterable[Trajectory], renderer: TrajectoryRenderer, writer: "_Writer"
+) -> Generator[Trajectory, None, None]:
+    with contextlib.ExitStack() as stack:
+        # A stream says how far it is itself.
+        progress = stack.enter_context(Progress("rendering", len(trajectories))) if isinstance(trajectories, Sequence) else None
+        for trajectory in trajectories:
+            writer.add(trajectory, renderer.render(trajectory))
+            yield trajectory
+            if progress:
+                progress.advance()
+
+
+def _same_data(old: dict[str, Any], new: dict[str, Any]) -> bool:
+    hashes = [[entry["sha256"] for entry in manifest.get("data", ())] for manifest in (old, new)]
+    return bool(hashes[0]) and hashes[0] == hashes[1] and old.get("read") == new.get("read")
+
+
+def _is_intact(store: ProbeStore) -> bool:
+    try:
+        made = read_json(store.folder / "rendered.json")
+        return (
+            made["of"] == _of(store)
+            and made["sha256"] == sha256_file(store.folder / "rendered.arrow")
+            and sha256_file(store.folder / "corpus.jsonl") == store.manifest["corpus_sha256"]
+        )
+    except (OSError, DataError, KeyError, TypeError):
+        return False
+
+
+def _of(store: ProbeStore) -> str:
+    return sha256_json([_LAYOUT, [store.manifest.get(key) for key in _KEYS]])
+
+
+class _Writer:
+    """Collects rendered trajectories and writes them a record batch at a time."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._ipc = pa.ipc.new_file(file, _SCHEMA)
+        self._rows: list[tuple[Trajectory, RenderedTrajectory, list[int]]] = []
+        self._n_tokens = 0
+        # Of the whole corpus: tokens as rendered, targets, turns with a loss of their own, trajectories that were cut.
+        self.totals = {"tokens": 0, "response_tokens": 0, "turns": 0, "truncated": 0}
+
+    def add(self, trajectory: Trajectory, rendered: RenderedTrajectory) -> None:
+        lengths = turn_lengths(trajectory, rendered)
+        self._rows.append((trajectory, rendered, lengths))
+        self._n_tokens += len(rendered.input_ids)
+        self.totals["tokens"] += len(rendered.input_ids)
+        self.totals["response_tokens"] += rendered.n_targets
+        self.totals["turns"] += sum(length > 0 for length in lengths)
+        self.totals["truncated"] += rendered.n_truncated > 0
+        if len(self._rows) >= _BATCH_ROWS or self._n_tokens >= _BATCH_TOKENS:
+            self._flush()
+
+    def close(self) -> None:
+        self._flush()
+        self._ipc.close()
+
+    def _flush(self) -> None:
+        if not self._rows:
+            return
+        rendered = [row for _, row, _ in self._rows]
+        turns = np.concatenate([row.turns for row in rendered]).astype(np.int32)
+        pairs = pa.FixedSizeListArray.from_arrays(pa.array(turns.reshape(-1)), 2)
+        columns = {
+            "id": [row.id for row in rendered],
+            "n_truncated": [row.n_truncated for row in rendered],
+            "n_targets": [row.n_targets for row in rendered],
+            "n_turns": [sum(m.role == "assistant" and m.train for m in trajectory.messages) for trajectory, _, _ in self._rows],
+            "length": [int(np.flatnonzero(row.response_mask)[-1]) for row in rendered],
+            "input_ids": _lists([row.input_ids for row in rendered], np.int32),
+            "response_mask": _lists([row.response_mask for row in rendered], np.bool_),
+            "turns": pa.ListArray.from_arrays(_offsets([row.turns for row in rendered]), pairs),
+            "turn_lengths": _lists([np.array(lengths) for _, _, lengths in self._rows], np.int32),
+        }
+        arrays = [
+            value if isinstance(value, pa.Array) else pa.array(value, _SCHEMA.field(name).type) for name, value in columns.items()
+        ]
+        self._ipc.write_batch(
+            pa.record_batch([array.cast(_SCHEMA.field(k).type) for k, array in enumerate(arrays)], schema=_SCHEMA)
+        )
+        self._rows, self._n_tokens = [], 0
+
+
+def _offsets(rows: Sequence[NDArray[Any]]) -> pa.Array:
+    return pa.array(np.cumsum([0, *map(len, rows)]).astype(np.int32))
+
+
+def _lists(rows: Sequence[NDArray[Any]], dtype: Any) -> pa.Array:
+    return pa.ListArray.from_arrays(_offsets(rows), pa.array(np.concatenate(rows).astype(dtype)))

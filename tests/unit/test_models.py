@@ -1,0 +1,176 @@
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from gradprism.errors import ConfigError, MissingDependencyError, ModelError
+from gradprism.models import (
+    check_context_length,
+    check_trainable,
+    load_config,
+    load_model,
+    resolve_device,
+    tokenizer_source,
+)
+from helpers.tiny import tiny_qwen3, tiny_tokenizer
+
+IDS = torch.arange(6, 26)[None]
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("base")
+    tiny_qwen3(len(tiny_tokenizer()), hidden=64).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def adapter(base, tmp_path):
+    """A LoRA adapter's folder and the logits of the adapted model."""
+    peft = pytest.importorskip("peft")
+    torch.manual_seed(1)
+    config = peft.LoraConfig(r=4, target_modules=["q_proj", "down_proj"], init_lora_weights=False, lora_dropout=0.5)
+    model = peft.get_peft_model(load_model(str(base)), config).eval()
+    model.save_pretrained(tmp_path / "adapter")
+    with torch.no_grad():
+        return tmp_path / "adapter", model(input_ids=IDS).logits
+
+
+def logits(model) -> torch.Tensor:
+    with torch.no_grad():
+        return model(input_ids=IDS).logits.float()
+
+
+def test_an_adapter_is_loaded_into_its_base_model(base, adapter):
+    folder, expected = adapter
+    loaded = load_model(str(folder))
+    assert type(loaded).__name__ == "Qwen3ForCausalLM"
+    torch.testing.assert_close(logits(loaded), expected)
+    assert (logits(load_model(str(base))) - expected).abs().max() > 0.1
+    double = load_model(str(folder), "float64")
+    assert {parameter.dtype for parameter in double.parameters()} == {torch.float64}
+    torch.testing.assert_close(logits(double), expected, rtol=1e-4, atol=1e-5)
+    assert load_config(str(folder)).hidden_size == 64
+
+
+def test_an_adapter_is_not_trained(base, adapter):
+    check_trainable(str(base))
+    with pytest.raises(ModelError, match="merge it into its base model"):
+        check_trainable(str(adapter[0]))
+
+
+def test_where_a_tokenizer_lies(base, adapter):
+    folder, _ = adapter
+    assert tokenizer_source(str(base)) == str(base)
+    assert tokenizer_source(str(folder)) == str(base)
+    (folder / "tokenizer_config.json").write_text("{}")
+    assert tokenizer_source(str(folder)) == str(folder)
+    assert tokenizer_source("no-such/model") == "no-such/model"
+
+
+@pytest.mark.parametrize(
+    ("harm", "words"),
+    [
+        ("partial", "the file lacks 1 of its weights, among them .*lora_A"),
+        ("torn", "cannot be loaded"),
+        ("absent", "has no adapter_model.safetensors"),
+        ("homeless", "its base model '/no/such/folder': no such folder"),
+        ("nameless", "names no base_model_name_or_path"),
+    ],
+)
+def test_a_broken_adapter_is_refused(adapter, harm, words):
+    from safetensors.torch import load_file, save_file
+
+    folder, _ = adapter
+    weights, config = folder / "adapter_model.safetensors", folder / "adapter_config.json"
+    if harm == "partial":
+        tensors = load_file(weights)
+        save_file({name: tensors[name] for name in sorted(tensors)[1:]}, weights, metadata={"format": "pt"})
+    elif harm == "torn":
+        weights.write_bytes(weights.read_bytes()[:100])
+    elif harm == "absent":
+        weights.unlink()
+    else:
+        path = "/no/such/folder" if harm == "homeless" else None
+        config.write_text(json.dumps({**json.loads(config.read_text()), "base_model_name_or_path": path}))
+    with pytest.raises(ModelError, match=words):
+        load_model(str(folder))
+
+
+@pytest.mark.parametrize(("quantise", "bound"), [("8bit", 0.02), ("4bit", 0.2)])
+@pytest.mark.parametrize("with_adapter", [False, True])
+def test_quantised_weights_compute_nearly_the_same(base, adapter, quantise, bound, with_adapter):
+    pytest.importorskip("bitsandbytes")
+    folder, adapted = adapter
+    expected = adapted if with_adapter else logits(load_model(str(base)))
+    loaded = load_model(str(folder if with_adapter else base), quantise=quantise)
+    assert torch.is_tensor(loaded.lm_head.weight) and loaded.lm_head.weight.dtype == torch.float32
+    error = (logits(loaded) - expected).abs().max().item()
+    assert 0 < error < bound * expected.abs().max().item()
+
+
+def test_quantising_without_its_package(base, monkeypatch):
+    import sys
+
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    with pytest.raises(MissingDependencyError, match=r"pip install 'gradprism\[quantised\]'"):
+        load_model(str(base), quantise="8bit")
+    with pytest.raises(ModelError, match="choose 8bit or 4bit"):
+        load_model(str(base), quantise="2bit")  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ModelError, match="float64"):
+        load_model(str(base), "float64", quantise="8bit")
+
+
+def test_devices(base, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert [resolve_device(name) for name in ("auto", "cpu", "auto-map")] == ["cpu"] * 3
+    torch.testing.assert_close(logits(load_model(str(base), device="auto-map")), logits(load_model(str(base))))
+    for name, words in {"cuda": "finds no CUDA", "cuda:1": "finds no CUDA", "cpu:1": "choose", "cuda:x": "choose"}.items():
+        with pytest.raises(ModelError, match=words):
+            resolve_device(name)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert [resolve_device(name) for name in ("auto", "auto-map", "cuda:1")] == ["cuda", "cuda", "cuda:1"]
+    with pytest.raises(ModelError, match="only 2 CUDA devices"):
+        resolve_device("cuda:2")
+
+
+def test_a_model_is_spread_by_transformers(base, monkeypatch):
+    from transformers import AutoModelForCausalLM
+
+    seen = {}
+
+    def from_pretrained(name, **options):
+        seen.update(options)
+        raise OSError("stop here")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", from_pretrained)
+    for device, expected in {"auto-map": "auto", "auto": {"": "cuda"}, "cpu": {"": "cpu"}}.items():
+        with pytest.raises(ModelError, match="stop here"):
+            load_model(str(base), device=device)
+        assert seen["device_map"] == expected
+
+
+def test_a_model_that_does_not_fit_its_devices_is_refused(base, monkeypatch):
+    from gradprism import models
+
+    def offloaded(name, options):
+        model = tiny_qwen3(len(tiny_tokenizer()))
+        model.model.layers[1].to("meta")
+        return model
+
+    monkeypatch.setattr(models, "_from_pretrained", offloaded)
+    with pytest.raises(ModelError, match=r"does not fit the devices \(11 of its weights, among them model.layers.1"):
+        load_model(str(base), device="auto-map")
+
+
+def test_context_lengths(base):
+    config = load_config(str(base))
+    assert check_context_length(config, None) == 1024
+    assert check_context_length(load_model(str(base)), 100) == 100
+    with pytest.raises(ConfigError, match="takes 2 to 1024"):
+        check_context_length(config, 1025)
+    with pytest.raises(ModelError, match=r"has no config\.json"):
+        load_config(str(base.parent))
