@@ -1,6 +1,7 @@
 """Several processes that probe one corpus; the reference is always one process."""
 
 import json
+import math
 import signal
 import subprocess
 import sys
@@ -265,7 +266,14 @@ def test_what_is_asked_of_a_cluster():
     assert (pool.workers, pool.device("auto"), pool.device("cuda")) == (2, "auto-map", "auto-map")
     with pytest.raises(WorkerError, match="3 workers of 4 GPUs and 1 CPUs do not fit a cluster that has 8 GPUs"):
         Pool(Cluster(workers=3, gpus_per_worker=4), {"CPU": 64.0, "GPU": 8.0})
-    for wrong in ({"workers": 0}, {"gpus_per_worker": 1.5}, {"gpus_per_worker": -1}, {"cpus_per_worker": 0}):
+    for wrong in (
+        {"workers": 0},
+        {"gpus_per_worker": 1.5},
+        {"gpus_per_worker": -1},
+        {"cpus_per_worker": 0},
+        {"gpus_per_worker": math.inf},
+        {"cpus_per_worker": math.nan},
+    ):
         with pytest.raises(ConfigError):
             Cluster(**wrong)  # pyright: ignore[reportArgumentType]
 

@@ -1,4 +1,6 @@
 import json
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -184,6 +186,56 @@ def test_a_differing_manifest_is_refused(probe, tmp_path):
     assert probe("--limit", 3, "--on-existing", "replace")[0] == 0
     assert len(ProbeStore(tmp_path / "probe").read().ids) == 3
     assert_refused(probe("--limit", 3, "--on-existing", "fail"), "is not empty")
+
+
+def test_costs_of_another_form_are_measured_again(probe, tmp_path):
+    probe()
+    path = tmp_path / "probe" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    for costs in ({"outer": 1.0}, 3, None):
+        path.write_text(json.dumps({**manifest, "costs": costs}))
+        assert probe()[0] == 0
+
+
+def test_a_pipe_is_refused_before_it_is_emptied(cli, shared, tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    result = cli("probe", "--model", shared / "model", "--data", tmp_path / "pipe", "--out", tmp_path / "probe")
+    assert_refused(result, "pipe: is no regular file; write what comes from it to one first")
+
+
+def test_a_model_without_a_stated_context(cli, shared, tmp_path):
+    from transformers import BloomConfig, BloomForCausalLM
+
+    tokenizer = tiny_tokenizer()
+    torch.manual_seed(0)
+    bloom = BloomForCausalLM(BloomConfig(vocab_size=len(tokenizer), hidden_size=32, n_layer=2, n_head=4))
+    bloom.save_pretrained(tmp_path / "bloom")
+    tokenizer.save_pretrained(tmp_path / "bloom")
+    arguments = ["probe", "--model", tmp_path / "bloom", "--data", shared / "corpus.jsonl", "--out", tmp_path / "probe"]
+    assert_refused(cli(*arguments, "--units", "*query_key_value"), "does not say its longest context; give --context-length")
+    assert_refused(cli(*arguments, "--context-length", 512), "self_attention.query_key_value (×2)", "--units ")
+    assert cli(*arguments, "--units", "*query_key_value", "--context-length", 512)[0] == 0
+    table = ProbeStore(tmp_path / "probe").read()
+    assert ProbeStore(tmp_path / "probe").manifest["units"] == [
+        f"transformer.h.{i}.self_attention.query_key_value" for i in range(2)
+    ]
+    model: Any = BloomForCausalLM.from_pretrained(tmp_path / "bloom")
+    rendered = Renderer(tokenizer, 512).render(sample_trajectories(1)[0])
+    ids = torch.from_numpy(rendered.input_ids.astype(np.int64))
+    losses = torch.nn.functional.cross_entropy(model(input_ids=ids[None]).logits[0, :-1], ids[1:], reduction="none")
+    losses[torch.from_numpy(rendered.response_mask[1:])].mean().backward()
+    expected = [block.self_attention.query_key_value.weight.grad.norm().item() for block in model.transformer.h]
+    np.testing.assert_allclose(table.norms[0], expected, rtol=1e-4)
+
+
+def test_the_same_weights_under_another_configuration_are_another_model(probe, shared, tmp_path):
+    probe()
+    shutil.copytree(shared / "model", tmp_path / "model")
+    path = tmp_path / "model" / "config.json"
+    assert probe(model=tmp_path / "model")[0] == 0  # where it lies plays no part
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps({**config, "rms_norm_eps": 1e-3}))
+    assert_refused(probe(model=tmp_path / "model"), "holds another probe (config_sha256: ")
 
 
 def test_running_out_of_memory_halves_the_batches(shared, tmp_path, monkeypatch, capsys):

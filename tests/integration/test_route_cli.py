@@ -255,6 +255,21 @@ def test_a_folder_in_use_is_refused_and_left_alone(route, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["probe", "routes"]
 
 
+def test_links_to_empty_folders_and_the_working_folder_will_do(route, tmp_path, monkeypatch):
+    make_probe(tmp_path / "probe")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "empty")
+    assert route(out="link")[0] == 0
+    assert (tmp_path / "empty" / "routing.json").is_file()
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setattr(sys, "argv", ["gradprism", "route", str(tmp_path / "probe"), "--out", "."])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert not stop.value.code
+    assert (tmp_path / "here" / "routing.json").is_file()
+
+
 def test_replace_swaps_a_route_folder_whole(route, tmp_path):
     make_probe(tmp_path / "probe")
     assert route()[0] == 0

@@ -62,6 +62,10 @@ def test_output_folders_are_claimed_once(tmp_path):
     append_jsonl(folder / "x.jsonl", {"a": 1})
     append_jsonl(folder / "x.jsonl", {"a": 2})
     assert [json.loads(line) for line in (folder / "x.jsonl").read_text().splitlines()] == [{"a": 1}, {"a": 2}]
+    with open(folder / "x.jsonl", "a") as file:
+        file.write('{"a": ')  # torn by a kill
+    append_jsonl(folder / "x.jsonl", {"a": 3})
+    assert (folder / "x.jsonl").read_text().splitlines()[2:] == ['{"a": ', '{"a": 3}']
     with pytest.raises(FolderInUseError, match="is not empty"):
         claim_output_folder(folder)
     with pytest.raises(FolderInUseError, match="is not a folder"):

@@ -5,11 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gradprism.errors import ModelError
 from gradprism.probing.plan import (
     SHORTEST,
     Items,
-    check_rope,
     owed_batches,
     padded_tokens,
     padding_share,
@@ -115,11 +113,3 @@ def test_the_boundary_is_found_in_a_real_configuration():
         rope_parameters={"rope_type": "longrope", "rope_theta": 1e4, "original_max_position_embeddings": 64, **factors},
     )
     assert rope_boundaries(phi3) == (64,)
-
-
-def test_dynamic_scaling_is_refused_beyond_its_length():
-    dynamic = config({"rope_type": "dynamic", "factor": 2.0})
-    check_rope(dynamic, 4096)
-    with pytest.raises(ModelError, match="beyond 4096 tokens depend on those read before it; give --context-length 4096"):
-        check_rope(dynamic, 4097)
-    check_rope(config({"rope_type": "longrope", "original_max_position_embeddings": 9}), 100)

@@ -247,3 +247,69 @@ def test_item_codes_order_items_by_trajectory_and_turn():
     items = [(0, -1), (0, 0), (0, 5), (1, -1), (1, 1_000_000), (2**40, -1)]
     numbers = [int(item_code(*item)) for item in items]
     assert numbers == sorted(set(numbers))
+
+
+def test_rows_of_another_probe_do_not_count(store, description, trajectories, tmp_path):
+    """A run whose folder was taken over by another goes on writing into it."""
+    store.append([row(i) for i in range(3)])
+    new = ProbeStore.create(store.folder, {**description, "weights_sha256": "def"}, trajectories[:5], "replace")
+    store.append([row(i) for i in range(4, 10)])
+    new.append([row(0, seed=1)])
+    assert new.finished(set_aside=False).tolist() == codes([0])
+    with pytest.raises(DataError, match="4 of 5 trajectories are not probed yet"):
+        new.read()
+    new.append([row(i, seed=1) for i in range(1, 5)])
+    np.testing.assert_array_equal(new.read().norms, [row(i, seed=1).norms for i in range(5)])
+
+
+def test_a_folder_that_another_run_made_meanwhile_is_refused(tmp_path, description, trajectories):
+    def slowly():
+        yield trajectories[0]
+        other = ProbeStore.create(tmp_path / "probe", {**description, "weights_sha256": "def"}, trajectories)
+        other.append([row(i) for i in range(5)])
+        yield from trajectories[1:]
+
+    with pytest.raises(FolderInUseError, match='weights_sha256: "def" → "abc"'):
+        ProbeStore.create(tmp_path / "probe", description, slowly())
+    assert len(ProbeStore(tmp_path / "probe").finished()) == 5
+
+
+def test_a_shard_that_another_process_sets_aside_first_is_no_error(store, monkeypatch):
+    store.append([row(i) for i in range(3)])
+    (path,) = store.folder.glob("norms-*.parquet")
+    path.write_bytes(b"torn")
+    real = type(path).rename
+
+    def late(self, target):
+        real(self, target)
+        return real(self, target)
+
+    monkeypatch.setattr(type(path), "rename", late)
+    assert store.finished().tolist() == []
+    assert path.with_suffix(".parquet.torn").exists()
+
+
+def test_a_shard_that_cannot_be_opened_is_not_torn(store, monkeypatch):
+    store.append([row(i) for i in range(3)])
+    (path,) = store.folder.glob("norms-*.parquet")
+
+    def busy(*args, **options):
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr("gradprism.probing.store.pq.ParquetFile", busy)
+    with pytest.raises(DataError, match=r"Too many open files.*nothing is lost"):
+        store.finished()
+    assert path.exists()
+
+
+def test_what_is_computed_of_a_shard_is_computed_of_the_rows_asked_for(store):
+    store.append([row(i) for i in range(10)] + [row(2, turn=0)])
+    asked = []
+
+    def compute(shard):
+        asked.extend(shard.codes.tolist())
+        return shard.norms[:, :1]
+
+    found = list(store.scan("whole", compute))
+    assert asked == codes(range(10))
+    np.testing.assert_array_equal(np.concatenate([shard.norms for shard in found]), [row(i).norms[:1] for i in range(10)])

@@ -17,7 +17,7 @@ def command(
     ] = None,
     format_: Annotated[str | None, typer.Option("--format", help="Format of the data, where it should not be recognised.")] = None,
     context_length: Annotated[int | None, typer.Option(help="Tokens a trajectory may have; default the model's own limit.")] = None,
-    dtype: Annotated[str, typer.Option(help="Type of the weights: float32, bfloat16, float64 or auto.")] = "float32",
+    dtype: Annotated[str, typer.Option(help="Type of the weights: float32, bfloat16, float16, float64 or auto.")] = "float32",
     device: Annotated[
         str, typer.Option(help="auto, cpu, cuda, cuda:<number>, or auto-map: the layers spread over all visible CUDA devices.")
     ] = "auto",

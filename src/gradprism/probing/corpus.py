@@ -15,10 +15,10 @@ import transformers
 from transformers import PreTrainedModel
 
 from gradprism import __version__
-from gradprism.errors import ConfigError
+from gradprism.errors import ConfigError, DataError
 from gradprism.files import sha256_file
 from gradprism.probing.costs import Costs
-from gradprism.probing.fingerprint import weights_fingerprint
+from gradprism.probing.fingerprint import config_fingerprint, weights_fingerprint
 from gradprism.probing.plan import rope_boundaries
 from gradprism.probing.prober import Prober
 from gradprism.probing.run import Counts, default_batch_tokens
@@ -32,8 +32,11 @@ def kept_costs(out: Path, on_existing: OnExisting) -> Costs | None:
     """The costs by which the probe in `out` chose between the forms of a norm: a resumed one must choose alike. None for a new probe."""
     if on_existing != "resume" or not (Path(out) / "manifest.json").is_file():
         return None
-    kept = ProbeStore(out).manifest.get("costs")
-    return Costs(**kept) if kept else None
+    kept: Any = ProbeStore(out).manifest.get("costs")
+    try:
+        return Costs(**kept)
+    except TypeError:  # none, or not of this form
+        return None
 
 
 def describe_model(prober: Prober, units: Units) -> dict[str, Any]:
@@ -43,6 +46,7 @@ def describe_model(prober: Prober, units: Units) -> dict[str, Any]:
         "model": model.name_or_path,
         "model_class": type(model).__name__,
         "weights_sha256": weights_fingerprint(model),
+        "config_sha256": config_fingerprint(model),
         "dtype": str(model.dtype).removeprefix("torch."),
         "attention": model.config._attn_implementation,
         "device": model.device.type,
@@ -62,6 +66,9 @@ def describe_probe(
 
     `read` says how they are read (format, limit): it decides with their hashes whether they need to be read again.
     """
+    for path in data:
+        if path.exists() and not path.is_file():  # read twice: by its hash, and by its records
+            raise DataError(f"{path}: is no regular file; write what comes from it to one first")
     return {
         **model,
         "tokenizer_sha256": tokenizer_fingerprint(tokenizer),

@@ -50,14 +50,18 @@ BY_PRODUCTS = Costs(1.0, 0.0, 1.0, 0.0, True)
 def measured_costs(device: str, dtype: torch.dtype) -> Costs:
     """The costs on `device` ("cpu", "cuda", "cuda:1") for models of `dtype`: from the cache folder, or measured in about a second."""
     name = torch.cuda.get_device_name(device) if device.startswith("cuda") else _processor()
-    threads = torch.get_num_threads() if device == "cpu" else 0
-    path = _cache_folder() / f"costs-{sha256_json([name, threads, str(dtype), str(torch.__version__)])[:16]}.json"
+    path = _cache_folder() / f"costs-{sha256_json([name, str(dtype), str(torch.__version__)])[:16]}.json"
     try:
         return Costs(**read_json(path)["costs"])
     except (OSError, ValueError, TypeError, KeyError):
-        costs = _measure(torch.device(device), dtype)
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)  # as many batches at once as there are threads, each on one: so the probe works on a CPU
+        try:
+            costs = _measure(torch.device(device), dtype)
+        finally:
+            torch.set_num_threads(threads)
     with contextlib.suppress(OSError, GradprismError):  # without a place to keep it, the next run measures again
-        write_json(path, {"device": name, "dtype": str(dtype), "threads": threads, "costs": costs.to_dict()})
+        write_json(path, {"device": name, "dtype": str(dtype), "costs": costs.to_dict()})
     return costs
 
 

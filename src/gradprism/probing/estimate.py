@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from gradprism.memory import peak_memory_mib, reset_peak_memory
 from gradprism.probing.corpus import checked_batch_tokens, describe_model, describe_probe, kept_costs
-from gradprism.probing.plan import Batch, check_rope, owed_batches, padded_tokens, padding_share, plan_items, rope_boundaries
+from gradprism.probing.plan import Batch, owed_batches, padded_tokens, padding_share, plan_items, rope_boundaries
 from gradprism.probing.prepared import prepare, reopen
 from gradprism.probing.prober import Prober
 from gradprism.probing.run import BatchRun, default_workers
@@ -56,7 +56,6 @@ def estimate_probe(
     prober = Prober(model, units, costs=kept_costs(out, on_existing), checkpoint_activations=checkpoint_activations)
     device = model.device.type
     tokens = checked_batch_tokens(batch_tokens, device)
-    check_rope(model.config, context_length)
     description = describe_probe(describe_model(prober, units), tokenizer, context_length, data, read)
     with ExitStack() as stack:
         existing = ProbeStore.check(out, description, on_existing)

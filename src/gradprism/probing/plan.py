@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gradprism.errors import ModelError
 from gradprism.probing.store import item_code
 
 # Positions in `Items`, intp [k].
@@ -86,18 +85,6 @@ def rope_boundaries(config: Any) -> tuple[int, ...]:
     """
     originals = [original for kind, original in _rope(config) if kind == "longrope" and original]
     return tuple(sorted(set(originals)))
-
-
-def check_rope(config: Any, context_length: int) -> None:
-    """Raises `ModelError` where frequencies depend on what the model has read before: "dynamic" scaling, beyond its original length."""
-    text = config.get_text_config()
-    for kind, original in _rope(config):
-        limit = original or text.max_position_embeddings
-        if "dynamic" in kind and context_length > limit:
-            raise ModelError(
-                f"model {config.name_or_path!r}: dynamic rotary scaling makes a sequence beyond {limit} tokens depend on those read "
-                f"before it; give --context-length {limit} or less"
-            )
 
 
 def _rope(config: Any) -> list[tuple[str, int]]:

@@ -5,6 +5,7 @@ a name made from the items in them, so any number of processes may write to one 
 written: its items are owed again. Nothing here needs torch.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -39,6 +40,7 @@ from gradprism.trajectories.record import Trajectory
 OnExisting = Literal["resume", "replace", "fail"]
 Kind = Literal["whole", "turns"]
 WHOLE = -1
+_PROBE = b"gradprism.probe"  # key of a shard's metadata
 _TURN_BITS = (1 << 20) - 1
 # Keys of the manifest that may differ between the runs that fill one folder: they change no number beyond rounding.
 INFORMATIVE = frozenset({"model", "data", "read", "device", "parameters", "n_parameters", "weight_norms", "costs", "totals"})
@@ -117,6 +119,9 @@ class ProbeStore:
             self.n_turns = int(self.manifest.get("totals", {}).get("turns", 0))
         except (AttributeError, KeyError, TypeError, ValueError):
             raise DataError(f"{path}: not a probe's manifest; name another folder") from None
+        # Each shard bears it: rows of another probe, by a run that this folder was taken from, are none of this one's.
+        told = {key: value for key, value in self.manifest.items() if key not in INFORMATIVE}
+        self._fingerprint = sha256_json(told).encode()
 
     @classmethod
     def check(cls, folder: Path, description: dict[str, Any], on_existing: OnExisting) -> "ProbeStore | None":
@@ -168,6 +173,8 @@ class ProbeStore:
                 n += 1
             if not n:
                 raise DataError("the corpus has no trajectories; there is nothing to probe")
+            # Streaming takes its time, in which another run may have made the folder its own.
+            old = cls.check(folder, description, on_existing)
             manifest = {**description, "corpus_sha256": digest.hexdigest(), "n_trajectories": n, "totals": totals()}
             if old and on_existing == "resume":
                 old.refuse_differences(manifest)
@@ -198,7 +205,7 @@ class ProbeStore:
             return
         norms = pa.FixedSizeListArray.from_arrays(pa.array(np.concatenate([row.norms for row in rows])), self.n_units)
         columns = {name: [getattr(row, name) for row in rows] for name in self._schema.names if name != "norms"}
-        table = pa.table({**columns, "norms": norms}, schema=self._schema)
+        table = pa.table({**columns, "norms": norms}, schema=self._schema.with_metadata({_PROBE: self._fingerprint}))
         # The name says which items are within: written again, they replace themselves.
         name = sha256_json([[row.index, row.turn] for row in rows])[:16]
         with atomic_write(self.folder / f"norms-{name}.parquet", "wb") as file:
@@ -213,9 +220,9 @@ class ProbeStore:
         torn: list[Path] = []
         codes = [shard.codes for shard in self._shards(torn)]
         for path in torn if set_aside else ():
-            with writing(path):
+            with writing(path), contextlib.suppress(FileNotFoundError):  # another process was faster
                 path.rename(path.with_suffix(".parquet.torn"))
-            say(f"{path}: cannot be read; set aside as *.torn, and its items are probed again")
+                say(f"{path}: cannot be read; set aside as *.torn (torn, or of another probe), and its items are probed again")
         return np.unique(np.concatenate([np.empty(0, np.int64), *codes]))
 
     def read(self) -> ProbeTable:
@@ -244,10 +251,9 @@ class ProbeStore:
         expected = self.n_trajectories if kind == "whole" else self.n_turns
         seen = _Seen(kind, self.n_trajectories)
         torn: list[Path] = []
-        for shard in self._shards(torn, compute):
-            rows = np.flatnonzero((shard.codes & _TURN_BITS == 0) == (kind == "whole"))
+        for shard in self._shards(torn, kind, compute):
             # Two processes may have probed the same item: the first row stands.
-            yield shard.take(rows[seen.first(shard.codes[rows])])
+            yield shard.take(seen.first(shard.codes))
         if owed := expected - seen.n:
             because = f" (cannot be read: {', '.join(path.name for path in torn)})" if torn else ""
             what = "trajectories" if kind == "whole" else "turns"
@@ -281,11 +287,15 @@ class ProbeStore:
         item = [("index", pa.int64()), ("id", pa.string()), ("turn", pa.int32())]
         return pa.schema([*item, *integers, *floats, ("norms", pa.list_(pa.float32(), self.n_units))])
 
-    def _shards(self, torn: list[Path], compute: Callable[[Shard], NDArray[Any]] | None = None) -> Iterator[Shard]:
-        """The finite rows of each shard in the order of names; adds to `torn` what cannot be read or is not of this probe's form."""
+    def _shards(
+        self, torn: list[Path], kind: Kind | None = None, compute: Callable[[Shard], NDArray[Any]] | None = None
+    ) -> Iterator[Shard]:
+        """The finite rows of each shard, of one kind or of both, in the order of names; adds to `torn` what is not of this probe."""
 
         def load(path: Path) -> Shard | None:
             shard = self._load(path)
+            if shard is not None and kind is not None:
+                shard = shard.take(np.flatnonzero((shard.codes & _TURN_BITS == 0) == (kind == "whole")))
             return shard if shard is None or compute is None else Shard(shard.codes, shard.columns, compute(shard))
 
         paths = deque(sorted(self.folder.glob("norms-*.parquet")))
@@ -301,10 +311,14 @@ class ProbeStore:
                     yield shard
 
     def _load(self, path: Path) -> Shard | None:
-        # Whether a file is Parquet at all pyarrow says with ArrowInvalid; damage further in is an OSError.
+        # Whether a file is Parquet at all pyarrow says with ArrowInvalid; damage further in is an OSError without a number.
         try:
             table = pq.ParquetFile(path, page_checksum_verification=True).read(use_threads=False)
-        except (pa.ArrowException, OSError):
+        except (pa.ArrowException, OSError) as error:
+            if getattr(error, "errno", None) and not isinstance(error, FileNotFoundError):
+                raise DataError(f"{path}: cannot be read ({error}); nothing is lost, try again once it can") from None
+            return None
+        if (table.schema.metadata or {}).get(_PROBE) != self._fingerprint:
             return None
         if table.schema.remove_metadata() != self._schema or any(column.null_count for column in table.columns):
             return None

@@ -1,6 +1,7 @@
 """The Ray cluster that a probe runs on: what is asked of it, connecting to it, and what its errors mean."""
 
 import logging
+import math
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -29,9 +30,9 @@ class Cluster:
         if self.workers is not None and self.workers < 1:
             raise ConfigError(f"workers {self.workers}: must be at least 1")
         gpus = self.gpus_per_worker or 0.0
-        if gpus < 0 or (gpus > 1 and gpus != int(gpus)):
+        if not math.isfinite(gpus) or gpus < 0 or (gpus > 1 and gpus != int(gpus)):
             raise ConfigError(f"GPUs per worker {gpus:g}: give a whole number, or a share of one")
-        if self.cpus_per_worker <= 0:
+        if not 0 < self.cpus_per_worker < math.inf:
             raise ConfigError(f"CPUs per worker {self.cpus_per_worker:g}: must be above 0")
 
 

@@ -8,7 +8,6 @@ from transformers import PreTrainedModel
 from gradprism.probing.corpus import describe_model
 from gradprism.probing.costs import Costs
 from gradprism.probing.executors.flow import Work
-from gradprism.probing.plan import check_rope
 from gradprism.probing.prober import Prober
 from gradprism.probing.run import BatchRun, Counts, ShardWriter, default_workers
 from gradprism.probing.units import Units, find_units
@@ -23,7 +22,6 @@ class InProcess:
 
     def describe(self, costs: Costs | None, context_length: int) -> dict[str, Any]:
         """The manifest's part."""
-        check_rope(self._model.config, context_length)
         self._prober = Prober(self._model, self._units, costs=costs, checkpoint_activations=self._checkpoint_activations)
         return describe_model(self._prober, self._units)
 

@@ -7,7 +7,6 @@ from typing import Any
 from gradprism.models import Quantise, load_model
 from gradprism.probing.corpus import describe_model
 from gradprism.probing.costs import Costs
-from gradprism.probing.plan import check_rope
 from gradprism.probing.prober import Prober, ProbeResult
 from gradprism.probing.units import ExpertUnits, Units, find_units
 from gradprism.trajectories.rendering import RenderedTrajectory
@@ -38,7 +37,6 @@ class ModelSpec:
 
     def describe(self, prober: Prober, context_length: int) -> dict[str, Any]:
         """The manifest's part; raises `ModelError` for a context that the model's positions do not allow."""
-        check_rope(prober.model.config, context_length)
         return describe_model(prober, self.units(prober.model))
 
 
