@@ -255,7 +255,8 @@ class ProbeStore:
             # Two processes may have probed the same item: the first row stands.
             yield shard.take(seen.first(shard.codes))
         if owed := expected - seen.n:
-            because = f" (cannot be read: {', '.join(path.name for path in torn)})" if torn else ""
+            more = f" and {len(torn) - 3} more" if len(torn) > 3 else ""
+            because = f" (cannot be read: {', '.join(path.name for path in torn[:3])}{more})" if torn else ""
             what = "trajectories" if kind == "whole" else "turns"
             raise DataError(
                 f"{self.folder}: {owed} of {expected} {what} are not probed yet{because}; give the same `gradprism probe` command "
