@@ -19,7 +19,7 @@ import torch
 
 from gradprism import progress
 from gradprism.probing import run
-from gradprism.probing.corpus import probe_corpus
+from gradprism.probing.executors.local import probe_corpus
 from helpers.tiny import sample_trajectories, tiny_qwen3, tiny_tokenizer
 
 N_TRAJECTORIES = 40

@@ -16,7 +16,7 @@ from gradprism.cli.main import main
 from gradprism.errors import DataError
 from gradprism.probing import run
 from gradprism.probing.attempts import total_cost
-from gradprism.probing.corpus import probe_corpus
+from gradprism.probing.executors.local import probe_corpus
 from gradprism.probing.plan import plan_batches
 from gradprism.probing.prober import Prober
 from gradprism.probing.store import ProbeStore

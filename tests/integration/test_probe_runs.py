@@ -19,8 +19,8 @@ from gradprism.cli.main import main
 from gradprism.errors import ConfigError, DataError, WriteError
 from gradprism.probing import run
 from gradprism.probing.attempts import Attempt, total_cost
-from gradprism.probing.corpus import probe_corpus
 from gradprism.probing.estimate import estimate_probe, sample_batches
+from gradprism.probing.executors.local import probe_corpus
 from gradprism.probing.store import ProbeStore
 from gradprism.trajectories.readers import write_messages_jsonl
 from gradprism.trajectories.record import Message, Trajectory

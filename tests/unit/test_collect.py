@@ -9,7 +9,8 @@ import torch
 
 from gradprism.errors import ModelError
 from gradprism.probing import costs as costs_module
-from gradprism.probing.costs import BY_PRODUCTS, Costs, measured_costs
+from gradprism.probing.costs import measured_costs
+from gradprism.probing.norms import BY_PRODUCTS, Costs
 from gradprism.probing.prober import Prober
 from gradprism.probing.recompute import remake
 from gradprism.probing.units import find_units

@@ -11,7 +11,7 @@ from torch import nn
 
 from gradprism.concentration import gini
 from gradprism.errors import ModelError
-from gradprism.probing.costs import BY_PRODUCTS
+from gradprism.probing.norms import BY_PRODUCTS
 from gradprism.probing.prober import Prober
 from gradprism.probing.units import ExpertsTap, find_units, weight_norms
 from helpers.families import (

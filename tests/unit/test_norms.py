@@ -2,8 +2,9 @@ import pytest
 import torch
 
 from gradprism.probing import norms
-from gradprism.probing.costs import BY_PRODUCTS, Costs
 from gradprism.probing.norms import (
+    BY_PRODUCTS,
+    Costs,
     SharedInput,
     gram,
     gram_entries,

@@ -152,7 +152,7 @@ def _environment(config: RunConfig) -> Any:
 
 
 def _probe(config: RunConfig, folder: Path, inputs: dict[str, Path]) -> dict[str, Any]:
-    from gradprism.probing.corpus import probe_corpus
+    from gradprism.probing.executors.local import probe_corpus
     from gradprism.trajectories.readers import iter_trajectories
 
     files = [Path(file) for file in config.corpus.files]

@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from gradprism.errors import ModelError
-from gradprism.probing.costs import Costs
-from gradprism.probing.norms import SharedInput
+from gradprism.probing.norms import Costs, SharedInput
 from gradprism.probing.recompute import remake
 from gradprism.probing.units import LinearTap
 

@@ -9,7 +9,6 @@ import os
 import platform
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -18,32 +17,11 @@ import torch
 
 from gradprism.errors import GradprismError
 from gradprism.files import read_json, sha256_json, write_json
+from gradprism.probing.norms import Costs, gram, gram_entries, inner_product, squared_sum
 
 # Shapes of the trial, near those of small models on a CPU and of large ones on a GPU: samples, tokens, features in and out.
 _TRIAL = {"cpu": (2, 256, 512), "cuda": (8, 1024, 4096)}
 _REPEATS = 5
-
-
-@dataclass(frozen=True, slots=True)
-class Costs:
-    """Seconds a product (multiply and add) and seconds an entry, for the outer and the gram form.
-
-    `upcast`: whether half-precision inputs are multiplied in float32, which is faster where a processor has no instructions for them.
-    """
-
-    outer_product: float
-    outer_entry: float
-    gram_product: float
-    gram_entry: float
-    upcast: bool
-
-    def to_dict(self) -> dict[str, Any]:
-        """For JSON; `Costs(**values)` is the way back."""
-        return asdict(self)
-
-
-# One product a second in either form and nothing else: the form with fewer products is chosen. What tests and references use.
-BY_PRODUCTS = Costs(1.0, 0.0, 1.0, 0.0, True)
 
 
 @cache
@@ -66,8 +44,6 @@ def measured_costs(device: str, dtype: torch.dtype) -> Costs:
 
 
 def _measure(device: torch.device, dtype: torch.dtype) -> Costs:
-    from gradprism.probing.norms import gram, gram_entries, inner_product, squared_sum
-
     n, T, F = _TRIAL["cuda" if device.type == "cuda" else "cpu"]
     generator = torch.Generator().manual_seed(0)
     half = torch.randn(n, T, F, generator=generator).to(device, dtype)

@@ -12,7 +12,7 @@ import torch
 from transformers import PreTrainedModel
 
 from gradprism.memory import peak_memory_mib, reset_peak_memory
-from gradprism.probing.corpus import checked_batch_tokens, describe_model, describe_probe, kept_costs
+from gradprism.probing.manifest import checked_batch_tokens, describe_model, describe_probe, kept_costs
 from gradprism.probing.plan import Batch, owed_batches, padded_tokens, padding_share, plan_items, rope_boundaries
 from gradprism.probing.prepared import prepare, reopen
 from gradprism.probing.prober import Prober

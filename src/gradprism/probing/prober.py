@@ -23,8 +23,9 @@ from transformers import PreTrainedModel
 
 from gradprism.errors import DataError, ModelError
 from gradprism.probing.collect import Batch, Pass
-from gradprism.probing.costs import Costs, measured_costs
+from gradprism.probing.costs import measured_costs
 from gradprism.probing.experts import attach_experts
+from gradprism.probing.norms import Costs
 from gradprism.probing.units import ExpertsTap, LinearTap, Units, canonical_path, find_units
 from gradprism.trajectories.rendering import RenderedTrajectory
 

@@ -13,10 +13,10 @@ import numpy as np
 import pyarrow as pa
 
 from gradprism.errors import DataError
-from gradprism.probing.costs import Costs
 from gradprism.probing.executors.cluster import RETRIES, Pool, own_error
 from gradprism.probing.executors.flow import Work
 from gradprism.probing.executors.spec import ModelSpec, OnDevice
+from gradprism.probing.norms import Costs
 from gradprism.probing.plan import Batch, Items
 from gradprism.probing.prepared import Prepared
 from gradprism.probing.run import BatchRun, Counts, ShardWriter
@@ -38,9 +38,9 @@ class OnRay:
     def __init__(self, pool: Pool, spec: ModelSpec, device: str) -> None:
         self._pool, self._spec, self._device = pool, spec, pool.device(device)
 
-    def describe(self, costs: Costs | None, context_length: int) -> dict[str, Any]:
+    def describe(self, costs: Costs | None) -> dict[str, Any]:
         """The manifest's part, from a process like an actor's: this one may have neither the memory nor the device."""
-        return self._pool.run_one(_describe, self._spec, self._device, costs, context_length)
+        return self._pool.run_one(_describe, self._spec, self._device, costs)
 
     def work(self, work: Work) -> tuple[Counts, int]:
         """Ships the batches and writes the rows as they come, in no order.
@@ -91,9 +91,9 @@ class OnRay:
             raise own_error(error) from None
 
 
-def _describe(spec: ModelSpec, device: str, costs: Costs | None, context_length: int) -> dict[str, Any]:
+def _describe(spec: ModelSpec, device: str, costs: Costs | None) -> dict[str, Any]:
     set_quiet(True)
-    return spec.describe(spec.prober(spec.load(device), costs), context_length)
+    return spec.describe(spec.prober(spec.load(device), costs))
 
 
 def _rounds(items: Items, batches: Sequence[Batch]) -> Iterator[list[Batch]]:

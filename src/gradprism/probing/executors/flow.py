@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from gradprism.probing.attempts import Attempt, total_cost
-from gradprism.probing.corpus import checked_batch_tokens, describe_probe, kept_costs, summarise
-from gradprism.probing.costs import Costs
+from gradprism.probing.manifest import checked_batch_tokens, describe_probe, kept_costs, summarise
+from gradprism.probing.norms import Costs
 from gradprism.probing.plan import Batch, Items, owed_batches, padding_share, plan_items
 from gradprism.probing.prepared import Prepared, prepare
 from gradprism.probing.run import Counts
@@ -34,7 +34,7 @@ class Work:
 class Executor(Protocol):
     """Who loads the model and works."""
 
-    def describe(self, costs: Costs | None, context_length: int) -> dict[str, Any]:
+    def describe(self, costs: Costs | None) -> dict[str, Any]:
         """`describe_model` of the model; `costs` are those of the folder where it has any."""
         ...
 
@@ -59,7 +59,7 @@ def probe_with(
 ) -> dict[str, Any]:
     """Probes every trajectory, and with `per_turn` every turn, that has no row in `out` yet; see `probe_corpus`."""
     began, attempt = time.perf_counter(), Attempt(out)
-    model = executor.describe(kept_costs(out, on_existing), context_length)
+    model = executor.describe(kept_costs(out, on_existing))
     tokens = checked_batch_tokens(batch_tokens, model["device"])
     description = describe_probe(model, tokenizer, context_length, data, read)
     store, prepared = prepare(out, description, trajectories, Renderer(tokenizer, context_length), on_existing)

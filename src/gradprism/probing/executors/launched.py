@@ -15,11 +15,12 @@ import torch
 
 from gradprism.errors import DataError, WorkerError, WriteError
 from gradprism.probing.attempts import Attempt
-from gradprism.probing.costs import Costs, measured_costs
+from gradprism.probing.costs import measured_costs
 from gradprism.probing.executors.flow import Work
 from gradprism.probing.executors.ranks import Ranks
 from gradprism.probing.executors.sharding import any_failed, join_group, leave_group, shard_model
 from gradprism.probing.executors.spec import ModelSpec, OnDevice
+from gradprism.probing.norms import Costs
 from gradprism.probing.plan import Batch
 from gradprism.probing.prepared import Prepared
 from gradprism.probing.run import BatchRun, Counts, ShardWriter, default_workers, is_out_of_memory
@@ -35,14 +36,14 @@ class Launched:
         if shard:
             join_group(ranks)
 
-    def describe(self, costs: Costs | None, context_length: int) -> dict[str, Any]:
+    def describe(self, costs: Costs | None) -> dict[str, Any]:
         """The manifest's part: of the whole weights, before they are sharded."""
         if not self._shard:
             self._model = self._spec.load(self._device)
-            return self._spec.describe(self._spec.prober(self._model, costs), context_length)
+            return self._spec.describe(self._spec.prober(self._model, costs))
         full = self._spec.load("cpu")
         costs = costs or measured_costs(self._device, full.dtype)
-        description = self._spec.describe(self._spec.prober(full, costs), context_length)
+        description = self._spec.describe(self._spec.prober(full, costs))
         self._model = shard_model(self._spec.path, full, self._ranks, self._device)
         return {**description, "device": torch.device(self._device).type}
 

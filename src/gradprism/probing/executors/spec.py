@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from gradprism.models import Quantise, load_model
-from gradprism.probing.corpus import describe_model
-from gradprism.probing.costs import Costs
+from gradprism.probing.manifest import describe_model
+from gradprism.probing.norms import Costs
 from gradprism.probing.prober import Prober, ProbeResult
 from gradprism.probing.units import ExpertUnits, Units, find_units
 from gradprism.trajectories.rendering import RenderedTrajectory
@@ -35,8 +35,8 @@ class ModelSpec:
         """A prober of `model`; `costs` are those that the probe folder keeps, so that every process chooses the same forms."""
         return Prober(model, self.units(model), costs=costs, checkpoint_activations=self.checkpoint_activations)
 
-    def describe(self, prober: Prober, context_length: int) -> dict[str, Any]:
-        """The manifest's part; raises `ModelError` for a context that the model's positions do not allow."""
+    def describe(self, prober: Prober) -> dict[str, Any]:
+        """The manifest's part."""
         return describe_model(prober, self.units(prober.model))
 
 

@@ -1,30 +1,24 @@
-"""Probes a whole corpus into a probe folder in one process, and goes on where an earlier run stopped.
-
-The steps are functions of their own, for those who share the work out over processes: `describe_model` and `describe_probe` (the
-manifest), `prepare` (one process, once), `Prepared` and `plan_items` (any process), `BatchRun` and `ShardWriter` (the work).
-"""
+"""What a probe's manifest says of model and corpus, and what a run tells at its end."""
 
 import math
 import platform
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from transformers import PreTrainedModel
 
 from gradprism import __version__
 from gradprism.errors import ConfigError, DataError
 from gradprism.files import sha256_file
-from gradprism.probing.costs import Costs
 from gradprism.probing.fingerprint import config_fingerprint, weights_fingerprint
+from gradprism.probing.norms import Costs
 from gradprism.probing.plan import rope_boundaries
 from gradprism.probing.prober import Prober
 from gradprism.probing.run import Counts, default_batch_tokens
 from gradprism.probing.store import OnExisting, ProbeStore
 from gradprism.probing.units import Units, weight_norms
-from gradprism.trajectories.record import Trajectory
 from gradprism.trajectories.rendering import template_fingerprint, tokenizer_fingerprint
 
 
@@ -83,48 +77,6 @@ def describe_probe(
             "transformers": transformers.__version__,
         },
     }
-
-
-def probe_corpus(
-    model: PreTrainedModel,
-    tokenizer: Any,
-    trajectories: Iterable[Trajectory],
-    out: Path,
-    *,
-    context_length: int,
-    batch_tokens: int | None = None,
-    per_turn: bool = False,
-    on_existing: OnExisting = "resume",
-    data: Sequence[Path] = (),
-    read: dict[str, Any] | None = None,
-    units: Units | None = None,
-    checkpoint_activations: bool = False,
-) -> dict[str, Any]:
-    """Probes every trajectory, and with `per_turn` every turn, that has no row in `out` yet; returns counts, tokens and times.
-
-    `trajectories` are streamed. Where they come from files, `data` names them and `read` says how they are read: a run that goes on with
-    a folder made of the same does not read `trajectories` at all. `batch_tokens` (default `default_batch_tokens`) bounds the padded
-    tokens of a batch; when memory runs out it is halved. An uninterrupted run and a resumed one give the same rows.
-
-    Raises `FolderInUseError` as `ProbeStore.check` does, `ModelError` for a model or template that cannot be probed, `WriteError`
-    where `out` cannot be written, and `DataError` naming a trajectory whose loss or norms are not finite; whatever was finished by
-    then is in `out`.
-    """
-    from gradprism.probing.executors.flow import probe_with
-    from gradprism.probing.executors.local import InProcess
-
-    return probe_with(
-        InProcess(model, units, checkpoint_activations=checkpoint_activations),
-        tokenizer,
-        trajectories,
-        out,
-        context_length=context_length,
-        batch_tokens=batch_tokens,
-        per_turn=per_turn,
-        on_existing=on_existing,
-        data=data,
-        read=read,
-    )
 
 
 def checked_batch_tokens(batch_tokens: int | None, device: str) -> int:
