@@ -1,10 +1,31 @@
 """What all tests share."""
 
 import os
+import sys
 from pathlib import Path
+
+import pytest
 
 # Tests run small tensors, often beside worker processes: more threads than cores would only make them wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # What the probe measures of this machine is kept here between runs of the tests, apart from the user's own.
 os.environ["XDG_CACHE_HOME"] = str(Path(__file__).parent.parent / ".pytest_cache" / "xdg")
+
+
+@pytest.fixture
+def cli(monkeypatch, capsys):
+    """Runs the command line in this process; gives exit code, stdout and stderr."""
+    from gradprism import progress
+    from gradprism.cli.main import main
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["gradprism", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stop:
+            main()
+            sys.exit(0)
+        progress.set_quiet(False)
+        printed = capsys.readouterr()
+        return stop.value.code or 0, printed.out, printed.err
+
+    return run

@@ -63,7 +63,27 @@ def load_model(name_or_path: str, dtype: str = "float32", device: str = "auto", 
         )
     if adapter is not None:
         model = _with_adapter(model, adapter)
+    keep_unpacked(model)
     return model.eval()
+
+
+def keep_unpacked(model: Any) -> None:
+    """Stops bitsandbytes from repacking 4-bit weights for a processor's bfloat16 products; does nothing for other weights.
+
+    Its packed product takes no part in the backward pass and rounds to bfloat16 whatever the dtype. Raises `ModelError` where weights
+    have been packed already, and for a matrix on a CPU whose width is no multiple of 64: bitsandbytes 0.50 garbles it there on
+    processors with AVX-512.
+    """
+    for name, module in model.named_modules():
+        if not hasattr(module, "support_avx512bf16_for_cpu"):
+            continue
+        module.support_avx512bf16_for_cpu = False
+        if module.weight.device.type == "cpu" and module.in_features % 64:
+            raise ModelError(
+                f"{name}: bitsandbytes does not keep 4-bit weights of width {module.in_features} on every CPU; use 8bit or a CUDA device"
+            )
+        if getattr(getattr(module.weight, "quant_state", None), "packing_format_for_cpu", False):
+            raise ModelError(f"{name}: bitsandbytes has packed its weights for inference on this processor; load the model again")
 
 
 def _from_pretrained(name_or_path: str, options: dict[str, Any]) -> Any:

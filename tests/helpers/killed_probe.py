@@ -19,7 +19,9 @@ import torch
 
 from gradprism import progress
 from gradprism.probing import run
-from gradprism.probing.executors.local import probe_corpus
+from gradprism.probing.executors.flow import probe_corpus
+from gradprism.probing.executors.local import InProcess
+from gradprism.probing.manifest import Options
 from helpers.tiny import sample_trajectories, tiny_qwen3, tiny_tokenizer
 
 N_TRAJECTORIES = 40
@@ -41,7 +43,7 @@ def main() -> None:
         code = 1
         try:
             trajectories = iter(sample_trajectories(N_TRAJECTORIES))
-            probe_corpus(model, tokenizer, trajectories, out, context_length=1024, batch_tokens=300, per_turn=True)
+            probe_corpus(InProcess(model), tokenizer, trajectories, out, Options(1024, batch_tokens=300, per_turn=True))
             code = 0
         finally:
             os._exit(code)

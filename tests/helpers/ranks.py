@@ -20,8 +20,8 @@ import transformers.models.qwen3.modeling_qwen3  # noqa: F401
 
 from gradprism.cli import probe  # noqa: F401
 from gradprism.cli.main import main
-from gradprism.probing import estimate, run  # noqa: F401
-from gradprism.probing.executors import anywhere, launched  # noqa: F401
+from gradprism.probing import run
+from gradprism.probing.executors import anywhere, estimate, launched  # noqa: F401
 from gradprism.probing.prober import Prober, ProbeResult
 
 TESTS = Path(__file__).parents[1]

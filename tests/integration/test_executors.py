@@ -20,6 +20,7 @@ from gradprism.probing.executors.anywhere import Where, probe_anywhere
 from gradprism.probing.executors.cluster import Cluster, Pool, connected, own_error
 from gradprism.probing.executors.ranks import Ranks
 from gradprism.probing.executors.spec import ModelSpec
+from gradprism.probing.manifest import Options
 from gradprism.probing.plan import plan_items
 from gradprism.probing.prepared import Prepared
 from gradprism.probing.store import ProbeRow, ProbeStore
@@ -254,7 +255,7 @@ def test_who_a_process_is(monkeypatch):
 def test_choices_that_do_not_go_together(shared, tmp_path, monkeypatch, spec, where, launched, words):
     monkeypatch.setattr(Ranks, "from_environment", lambda: Ranks(0, 2, 0) if launched else None)
     with pytest.raises(ConfigError, match=words):
-        probe_anywhere(ModelSpec(str(shared / "model"), **spec), Where(**where), list, tmp_path / "probe")
+        probe_anywhere(ModelSpec(str(shared / "model"), **spec), Where(**where), list, tmp_path / "probe", Options())
 
 
 def test_what_is_asked_of_a_cluster():

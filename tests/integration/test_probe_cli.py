@@ -11,17 +11,18 @@ import polars as pl
 import pytest
 import torch
 
-from gradprism import progress
-from gradprism.cli.main import main
 from gradprism.errors import DataError
 from gradprism.probing import run
 from gradprism.probing.attempts import total_cost
-from gradprism.probing.executors.local import probe_corpus
+from gradprism.probing.executors.flow import probe_corpus
+from gradprism.probing.executors.local import InProcess
+from gradprism.probing.manifest import Options
 from gradprism.probing.plan import plan_batches
 from gradprism.probing.prober import Prober
 from gradprism.probing.store import ProbeStore
 from gradprism.trajectories.readers import write_messages_jsonl
 from gradprism.trajectories.rendering import Renderer
+from helpers.cli import assert_refused
 from helpers.tiny import sample_trajectories, tiny_qwen3, tiny_tokenizer
 
 
@@ -49,22 +50,6 @@ def shared(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def cli(monkeypatch, capsys):
-    """Runs the command line in this process; gives exit code, stdout and stderr."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["gradprism", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stop:
-            main()
-            sys.exit(0)
-        progress.set_quiet(False)
-        printed = capsys.readouterr()
-        return stop.value.code or 0, printed.out, printed.err
-
-    return run
-
-
-@pytest.fixture
 def probe(cli, shared, tmp_path):
     def run(*arguments, model=None, data=("corpus.jsonl",), out="probe"):
         files = [shared / name for name in data]
@@ -76,16 +61,6 @@ def probe(cli, shared, tmp_path):
 def contents(folder: Path) -> dict[str, bytes]:
     """Names and bytes of a probe folder's files, but for the account of what each attempt took."""
     return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "attempts.jsonl"}
-
-
-def assert_refused(result, *words):
-    code, out, err = result
-    assert code == 2, (out, err)
-    assert out == ""
-    assert err.count("\n") == 1, err
-    assert err.startswith("error: ")
-    for word in words:
-        assert word in err
 
 
 def test_probe_writes_one_row_for_each_trajectory(probe, shared, tmp_path):
@@ -241,7 +216,7 @@ def test_the_same_weights_under_another_configuration_are_another_model(probe, s
 def test_running_out_of_memory_halves_the_batches(shared, tmp_path, monkeypatch, capsys):
     tokenizer = tiny_tokenizer()
     model, trajectories = tiny_qwen3(len(tokenizer)), sample_trajectories(12)
-    probe_corpus(model, tokenizer, trajectories, tmp_path / "plain", context_length=1024)
+    probe_corpus(InProcess(model), tokenizer, trajectories, tmp_path / "plain", Options(1024))
     real = Prober.probe
 
     def little_memory(self, rendered):
@@ -254,7 +229,7 @@ def test_running_out_of_memory_halves_the_batches(shared, tmp_path, monkeypatch,
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(2)
-        summary = probe_corpus(model, tokenizer, trajectories, tmp_path / "probe", context_length=1024, batch_tokens=300)
+        summary = probe_corpus(InProcess(model), tokenizer, trajectories, tmp_path / "probe", Options(1024, batch_tokens=300))
     finally:
         torch.set_num_threads(before)
     assert summary["probed"] == 12
@@ -273,7 +248,7 @@ def test_rows_do_not_depend_on_the_number_of_threads(threads, tmp_path):
     whole = Prober(model).probe([Renderer(tokenizer, 1024).render(t) for t in trajectories])
     try:
         torch.set_num_threads(threads)
-        probe_corpus(model, tokenizer, trajectories, tmp_path / "probe", context_length=1024, batch_tokens=200)
+        probe_corpus(InProcess(model), tokenizer, trajectories, tmp_path / "probe", Options(1024, batch_tokens=200))
         assert torch.get_num_threads() == threads
     finally:
         torch.set_num_threads(before)
@@ -290,7 +265,7 @@ def test_one_and_three_threads_give_the_same_bytes(batch_tokens, tmp_path):
         for threads in (1, 3):
             torch.set_num_threads(threads)
             out = tmp_path / str(threads)
-            probe_corpus(model, tokenizer, trajectories, out, context_length=1024, batch_tokens=batch_tokens)
+            probe_corpus(InProcess(model), tokenizer, trajectories, out, Options(1024, batch_tokens=batch_tokens))
     finally:
         torch.set_num_threads(before)
     assert contents(tmp_path / "1") == contents(tmp_path / "3")
@@ -304,7 +279,7 @@ def test_one_trajectory_too_large_for_memory_is_named(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Prober, "probe", no_memory)
     with pytest.raises(DataError, match=r"trajectory 'sample-0000': its \d+ tokens alone need more memory"):
-        probe_corpus(tiny_qwen3(len(tokenizer)), tokenizer, sample_trajectories(1), tmp_path / "probe", context_length=1024)
+        probe_corpus(InProcess(tiny_qwen3(len(tokenizer))), tokenizer, sample_trajectories(1), tmp_path / "probe", Options(1024))
 
 
 def test_other_runtime_errors_are_not_taken_for_memory(tmp_path, monkeypatch):
@@ -315,7 +290,7 @@ def test_other_runtime_errors_are_not_taken_for_memory(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Prober, "probe", broken)
     with pytest.raises(RuntimeError, match="shapes do not match"):
-        probe_corpus(tiny_qwen3(len(tokenizer)), tokenizer, sample_trajectories(3), tmp_path / "probe", context_length=1024)
+        probe_corpus(InProcess(tiny_qwen3(len(tokenizer))), tokenizer, sample_trajectories(3), tmp_path / "probe", Options(1024))
 
 
 @pytest.mark.parametrize(
@@ -344,10 +319,10 @@ def test_a_non_finite_result_names_the_trajectory_and_keeps_the_rest(tmp_path, s
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Prober, "probe", spoilt)
         with pytest.raises(DataError, match=f"trajectory '{shortest}': {words}.*finished trajectories are kept"):
-            probe_corpus(model, tokenizer, trajectories, tmp_path / "probe", context_length=1024, batch_tokens=1)
+            probe_corpus(InProcess(model), tokenizer, trajectories, tmp_path / "probe", Options(1024, batch_tokens=1))
     probed = {trajectories[code >> 20].id for code in ProbeStore(tmp_path / "probe").finished()}
     assert probed == {t.id for t in trajectories} - {shortest}
-    assert probe_corpus(model, tokenizer, trajectories, tmp_path / "probe", context_length=1024)["probed"] == 1
+    assert probe_corpus(InProcess(model), tokenizer, trajectories, tmp_path / "probe", Options(1024))["probed"] == 1
 
 
 def test_bad_inputs_are_one_line(cli, probe, shared, tmp_path):

@@ -6,25 +6,26 @@ import os
 import resource
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import polars as pl
 import pytest
 import torch
 
-from gradprism import progress
-from gradprism.cli.main import main
 from gradprism.errors import ConfigError, DataError, WriteError
 from gradprism.probing import run
 from gradprism.probing.attempts import Attempt, total_cost
-from gradprism.probing.estimate import estimate_probe, sample_batches
-from gradprism.probing.executors.local import probe_corpus
+from gradprism.probing.executors.estimate import estimate_probe, sample_batches
+from gradprism.probing.executors.flow import probe_corpus
+from gradprism.probing.executors.local import InProcess
+from gradprism.probing.manifest import Options
 from gradprism.probing.store import ProbeStore
 from gradprism.trajectories.readers import write_messages_jsonl
 from gradprism.trajectories.record import Message, Trajectory
 from gradprism.trajectories.rendering import Renderer
+from helpers.cli import assert_refused
 from helpers.tiny import sample_trajectories, tiny_qwen3, tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()
@@ -47,7 +48,9 @@ def model():
 
 
 def probe(model, trajectories, out, **options):
-    return probe_corpus(model, TOKENIZER, trajectories, out, **{"context_length": 1024, "batch_tokens": 300, **options})
+    return probe_corpus(
+        InProcess(model), TOKENIZER, trajectories, out, Options(**{"context_length": 1024, "batch_tokens": 300, **options})
+    )
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -199,46 +202,28 @@ def test_the_last_line_of_each_process_counts_and_torn_lines_do_not(tmp_path):
 
 
 @pytest.fixture
-def cli(monkeypatch, capsys, tmp_path, model):
+def probe_cli(cli, tmp_path, model):
     """`gradprism probe` in this process on 15 trajectories; gives exit code, stdout and stderr."""
     model.save_pretrained(tmp_path / "model")
     TOKENIZER.save_pretrained(tmp_path / "model")
     write_messages_jsonl(tmp_path / "corpus.jsonl", sample_trajectories(15))
-
-    def call(*arguments):
-        command = ["probe", "--model", tmp_path / "model", "--data", tmp_path / "corpus.jsonl", "--out", tmp_path / "probe"]
-        monkeypatch.setattr(sys, "argv", ["gradprism", *map(str, [*command, *arguments])])
-        with pytest.raises(SystemExit) as stop:
-            main()
-            sys.exit(0)
-        progress.set_quiet(False)
-        printed = capsys.readouterr()
-        return stop.value.code or 0, printed.out, printed.err
-
-    return call
+    command = ["probe", "--model", tmp_path / "model", "--data", tmp_path / "corpus.jsonl", "--out", tmp_path / "probe"]
+    return lambda *arguments: cli(*command, *arguments)
 
 
-def assert_one_line(result, *words):
-    code, out, err = result
-    assert (code, out, err.count("\n")) == (2, "", 1), (out, err)
-    assert err.startswith("error: ")
-    for word in words:
-        assert word in err
-
-
-def test_a_full_disk_is_one_line_and_old_shards_stay(cli, tmp_path):
+def test_a_full_disk_is_one_line_and_old_shards_stay(probe_cli, tmp_path):
     """The kernel itself refuses to let a file grow."""
-    assert cli()[0] == 0
+    assert probe_cli()[0] == 0
     before = files(tmp_path / "probe")
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (2500, hard))
-        result = cli("--per-turn", "--json")
+        result = probe_cli("--per-turn", "--json")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert_one_line(result, f"{tmp_path / 'probe'}/norms-", "File too large", "make room")
+    assert_refused(result, f"{tmp_path / 'probe'}/norms-", "File too large", "make room")
     assert files(tmp_path / "probe") == before
-    assert cli("--per-turn")[0] == 0
+    assert probe_cli("--per-turn")[0] == 0
     assert len(ProbeStore(tmp_path / "probe").read_turns().ids) > 15
 
 
@@ -250,17 +235,17 @@ def refuse(number):
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EACCES])
-def test_a_folder_that_cannot_be_written_is_one_line(cli, tmp_path, number, monkeypatch):
+def test_a_folder_that_cannot_be_written_is_one_line(probe_cli, tmp_path, number, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr("tempfile.mkstemp", refuse(number))
-        assert_one_line(cli("--json"), str(tmp_path / "probe"), os.strerror(number))
+        assert_refused(probe_cli("--json"), str(tmp_path / "probe"), os.strerror(number))
     assert not (tmp_path / "probe").exists()
-    assert cli()[0] == 0
+    assert probe_cli()[0] == 0
     before = files(tmp_path / "probe")
     with monkeypatch.context() as patch:
         patch.setattr("tempfile.mkstemp", refuse(number))
-        assert_one_line(cli("--per-turn", "--json"), f"{tmp_path / 'probe'}/norms-", os.strerror(number))
-        assert cli("--json")[0] == 0  # nothing is owed, so nothing is written
+        assert_refused(probe_cli("--per-turn", "--json"), f"{tmp_path / 'probe'}/norms-", os.strerror(number))
+        assert probe_cli("--json")[0] == 0  # nothing is owed, so nothing is written
     assert files(tmp_path / "probe") == before
 
 
@@ -298,8 +283,8 @@ def test_a_dry_run_counts_what_a_run_would_do_and_leaves_nothing(model, tmp_path
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr("tempfile.tempdir", None)
     trajectories = sample_trajectories(60)
-    options: dict[str, Any] = {"context_length": 1024, "batch_tokens": 300}
-    estimate = estimate_probe(model, TOKENIZER, iter(trajectories), tmp_path / "probe", **options)
+    options = Options(1024, 300)
+    estimate = estimate_probe(InProcess(model), TOKENIZER, iter(trajectories), tmp_path / "probe", options)
     assert list(tmp_path.iterdir()) == []
     summary = probe(model, iter(trajectories), tmp_path / "probe")
     assert (estimate["trajectories"], estimate["items"], estimate["owed"]) == (60, 60, 60)
@@ -310,24 +295,24 @@ def test_a_dry_run_counts_what_a_run_would_do_and_leaves_nothing(model, tmp_path
     assert estimate["seconds"]["total"] == pytest.approx(estimate["seconds"]["probe"] + estimate["seconds"]["prepare"], abs=0.02)
     # Of a folder that is in use: only what is owed, and the folder stays as it is.
     before = files(tmp_path / "probe")
-    turns = estimate_probe(model, TOKENIZER, iter(trajectories), tmp_path / "probe", per_turn=True, **options)
+    turns = estimate_probe(InProcess(model), TOKENIZER, iter(trajectories), tmp_path / "probe", replace(options, per_turn=True))
     assert turns["owed"] == turns["items"] - 60 == sum(m.role == "assistant" for t in trajectories for m in t.messages)
-    done = estimate_probe(model, TOKENIZER, iter(trajectories), tmp_path / "probe", **options)
+    done = estimate_probe(InProcess(model), TOKENIZER, iter(trajectories), tmp_path / "probe", options)
     assert (done["owed"], done["batches"], done["seconds"]["probe"]) == (0, 0, 0)
     assert files(tmp_path / "probe") == before
     assert [path.name for path in tmp_path.iterdir()] == ["probe"]
 
 
-def test_the_dry_run_of_the_command(cli, tmp_path):
-    code, out, err = cli("--dry-run", "--json")
+def test_the_dry_run_of_the_command(probe_cli, tmp_path):
+    code, out, err = probe_cli("--dry-run", "--json")
     assert (code, err) == (0, "")
     assert json.loads(out)["items"] == 15
     assert not (tmp_path / "probe").exists()
-    code, out, _ = cli("--dry-run", "--per-turn")
+    code, out, _ = probe_cli("--dry-run", "--per-turn")
     assert code == 0
     assert "items to probe" in out
     assert not (tmp_path / "probe").exists()
-    assert_one_line(cli("--dry-run", "--on-existing", "append"), "choose resume, replace or fail")
+    assert_refused(probe_cli("--dry-run", "--on-existing", "append"), "choose resume, replace or fail")
 
 
 def test_samples_are_spread_over_the_plan():

@@ -1,17 +1,15 @@
 import json
-import sys
 
 import numpy as np
 import polars as pl
 import pytest
 
-from gradprism import progress
-from gradprism.cli.main import main
 from gradprism.concentration import coefficient_of_variation, gini, kurtosis
 from gradprism.probing.store import ProbeRow, ProbeStore
 from gradprism.routing.folder import route_probe
 from gradprism.trajectories.readers import read_trajectories
 from gradprism.trajectories.record import Message, Trajectory
+from helpers.cli import assert_refused
 from helpers.tiny import sample_trajectories
 
 N = 14
@@ -55,28 +53,9 @@ def make_probe(folder, rows=COUNT, change=None, manifest=None):
 
 
 @pytest.fixture
-def route(monkeypatch, capsys, tmp_path):
+def route(cli, tmp_path):
     """Routes `tmp_path`/probe; gives exit code, stdout and stderr."""
-
-    def run(*arguments, out="routes"):
-        monkeypatch.setattr(sys, "argv", ["gradprism", "route", str(tmp_path / "probe"), "--out", str(tmp_path / out), *arguments])
-        with pytest.raises(SystemExit) as stop:
-            main()
-            sys.exit(0)
-        progress.set_quiet(False)
-        printed = capsys.readouterr()
-        return stop.value.code or 0, printed.out, printed.err
-
-    return run
-
-
-def assert_refused(result, *words):
-    code, out, err = result
-    assert code == 2, (out, err)
-    assert (out, err.count("\n")) == ("", 1), err
-    assert err.startswith("error: ")
-    for word in words:
-        assert word in err
+    return lambda *arguments, out="routes": cli("route", tmp_path / "probe", "--out", tmp_path / out, *arguments)
 
 
 @pytest.mark.parametrize(("metric", "function"), [("gini", gini), ("cv", coefficient_of_variation), ("kurtosis", kurtosis)])
@@ -255,7 +234,7 @@ def test_a_folder_in_use_is_refused_and_left_alone(route, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["probe", "routes"]
 
 
-def test_links_to_empty_folders_and_the_working_folder_will_do(route, tmp_path, monkeypatch):
+def test_links_to_empty_folders_and_the_working_folder_will_do(cli, route, tmp_path, monkeypatch):
     make_probe(tmp_path / "probe")
     (tmp_path / "empty").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "empty")
@@ -263,10 +242,7 @@ def test_links_to_empty_folders_and_the_working_folder_will_do(route, tmp_path, 
     assert (tmp_path / "empty" / "routing.json").is_file()
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
-    monkeypatch.setattr(sys, "argv", ["gradprism", "route", str(tmp_path / "probe"), "--out", "."])
-    with pytest.raises(SystemExit) as stop:
-        main()
-    assert not stop.value.code
+    assert cli("route", tmp_path / "probe", "--out", ".")[0] == 0
     assert (tmp_path / "here" / "routing.json").is_file()
 
 

@@ -345,7 +345,7 @@ def test_quantised_weights(bits, tmp_path, trajectories):
     functional = pytest.importorskip("bitsandbytes.functional", reason="bitsandbytes is not installed")
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-    dense = family_model("qwen3", VOCABULARY, hidden=64, dtype=torch.float32)
+    dense = family_model("qwen3", VOCABULARY, hidden=128, dtype=torch.float32)
     dense.save_pretrained(tmp_path)
     options: dict[str, Any] = {"load_in_8bit": True}
     if bits == 4:

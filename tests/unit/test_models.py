@@ -9,6 +9,7 @@ from gradprism.errors import ConfigError, MissingDependencyError, ModelError
 from gradprism.models import (
     check_context_length,
     check_trainable,
+    keep_unpacked,
     load_config,
     load_model,
     resolve_device,
@@ -22,7 +23,7 @@ IDS = torch.arange(6, 26)[None]
 @pytest.fixture(scope="module")
 def base(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("base")
-    tiny_qwen3(len(tiny_tokenizer()), hidden=64).save_pretrained(folder)
+    tiny_qwen3(len(tiny_tokenizer()), hidden=128).save_pretrained(folder)
     return folder
 
 
@@ -52,7 +53,7 @@ def test_an_adapter_is_loaded_into_its_base_model(base, adapter):
     double = load_model(str(folder), "float64")
     assert {parameter.dtype for parameter in double.parameters()} == {torch.float64}
     torch.testing.assert_close(logits(double), expected, rtol=1e-4, atol=1e-5)
-    assert load_config(str(folder)).hidden_size == 64
+    assert load_config(str(folder)).hidden_size == 128
 
 
 def test_an_adapter_is_not_trained(base, adapter):
@@ -109,6 +110,26 @@ def test_quantised_weights_compute_nearly_the_same(base, adapter, quantise, boun
     assert torch.is_tensor(loaded.lm_head.weight) and loaded.lm_head.weight.dtype == torch.float32
     error = (logits(loaded) - expected).abs().max().item()
     assert 0 < error < bound * expected.abs().max().item()
+
+
+def test_four_bits_where_they_would_be_garbled(tmp_path):
+    pytest.importorskip("bitsandbytes")
+    tiny_qwen3(len(tiny_tokenizer()), hidden=64).save_pretrained(tmp_path)  # its feed-forward layers are 160 wide
+    with pytest.raises(ModelError, match=r"layers\.0\.mlp\.down_proj.*width 160"):
+        load_model(str(tmp_path), quantise="4bit")
+    assert load_model(str(tmp_path), quantise="8bit").config.intermediate_size == 160
+
+
+def test_four_bit_weights_stay_unpacked(base):
+    """Packed, they would take no part in a backward pass that follows an inference pass."""
+    pytest.importorskip("bitsandbytes")
+    model = load_model(str(base), quantise="4bit")
+    logits(model)
+    layer = model.model.layers[0].mlp.down_proj
+    assert layer(torch.ones(1, 320, requires_grad=True)).requires_grad
+    layer.weight.quant_state.packing_format_for_cpu = True
+    with pytest.raises(ModelError, match="load the model again"):
+        keep_unpacked(model)
 
 
 def test_quantising_without_its_package(base, monkeypatch):

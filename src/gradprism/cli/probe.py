@@ -1,7 +1,7 @@
 """`gradprism probe`."""
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 
@@ -70,53 +70,33 @@ def command(
 
     from gradprism import progress
     from gradprism.cli.options import print_json
-    from gradprism.models import check_context_length, tokenizer_source
-    from gradprism.probing.estimate import estimate_probe
     from gradprism.probing.executors.anywhere import Where, probe_anywhere
     from gradprism.probing.executors.cluster import Cluster
-    from gradprism.probing.executors.ranks import Ranks
     from gradprism.probing.executors.spec import ModelSpec
+    from gradprism.probing.manifest import Options
     from gradprism.trajectories.readers import iter_trajectories
-    from gradprism.trajectories.rendering import load_tokenizer
 
     progress.set_quiet(as_json)
     if threads is not None:
         torch.set_num_threads(threads)
     files = [*data, *(more_data or [])]
     spec = ModelSpec(model, dtype, quantise, None if units is None else tuple(units), experts, checkpoint_activations)
-    options: dict[str, Any] = {
-        "batch_tokens": batch_tokens,
-        "per_turn": per_turn,
-        "on_existing": on_existing,
-        "data": files,
-        "read": {"format": format_, "limit": limit},
-    }
-    if dry_run:
-        ranks = Ranks.from_environment()
-        if ranks is not None and not ranks.is_first:
-            return
-        tokenizer = load_tokenizer(tokenizer_source(model), chat_template)
-        loaded = spec.load(device)
-        result = estimate_probe(
-            loaded,
-            tokenizer,
-            islice(iter_trajectories(files, format_), limit),
-            out,
-            context_length=check_context_length(loaded, context_length),
-            units=spec.units(loaded),
-            checkpoint_activations=checkpoint_activations,
-            **options,
-        )
-    else:
-        result = probe_anywhere(
-            spec,
-            Where(device, executor, Cluster(workers, gpus_per_worker, cpus_per_worker), shard_model),
-            lambda: islice(iter_trajectories(files, format_), limit),
-            out,
-            chat_template=chat_template,
-            context_length=context_length,
-            **options,
-        )
+    result = probe_anywhere(
+        spec,
+        Where(device, executor, Cluster(workers, gpus_per_worker, cpus_per_worker), shard_model),
+        lambda: islice(iter_trajectories(files, format_), limit),
+        out,
+        Options(
+            context_length,
+            batch_tokens,
+            per_turn,
+            on_existing,  # pyright: ignore[reportArgumentType] # checked there
+            files,
+            {"format": format_, "limit": limit},
+        ),
+        chat_template=chat_template,
+        dry_run=dry_run,
+    )
     if result is None:
         return  # another process of the launcher prints
     if as_json:

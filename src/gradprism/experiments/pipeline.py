@@ -152,21 +152,20 @@ def _environment(config: RunConfig) -> Any:
 
 
 def _probe(config: RunConfig, folder: Path, inputs: dict[str, Path]) -> dict[str, Any]:
-    from gradprism.probing.executors.local import probe_corpus
+    from gradprism.probing.executors.flow import probe_corpus
+    from gradprism.probing.executors.local import InProcess
+    from gradprism.probing.manifest import Options
     from gradprism.trajectories.readers import iter_trajectories
 
     files = [Path(file) for file in config.corpus.files]
     trajectories = iter_trajectories(files, config.corpus.format)
     model, renderer = _load(config, config.model.path)
     summary = probe_corpus(
-        model,
+        InProcess(model),
         renderer.tokenizer,
         trajectories,
         folder / "probe",
-        context_length=config.model.context_length,
-        batch_tokens=config.probe.batch_tokens,
-        data=files,
-        read={"format": config.corpus.format},
+        Options(config.model.context_length, config.probe.batch_tokens, data=files, read={"format": config.corpus.format}),
     )
     # A stage that was cut short costs what all its attempts did.
     earlier = summary["earlier"]

@@ -9,6 +9,7 @@ import os
 import platform
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,7 @@ def measured_costs(device: str, dtype: torch.dtype) -> Costs:
         finally:
             torch.set_num_threads(threads)
     with contextlib.suppress(OSError, GradprismError):  # without a place to keep it, the next run measures again
-        write_json(path, {"device": name, "dtype": str(dtype), "costs": costs.to_dict()})
+        write_json(path, {"device": name, "dtype": str(dtype), "costs": asdict(costs)})
     return costs
 
 

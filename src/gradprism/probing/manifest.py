@@ -3,6 +3,7 @@
 import math
 import platform
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,25 @@ from gradprism.probing.plan import rope_boundaries
 from gradprism.probing.prober import Prober
 from gradprism.probing.run import Counts, default_batch_tokens
 from gradprism.probing.store import OnExisting, ProbeStore
-from gradprism.probing.units import Units, weight_norms
+from gradprism.probing.units import weight_norms
 from gradprism.trajectories.rendering import template_fingerprint, tokenizer_fingerprint
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How a corpus is probed, whoever does it.
+
+    `context_length`: tokens a trajectory may have, None for as many as it has. `batch_tokens` (default `default_batch_tokens`)
+    bounds the padded tokens of a batch. `per_turn`: each turn too, by its own mean loss. Where the corpus comes from files, `data`
+    names them and `read` says how they are read (format, limit): a run that goes on with a folder made of the same reads no corpus.
+    """
+
+    context_length: int | None = None
+    batch_tokens: int | None = None
+    per_turn: bool = False
+    on_existing: OnExisting = "resume"
+    data: Sequence[Path] = ()
+    read: dict[str, Any] = field(default_factory=dict)
 
 
 def kept_costs(out: Path, on_existing: OnExisting) -> Costs | None:
@@ -33,7 +51,7 @@ def kept_costs(out: Path, on_existing: OnExisting) -> Costs | None:
         return None
 
 
-def describe_model(prober: Prober, units: Units) -> dict[str, Any]:
+def describe_model(prober: Prober) -> dict[str, Any]:
     """What a manifest says of the model and its units, as plain values: enough for everything but the work itself."""
     model = prober.model
     return {
@@ -48,28 +66,26 @@ def describe_model(prober: Prober, units: Units) -> dict[str, Any]:
         "rope_boundaries": list(rope_boundaries(model.config)),
         "units": prober.unit_names,
         "n_parameters": [unit.n_parameters for unit in prober.units],
-        "weight_norms": [norm if math.isfinite(norm) else None for norm in weight_norms(units)],
-        "costs": prober.costs.to_dict(),
+        "weight_norms": [norm if math.isfinite(norm) else None for norm in weight_norms(prober.found)],
+        "costs": asdict(prober.costs),
     }
 
 
-def describe_probe(
-    model: dict[str, Any], tokenizer: Any, context_length: int, data: Sequence[Path] = (), read: dict[str, Any] | None = None
-) -> dict[str, Any]:
+def describe_probe(model: dict[str, Any], tokenizer: Any, options: Options) -> dict[str, Any]:
     """A manifest without the corpus: `describe_model`'s part, what renders the corpus, and the files that it comes from.
 
-    `read` says how they are read (format, limit): it decides with their hashes whether they need to be read again.
+    Raises `DataError` for data that can be read only once.
     """
-    for path in data:
+    for path in options.data:
         if path.exists() and not path.is_file():  # read twice: by its hash, and by its records
             raise DataError(f"{path}: is no regular file; write what comes from it to one first")
     return {
         **model,
         "tokenizer_sha256": tokenizer_fingerprint(tokenizer),
         "template_sha256": template_fingerprint(tokenizer),
-        "context_length": context_length,
-        "data": [{"path": str(path), "sha256": sha256_file(path)} for path in data],
-        "read": read or {},
+        "context_length": options.context_length,
+        "data": [{"path": str(path), "sha256": sha256_file(path)} for path in options.data],
+        "read": options.read,
         "versions": {
             "gradprism": __version__,
             "python": platform.python_version(),

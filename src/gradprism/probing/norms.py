@@ -10,8 +10,7 @@ Shapes: n samples, T positions, I input features, O output features.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -36,10 +35,6 @@ class Costs:
     gram_product: float
     gram_entry: float
     upcast: bool
-
-    def to_dict(self) -> dict[str, Any]:
-        """For JSON; `Costs(**values)` is the way back."""
-        return asdict(self)
 
 
 # One product a second in either form and nothing else: the form with fewer products is chosen. What tests and references use.

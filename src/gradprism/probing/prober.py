@@ -22,6 +22,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from gradprism.errors import DataError, ModelError
+from gradprism.models import keep_unpacked
 from gradprism.probing.collect import Batch, Pass
 from gradprism.probing.costs import measured_costs
 from gradprism.probing.experts import attach_experts
@@ -73,6 +74,7 @@ class Prober:
         padding: Literal["right", "left"] = "right",
     ) -> None:
         found = find_units(model) if units is None else units
+        keep_unpacked(model)
         self.model, self.padding = model, padding
         self.units, self.unit_names = found.units, [unit.name for unit in found.units]
         embeddings: Any = model.get_input_embeddings()
@@ -80,7 +82,7 @@ class Prober:
         device = getattr(getattr(embeddings, "_hf_hook", None), "execution_device", None)
         self.device = embeddings.weight.device if device is None else torch.device(device)
         self.costs = measured_costs(str(self.device), model.dtype) if costs is None else costs
-        self._found = found
+        self.found = found
         self._row_modules = _modules_of_target_rows(model, found)
         self._checkpoint_activations = checkpoint_activations
         if checkpoint_activations and not found.layers:
@@ -116,7 +118,7 @@ class Prober:
             scale_n = count_n.double().log2().ceil().exp2()
             weight_n = (scale_n / count_n).to(loss_R)
             (loss_R * weight_n[batch.rows.to(loss_R.device)]).sum().backward()
-        if missing := current.missing(slot for tap in self._found.taps for slot in tap.slots):
+        if missing := current.missing(slot for tap in self.found.taps for slot in tap.slots):
             raise ModelError(f"{type(self.model).__name__}: {missing[0]} took no part in the loss of this batch; leave it out")
         # On the host, where sums have one order: an atomic add on a GPU has not.
         rows = batch.rows.cpu().numpy()
@@ -189,12 +191,12 @@ class Prober:
             stack.callback(head.register_forward_pre_hook(lambda module, args: (self._batch.pick(args[0]), *args[1:])).remove)
             for module in self._row_modules:
                 stack.callback(module.register_forward_pre_hook(lambda module, args: (self._batch.pick(args[0]), *args[1:])).remove)
-            for tap in self._found.taps:
+            for tap in self.found.taps:
                 self._listen(tap, stack)
             for module in self._row_modules:  # after the taps, whose hooks shall see the rows
                 stack.callback(module.register_forward_hook(lambda module, args, output: self._spread(output)).remove)
             if self._checkpoint_activations:
-                for layer in self._found.layers:
+                for layer in self.found.layers:
                     stack.callback(_replace_forward(layer, self._checkpointed(layer.forward)))
             return stack.pop_all()
 

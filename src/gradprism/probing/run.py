@@ -135,6 +135,12 @@ class Counts:
     tokens: int = 0
     busy_seconds: float = 0.0
 
+    def add(self, rows: Sequence[ProbeRow]) -> None:
+        """Counts rows."""
+        self.rows += len(rows)
+        self.turns += sum(row.turn != WHOLE for row in rows)
+        self.tokens += sum(row.n_tokens for row in rows)
+
 
 @dataclass
 class BatchRun:
@@ -170,13 +176,16 @@ class BatchRun:
             progress = stack.enter_context(Progress("probing", n_items))
             for batch, result in self._results(iter(batches), pool):
                 rows, wrong = result_rows(self.source, self.items, batch, result, self.prober.unit_names)
-                self.counts.rows += len(rows)
-                self.counts.turns += sum(row.turn != WHOLE for row in rows)
-                self.counts.tokens += sum(row.n_tokens for row in rows)
+                self.counts.add(rows)
                 take(rows)
                 if wrong:
                     raise DataError(wrong)
                 progress.advance(len(batch), f"{self.counts.tokens} tokens")
+
+    def sequences(self, batch: Batch) -> list[RenderedTrajectory]:
+        """What the model is given for the items of a batch."""
+        items = zip(self.items.index[batch].tolist(), self.items.turn[batch].tolist(), strict=True)
+        return [self.source.sequence(index, turn) for index, turn in items]
 
     def _results(self, batches: Iterator[Batch], pool: ThreadPoolExecutor) -> Iterator[tuple[Batch, ProbeResult]]:
         """Batches and their results, in the order of submission, so that rows come in an order that no thread's speed decides."""
@@ -218,8 +227,7 @@ class BatchRun:
         """The result, or None where memory ran out; by the time of the return the failed attempt's tensors are gone."""
         began = time.perf_counter()
         try:
-            items = zip(self.items.index[batch].tolist(), self.items.turn[batch].tolist(), strict=True)
-            return self.prober.probe([self.source.sequence(index, turn) for index, turn in items])
+            return self.prober.probe(self.sequences(batch))
         except (RuntimeError, MemoryError) as error:
             if not self.may_split or not is_out_of_memory(error):
                 raise

@@ -146,7 +146,6 @@ def _rl_task(line: bytes) -> _Task:
 @contextlib.contextmanager
 def _whole_folder(out: Path, on_existing: OnExisting) -> Iterator[Path]:
     """A folder beside `out` that takes its place when the block ends well, and is deleted when it does not."""
-    out = Path(out)
     out = Path(out).resolve()  # what is renamed over must be no link and not `.`
     replaces = on_existing == "replace" and (out / "routing.json").is_file()
     if not replaces:

@@ -16,6 +16,7 @@ from gradprism.errors import DataError
 from gradprism.probing.executors.cluster import RETRIES, Pool, own_error
 from gradprism.probing.executors.flow import Work
 from gradprism.probing.executors.spec import ModelSpec, OnDevice
+from gradprism.probing.manifest import describe_model
 from gradprism.probing.norms import Costs
 from gradprism.probing.plan import Batch, Items
 from gradprism.probing.prepared import Prepared
@@ -57,9 +58,7 @@ class OnRay:
                 for table in self._results(work, batches):
                     rows, wrong = _unpack(table)
                     writer.add(rows)
-                    counts.rows += len(rows)
-                    counts.turns += sum(row.turn != WHOLE for row in rows)
-                    counts.tokens += sum(row.n_tokens for row in rows)
+                    counts.add(rows)
                     counts.busy_seconds += float(table["seconds"].to_numpy().sum())
                     progress.advance(len(rows), f"{counts.tokens} tokens")
                     if wrong:
@@ -93,7 +92,7 @@ class OnRay:
 
 def _describe(spec: ModelSpec, device: str, costs: Costs | None) -> dict[str, Any]:
     set_quiet(True)
-    return spec.describe(spec.prober(spec.load(device), costs))
+    return describe_model(spec.prober(spec.load(device), costs))
 
 
 def _rounds(items: Items, batches: Sequence[Batch]) -> Iterator[list[Batch]]:

@@ -2,18 +2,20 @@
 
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from gradprism.errors import ConfigError
 from gradprism.models import check_context_length, is_adapter, load_config, tokenizer_source
 from gradprism.probing.executors.cluster import Cluster, connected
-from gradprism.probing.executors.flow import probe_with
+from gradprism.probing.executors.estimate import estimate_probe
+from gradprism.probing.executors.flow import probe_corpus
 from gradprism.probing.executors.local import InProcess
 from gradprism.probing.executors.ranks import Ranks
 from gradprism.probing.executors.sharding import sharding_asked_by_launcher
 from gradprism.probing.executors.spec import ModelSpec
+from gradprism.probing.manifest import Options
 from gradprism.progress import set_quiet
 from gradprism.trajectories.record import Trajectory
 from gradprism.trajectories.rendering import load_tokenizer
@@ -35,21 +37,23 @@ def probe_anywhere(
     where: Where,
     trajectories: Callable[[], Iterable[Trajectory]],
     out: Path,
+    options: Options,
     *,
     chat_template: Path | None = None,
-    context_length: int | None = None,
-    **options: Any,
+    dry_run: bool = False,
 ) -> dict[str, Any] | None:
-    """`probe_with` of the model that `spec` names, its tokenizer and its context's limit (where `context_length` is None).
+    """`probe_corpus` of the model that `spec` names, with its tokenizer and, where `options` have none, its context's limit.
 
-    The result is None in a process that is not to print. `trajectories` is called by the one process that reads the corpus.
-    `options` are those of `probe_with`. Raises what it raises, and `ConfigError` for choices that do not go together.
+    With `dry_run` `estimate_probe`, in one process. The result is None in a process that is not to print. `trajectories` is called by
+    the one process that reads the corpus. Raises what those raise, and `ConfigError` for choices that do not go together.
     """
     ranks = Ranks.from_environment()
     shard = where.shard_model or (ranks is not None and sharding_asked_by_launcher())
     _check(spec, where, ranks, shard)
     with ExitStack() as stack:
-        if ranks is not None:
+        if ranks is not None and dry_run and not ranks.is_first:
+            return None
+        if ranks is not None and not dry_run:
             stack.enter_context(ranks.failing_together())
             if not ranks.is_first:
                 from gradprism.probing.executors.launched import follow
@@ -57,20 +61,22 @@ def probe_anywhere(
                 set_quiet(True)
                 follow(ranks, spec, where.device, shard, out)
                 return None
-        context_length = check_context_length(load_config(spec.path), context_length)
+        options = replace(options, context_length=check_context_length(load_config(spec.path), options.context_length))
         tokenizer = load_tokenizer(tokenizer_source(spec.path), chat_template)
-        if where.executor == "ray":
-            from gradprism.probing.executors.actors import OnRay
-
-            executor = OnRay(stack.enter_context(connected(where.cluster)), spec, where.device)
-        elif ranks is not None:
+        if dry_run or (where.executor == "auto" and ranks is None):
+            model = spec.load(where.device)
+            executor = InProcess(model, spec.units(model), checkpoint_activations=spec.checkpoint_activations)
+            work = estimate_probe if dry_run else probe_corpus
+            return work(executor, tokenizer, trajectories(), out, options)
+        if ranks is not None:
             from gradprism.probing.executors.launched import Launched
 
             executor = Launched(ranks, spec, where.device, shard)
         else:
-            model = spec.load(where.device)
-            executor = InProcess(model, spec.units(model), checkpoint_activations=spec.checkpoint_activations)
-        return probe_with(executor, tokenizer, trajectories(), out, context_length=context_length, **options)
+            from gradprism.probing.executors.actors import OnRay
+
+            executor = OnRay(stack.enter_context(connected(where.cluster)), spec, where.device)
+        return probe_corpus(executor, tokenizer, trajectories(), out, options)
 
 
 def _check(spec: ModelSpec, where: Where, ranks: Ranks | None, shard: bool) -> None:

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from gradprism.probing.attempts import Attempt, total_cost
-from gradprism.probing.manifest import checked_batch_tokens, describe_probe, kept_costs, summarise
+from gradprism.probing.manifest import Options, checked_batch_tokens, describe_probe, kept_costs, summarise
 from gradprism.probing.norms import Costs
 from gradprism.probing.plan import Batch, Items, owed_batches, padding_share, plan_items
 from gradprism.probing.prepared import Prepared, prepare
 from gradprism.probing.run import Counts
-from gradprism.probing.store import OnExisting, ProbeStore
+from gradprism.probing.store import ProbeStore
 from gradprism.trajectories.record import Trajectory
 from gradprism.trajectories.rendering import Renderer
 
@@ -44,26 +44,24 @@ class Executor(Protocol):
         ...
 
 
-def probe_with(
-    executor: Executor,
-    tokenizer: Any,
-    trajectories: Iterable[Trajectory],
-    out: Path,
-    *,
-    context_length: int,
-    batch_tokens: int | None = None,
-    per_turn: bool = False,
-    on_existing: OnExisting = "resume",
-    data: Sequence[Path] = (),
-    read: dict[str, Any] | None = None,
+def probe_corpus(
+    executor: Executor, tokenizer: Any, trajectories: Iterable[Trajectory], out: Path, options: Options
 ) -> dict[str, Any]:
-    """Probes every trajectory, and with `per_turn` every turn, that has no row in `out` yet; see `probe_corpus`."""
+    """Probes every trajectory, and every turn where they are asked for, that has no row in `out` yet; returns counts, tokens and times.
+
+    `trajectories` are streamed. When memory runs out, batches are halved. An uninterrupted run and a resumed one give the same rows.
+
+    Raises `FolderInUseError` as `ProbeStore.check` does, `ModelError` for a model or template that cannot be probed, `WriteError`
+    where `out` cannot be written, and `DataError` naming a trajectory whose loss or norms are not finite; whatever was finished by
+    then is in `out`.
+    """
     began, attempt = time.perf_counter(), Attempt(out)
-    model = executor.describe(kept_costs(out, on_existing))
-    tokens = checked_batch_tokens(batch_tokens, model["device"])
-    description = describe_probe(model, tokenizer, context_length, data, read)
-    store, prepared = prepare(out, description, trajectories, Renderer(tokenizer, context_length), on_existing)
-    items, boundaries = prepared.items(per_turn), tuple(model["rope_boundaries"])
+    model = executor.describe(kept_costs(out, options.on_existing))
+    tokens = checked_batch_tokens(options.batch_tokens, model["device"])
+    description = describe_probe(model, tokenizer, options)
+    renderer = Renderer(tokenizer, options.context_length)
+    store, prepared = prepare(out, description, trajectories, renderer, options.on_existing)
+    items, boundaries = prepared.items(options.per_turn), tuple(model["rope_boundaries"])
     plan = plan_items(items, tokens, boundaries)
     owed = owed_batches(items, plan, store.finished())
     probing_began = time.perf_counter()

@@ -20,6 +20,7 @@ from gradprism.probing.executors.flow import Work
 from gradprism.probing.executors.ranks import Ranks
 from gradprism.probing.executors.sharding import any_failed, join_group, leave_group, shard_model
 from gradprism.probing.executors.spec import ModelSpec, OnDevice
+from gradprism.probing.manifest import describe_model
 from gradprism.probing.norms import Costs
 from gradprism.probing.plan import Batch
 from gradprism.probing.prepared import Prepared
@@ -40,10 +41,10 @@ class Launched:
         """The manifest's part: of the whole weights, before they are sharded."""
         if not self._shard:
             self._model = self._spec.load(self._device)
-            return self._spec.describe(self._spec.prober(self._model, costs))
+            return describe_model(self._spec.prober(self._model, costs))
         full = self._spec.load("cpu")
         costs = costs or measured_costs(self._device, full.dtype)
-        description = self._spec.describe(self._spec.prober(full, costs))
+        description = describe_model(self._spec.prober(full, costs))
         self._model = shard_model(self._spec.path, full, self._ranks, self._device)
         return {**description, "device": torch.device(self._device).type}
 
@@ -127,14 +128,10 @@ def _in_step(ranks: Ranks, run: BatchRun, batches: Sequence[Batch], spare: Seque
         raise
     for batch in ranks.steps(spare):
         _leave_if_any_failed()
-        run.prober.probe([run.source.sequence(*item) for item in _pairs(run, batch)])
+        run.prober.probe(run.sequences(batch))
     _leave_if_any_failed()
 
 
 def _leave_if_any_failed() -> None:
     if any_failed(False):
         sys.exit(2)  # the process that failed says why
-
-
-def _pairs(run: BatchRun, batch: Batch) -> list[tuple[int, int]]:
-    return list(zip(run.items.index[batch].tolist(), run.items.turn[batch].tolist(), strict=True))

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from gradprism.models import Quantise, load_model
-from gradprism.probing.manifest import describe_model
 from gradprism.probing.norms import Costs
 from gradprism.probing.prober import Prober, ProbeResult
 from gradprism.probing.units import ExpertUnits, Units, find_units
@@ -34,10 +33,6 @@ class ModelSpec:
     def prober(self, model: Any, costs: Costs | None) -> Prober:
         """A prober of `model`; `costs` are those that the probe folder keeps, so that every process chooses the same forms."""
         return Prober(model, self.units(model), costs=costs, checkpoint_activations=self.checkpoint_activations)
-
-    def describe(self, prober: Prober) -> dict[str, Any]:
-        """The manifest's part."""
-        return describe_model(prober, self.units(prober.model))
 
 
 class OnDevice:

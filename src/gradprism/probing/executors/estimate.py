@@ -9,16 +9,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import PreTrainedModel
 
 from gradprism.memory import peak_memory_mib, reset_peak_memory
-from gradprism.probing.manifest import checked_batch_tokens, describe_model, describe_probe, kept_costs
-from gradprism.probing.plan import Batch, owed_batches, padded_tokens, padding_share, plan_items, rope_boundaries
+from gradprism.probing.executors.local import InProcess
+from gradprism.probing.manifest import Options, checked_batch_tokens, describe_probe, kept_costs
+from gradprism.probing.plan import Batch, owed_batches, padded_tokens, padding_share, plan_items
 from gradprism.probing.prepared import prepare, reopen
-from gradprism.probing.prober import Prober
-from gradprism.probing.run import BatchRun, default_workers
-from gradprism.probing.store import OnExisting, ProbeStore
-from gradprism.probing.units import Units, find_units
+from gradprism.probing.store import ProbeStore
 from gradprism.trajectories.record import Trajectory
 from gradprism.trajectories.rendering import Renderer
 
@@ -32,19 +29,7 @@ def sample_batches(batches: Sequence[Batch], n: int = SAMPLE_BATCHES) -> list[Ba
 
 
 def estimate_probe(
-    model: PreTrainedModel,
-    tokenizer: Any,
-    trajectories: Iterable[Trajectory],
-    out: Path,
-    *,
-    context_length: int,
-    batch_tokens: int | None = None,
-    per_turn: bool = False,
-    on_existing: OnExisting = "resume",
-    data: Sequence[Path] = (),
-    read: dict[str, Any] | None = None,
-    units: Units | None = None,
-    checkpoint_activations: bool = False,
+    executor: InProcess, tokenizer: Any, trajectories: Iterable[Trajectory], out: Path, options: Options
 ) -> dict[str, Any]:
     """Counts of what `probe_corpus` would still have to do with the same arguments, and its time and memory, from a sample of batches.
 
@@ -52,35 +37,33 @@ def estimate_probe(
     `probe_corpus` does, except for what only writing or the batches outside the sample can show.
     """
     began = time.perf_counter()
-    units = units or find_units(model)
-    prober = Prober(model, units, costs=kept_costs(out, on_existing), checkpoint_activations=checkpoint_activations)
-    device = model.device.type
-    tokens = checked_batch_tokens(batch_tokens, device)
-    description = describe_probe(describe_model(prober, units), tokenizer, context_length, data, read)
+    model = executor.describe(kept_costs(out, options.on_existing))
+    tokens = checked_batch_tokens(options.batch_tokens, model["device"])
+    description = describe_probe(model, tokenizer, options)
     with ExitStack() as stack:
-        existing = ProbeStore.check(out, description, on_existing)
-        opened = reopen(out, description, on_existing)
+        existing = ProbeStore.check(out, description, options.on_existing)
+        opened = reopen(out, description, options.on_existing)
         if opened is None:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="gradprism-")))
-            opened = prepare(folder, description, trajectories, Renderer(tokenizer, context_length))
+            opened = prepare(folder, description, trajectories, Renderer(tokenizer, options.context_length))
         store, prepared = opened
         finished = np.empty(0, np.int64)
-        if existing and on_existing == "resume":
+        if existing and options.on_existing == "resume":
             existing.refuse_differences(store.manifest)
             finished = existing.finished(set_aside=False)
-        items = prepared.items(per_turn)
-        boundaries = rope_boundaries(model.config)
+        items = prepared.items(options.per_turn)
+        boundaries = tuple(model["rope_boundaries"])
         plan = plan_items(items, tokens, boundaries)
         owed = owed_batches(items, plan, finished)
         prepared_in = time.perf_counter() - began
 
         sample = sample_batches(owed)
-        run = BatchRun(prober, prepared, items, tokens, boundaries, default_workers(device))
-        _reset_peak(device)
+        run = executor.batch_run(prepared, items, tokens, boundaries)
+        _reset_peak(model["device"])
         run.run(sample[-1:], lambda rows: None)  # the first batch of a process pays for what it loads
         run.counts.busy_seconds = 0.0
         run.run(sample, lambda rows: None)
-        peak = _peak_mib(device)
+        peak = _peak_mib(model["device"])
         # Batches hold about as many tokens each; the last ones may hold fewer.
         share = padded_tokens(items, sample) / max(1, padded_tokens(items, owed))
         seconds = run.counts.busy_seconds / run.workers / share if sample else 0.0
