@@ -165,7 +165,7 @@ def main() -> None:
     arguments = parser.parse_args()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-    environment = make_environment("alfworld", difficulty=arguments.difficulty)
+    environment = make_environment("alfworld", {"difficulty": arguments.difficulty})
     if arguments.cache and arguments.cache.exists():
         trajectories = read_trajectories([arguments.cache])[: arguments.demonstrations]
     else:

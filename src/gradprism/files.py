@@ -121,6 +121,11 @@ def read_json(path: Path) -> Any:
         raise DataError(f"{path}: not valid JSON ({error})") from None
 
 
+def cache_folder() -> Path:
+    """The user's folder for what can be made again: `$XDG_CACHE_HOME/gradprism`, else `~/.cache/gradprism`."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gradprism"
+
+
 def sha256_file(path: Path) -> str:
     """Hex SHA-256 of a file's bytes."""
     with open(path, "rb") as file:
@@ -138,6 +143,12 @@ def sha256_folder(folder: Path) -> str:
     return sha256_json([[name, sha256_file(Path(folder) / name)] for name in names])
 
 
+def differences(old: dict[str, Any], new: dict[str, Any], but: frozenset[str] = frozenset()) -> str:
+    """`key: old → new; …` for the keys in which two manifests differ, those in `but` left out; empty where they agree."""
+    keys = sorted((old.keys() | new.keys()) - but)
+    return "; ".join(f"{key}: {_short(old.get(key))} → {_short(new.get(key))}" for key in keys if old.get(key) != new.get(key))
+
+
 def claim_output_folder(path: Path) -> Path:
     """Creates `path`, or accepts it when it is an empty folder; raises `FolderInUseError` otherwise."""
     path = Path(path)
@@ -148,3 +159,8 @@ def claim_output_folder(path: Path) -> Path:
     with writing(path):
         path.mkdir(parents=True, exist_ok=True)
     return path
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else f"{text[:57]}…"

@@ -11,7 +11,7 @@ from gradprism.environments.alfworld.environment import AlfworldEnvironment
 from gradprism.environments.alfworld.generator import generate, list_games
 from gradprism.environments.demonstrations import collect
 from gradprism.environments.pool import SessionPool
-from gradprism.errors import EnvironmentPlayError, GradprismError
+from gradprism.errors import GradprismError
 
 # Plays random admissible commands in the plain library and prints what an agent sees; runs in a process of its own, without caches.
 PLAIN = """
@@ -106,8 +106,8 @@ def test_refused_actions_change_nothing():
     assert "Your task is to:" in start.observation
     for action in ["", "fly", "go to", "a" * 100_000, "go to nowhere 1", "\x00\x1b[31m", "take  from"]:
         step = session.step(action)
-        assert (step.observation, step.reward, step.done, step.info["valid"]) == ("Nothing happens.", 0.0, False, False)
-    assert session.step(" go to   countertop 1 " if "countertop 1" in start.observation else "look").info["valid"]
+        assert (step.observation, step.reward, step.done, step.info.valid) == ("Nothing happens.", 0.0, False, False)
+    assert session.step(" go to   countertop 1 " if "countertop 1" in start.observation else "look").info.valid
 
 
 def test_pool_results_do_not_depend_on_the_number_of_workers():
@@ -119,18 +119,15 @@ def test_pool_results_do_not_depend_on_the_number_of_workers():
             starts = pool.reset(range(6), ids)
             results.append((starts, pool.step([4, 1, 3], ["look", "inventory", "dance"])))
     assert results[0] == results[1]
-    assert [step.info["valid"] for step in results[0][1]] == [True, True, False]
+    assert [step.info.valid for step in results[0][1]] == [True, True, False]
 
 
-def test_pool_reports_bad_tasks_and_dead_workers():
+def test_pool_reports_bad_tasks():
     environment = AlfworldEnvironment("tiny")
     with SessionPool(environment, 1) as pool:
         with pytest.raises(GradprismError, match="expected DIFFICULTY"):
             pool.reset([0], ["nonsense"])
         assert pool.reset([0], ["tiny/train/look_at_obj_in_light/0"])[0].observation  # the worker is still there
-        pool._processes[0].kill()
-        with pytest.raises(EnvironmentPlayError, match="worker 0 died"):
-            pool.step([0], ["look"])
 
 
 def test_the_shipped_corpus_comes_out_byte_for_byte(tmp_path):

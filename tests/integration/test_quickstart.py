@@ -85,7 +85,7 @@ def test_quickstart_from_corpus_to_report_and_again(tmp_path):
         (["rl.stepz=3"], r"rl\.stepz: Extra inputs are not permitted"),
         (['corpus.files=["nowhere.jsonl"]'], r"corpus\.files: 'nowhere.jsonl': no such file"),
         (["model.path=./nowhere"], r"model '\./nowhere': no such folder"),
-        (["environment.difficulty=huge"], r"difficulty 'huge': choose one of"),
+        (['environment.options={"difficulty":"huge"}'], r"difficulty 'huge': choose one of"),
         (["rl"], r"expected key=value"),
         (["route.policy=best"], r"route\.policy: .*'concentration'"),
         (["evaluation.splits={test=6}"], r"split 'test': choose one of"),

@@ -5,7 +5,16 @@ import re
 import pytest
 
 from gradprism.environments.alfworld.environment import AlfworldEnvironment
-from gradprism.environments.alfworld.generator import DIFFICULTIES, SPLITS, TASK_TYPES, TOOL, constants, generate, list_games
+from gradprism.environments.alfworld.generator import (
+    DIFFICULTIES,
+    SPLITS,
+    TASK_TYPES,
+    TOOL,
+    constants,
+    generate,
+    list_games,
+    parse_difficulty,
+)
 from gradprism.errors import ConfigError
 
 
@@ -75,5 +84,29 @@ def test_task_types_take_turns():
     ],
 )
 def test_a_name_that_fixes_no_game_is_refused(name):
-    with pytest.raises(ConfigError, match="expected DIFFICULTY/SPLIT"):
+    with pytest.raises(ConfigError, match=r"expected DIFFICULTY/SPLIT|difficulty 'huge': choose one of"):
         generate(name)
+
+
+def test_a_difficulty_of_ones_own_bounds_the_room():
+    for name in list_games("r5-7d2-4", "unseen", 24):
+        game = generate(name)
+        facts = game.pddl_problem.partition("(:goal")[0]
+        kinds = re.findall(r"\(objectType \S+ (\w+)Type\)", facts)
+        assert 1 <= sum(kind not in (game.target, game.lamp) for kind in kinds) <= 4
+        assert 4 <= facts.count("(receptacleType ") <= 8
+    sizes = {len(re.findall(r"\(receptacleType ", generate(n).pddl_problem)) for n in list_games("r12-14d2-4", "train", 12)}
+    assert max(sizes) > 9
+
+
+@pytest.mark.parametrize("name", ["r4-6", "r6-4d1-2", "r0-0d1-2", "r1-2d3-2", "r1-9999d1-2", "R4-6d3-5", "tiny "])
+def test_a_difficulty_that_says_nothing_is_refused(name):
+    with pytest.raises(ConfigError, match="difficulty"):
+        parse_difficulty(name)
+
+
+def test_games_of_all_splits_and_difficulties_are_games_of_their_own():
+    """Two thousand games: no two have the same problem."""
+    names = [n for d in ("tiny", "small") for s in SPLITS for n in list_games(d, s, 250)]
+    problems = {generate(name).pddl_problem for name in names}
+    assert len(problems) == len(names) == 2000

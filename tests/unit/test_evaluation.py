@@ -3,7 +3,7 @@ import math
 import pytest
 from scipy.stats import binomtest
 
-from gradprism.evaluation import headline, summarise, wilson_interval
+from gradprism.evaluation.summary import headline, summarise, wilson_interval
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from gradprism.environments.protocol import Step, Task
+from gradprism.environments.protocol import Info, Step, Task
 from gradprism.errors import ConfigError
 from gradprism.rollouts.cache import ConversationCache
 from gradprism.rollouts.episodes import PlayConfig, Player
@@ -33,7 +33,10 @@ class ScriptedPool:
             done = self.steps[session] >= self.lengths[session]
             results.append(
                 Step(
-                    "nothing happens ." + " no" * (session % 5), float(done and session % 2 == 0), done, {"valid": session % 3 > 0}
+                    "nothing happens ." + " no" * (session % 5),
+                    float(won := done and session % 2 == 0),
+                    done,
+                    Info(valid=session % 3 > 0, success=won),
                 )
             )
         return results

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import typer
 
+SETTINGS = {"help_option_names": ["-h", "--help"]}
 # In the order of the pipeline, which is the order of `gradprism --help`. The module gradprism.cli.<name> holds `command`.
 COMMANDS = {
     "run": "Run the whole pipeline of a config file: probe, route, SFT, RL, evaluation, report.",
@@ -14,8 +15,12 @@ COMMANDS = {
     "route": "Send each probed trajectory to SFT or to RL.",
     "sft": "Fine-tune a model on trajectories.",
     "rl": "Train a model with GRPO on an environment's tasks.",
-    "evaluate": "Play an environment's tasks with a model and report success with intervals.",
+    "evaluate": "Play an environment's tasks with a model, the expert or at random, and report success with intervals.",
     "report": "Render a run folder's results as tables and one HTML page.",
+}
+# Groups of commands: the module gradprism.cli.<name> holds a Typer `app`.
+GROUPS = {
+    "alfworld": "ALFWorld's own: replay corpora of the older text version.",
 }
 
 
@@ -24,7 +29,12 @@ def register(app: typer.Typer, arguments: Sequence[str]) -> None:
     chosen = next((a for a in arguments if not a.startswith("-")), None)
     for name, line in COMMANDS.items():
         command = importlib.import_module(f"gradprism.cli.{name}").command if name == chosen else _unused
-        app.command(name, help=line, context_settings={"help_option_names": ["-h", "--help"]})(command)
+        app.command(name, help=line, context_settings=SETTINGS)(command)
+    for name, line in GROUPS.items():
+        group = importlib.import_module(f"gradprism.cli.{name}").app if name == chosen else typer.Typer()
+        if name != chosen:
+            group.callback()(_unused)
+        app.add_typer(group, name=name, help=line, context_settings=SETTINGS)
 
 
 def _unused() -> None:

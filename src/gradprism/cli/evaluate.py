@@ -1,56 +1,91 @@
 """`gradprism evaluate`."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from gradprism.cli.options import with_config
-from gradprism.evaluation import EvaluationConfig
+from gradprism.cli.options import DataDir, EnvOptions, with_config
+from gradprism.environments.prompts import PromptTemplate
+from gradprism.evaluation.config import EvaluationConfig
 
 
-@with_config(EvaluationConfig, leave_out=("splits",))
+@with_config(PromptTemplate, name="prompt")
+@with_config(EvaluationConfig, leave_out=("splits", "prompt"))
 def command(
     config: EvaluationConfig,
-    model: Annotated[str, typer.Option(help="Folder or hub id of the model.")],
-    out: Annotated[Path, typer.Option(help="Folder for episodes.jsonl and summary.json; must be new or empty.")],
+    prompt: PromptTemplate,
+    out: Annotated[Path, typer.Option(help="Folder for episodes.jsonl and summary.json.")],
+    agent: Annotated[
+        str | None, typer.Option(help="expert, random, or a model: its folder or hub id. Exactly one of --agent and --model.")
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="Folder or hub id of the model that plays.")] = None,
     env: Annotated[str, typer.Option(help="Environment.")] = "alfworld",
-    difficulty: Annotated[str, typer.Option(help="Size of generated rooms: tiny, small or full.")] = "small",
-    split: Annotated[list[str] | None, typer.Option(help="Split to play; may be repeated. Default: unseen and seen.")] = None,
-    count: Annotated[int, typer.Option(min=1, help="Tasks of each split, task types in turn.")] = 96,
+    data_dir: DataDir = None,
+    env_option: EnvOptions = None,
+    split: Annotated[
+        list[str] | None, typer.Option(help="Split to play; may be repeated. Default: the environment's own choice.")
+    ] = None,
+    count: Annotated[int | None, typer.Option(min=1, help="Tasks of each split; default all there are, or 96.")] = None,
     context_length: Annotated[int | None, typer.Option(help="Tokens an episode may have; default the model's own limit.")] = None,
     chat_template: Annotated[Path | None, typer.Option(help="Template file with generation markers.")] = None,
     dtype: Annotated[str, typer.Option(help="Type of the weights.")] = "float32",
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     workers: Annotated[int | None, typer.Option(min=1, help="Environment processes; default one a core.")] = None,
+    on_existing: Annotated[str, typer.Option(help="A folder in use: resume, replace or fail.")] = "resume",
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON and no progress.")] = False,
 ) -> None:
-    """The same tasks in the same order every time; greedy unless a temperature is set."""
+    """The same tasks in the same order every time; greedy unless a temperature is set. Kill it, and the same command goes on."""
     from gradprism import progress
-    from gradprism.cli.options import print_json
+    from gradprism.cli.options import environment_options, print_json
     from gradprism.environments.registry import make_environment
-    from gradprism.evaluation import evaluate
-    from gradprism.files import claim_output_folder
-    from gradprism.models import check_context_length, load_model, tokenizer_source
-    from gradprism.trajectories.rendering import Renderer, load_tokenizer
+    from gradprism.errors import ConfigError
+    from gradprism.evaluation.agents import ScriptedAgent
+    from gradprism.evaluation.run import check_output, evaluate
 
     progress.set_quiet(as_json)
-    environment = make_environment(env, difficulty=difficulty)
-    config = config.model_copy(update={"splits": dict.fromkeys(split or ["unseen", "seen"], count)})
-    for name in config.splits:
-        environment.tasks(name, 1)  # an unknown split is said before a model is loaded
-    tokenizer = load_tokenizer(tokenizer_source(model), chat_template)
-    loaded = load_model(model, dtype, device)
-    limit = check_context_length(loaded, context_length)
-    summary = evaluate(
-        loaded, Renderer(tokenizer, limit), environment, config, claim_output_folder(out), context_length=limit, workers=workers
-    )
+    if (agent is None) == (model is None):
+        raise ConfigError("give either --agent (expert, random or a model) or --model")
+    check_output(out, on_existing)  # pyright: ignore[reportArgumentType] # checked there
+    environment = make_environment(env, environment_options(data_dir, env_option))
+    splits = {}
+    for name in split or environment.evaluation_splits:
+        size = environment.size(name)  # an unknown split is said before a model is loaded
+        splits[name] = count or (96 if size is None else size - config.start)
+        environment.tasks(name, splits[name], config.start, config.task_type)
+    config = config.model_copy(update={"splits": splits, "prompt": prompt})
+    if model is None and agent in ("expert", "random"):
+        player = ScriptedAgent(agent)
+    else:
+        player = _model_agent(str(model or agent), chat_template, dtype, device, context_length)
+    summary = evaluate(player, environment, config, out, workers=workers, on_existing=on_existing)  # pyright: ignore[reportArgumentType]
     if as_json:
         print_json(summary)
         return
     for row in summary["rows"]:
         interval = f"[{100 * row['low']:.1f}, {100 * row['high']:.1f}]"
-        success = f"{row['successes']:3d}/{row['episodes']:<3d} {100 * row['success']:5.1f} % {interval:14s}"
+        success = f"{row['successes']:4d}/{row['episodes']:<4d} {100 * row['success']:5.1f} % {interval:14s}"
+        score = f"score {100 * row['score']:5.1f} [{100 * row['score_low']:.1f}, {100 * row['score_high']:.1f}]"
+        failed = f", {row['failures']} failed in the engine" if row["failures"] else ""
         print(
-            f"{row['split']:8s} {row['task_type']:32s} {success} {row['mean_steps']:5.1f} steps, {100 * row['invalid_share']:.1f} % refused"
+            f"{row['split']:12s} {row['task_type']:32s} {success} {score:25s} {row['mean_steps']:5.1f} steps, "
+            f"{100 * row['invalid_share']:.1f} % refused{failed}"
         )
+
+
+def _model_agent(name: str, chat_template: Path | None, dtype: str, device: str, context_length: int | None) -> Any:
+    from gradprism.evaluation.agents import ModelAgent
+    from gradprism.models import check_context_length, load_model, tokenizer_source
+    from gradprism.probing.fingerprint import weights_fingerprint
+    from gradprism.trajectories.rendering import Renderer, load_tokenizer, template_fingerprint, tokenizer_fingerprint
+
+    tokenizer = load_tokenizer(tokenizer_source(name), chat_template)
+    loaded = load_model(name, dtype, device)
+    limit = check_context_length(loaded, context_length)
+    identity = {
+        "weights": weights_fingerprint(loaded),
+        "dtype": str(loaded.dtype),
+        "tokenizer": tokenizer_fingerprint(tokenizer),
+        "template": template_fingerprint(tokenizer),
+    }
+    return ModelAgent(loaded, Renderer(tokenizer, limit), limit, identity)

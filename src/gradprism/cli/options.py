@@ -11,14 +11,21 @@ from pydantic import BaseModel, ValidationError
 
 from gradprism.errors import ConfigError
 
+DataDir = Annotated[Path | None, typer.Option(help="Folder of the environment's official data, where it is to be played on that.")]
+EnvOptions = Annotated[
+    list[str] | None, typer.Option("--env-option", metavar="KEY=VALUE", help="An environment's own option; may be repeated.")
+]
 
-def with_config(model: type[BaseModel], *, leave_out: tuple[str, ...] = ()) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Gives a command an option for each field of `model`; the command receives the built model as `config`."""
-    fields = {name: field for name, field in model.model_fields.items() if name not in leave_out}
+
+def with_config(
+    model: type[BaseModel], *, name: str = "config", leave_out: tuple[str, ...] = ()
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Gives a command an option for each field of `model`; the command receives the built model as its parameter `name`."""
+    fields = {key: field for key, field in model.model_fields.items() if key not in leave_out}
 
     def decorate(function: Callable[..., None]) -> Callable[..., None]:
         def command(**arguments: Any) -> None:
-            values = {name: arguments.pop(name) for name in fields}
+            values = {key: arguments.pop(key) for key in fields}
             try:
                 config = model.model_validate(values)
             except ValidationError as error:
@@ -27,17 +34,17 @@ def with_config(model: type[BaseModel], *, leave_out: tuple[str, ...] = ()) -> C
                     raise ConfigError(first["msg"]) from None
                 flag = "--" + str(first["loc"][0]).replace("_", "-")
                 raise ConfigError(f"{flag}: {first['msg']}; got {first['input']!r}") from None
-            function(config=config, **arguments)
+            function(**{name: config}, **arguments)
 
-        own = [p for p in inspect.signature(function).parameters.values() if p.name != "config"]
+        own = [p for p in inspect.signature(function).parameters.values() if p.name != name]
         options = [
             inspect.Parameter(
-                name,
+                key,
                 inspect.Parameter.KEYWORD_ONLY,
                 default=field.default,
                 annotation=Annotated[field.annotation, typer.Option(help=field.description)],
             )
-            for name, field in fields.items()
+            for key, field in fields.items()
         ]
         command.__signature__ = inspect.Signature([p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own] + options)  # pyright: ignore[reportFunctionMemberAccess]
         command.__doc__ = function.__doc__
@@ -56,3 +63,14 @@ def existing_file(path: Path) -> Path:
     if not path.is_file():
         raise ConfigError(f"{path}: no such file")
     return path
+
+
+def environment_options(data_dir: Path | None, settings: list[str] | None) -> dict[str, str]:
+    """An environment's options from `--data-dir` and `--env-option key=value`."""
+    options = {} if data_dir is None else {"data_dir": str(data_dir)}
+    for setting in settings or []:
+        key, equals, value = setting.partition("=")
+        if not equals or not key:
+            raise ConfigError(f"--env-option {setting!r}: expected key=value, for example difficulty=tiny")
+        options[key.strip().replace("-", "_")] = value.strip()
+    return options

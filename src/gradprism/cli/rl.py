@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from gradprism.cli.options import with_config
+from gradprism.cli.options import DataDir, EnvOptions, with_config
 from gradprism.training.rl import RlConfig
 
 
@@ -16,6 +16,8 @@ def command(
     tasks: Annotated[Path, typer.Option(help="Tasks to train on: ROUTE_FOLDER/rl.jsonl.")],
     out: Annotated[Path, typer.Option(help="Folder for the checkpoint; must be new or empty.")],
     env: Annotated[str, typer.Option(help="Environment.")] = "alfworld",
+    data_dir: DataDir = None,
+    env_option: EnvOptions = None,
     context_length: Annotated[int | None, typer.Option(help="Tokens an episode may have; default the model's own limit.")] = None,
     chat_template: Annotated[Path | None, typer.Option(help="Template file with generation markers.")] = None,
     dtype: Annotated[str, typer.Option(help="Type of the weights.")] = "float32",
@@ -25,7 +27,7 @@ def command(
 ) -> None:
     """Plays each task several times and learns from the differences; gold actions are never read."""
     from gradprism import progress
-    from gradprism.cli.options import print_json
+    from gradprism.cli.options import environment_options, print_json
     from gradprism.environments.registry import make_environment
     from gradprism.files import claim_output_folder
     from gradprism.models import check_context_length, check_trainable, load_model
@@ -33,7 +35,7 @@ def command(
     from gradprism.trajectories.rendering import Renderer, load_tokenizer
 
     progress.set_quiet(as_json)
-    environment = make_environment(env)
+    environment = make_environment(env, environment_options(data_dir, env_option))
     to_play = read_tasks(tasks, environment)
     check_trainable(model)
     tokenizer = load_tokenizer(model, chat_template)

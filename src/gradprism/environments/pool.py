@@ -1,17 +1,31 @@
-"""Many sessions at once, in worker processes: engines are not thread-safe and a step is Python, so threads would gain nothing."""
+"""Many sessions at once, in worker processes: engines are not thread-safe and a step is Python, so threads would gain nothing.
 
+A worker may die or hang (engines run native code) without harm to the others: it is replaced, and its sessions are set up again from
+their tasks and actions so far, which gives the same state because sessions are deterministic. A call that breaks a second worker ends
+its episode, with `Info.failure`, and only that.
+"""
+
+import contextlib
 import multiprocessing as mp
 import os
 import signal
-from collections import defaultdict
+import sys
+import time
+from collections import deque
 from collections.abc import Sequence
-from multiprocessing.connection import Connection
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from types import TracebackType
 from typing import Any, Self
 
-from gradprism.environments.protocol import Environment, Step
-from gradprism.errors import EnvironmentPlayError, GradprismError
+from gradprism.environments.protocol import Environment, Info, Step
+from gradprism.errors import ConfigError, EnvironmentPlayError, GradprismError, MissingDependencyError
+
+RESET, STEP, DEMONSTRATE = "reset", "step", "demonstrate"
+ATTEMPTS = 2  # a call that takes a worker with it is tried once more, in case the machine and not the game was to blame
+# What the user must change is raised to them; whatever else goes wrong in an episode ends that episode.
+RAISED = (ConfigError, MissingDependencyError)
 
 
 def default_workers() -> int:
@@ -19,113 +33,240 @@ def default_workers() -> int:
     return len(os.sched_getaffinity(0))
 
 
+@dataclass(slots=True)
+class _History:
+    """What brings a session to its present state."""
+
+    task_id: str
+    actions: list[str] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class _Call:
+    method: str
+    session: int
+    argument: Any
+    position: int
+    restore: _History | None = None  # the session was lost with its worker and is set up from this first
+    attempts: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.method} {str(self.argument)!r:.120}"
+
+
+@dataclass(slots=True)
+class _Worker:
+    process: BaseProcess
+    connection: Connection
+    queue: deque[_Call]
+    sent: float  # when it was started, was sent calls, or answered last
+    ready: bool = False  # it has imported its environment and waits for calls
+
+
 class SessionPool:
     """Sessions numbered 0, 1, …; session s lives in worker s mod `workers` and is made when first reset.
 
-    Calls take lists so that one message serves all sessions of a worker, and the workers step side by side. Results are in the
-    order of the call and do not depend on the number of workers.
+    Calls take lists, and the workers step side by side. Results are in the order of the call and do not depend on the number of
+    workers. `step_seconds` and `reset_seconds` bound one action and one reset; `restarts` counts the workers that were replaced.
     """
 
-    def __init__(self, environment: Environment, workers: int | None = None) -> None:
+    def __init__(
+        self, environment: Environment, workers: int | None = None, *, step_seconds: float = 60.0, reset_seconds: float = 120.0
+    ) -> None:
         self._environment = environment
-        self._workers = workers or default_workers()
-        self._processes: list[BaseProcess] = []
-        self._connections: list[Connection] = []
+        self._n_workers = workers or default_workers()
+        self._step_seconds, self._reset_seconds = step_seconds, reset_seconds
+        self._context = mp.get_context("spawn")  # a forked child would inherit torch's thread pools and locks
+        self._workers: list[_Worker] = []
+        self._histories: dict[int, _History] = {}
+        self._failures: dict[int, str] = {}  # session -> why its episode is over
+        self._lost: set[int] = set()  # sessions whose worker is gone
+        self.restarts = 0
 
     def __enter__(self) -> Self:
-        context = mp.get_context("spawn")  # a forked child would inherit torch's thread pools and locks
-        for _ in range(self._workers):
-            ours, theirs = context.Pipe()
-            process = context.Process(target=_work, args=(theirs, self._environment), daemon=True)
-            process.start()
-            theirs.close()
-            self._processes.append(process)
-            self._connections.append(ours)
+        self._workers = [self._start(deque()) for _ in range(self._n_workers)]
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        for connection in self._connections:
-            connection.close()  # workers leave at end of file
-        for process in self._processes:
-            process.join(timeout=5)
-            if process.is_alive():
-                process.kill()
-                process.join()
+        for worker in self._workers:
+            worker.connection.close()  # workers leave at end of file
+        for worker in self._workers:
+            # One that was cut short in a call may be hanging in it.
+            worker.process.join(timeout=0.1 if worker.queue else 5)
+            if worker.process.is_alive():
+                worker.process.kill()
+                worker.process.join()
 
     def reset(self, sessions: Sequence[int], task_ids: Sequence[str]) -> list[Step]:
-        """Starts one task a session."""
-        return self._call("reset", sessions, task_ids)
+        """Starts one task a session. Raises `ConfigError` for an unknown id; broken data ends the episode at once."""
+        for session, task_id in zip(sessions, task_ids, strict=True):
+            self._histories[session] = _History(task_id)
+            self._failures.pop(session, None)
+        return self._steps(RESET, sessions, task_ids)
 
     def step(self, sessions: Sequence[int], actions: Sequence[str]) -> list[Step]:
         """Plays one action a session."""
-        return self._call("step", sessions, actions)
+        return self._steps(STEP, sessions, actions)
 
     def demonstrate(self, task_ids: Sequence[str], max_steps: int) -> list[list[tuple[str, str]] | None]:
         """The expert's episodes as (observation, action) pairs, None where it did not succeed within `max_steps`."""
-        return self._call("demonstrate", range(len(task_ids)), [(task_id, max_steps) for task_id in task_ids])
-
-    def _call(self, method: str, sessions: Sequence[int], arguments: Sequence[Any]) -> list[Any]:
-        by_worker: dict[int, list[int]] = defaultdict(list)
-        for position, session in enumerate(sessions):
-            by_worker[session % self._workers].append(position)
-        results: list[Any] = [None] * len(sessions)
-        for worker, positions in by_worker.items():
-            try:
-                self._connections[worker].send((method, [(sessions[i], arguments[i]) for i in positions]))
-            except (BrokenPipeError, OSError):
-                raise self._death(worker) from None
-        for worker, positions in by_worker.items():
-            try:
-                answer = self._connections[worker].recv()
-            except (EOFError, OSError):
-                raise self._death(worker) from None
-            if isinstance(answer, Exception):
-                raise answer
-            for position, result in zip(positions, answer, strict=True):
-                results[position] = result
+        calls = [_Call(DEMONSTRATE, index, (task_id, max_steps), index) for index, task_id in enumerate(task_ids)]
+        results: list[Any] = [None] * len(calls)
+        for call, result in self._run(calls):
+            if isinstance(result, str):
+                raise EnvironmentPlayError(result)
+            results[call.position] = result
         return results
 
-    def _death(self, worker: int) -> EnvironmentPlayError:
-        process = self._processes[worker]
-        process.join(timeout=1)
-        return EnvironmentPlayError(
-            f"environment worker {worker} died (exit code {process.exitcode}); if memory ran out, use fewer workers, then run again"
-        )
+    def _steps(self, method: str, sessions: Sequence[int], arguments: Sequence[str]) -> list[Step]:
+        results = [Step("", done=True, info=Info(valid=False, failure=self._failures.get(s, ""))) for s in sessions]
+        calls = []
+        for position, (session, argument) in enumerate(zip(sessions, arguments, strict=True)):
+            if session not in self._failures:
+                restore = self._histories[session] if method == STEP and session in self._lost else None
+                calls.append(_Call(method, session, argument, position, restore))
+        for call, result in self._run(calls):
+            self._lost.discard(call.session)
+            if isinstance(result, str):
+                self._failures[call.session] = result
+                result = Step("", done=True, info=Info(valid=False, failure=result))
+            elif call.method == STEP:
+                self._histories[call.session].actions.append(call.argument)
+            results[call.position] = result
+        return results
+
+    def _run(self, calls: Sequence[_Call]) -> list[tuple[_Call, Any]]:
+        """Every call with its result; one that is text says why the episode failed. Raises the first error that is for the user."""
+        done: list[tuple[_Call, Any]] = []
+        for call in calls:
+            self._workers[call.session % self._n_workers].queue.append(call)
+        for worker in self._workers:
+            self._send(worker)
+        while busy := [worker for worker in self._workers if worker.queue]:
+            wait([worker.connection for worker in busy], timeout=max(0.0, min(map(self._time_left, busy))))
+            for worker in busy:
+                done += self._collect(worker)
+        for _, result in done:
+            if isinstance(result, Exception):
+                raise result
+        return done
+
+    def _collect(self, worker: _Worker) -> list[tuple[_Call, Any]]:
+        done = []
+        try:
+            while worker.queue and worker.connection.poll():
+                answer = worker.connection.recv()
+                worker.sent = time.monotonic()
+                if worker.ready:
+                    done.append((worker.queue.popleft(), answer))
+                worker.ready = True  # its first message says no more than that
+        except (EOFError, ConnectionError):
+            worker.process.join(timeout=1)
+            return done + self._replace(worker, f"died (exit code {worker.process.exitcode})")
+        if worker.queue and self._time_left(worker) <= 0:
+            done += self._replace(worker, f"did not answer for {self._limit(worker):g} s and was stopped")
+        return done
+
+    def _replace(self, worker: _Worker, what: str) -> list[tuple[_Call, Any]]:
+        """Puts a new worker in place of a broken one; gives the call that broke it as failed when it had done so before."""
+        call, index = worker.queue[0], self._workers.index(worker)
+        if not worker.ready:  # no game's fault, and the next one would do the same
+            worker.queue.clear()
+            raise EnvironmentPlayError(
+                f"environment {self._environment.name!r}: a worker {what} as it started; if memory ran out, use fewer workers"
+            )
+        worker.process.kill()
+        worker.process.join()
+        worker.connection.close()
+        self.restarts += 1
+        call.attempts += 1
+        task = call.argument[0] if call.method == DEMONSTRATE else self._histories[call.session].task_id
+        message = f"environment {self._environment.name!r}: the worker {what} at {call} of task {task!r}"
+        print(f"warning: {message}", file=sys.stderr, flush=True)
+        failed = [(worker.queue.popleft(), message)] if call.attempts >= ATTEMPTS else []
+        # Sessions are set up again when they are next asked for, so that one which cannot be harms no other.
+        self._lost |= {session for session in self._histories if session % self._n_workers == index}
+        for queued in worker.queue:
+            if queued.method == STEP:
+                queued.restore = self._histories[queued.session]
+        self._workers[index] = self._start(worker.queue)
+        self._send(self._workers[index])
+        return failed
+
+    def _start(self, queue: deque[_Call]) -> _Worker:
+        ours, theirs = self._context.Pipe()
+        process = self._context.Process(target=_work, args=(theirs, self._environment), daemon=True)
+        process.start()
+        theirs.close()
+        return _Worker(process, ours, queue, time.monotonic())
+
+    def _send(self, worker: _Worker) -> None:
+        if not worker.queue:
+            return
+        if worker.ready:
+            worker.sent = time.monotonic()
+        # A broken pipe is found, and answered, when results are collected.
+        with contextlib.suppress(ConnectionError):
+            worker.connection.send(
+                [(c.method, c.session, c.argument, c.restore and (c.restore.task_id, c.restore.actions)) for c in worker.queue]
+            )
+
+    def _limit(self, worker: _Worker) -> float:
+        """Seconds that the worker may take for what it is at."""
+        call = worker.queue[0]
+        if not worker.ready or call.method == RESET:
+            return self._reset_seconds
+        if call.method == DEMONSTRATE:
+            return self._reset_seconds + self._step_seconds * call.argument[1]
+        return self._step_seconds if call.restore is None else self._reset_seconds + self._step_seconds
+
+    def _time_left(self, worker: _Worker) -> float:
+        return worker.sent + self._limit(worker) - time.monotonic()
 
 
 def _work(connection: Connection, environment: Environment) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's to answer; the pipe's end stops a worker
     sessions: dict[int, Any] = {}
-    while True:
-        try:
-            method, calls = connection.recv()
-        except EOFError:
-            return
-        try:
-            connection.send([_serve(environment, sessions, method, session, argument) for session, argument in calls])
-        except GradprismError as error:
-            connection.send(error)
+    with contextlib.suppress(EOFError, ConnectionError):
+        connection.send("ready")
+        while True:
+            for method, session, argument, restore in connection.recv():
+                connection.send(_serve(environment, sessions, method, session, argument, restore))
 
 
-def _serve(environment: Environment, sessions: dict[int, Any], method: str, session: int, argument: Any) -> Any:
-    key = 0 if method == "demonstrate" else session  # demonstrations run one after the other and share an engine
+def _serve(
+    environment: Environment,
+    sessions: dict[int, Any],
+    method: str,
+    session: int,
+    argument: Any,
+    restore: tuple[str, list[str]] | None,
+) -> Any:
+    """The result of a call; an exception is for the user, a text ends the episode."""
+    key = -1 if method == DEMONSTRATE else session  # demonstrations run one after the other and share an engine
     try:
         if key not in sessions:
             sessions[key] = environment.session()
-        if method == "demonstrate":
+        if method == DEMONSTRATE:
             return _demonstrate(environment, sessions[key], *argument)
+        if restore is not None:
+            sessions[key].reset(restore[0])
+            for action in restore[1]:
+                sessions[key].step(action)
         return getattr(sessions[key], method)(argument)
-    except GradprismError:
-        raise
+    except RAISED as error:
+        return error
     except Exception as error:
-        what = f"{method} {argument!r}"[:300]
-        raise EnvironmentPlayError(f"{environment.name}: {what} failed in the engine: {type(error).__name__}: {error}") from error
+        sessions.pop(key, None)  # its engine may be in any state
+        said = str(error) if isinstance(error, GradprismError) else f"{type(error).__name__}: {error}"
+        what = f"the expert on task {argument[0]!r}" if method == DEMONSTRATE else f"{method} {str(argument)!r:.120}"
+        return f"{environment.name}: {what} failed: {said}"
 
 
 def _demonstrate(environment: Environment, session: Any, task_id: str, max_steps: int) -> list[tuple[str, str]] | None:
     expert, step, pairs = environment.expert(), session.reset(task_id), []
     while not step.done and len(pairs) < max_steps:
-        action = expert.act(step.observation)
+        action = expert.act(step)
         pairs.append((step.observation, action))
         step = session.step(action)
-    return pairs if step.done else None
+    return pairs if step.info.success else None

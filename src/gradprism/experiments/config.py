@@ -9,7 +9,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from gradprism.errors import ConfigError, MissingFileError
-from gradprism.evaluation import EvaluationConfig
+from gradprism.evaluation.config import EvaluationConfig
 from gradprism.training.rl import RlConfig
 from gradprism.training.sft import SftConfig
 
@@ -41,7 +41,9 @@ class EnvironmentConfig(_Section):
     """Where episodes are played."""
 
     name: str = Field(default="alfworld", description="Environment.")
-    difficulty: str = Field(default="small", description="Size of generated rooms.")
+    options: dict[str, str | int | float | bool] = Field(
+        default={}, description="The environment's own, for ALFWorld difficulty, data_dir and games."
+    )
     workers: int | None = Field(default=None, ge=1, description="Worker processes; default one a core.")
 
 

@@ -97,7 +97,7 @@ def gather_results(config: RunConfig, records: dict[str, Record]) -> dict[str, A
     evaluation = [
         {"stage": label, **row}
         for name, _, label in EVALUATIONS
-        for row in read_json(records[name].folder / "summary.json")["rows"]
+        for row in read_json(records[name].folder / "evaluation" / "summary.json")["rows"]
     ]
     return {
         "name": config.name,
@@ -148,7 +148,7 @@ def _load(config: RunConfig, path: str | Path) -> tuple[Any, Any]:
 
 
 def _environment(config: RunConfig) -> Any:
-    return make_environment(config.environment.name, difficulty=config.environment.difficulty)
+    return make_environment(config.environment.name, config.environment.options)
 
 
 def _probe(config: RunConfig, folder: Path, inputs: dict[str, Path]) -> dict[str, Any]:
@@ -267,16 +267,16 @@ def _ends(history: list[dict[str, float]]) -> tuple[list[dict[str, float]], list
 
 
 def _evaluate(config: RunConfig, folder: Path, inputs: dict[str, Path], source: str | None) -> dict[str, Any]:
-    from gradprism.evaluation import evaluate, headline
+    from gradprism.evaluation.agents import ModelAgent
+    from gradprism.evaluation.run import evaluate
+    from gradprism.evaluation.summary import headline
 
     model, renderer = _load(config, inputs[source] if source else config.model.path)
     summary = evaluate(
-        model,
-        renderer,
+        ModelAgent(model, renderer, config.model.context_length),
         _environment(config),
         config.evaluation,
-        folder,
-        context_length=config.model.context_length,
+        folder / "evaluation",
         workers=config.environment.workers,
     )
     return {**summary, "headline": headline(summary["rows"])}

@@ -5,7 +5,6 @@ The measure is kept: in the user's cache folder, so that a machine decides alike
 
 import contextlib
 import json
-import os
 import platform
 import time
 from collections.abc import Callable
@@ -17,7 +16,7 @@ from typing import Any
 import torch
 
 from gradprism.errors import GradprismError
-from gradprism.files import read_json, sha256_json, write_json
+from gradprism.files import cache_folder, read_json, sha256_json, write_json
 from gradprism.probing.norms import Costs, gram, gram_entries, inner_product, squared_sum
 
 # Shapes of the trial, near those of small models on a CPU and of large ones on a GPU: samples, tokens, features in and out.
@@ -29,7 +28,7 @@ _REPEATS = 5
 def measured_costs(device: str, dtype: torch.dtype) -> Costs:
     """The costs on `device` ("cpu", "cuda", "cuda:1") for models of `dtype`: from the cache folder, or measured in about a second."""
     name = torch.cuda.get_device_name(device) if device.startswith("cuda") else _processor()
-    path = _cache_folder() / f"costs-{sha256_json([name, str(dtype), str(torch.__version__)])[:16]}.json"
+    path = cache_folder() / f"costs-{sha256_json([name, str(dtype), str(torch.__version__)])[:16]}.json"
     try:
         return Costs(**read_json(path)["costs"])
     except (OSError, ValueError, TypeError, KeyError):
@@ -84,10 +83,6 @@ def _measure(device: torch.device, dtype: torch.dtype) -> Costs:
 def _wait(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-
-
-def _cache_folder() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gradprism"
 
 
 def _processor() -> str:

@@ -7,7 +7,6 @@ written: its items are owed again. Nothing here needs torch.
 
 import contextlib
 import hashlib
-import json
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -25,6 +24,7 @@ from numpy.typing import ArrayLike, NDArray
 from gradprism.errors import ConfigError, DataError, FolderInUseError, MissingFileError
 from gradprism.files import (
     atomic_write,
+    differences,
     is_temporary,
     read_json,
     remove_stale_temporaries,
@@ -189,11 +189,7 @@ class ProbeStore:
 
     def refuse_differences(self, new: dict[str, Any], unless: frozenset[str] = frozenset()) -> None:
         """Raises `FolderInUseError`, naming the keys, where a manifest `new` is not this probe's; keys in `unless` may differ."""
-        old = self.manifest
-        keys = sorted((old.keys() | new.keys()) - INFORMATIVE - unless)
-        changes = "; ".join(
-            f"{key}: {_short(old.get(key))} → {_short(new.get(key))}" for key in keys if old.get(key) != new.get(key)
-        )
+        changes = differences(self.manifest, new, INFORMATIVE | unless)
         if changes:
             raise FolderInUseError(
                 f"{self.folder}: holds another probe ({changes}); choose another --out, or --on-existing replace"
@@ -355,8 +351,3 @@ class _Seen:
 def to_frame(columns: pa.Table) -> pl.DataFrame:
     """A shard's columns as a polars table."""
     return pl.DataFrame(pl.from_arrow(columns))
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 60 else f"{text[:57]}…"

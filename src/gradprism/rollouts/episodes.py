@@ -8,7 +8,8 @@ from typing import Any
 import torch
 
 from gradprism.environments.pool import SessionPool
-from gradprism.environments.protocol import Task
+from gradprism.environments.prompts import PromptTemplate
+from gradprism.environments.protocol import Step, Task
 from gradprism.errors import ConfigError, ModelError
 from gradprism.rollouts.cache import ConversationCache
 from gradprism.trajectories.rendering import Renderer
@@ -29,11 +30,16 @@ class PlayConfig:
     temperature: float = 0.0
     context_length: int = 1024
     in_flight: int = 64
+    prompt: PromptTemplate = field(default_factory=PromptTemplate)
 
 
 @dataclass(slots=True)
 class Episode:
-    """One played episode. `completion_ids` holds actions and observations; `action_mask` is 1 on the tokens that the model chose."""
+    """One played episode. `completion_ids` holds actions and observations; `action_mask` is 1 on the tokens that the model chose.
+
+    Where the prompt is rebuilt at every step, `prompt_ids` is the first one and `completion_ids` holds the actions alone. `ended_by` is
+    `environment`, `steps`, `context` or `failure` (of the engine; `failure` says which).
+    """
 
     task: Task
     prompt_ids: list[int]
@@ -45,18 +51,38 @@ class Episode:
     valid: list[bool] = field(default_factory=list)
     reward: float = 0.0
     success: bool = False
+    score: float = 0.0
     ended_by: str = "steps"
+    failure: str = ""
+    details: dict[str, Any] = field(default_factory=dict)
+
+    def take(self, step: Step) -> None:
+        """Adds what an action led to."""
+        self.observations.append(step.observation)
+        self.valid.append(step.info.valid)
+        self.reward += step.reward
+        self.close(step)
+
+    def close(self, step: Step) -> None:
+        """Writes down how the episode stands after `step`."""
+        info = step.info
+        self.success, self.score, self.details = info.success, info.score, info.details
+        if step.done:
+            self.ended_by, self.failure = ("failure" if info.failure else "environment"), info.failure
 
     def transcript(self) -> dict[str, Any]:
         """The episode as a JSON-serialisable record."""
         return {
             **self.task.reference(),
             "success": self.success,
-            "score": self.reward,
+            "score": self.score,
+            "reward": self.reward,
             "steps": len(self.actions),
             "invalid": self.valid.count(False),
             "tokens": sum(self.action_mask),
             "ended_by": self.ended_by,
+            **({"failure": self.failure} if self.failure else {}),
+            **({"details": self.details} if self.details else {}),
             "observations": self.observations,
             "actions": self.actions,
         }
@@ -104,22 +130,32 @@ class Player:
         clock = time.perf_counter()
         starts = self.pool.reset(range(len(tasks)), [task.id for task in tasks])
         self.statistics.environment_seconds += time.perf_counter() - clock
-        episodes = []
-        for task, start in zip(tasks, starts, strict=True):
-            prompt = self.renderer.prompt_ids([{"role": "user", "content": start.observation}])
-            if len(prompt) + self.config.max_action_tokens > self.config.context_length:
-                raise ConfigError(
-                    f"task {task.id!r}: its prompt of {len(prompt)} tokens and one action do not fit into a context of "
-                    f"{self.config.context_length}; raise the context length"
-                )
-            episodes.append(Episode(task, prompt, observations=[start.observation]))
+        prompt = self.config.prompt
+        episodes = [
+            Episode(task, self._prompt(task, prompt.first(s)), observations=[s.observation])
+            for task, s in zip(tasks, starts, strict=True)
+        ]
         cache = ConversationCache(self.model, len(tasks))
         rows = list(range(len(tasks)))  # the episode that each row of the cache plays
         pending = [episode.prompt_ids for episode in episodes]  # tokens that the cache has yet to read
         playing = set(rows)
+
+        def end(row: int) -> None:
+            pending[row] = []
+            playing.discard(rows[row])
+            if on_done is not None:
+                on_done(episodes[rows[row]])
+
+        for row, start in enumerate(starts):
+            if start.done:  # the engine could not start it
+                episodes[row].close(start)
+                end(row)
         while playing:
-            if len(playing) < (1 - SQUEEZE_AT) * len(rows) or cache.waste() > SQUEEZE_AT:
-                kept = [i for i, e in enumerate(rows) if e in playing]
+            kept = [i for i, e in enumerate(rows) if e in playing]
+            if prompt.history is not None:
+                cache = ConversationCache(self.model, len(kept))
+                rows, pending = [rows[i] for i in kept], [pending[i] for i in kept]
+            elif len(playing) < (1 - SQUEEZE_AT) * len(rows) or cache.waste() > SQUEEZE_AT:
                 cache.select(kept)
                 rows, pending = [rows[i] for i in kept], [pending[i] for i in kept]
             active = [i for i, e in enumerate(rows) if e in playing]
@@ -127,26 +163,28 @@ class Player:
             self._act(cache, pending, [episodes[e] for e in rows], active, generator)
             self.statistics.generate_seconds += time.perf_counter() - clock
             clock = time.perf_counter()
-            steps = self.pool.step([rows[i] for i in active], [episodes[rows[i]].actions[-1] for i in active])
+            steps = self.pool.step([rows[i] for i in active], [prompt.parse(episodes[rows[i]].actions[-1])[0] for i in active])
             self.statistics.environment_seconds += time.perf_counter() - clock
             self.statistics.environment_steps += len(active)
             for i, step in zip(active, steps, strict=True):
                 episode = episodes[rows[i]]
-                episode.observations.append(step.observation)
-                episode.valid.append(bool(step.info["valid"]))
-                episode.reward += step.reward
-                if step.done:
-                    episode.success, episode.ended_by = step.reward >= 1.0, "environment"
-                elif len(episode.actions) < self.config.max_steps:
-                    pending[i] = self._observe(episode, step.observation)
+                episode.take(step)
+                if not step.done and len(episode.actions) < self.config.max_steps:
+                    pending[i] = self._observe(episode, step)
                     if pending[i]:
                         continue
                     episode.ended_by = "context"
-                pending[i] = []
-                playing.discard(rows[i])
-                if on_done is not None:
-                    on_done(episode)
+                end(i)
         return episodes
+
+    def _prompt(self, task: Task, messages: list[dict[str, str]]) -> list[int]:
+        ids = self.renderer.prompt_ids(messages)
+        if len(ids) + self.config.max_action_tokens > self.config.context_length:
+            raise ConfigError(
+                f"task {task.id!r}: its prompt of {len(ids)} tokens and one action do not fit into a context of "
+                f"{self.config.context_length}; raise the context length"
+            )
+        return ids
 
     def _act(
         self,
@@ -192,9 +230,13 @@ class Player:
             tokens_B = torch.multinomial(logprobs_BV.exp(), 1, generator=generator)[:, 0]
         return tokens_B, logprobs_BV.gather(1, tokens_B[:, None])[:, 0]
 
-    def _observe(self, episode: Episode, observation: str) -> list[int]:
+    def _observe(self, episode: Episode, step: Step) -> list[int]:
         """Adds the observation to the episode's tokens; returns what the cache has yet to read, or [] when the context is full."""
-        suffix = self.renderer.turn_suffix_ids(observation)
+        prompt = self.config.prompt
+        if prompt.history is not None:
+            ids = self.renderer.prompt_ids(prompt.messages(episode.observations, episode.actions, step))
+            return ids if len(ids) + self.config.max_action_tokens <= self.config.context_length else []
+        suffix = self.renderer.turn_suffix_ids(prompt.following(step))
         if episode.completion_ids[-1] != self._end:
             suffix = [self._end, *suffix]  # the action ran into its length limit; the template needs its end
         used = len(episode.prompt_ids) + len(episode.completion_ids)

@@ -1,6 +1,6 @@
 """The real ALFWorld/TextWorld engine, with what is the same from game to game computed once.
 
-TextWorld parses its grammar with TatSu at every derivation, translates a game's PDDL twice at every reset, and derives the text of
+TextWorld parses its grammar with TatSu at every derivation, translates a game's PDDL four times at every start, and derives the text of
 every admissible command at every step. All of it depends only on strings that repeat, so it is memoised here, around the library.
 What an agent reads is the library's own text: `tests/integration/test_alfworld_engine.py` plays games in both and compares.
 
@@ -12,7 +12,6 @@ Not thread-safe (TextWorld's parsers are module globals): one engine a process.
 
 import copy
 import functools
-import sys
 from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
@@ -28,6 +27,7 @@ from textworld.envs.pddl import PddlEnv
 from textworld.envs.pddl import logic as pddl_logic
 
 from gradprism.environments.alfworld.generator import Game
+from gradprism.environments.alfworld.translation import translate
 
 # Where the grammar names the goal; `AlfworldEngine.reset` writes the game's own goal there, so that all games share one parsed grammar.
 GOAL_MARK = "UNKNOWN GOAL"
@@ -60,17 +60,8 @@ class _State(pddl_logic.PddlState):
 @functools.cache
 def _install_caches() -> None:
     """Memoises the library's pure functions, once a process."""
-    translate = functools.lru_cache(maxsize=256)(fast_downward.pddl2sas)
-
-    def pddl2sas(domain: str, problem: str, verbose: bool = False, optimize: bool = False) -> Any:
-        # The optimised translation serves TextWorld's planner only, which is never asked for: the plain one stands in for it.
-        argv = sys.argv  # pddl2sas overwrites it
-        try:
-            return translate(domain, problem)
-        finally:
-            sys.argv = argv
-
-    fast_downward.pddl2sas = pddl2sas
+    # The optimised translation serves TextWorld's planner only, which is never asked for: the plain one stands in for it.
+    fast_downward.pddl2sas = lambda domain, problem, verbose=False, optimize=False: translate(domain, problem)
 
     def memoised_parse(parse: Callable[..., Any]) -> Callable[..., Any]:
         parsed = functools.lru_cache(maxsize=65536)(lambda text, rule_name: parse(text, rule_name=rule_name))
@@ -101,9 +92,20 @@ class _Env(PddlEnv):
     def load(self, filename_or_data: Any) -> None:
         self._game_file, self._game_data, self.walkthrough = None, filename_or_data, None
         self._logic = _logic()
-        self._pddl_state = _State(self.downward_lib, filename_or_data["pddl_problem"], self._logic)
+        self._pddl_state = self._loaded = _State(self.downward_lib, filename_or_data["pddl_problem"], self._logic)
         self._entity_infos = self._get_entity_infos()
         self._commands: dict[str, str] = {}
+
+    def reset(self) -> GameState:
+        # The library makes the state that `load` has just made once more, which is half the time of a reset.
+        state, self._loaded = self._loaded, None
+        if state is None:
+            return super().reset()
+        pddl_logic.PddlState = lambda *_: state  # pyright: ignore[reportAttributeAccessIssue]
+        try:
+            return super().reset()
+        finally:
+            pddl_logic.PddlState = _State
 
     def _gather_infos(self) -> None:
         state: GameState = self.state

@@ -6,8 +6,10 @@ way, and then cleans, heats, cools, places or lights as the task says.
 """
 
 import re
+from collections import Counter
 
-from gradprism.environments.alfworld.generator import LAMPS, TOOL, constants
+from gradprism.environments.alfworld.generator import TOOL, constants
+from gradprism.environments.protocol import Step
 from gradprism.errors import EnvironmentPlayError
 
 THING = r"([a-z]+ \d+)"
@@ -26,6 +28,7 @@ GOALS = [
     (re.compile(r"(?:look at (?P<o>\w+) under the|examine the (?P<o2>\w+) with the) (?P<r>\w+)"), "look_at_obj_in_light"),
     (re.compile(r"(?:put a (?P<o>\w+) in|put some (?P<o2>\w+) on) (?P<r>\w+)"), "pick_and_place_simple"),
 ]
+SEARCH_STEPS = 40  # of 50 in all
 VERB = dict(zip(TOOL, ("clean", "heat", "cool"), strict=True))
 
 
@@ -54,12 +57,12 @@ class AlfworldExpert:
         self.prepared = False  # the held object is clean, hot or cool as the task wants
         self.last_action = ""
 
-    def act(self, observation: str) -> str:
-        """The next action after `observation`; raises `EnvironmentPlayError` when everything was searched in vain."""
+    def act(self, step: Step) -> str:
+        """The next action after the observation; raises `EnvironmentPlayError` when everything was searched in vain."""
         if not self.last_action:
-            self._begin(observation)
+            self._begin(step.observation)
         else:
-            self._read(observation)
+            self._read(step.observation)
         self.last_action = self._decide()
         return self.last_action
 
@@ -72,7 +75,12 @@ class AlfworldExpert:
         wanted = proper.get(self.target, self.target)
         common = {r.lower() for r, held in c.VAL_RECEPTACLE_OBJECTS.items() if wanted in held}
         self.receptacles = listed
-        self.search = sorted(listed, key=lambda r: kind(r) not in common)  # stable: the room's own order within both parts
+        # A room that can be searched whole is searched in its own order (the sort is stable). In a larger one, kinds of which there are
+        # few come first: an object is about as likely to lie in the one fridge as in any of twenty cabinets.
+        counts = Counter(map(kind, listed))
+        closable = {name.lower() for name in c.OPENABLE_CLASS_SET}
+        whole = sum(2 if kind(r) in closable else 1 for r in listed)
+        self.search = sorted(listed, key=lambda r: (kind(r) not in common, counts[kind(r)] if whole > SEARCH_STEPS else 0))
 
     def _read(self, observation: str) -> None:
         action = self.last_action
@@ -122,7 +130,8 @@ class AlfworldExpert:
     def _known(self, wanted: str) -> str | None:
         """A receptacle that is known to hold a `wanted` object that still has to be moved."""
         for receptacle, things in self.contents.items():
-            done = kind(receptacle) == self.destination and wanted not in LAMPS
+            # One that lies where it belongs still has to be moved if it was to be cleaned, heated or cooled first.
+            done = kind(receptacle) == self.destination and self.task_type not in TOOL
             if not done and any(kind(thing) == wanted for thing in things):
                 return receptacle
         return None

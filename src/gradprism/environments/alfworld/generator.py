@@ -8,6 +8,7 @@ fridge, lamp) is in the room. The game's name fixes it entirely: same name, same
 
 import json
 import random
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -101,9 +102,29 @@ def game_name(difficulty: str, split: str, task_type: str, index: int) -> str:
     return f"{difficulty}/{split}/{task_type}/{index}"
 
 
-def list_games(difficulty: str, split: str, count: int, start: int = 0) -> list[str]:
-    """Names of `count` games, the six task types in turn, beginning at index `start` of each."""
-    return [game_name(difficulty, split, TASK_TYPES[i % 6], start + i // 6) for i in range(count)]
+_OWN_DIFFICULTY = re.compile(r"r(\d{1,3})-(\d{1,3})d(\d{1,3})-(\d{1,3})")
+
+
+def parse_difficulty(name: str) -> Difficulty:
+    """`tiny`, `small`, `full`, or one's own as `r<least>-<most>d<least>-<most>`: receptacles, and objects that are not needed.
+
+    Raises `ConfigError`. What a task needs is added to a room whose bounds would leave no place for it.
+    """
+    if name in DIFFICULTIES:
+        return DIFFICULTIES[name]
+    match = _OWN_DIFFICULTY.fullmatch(name)
+    if match is None:
+        raise ConfigError(f"difficulty {name!r}: choose one of {sorted(DIFFICULTIES)}, or bounds such as r4-6d3-5")
+    low, high, fewest, most = map(int, match.groups())
+    if not 1 <= low <= high or not fewest <= most:
+        raise ConfigError(f"difficulty {name!r}: bounds must ascend, with at least one receptacle")
+    return Difficulty((low, high), (fewest, most))
+
+
+def list_games(difficulty: str, split: str, count: int, start: int = 0, task_type: str | None = None) -> list[str]:
+    """Names of `count` games from index `start` of each type on: the six types in turn, or one only."""
+    types = TASK_TYPES if task_type is None else (task_type,)
+    return [game_name(difficulty, split, types[i % len(types)], start + i // len(types)) for i in range(count)]
 
 
 def generate(name: str) -> Game:
@@ -111,7 +132,7 @@ def generate(name: str) -> Game:
     difficulty, split, task_type, _ = parse_name(name)
     # A drawn room may lack what the task needs: draw again, from a seed that still depends on the name alone.
     for attempt in range(1000):
-        game = _Draft(name, DIFFICULTIES[difficulty], split, task_type, random.Random(f"{name}#{attempt}")).build()
+        game = _Draft(name, parse_difficulty(difficulty), split, task_type, random.Random(f"{name}#{attempt}")).build()
         if game is not None:
             return game
     raise ConfigError(f"game {name!r}: no room of split {split!r} can hold task {task_type!r}")
@@ -120,17 +141,12 @@ def generate(name: str) -> Game:
 def parse_name(name: str) -> tuple[str, str, str, int]:
     """Difficulty, split, task type and index of a game's name; raises `ConfigError`."""
     parts = name.split("/")
-    if (
-        len(parts) != 4
-        or parts[0] not in DIFFICULTIES
-        or parts[1] not in SPLITS
-        or parts[2] not in TASK_TYPES
-        or not parts[3].isdecimal()
-    ):
+    if len(parts) != 4 or parts[1] not in SPLITS or parts[2] not in TASK_TYPES or not re.fullmatch(r"\d{1,12}", parts[3], re.ASCII):
         raise ConfigError(
             f"game {name!r}: expected DIFFICULTY/SPLIT/TASK_TYPE/INDEX with difficulty in {sorted(DIFFICULTIES)}, "
             f"split in {list(SPLITS)} and task type in {list(TASK_TYPES)}"
         )
+    parse_difficulty(parts[0])
     return parts[0], parts[1], parts[2], int(parts[3])
 
 

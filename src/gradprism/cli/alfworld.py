@@ -1,0 +1,52 @@
+"""`gradprism alfworld`: what only ALFWorld needs."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from gradprism.cli.options import DataDir
+
+app = typer.Typer(no_args_is_help=True)
+
+
+@app.callback()
+def group() -> None:
+    """What only ALFWorld needs."""
+
+
+@app.command("replay")
+def replay_command(
+    data: Annotated[list[Path], typer.Option(help="Trajectories that name their `game_file`, in any format. May be repeated.")],
+    out: Annotated[Path, typer.Option(help="JSONL file to write, in the `messages` format.")],
+    data_dir: DataDir = None,
+    format_: Annotated[str | None, typer.Option("--format", help="messages, eto, sharegpt or agenttraj; else recognised.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many trajectories.")] = None,
+    report: Annotated[Path | None, typer.Option(metavar="FILE", help="JSON file for those that do not replay.")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Worker processes; default one a core.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON and no progress.")] = False,
+) -> None:
+    """Plays an older corpus again on the official games, in the text of the installed ALFWorld."""
+    from itertools import islice
+
+    from gradprism import progress
+    from gradprism.cli.options import environment_options, print_json
+    from gradprism.environments.alfworld import replay
+    from gradprism.environments.registry import make_environment
+    from gradprism.files import write_json
+    from gradprism.trajectories.readers import iter_trajectories, write_messages_jsonl
+
+    progress.set_quiet(as_json)
+    environment = make_environment("alfworld", {"games": "official", **environment_options(data_dir, None)})
+    trajectories = list(islice(iter_trajectories(data, format_), limit))
+    kept, lost = replay.replay(environment, trajectories, workers)
+    write_messages_jsonl(out, kept)
+    told = replay.report(len(trajectories), lost)
+    if report is not None:
+        write_json(report, told)
+    if as_json:
+        print_json(told)
+        return
+    for one in told["lost"]:
+        print(f"{one['id']}: step {one['step']}, {one['action']!r}: {one['why']}")
+    print(f"{out}: {told['kept']} of {told['trajectories']} trajectories kept ({100 * told['kept_share']:.2f} %)")

@@ -1,0 +1,128 @@
+"""ALFWorld's own games in the layout of `alfworld-download`: `json_2.1.1/<split>/<task>/<trial>/game.tw-pddl`.
+
+Of a game file only the problem and the goal's sentence are taken. The domain and the grammar in it are of an older version, whose text
+and actions differ; all games are played with those of the installed package.
+"""
+
+import json
+import os
+import re
+from functools import cache
+from itertools import zip_longest
+from pathlib import Path
+
+from gradprism.environments.alfworld.generator import TASK_TYPES, Game
+from gradprism.errors import ConfigError, DataError, GradprismError, MissingFileError
+from gradprism.files import cache_folder, read_json, sha256_json, write_json
+
+SPLITS = ("train", "valid_train", "valid_seen", "valid_unseen")
+GAME_FILE = "game.tw-pddl"
+PREFIX = "official"
+HELP = "run alfworld-download, then give its folder with --data-dir or in ALFWORLD_DATA"
+_GOAL = re.compile(r'Your task is to: ([^"\\]+)')
+_SOLVABLE = re.compile(rb'"solvable": *(true|false)')
+
+
+def games_folder(data_dir: str) -> Path:
+    """The folder that holds the splits, below `data_dir` or, if that is empty, `$ALFWORLD_DATA`; raises `MissingFileError`."""
+    given = data_dir or os.environ.get("ALFWORLD_DATA", "")
+    if not given:
+        raise MissingFileError(f"ALFWorld's official games: no folder is named; {HELP}")
+    folder = Path(given).expanduser()
+    if not folder.is_dir():
+        raise MissingFileError(f"{folder}: no such folder; {HELP}")
+    for candidate in (folder, folder / "json_2.1.1", folder / "json_2.1.2_tw-pddl"):
+        if any((candidate / split).is_dir() for split in SPLITS):
+            return candidate
+    raise MissingFileError(f"{folder}: holds none of the folders {list(SPLITS)}, nor json_2.1.1 with them; {HELP}")
+
+
+def list_official(folder: Path, split: str) -> list[str]:
+    """Ids of the solvable games of a split, `official/<split>/<task>/<trial>`, task types in turn, by name within a type.
+
+    Raises `MissingFileError` for an absent split and `DataError` for a split without games or with a broken one.
+    """
+    root = folder / split
+    if not root.is_dir():
+        there = [name for name in SPLITS if (folder / name).is_dir()]
+        raise MissingFileError(f"{root}: no such split; there are {there}; {HELP}")
+    by_type: dict[str, list[str]] = {task_type: [] for task_type in TASK_TYPES}
+    for path in _solvable(root):
+        task, trial = path.split("/")
+        task_type = task.partition("-")[0]
+        # Nobody's agent is asked for these: the library leaves them out as well.
+        if task_type in by_type and "movable" not in task and "Sliced" not in task:
+            by_type[task_type].append(f"{PREFIX}/{split}/{task}/{trial}")
+    games = [name for turn in zip_longest(*by_type.values()) for name in turn if name is not None]
+    if not games:
+        raise DataError(f"{root}: holds no solvable {GAME_FILE}; the download is not complete: {HELP}")
+    return games
+
+
+def load_official(folder: Path, name: str) -> Game:
+    """The game of an id; raises `ConfigError` for one that is not in `folder` and `DataError` for a broken file."""
+    _, split, task, trial = parse_official(name)
+    path = folder / split / task / trial / GAME_FILE
+    if not path.is_file():
+        raise ConfigError(f"game {name!r}: {path} does not exist; {HELP}")
+    try:
+        content = json.loads(path.read_bytes())
+        problem, grammar = content["pddl_problem"], content["grammar"]
+        goal = _GOAL.search(grammar)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path}: not a game ({type(error).__name__}: {error}); the download is not complete: {HELP}") from None
+    if goal is None or "(define (problem" not in problem:
+        raise DataError(f"{path}: not a game: its problem or its goal is missing; the download is not complete: {HELP}")
+    kinds = dict(zip(("target", "_", "destination", "scene"), task.split("-")[1:], strict=False))
+    return Game(
+        name=name,
+        task_type=task.partition("-")[0],
+        goal=goal[1].strip().rstrip("."),
+        floor_plan=int(kinds["scene"]) if kinds.get("scene", "").isdecimal() else 0,
+        target=kinds.get("target", ""),
+        destination=kinds.get("destination", ""),
+        lamp="",
+        pddl_problem=problem,
+    )
+
+
+def parse_official(name: str) -> tuple[str, str, str, str]:
+    """The four parts of an official game's id; raises `ConfigError`."""
+    parts = name.split("/")
+    # Ids come from files of all kinds and name a path, which must stay below the folder.
+    if len(parts) != 4 or parts[0] != PREFIX or any(part in ("", ".", "..") or "\0" in part or "\\" in part for part in parts):
+        raise ConfigError(f"game {name!r}: expected {PREFIX}/SPLIT/TASK/TRIAL, as `json_2.1.1` names its folders")
+    return parts[0], parts[1], parts[2], parts[3]
+
+
+@cache
+def _solvable(root: Path) -> list[str]:
+    """`<task>/<trial>` of each solvable game below a split's folder, sorted.
+
+    What was read of a file is kept in the cache folder for as long as the file's size and time stay the same: listing a split then
+    costs a look at each file instead of reading hundreds of megabytes.
+    """
+    index = cache_folder() / "alfworld" / f"index-{sha256_json(str(root.resolve()))[:16]}.json"
+    try:
+        known = read_json(index)
+    except GradprismError:
+        known = {}
+    seen = {}
+    for path in sorted(root.glob(f"*/*/{GAME_FILE}")):
+        status = path.stat()
+        stamp, key = [status.st_size, status.st_mtime_ns], f"{path.parent.parent.name}/{path.parent.name}"
+        entry = known.get(key) if isinstance(known, dict) else None
+        seen[key] = entry if entry and entry[:2] == stamp else [*stamp, _is_solvable(path)]
+    if seen != known:
+        index.parent.mkdir(parents=True, exist_ok=True)
+        write_json(index, seen)
+    return [key for key, (_, _, solvable) in seen.items() if solvable]
+
+
+def _is_solvable(path: Path) -> bool:
+    """What the file says of itself; a file that says nothing was never checked and does not count, as in the library."""
+    content = path.read_bytes()
+    if not content.rstrip().endswith(b"}"):
+        raise DataError(f"{path}: ends in the middle; the download is not complete: {HELP}")
+    found = _SOLVABLE.search(content)
+    return found is not None and found[1] == b"true"

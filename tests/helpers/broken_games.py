@@ -1,0 +1,75 @@
+"""An environment whose engine dies, hangs or raises when it is told to."""
+
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gradprism.environments.protocol import Info, Step, Task
+from gradprism.errors import ConfigError, DataError
+
+
+@dataclass(frozen=True)
+class BrokenGames:
+    """Counting games: `add` adds one, three wins. `folder` holds marks of what has gone wrong before."""
+
+    folder: str = ""
+    name: str = "broken"
+    splits: tuple[str, ...] = ("train", "test")
+    evaluation_splits: tuple[str, ...] = ("test",)
+
+    def size(self, split: str) -> int | None:
+        return 100
+
+    def tasks(self, split: str, count: int | None = None, start: int = 0, task_type: str | None = None) -> list[Task]:
+        return [Task(self.name, f"{split}/{i}", f"kind {i % 2}", split) for i in range(start, start + (count or 100))]
+
+    def task(self, reference: dict[str, Any]) -> Task:
+        return Task(self.name, reference["id"], "kind 0", "train")
+
+    def session(self):
+        return BrokenSession(self.folder)
+
+    def expert(self):
+        return Adder()
+
+
+class Adder:
+    def act(self, step: Step) -> str:
+        return "add"
+
+
+class BrokenSession:
+    def __init__(self, folder: str) -> None:
+        self.folder = Path(folder)
+        self.count = 0
+
+    def reset(self, task_id: str) -> Step:
+        if task_id == "unknown":
+            raise ConfigError("no such task")
+        if task_id == "corrupt":
+            raise DataError("file.game: not a game")
+        if task_id == "fatal":
+            os._exit(7)
+        self.count = 0
+        return Step(f"{task_id}: count to 3", info=Info(admissible=("add", "say <words>")))
+
+    def step(self, action: str) -> Step:
+        if action in ("die", "hang", "die once", "hang once"):
+            mark = self.folder / action.replace(" ", "-")
+            if not action.endswith("once") or not mark.exists():
+                mark.touch()
+                os._exit(9) if action.startswith("die") else time.sleep(600)
+        if action == "raise":
+            raise ZeroDivisionError("the engine's own")
+        self.count += action == "add"
+        done = self.count >= 3
+        info = Info(
+            valid=len(action) < 1000,
+            success=done,
+            score=self.count / 3,
+            admissible=("add", "say <words>"),
+            details={"n": self.count},
+        )
+        return Step(f"count {self.count} after {len(action)}", float(done), done, info)

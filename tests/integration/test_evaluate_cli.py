@@ -1,0 +1,117 @@
+"""`gradprism evaluate`: who plays, what is written, and that a run which is cut short ends as if it had not been."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from helpers.cli import assert_refused
+
+TINY = ["--env-option", "difficulty=tiny"]
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    """What an evaluation says of episodes; its costs are seconds and differ."""
+    rows = json.loads((folder / "summary.json").read_text())["rows"]
+    return {"rows": json.dumps(rows).encode(), "episodes": (folder / "episodes.jsonl").read_bytes()}
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_expert_and_random(cli, tmp_path):
+    code, out, _ = cli(
+        "evaluate", "--agent", "expert", *TINY, "--split", "unseen", "--count", 12, "--out", tmp_path / "e", "--json"
+    )
+    summary = json.loads(out)
+    everything = summary["rows"][0]
+    assert (code, everything["episodes"], everything["successes"], everything["failures"]) == (0, 12, 12, 0)
+    assert len(summary["rows"]) == 7 and summary["environment_steps"] == sum(
+        e["steps"] for e in lines(tmp_path / "e" / "episodes.jsonl")
+    )
+    random_of = ["evaluate", "--agent", "random", *TINY, "--split", "seen", "--count", 12, "--max-steps", 8]
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        assert cli(*random_of, "--seed", seed, "--out", tmp_path / name)[0] == 0
+    assert files(tmp_path / "a") == files(tmp_path / "b") != files(tmp_path / "c")
+    episodes = lines(tmp_path / "a" / "episodes.jsonl")
+    assert [e["id"] for e in episodes][:2] == ["tiny/seen/pick_and_place_simple/0", "tiny/seen/look_at_obj_in_light/0"]
+    assert all(e["invalid"] == 0 and len(e["observations"]) == len(e["actions"]) + 1 == e["steps"] + 1 for e in episodes)
+
+
+def test_a_model_that_is_killed_goes_on_where_it_was(cli, tmp_path):
+    arguments = ["evaluate", "--model", "models/alfworld-tiny", *TINY, "--split", "unseen", "--count", "24", "--in-flight", "6"]
+    assert cli(*arguments, "--out", tmp_path / "whole")[0] == 0
+    cut = [sys.executable, "-m", "gradprism", *arguments, "--out", str(tmp_path / "cut")]
+    process = subprocess.Popen(cut, stderr=subprocess.DEVNULL, start_new_session=True)
+    while not (tmp_path / "cut" / "batches.jsonl").exists():
+        assert process.poll() is None
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    with open(tmp_path / "cut" / "episodes.jsonl", "a") as file:
+        file.write('{"id": "tiny/unseen/look')  # a torn line is owed again
+    finished = len(lines(tmp_path / "cut" / "batches.jsonl"))
+    assert 1 <= finished < 4
+    assert cli(*arguments, "--out", tmp_path / "cut")[0] == 0
+    assert files(tmp_path / "cut") == files(tmp_path / "whole")
+    costs = lines(tmp_path / "cut" / "batches.jsonl")
+    assert cli(*arguments, "--out", tmp_path / "cut")[0] == 0  # nothing is owed, so nothing is played
+    assert lines(tmp_path / "cut" / "batches.jsonl") == costs and len(costs) == 4
+
+
+def test_windows_of_history_and_tags(cli, tmp_path):
+    arguments = ["evaluate", "--model", "models/alfworld-tiny", *TINY, "--split", "unseen", "--count", 6, "--max-steps", 4]
+    assert cli(*arguments, "--history", 2, "--out", tmp_path / "window")[0] == 0
+    episodes = lines(tmp_path / "window" / "episodes.jsonl")
+    assert all(1 <= e["steps"] <= 4 and e["tokens"] >= e["steps"] for e in episodes)
+    assert cli(*arguments, "--form", "tags", "--out", tmp_path / "tags")[0] == 0
+    episodes = lines(tmp_path / "tags" / "episodes.jsonl")
+    assert all(e["invalid"] == e["steps"] for e in episodes)  # the model knows no tags, so no answer has the right form
+
+
+def test_what_is_refused(cli, tmp_path):
+    (tmp_path / "used").mkdir()
+    (tmp_path / "used" / "thesis.txt").write_text("mine")
+    expert = ["evaluate", "--agent", "expert", *TINY]
+    assert_refused(cli(*expert, "--out", tmp_path / "used"), "is in use and no evaluation")
+    assert_refused(cli("evaluate", "--out", tmp_path / "o"), "either --agent")
+    assert_refused(cli(*expert, "--model", "x", "--out", tmp_path / "o"), "either --agent")
+    assert_refused(cli(*expert, "--split", "moon", "--out", tmp_path / "o"), "split 'moon': choose one of")
+    assert_refused(cli(*expert, "--task-type", "dance", "--out", tmp_path / "o"), "task type 'dance'")
+    assert_refused(cli(*expert, "--env", "chess", "--out", tmp_path / "o"), "environment 'chess': choose one of")
+    assert_refused(cli(*expert, "--env-option", "dificulty=tiny", "--out", tmp_path / "o"), "no option 'dificulty'")
+    assert_refused(cli(*expert, "--env-option", "tiny", "--out", tmp_path / "o"), "expected key=value")
+    assert_refused(cli(*expert, "--data-dir", tmp_path / "gone", "--out", tmp_path / "o"), "no such folder", "alfworld-download")
+    assert not (tmp_path / "o").exists()
+
+
+def test_another_evaluation_is_not_mixed_in(cli, tmp_path):
+    arguments = ["evaluate", "--agent", "expert", *TINY, "--split", "unseen", "--out", tmp_path / "o"]
+    assert cli(*arguments, "--count", 6)[0] == 0
+    assert_refused(cli(*arguments, "--count", 12), "holds another evaluation (config: ", "tasks_sha256: ")
+    assert_refused(cli(*arguments, "--count", 6, "--on-existing", "fail"), "is not empty")
+    assert cli(*arguments, "--count", 12, "--on-existing", "replace")[0] == 0
+    assert len(lines(tmp_path / "o" / "episodes.jsonl")) == 12
+
+
+@pytest.mark.parametrize("agent", ["expert", "random"])
+def test_games_that_break_are_counted_and_survived(tmp_path, agent):
+    """Through the library: an environment of the user's own, whose every third task cannot be started."""
+    from gradprism.environments.registry import make_environment
+    from gradprism.evaluation.agents import ScriptedAgent
+    from gradprism.evaluation.config import EvaluationConfig
+    from gradprism.evaluation.run import evaluate
+
+    environment = make_environment("helpers.corrupt_games:CorruptGames")
+    summary = evaluate(ScriptedAgent(agent), environment, EvaluationConfig(splits={"test": 9}), tmp_path / "o", workers=2)
+    assert (summary["rows"][0]["episodes"], summary["rows"][0]["failures"]) == (9, 3)
+    episodes = lines(tmp_path / "o" / "episodes.jsonl")
+    assert ["not a game" in e.get("failure", "") for e in episodes] == [i % 3 == 2 for i in range(9)]
+    assert all(e["details"] == {"n": 3} for e in episodes if e["success"])
