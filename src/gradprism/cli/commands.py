@@ -21,6 +21,7 @@ COMMANDS = {
 # Groups of commands: the module gradprism.cli.<name> holds a Typer `app`.
 GROUPS = {
     "alfworld": "ALFWorld's own: replay corpora of the older text version.",
+    "webshop": "WebShop's own: play it in a browser, write a generated catalogue.",
 }
 
 

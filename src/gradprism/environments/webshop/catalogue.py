@@ -1,0 +1,169 @@
+"""WebShop's products, read from the official files or any in their format.
+
+Facts of the format and of its reading: Yao et al. 2022 and their released engine. A price range is kept as shown, and one price within
+it is drawn for the reward, here from the product's own seed so that it is the same everywhere.
+"""
+
+import json
+import lzma
+import random
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gradprism.errors import DataError, MissingFileError
+from gradprism.files import sha256_json
+
+ITEMS = ("items_shuffle_1000.json", "items_shuffle.json")
+INSTRUCTIONS = ("items_ins_v2_1000.json", "items_ins_v2.json")
+HUMAN = "items_human_ins.json"
+HELP = "name the folder that holds the official files (plain or .xz)"
+_NO_PRICE = 100.0  # what the original asks for a product without a price
+_NUMBER = re.compile(r"\d+(?:\.\d+)?")
+
+
+@dataclass(frozen=True, slots=True)
+class Product:
+    """One product as the pages show it; `price` is what the reward compares, `shown_price` what a page says."""
+
+    asin: str
+    title: str
+    category: str
+    query: str
+    product_category: str
+    description: str
+    bullets: tuple[str, ...]
+    attributes: tuple[str, ...]
+    options: Mapping[str, tuple[str, ...]]
+    shown_price: str
+    price: float
+
+
+@dataclass(frozen=True, slots=True)
+class Instruction:
+    """What somebody wants of one product; `options` None: a goal for each combination of the product's options."""
+
+    asin: str
+    text: str
+    attributes: tuple[str, ...]
+    options: tuple[str, ...] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Catalogue:
+    """Products in the order of their file, and what is wanted of them."""
+
+    id: str
+    products: tuple[Product, ...]
+    instructions: tuple[Instruction, ...]
+    human: tuple[Instruction, ...]
+
+
+def read_catalogue(folder: Path) -> Catalogue:
+    """The catalogue in a folder of official files. Raises `MissingFileError`, or `DataError` naming the file and the product."""
+    items = _find(folder, ITEMS)
+    if items is None:
+        raise MissingFileError(f"{folder}: holds none of {list(ITEMS)}; {HELP}")
+    wanted = _find(folder, INSTRUCTIONS)
+    if wanted is None:
+        raise MissingFileError(f"{folder}: holds none of {list(INSTRUCTIONS)}; {HELP}")
+    human = _find(folder, (HUMAN,))
+    rows = _read(items, list)
+    return make_catalogue("official", rows, _read(wanted, dict), _read(human, dict) if human else {}, str(items), str(wanted))
+
+
+def make_catalogue(
+    kind: str,
+    rows: Iterable[Any],
+    wanted: Mapping[str, Any],
+    human: Mapping[str, Any],
+    items_name: str = "items",
+    wanted_name: str = "instructions",
+) -> Catalogue:
+    """The catalogue of parsed files; raises `DataError` with the file's name."""
+    products: dict[str, Product] = {}
+    instructions, by_people = [], []
+    for number, row in enumerate(rows):
+        asin = row.get("asin") if isinstance(row, dict) else None
+        place = f"{items_name}: product {number} ({asin!r})"
+        if not isinstance(asin, str):
+            raise DataError(f"{place}: has no asin; the file is not WebShop's")
+        if asin == "nan" or len(asin) > 10 or asin in products:
+            continue  # as the original does: broken ids, and all but the first of a product
+        about = wanted.get(asin) or {}
+        try:
+            products[asin] = _product(row, about)
+            if about.get("instruction") is not None:
+                instructions.append(Instruction(asin, about["instruction"], tuple(about["instruction_attributes"]), None))
+            for one in human.get(asin) or ():
+                if one["instruction_attributes"]:
+                    text, options = one["instruction"].strip("."), tuple(one["instruction_options"])
+                    by_people.append(Instruction(asin, text, tuple(one["instruction_attributes"]), options))
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            what = f"{type(error).__name__}: {error}"
+            raise DataError(f"{place}: cannot be read ({what}); mend or delete it there or in {wanted_name}") from None
+    if not products:
+        raise DataError(f"{items_name}: holds no product; {HELP}")
+    digest = sha256_json([[p.asin, p.title] for p in products.values()])[:8]
+    return Catalogue(f"{kind}-{len(products)}-{digest}", tuple(products.values()), tuple(instructions), tuple(by_people))
+
+
+def _product(row: dict[str, Any], about: Mapping[str, Any]) -> Product:
+    bullets = row["small_description"]
+    asin, shown, price = row["asin"], *_price(row["asin"], row.get("pricing"))
+    options = {}
+    for name, contents in (row.get("customization_options") or {}).items():
+        if contents is not None:
+            options[name.lower()] = tuple(content["value"].strip().replace("/", " | ").lower() for content in contents)
+    return Product(
+        asin=asin,
+        title=_text(row["name"]),
+        category=_text(row["category"]),
+        query=_text(row["query"]).lower().strip(),
+        product_category=_text(row["product_category"]),
+        description=_text(row["full_description"]),
+        bullets=tuple(map(_text, bullets if isinstance(bullets, list) else [bullets])),
+        attributes=tuple(map(_text, about.get("attributes") or ("DUMMY_ATTR",))),
+        options=options,
+        shown_price=shown,
+        price=price,
+    )
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"expected text, found {value!r:.80}")
+    return value
+
+
+def _price(asin: str, pricing: Any) -> tuple[str, float]:
+    """What is shown, and the price: drawn evenly from a range, by the product's id."""
+    if pricing is None or not pricing.strip():
+        return f"${_NO_PRICE}", _NO_PRICE
+    parts = [re.sub(r"[^\d.]", "", part) for part in pricing.split("$")[1:]]
+    if not parts or not all(_NUMBER.fullmatch(part) for part in parts):
+        raise ValueError(f"price {pricing!r:.80} is not like '$9.99' or '$9.99 to $19.99'")
+    prices = [float(part) for part in parts]
+    if len(prices) == 1:
+        return f"${prices[0]}", prices[0]
+    return f"${prices[0]} to ${prices[1]}", random.Random(f"price {asin}").uniform(prices[0], prices[1])
+
+
+def _find(folder: Path, names: Iterable[str]) -> Path | None:
+    if not folder.is_dir():
+        raise MissingFileError(f"{folder}: no such folder; {HELP}")
+    candidates = (folder / (name + ending) for name in names for ending in ("", ".xz"))
+    return next((path for path in candidates if path.is_file()), None)
+
+
+def _read(path: Path, kind: type) -> Any:
+    try:
+        with lzma.open(path) if path.suffix == ".xz" else open(path, "rb") as file:
+            value = json.loads(file.read())
+    except (OSError, ValueError, EOFError, lzma.LZMAError, RecursionError) as error:
+        raise DataError(f"{path}: cannot be read ({error}); the download is not complete") from None
+    if not isinstance(value, kind):
+        raise DataError(f"{path}: holds no {'list of products' if kind is list else 'table by asin'}; it is not WebShop's")
+    return value

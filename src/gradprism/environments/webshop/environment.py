@@ -1,0 +1,169 @@
+"""WebShop as an `Environment`: a catalogue of the official files or a generated one, goals, sessions, an expert."""
+
+import functools
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gradprism.environments.protocol import Expert, Info, Session, Step, Task
+from gradprism.environments.webshop.goals import Goal, split_ranges
+from gradprism.environments.webshop.shop import Shop, Visit, act, clickables, page, text
+from gradprism.errors import ConfigError
+
+MAX_ACTION_CHARACTERS = 2000
+
+
+@dataclass(frozen=True, slots=True)
+class WebshopEnvironment:
+    """The catalogue in `data_dir`, or a generated one of `products` products and `seed`.
+
+    `goals` is synthetic, human, or auto (human where the folder has people's instructions). `observation` is text or text_rich;
+    `attributes` shows a product's attributes on a page of their own.
+    """
+
+    data_dir: str = ""
+    products: int = 1000
+    seed: int = 0
+    goals: str = "auto"
+    observation: str = "text"
+    attributes: bool = False
+    name: str = "webshop"
+
+    def __post_init__(self) -> None:
+        if self.goals not in ("auto", "synthetic", "human"):
+            raise ConfigError(f"goals {self.goals!r}: choose auto, synthetic or human")
+        if self.observation not in ("text", "text_rich"):
+            raise ConfigError(f"observation {self.observation!r}: choose text or text_rich")
+        if not 1 <= self.products <= 10_000_000:
+            raise ConfigError(f"products {self.products}: choose from 1 to 10,000,000")
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """The original's, the one for training first."""
+        return ("train", "eval", "test")
+
+    @property
+    def evaluation_splits(self) -> tuple[str, ...]:
+        """The one that papers report."""
+        return ("test",)
+
+    @property
+    def store(self) -> "Store":
+        """Products, index and goals; made once a process."""
+        return _open_store(self.data_dir, self.products, self.seed, self.goals)
+
+    def size(self, split: str) -> int:
+        """Number of goals."""
+        return len(self._range(split))
+
+    def tasks(self, split: str, count: int | None = None, start: int = 0, task_type: str | None = None) -> list[Task]:
+        """Goals of a split in the shuffled order; the type of a task is its product's category."""
+        store, numbers = self.store, self._range(split)
+        if task_type is not None:
+            types = sorted({goal.product.category for goal in store.goals})
+            if task_type not in types:
+                raise ConfigError(f"task type {task_type!r}: choose one of {types}")
+            numbers = [n for n in numbers if store.goals[n].product.category == task_type]
+        end = len(numbers) if count is None else start + count
+        if end > len(numbers) or start >= len(numbers):
+            raise ConfigError(f"split {split!r}: has {len(numbers)} goals, so not those from {start} to {end}")
+        return [Task(self.name, f"{store.id}/{n}", store.goals[n].product.category, split) for n in numbers[start:end]]
+
+    def task(self, reference: dict[str, Any]) -> Task:
+        """The task of a reference such as `{"env": "webshop", "id": "official-1000-1a2b3c4d/synthetic/17"}`."""
+        name = reference.get("id")
+        if reference.get("env") != self.name or not isinstance(name, str):
+            raise ConfigError(f"task {reference!r}: expected env {self.name!r} and the id of a goal")
+        number = self.store.number(name)
+        split = next(split for split, numbers in split_ranges(len(self.store.goals)).items() if number in numbers)
+        return Task(self.name, name, self.store.goals[number].product.category, split)
+
+    def session(self) -> Session:
+        """A session; all of a process share one store."""
+        return WebshopSession(self.store, self.observation == "text_rich", self.attributes)
+
+    def expert(self) -> Expert:
+        """A fresh expert for one episode."""
+        from gradprism.environments.webshop.expert import WebshopExpert
+
+        return WebshopExpert()
+
+    def _range(self, split: str) -> Any:
+        if split not in self.splits:
+            raise ConfigError(f"split {split!r}: choose one of {list(self.splits)}")
+        return split_ranges(len(self.store.goals))[split]
+
+
+@dataclass(frozen=True, slots=True)
+class Store:
+    """A shop and its goals; `id` names the catalogue and the kind of goals."""
+
+    id: str
+    shop: Shop
+    goals: list[Goal]
+
+    def number(self, task_id: str) -> int:
+        """The goal that a task's id names; raises `ConfigError` for an id of another catalogue."""
+        prefix, _, number = task_id.rpartition("/")
+        if prefix != self.id or not number.isdecimal() or len(number) > 9 or int(number) >= len(self.goals):
+            raise ConfigError(
+                f"goal {task_id!r}: this catalogue's goals are {self.id}/0 to {len(self.goals) - 1}; give the same data"
+            )
+        return int(number)
+
+
+@functools.lru_cache(maxsize=4)
+def _open_store(data_dir: str, products: int, seed: int, kind: str) -> Store:
+    from gradprism.environments.webshop.catalogue import make_catalogue, read_catalogue
+    from gradprism.environments.webshop.generated import generate_catalogue
+    from gradprism.environments.webshop.goals import make_goals
+
+    if data_dir:
+        catalogue = read_catalogue(Path(data_dir).expanduser())
+    else:
+        catalogue = make_catalogue("generated", *generate_catalogue(products, seed), {})
+    human = kind == "human" or (kind == "auto" and bool(catalogue.human))
+    goals = make_goals(catalogue, human)
+    if not goals:
+        raise ConfigError(
+            f"{data_dir or 'the generated catalogue'}: has no {'human' if human else 'synthetic'} goals; choose the other"
+        )
+    return Store(f"{catalogue.id}/{'human' if human else 'synthetic'}", Shop(catalogue.products), goals)
+
+
+class WebshopSession:
+    """One visitor; see `Session`."""
+
+    def __init__(self, store: Store, rich: bool, attributes: bool) -> None:
+        self._store, self._rich, self._attributes = store, rich, attributes
+        self.goal, self.visit = store.goals[0], Visit()
+
+    def reset(self, task_id: str) -> Step:
+        """Opens the start page of a goal."""
+        self.goal, self.visit = self._store.goals[self._store.number(task_id)], Visit()
+        return self._step(True)
+
+    def step(self, action: str) -> Step:
+        """Searches or clicks; the reward comes with the purchase, which ends the episode."""
+        visit = None
+        if len(action) <= MAX_ACTION_CHARACTERS:
+            visit = act(self._store.shop, self.goal, self.visit, action, self._attributes)
+        if visit is not None:
+            self.visit = visit
+        return self._step(visit is not None)
+
+    def _step(self, valid: bool) -> Step:
+        visit, goal = self.visit, self.goal
+        observation = text(page(goal, visit, self._attributes), self._rich, visit.clicked)
+        if visit.page == "end":
+            reward, product = visit.terms["reward"], visit.product
+            assert product is not None
+            details = {**visit.terms, "asin": product.asin, "chosen": visit.options, "goal_asin": goal.asin, "goal": goal.text}
+            # Played on after its end, an episode earns nothing more.
+            info = Info(valid, (), reward == 1.0, reward, details=details)
+            return Step(observation, reward if valid else 0.0, True, info)
+        clicks = [f"click[{name}]" for name in clickables(goal, visit, self._attributes)]
+        return Step(observation, info=Info(valid, ["search[<words>]", *clicks]))
+
+
+ENVIRONMENT = WebshopEnvironment
