@@ -59,7 +59,7 @@ def test_quickstart_from_corpus_to_report_and_again(tmp_path):
 
     # Episodes can be read back, one a task, in the order of the tasks.
     [folder] = (tmp_path / "run" / "stages").glob("evaluate-base-*")
-    episodes = [json.loads(line) for line in (folder / "episodes.jsonl").read_text().splitlines()]
+    episodes = [json.loads(line) for line in (folder / "evaluation" / "episodes.jsonl").read_text().splitlines()]
     assert [e["id"] for e in episodes[:2]] == ["small/unseen/pick_and_place_simple/0", "small/unseen/look_at_obj_in_light/0"]
     assert all(len(e["observations"]) == len(e["actions"]) + 1 for e in episodes)
 
@@ -85,7 +85,7 @@ def test_quickstart_from_corpus_to_report_and_again(tmp_path):
         (["rl.stepz=3"], r"rl\.stepz: Extra inputs are not permitted"),
         (['corpus.files=["nowhere.jsonl"]'], r"corpus\.files: 'nowhere.jsonl': no such file"),
         (["model.path=./nowhere"], r"model '\./nowhere': no such folder"),
-        (['environment.options={"difficulty":"huge"}'], r"difficulty 'huge': choose one of"),
+        (["environment.options.difficulty=huge"], r"difficulty 'huge': choose one of"),
         (["rl"], r"expected key=value"),
         (["route.policy=best"], r"route\.policy: .*'concentration'"),
         (["evaluation.splits={test=6}"], r"split 'test': choose one of"),
