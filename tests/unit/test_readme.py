@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from gradprism.cli.commands import GROUPS
+
 README = Path("README.md").read_text()
 
 
@@ -15,21 +17,26 @@ def test_ci_runs_exactly_the_readmes_test_command():
 
 
 def test_every_command_and_option_that_the_readme_shows_exists():
-    shown = set(re.findall(r"^(?:\.venv/bin/)?gradprism (\w+)", README, flags=re.MULTILINE))
+    lines = re.findall(r"^(?:\.venv/bin/)?gradprism (.*)$", README, flags=re.MULTILINE)
     help_text = subprocess.run([sys.executable, "-m", "gradprism", "--help"], capture_output=True, text=True, check=True).stdout
-    assert shown >= {"run", "probe", "route", "sft", "rl", "evaluate", "inspect", "report", "collect"}
-    for name in shown:
-        assert re.search(rf"\b{name}\b", help_text)
+    by_command: dict[tuple[str, ...], set[str]] = {}
+    for line in lines:
+        name, *rest = line.partition("#")[0].split()
+        command = (name, rest[0]) if name in GROUPS else (name,)
+        by_command.setdefault(command, set()).update(re.findall(r"(?<= )--[a-z-]+", line.partition("#")[0]))
+    names = {command[0] for command in by_command}
+    assert names >= {"run", "probe", "route", "sft", "rl", "evaluate", "inspect", "report", "collect", "alfworld", "webshop"}
+    for command, options in by_command.items():
+        assert re.search(rf"\b{command[0]}\b", help_text)
         page = subprocess.run(
-            [sys.executable, "-m", "gradprism", name, "--help"],
+            [sys.executable, "-m", "gradprism", *command, "--help"],
             capture_output=True,
             text=True,
             check=True,
             env={**os.environ, "COLUMNS": "200"},  # narrow pages cut long names
         ).stdout
-        for line in re.findall(rf"^(?:\.venv/bin/)?gradprism {name} .*$", README, flags=re.MULTILINE):
-            for option in re.findall(r"(?<= )--[a-z-]+", line):
-                assert option in page, f"{name} {option}"
+        for option in options:
+            assert option in page, f"{command} {option}"
 
 
 def test_help_does_not_load_heavy_libraries():
