@@ -5,16 +5,19 @@ import fcntl
 import hashlib
 import json
 import os
+import shutil
 import tempfile
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Literal
 
-from gradprism.errors import DataError, FolderInUseError, GradprismError, MissingFileError, WriteError
+from gradprism.errors import ConfigError, DataError, FolderInUseError, GradprismError, MissingFileError, WriteError
 
 # A temporary file without a living writer is deleted once it is so many seconds old: its writer needs a moment to lock it.
 STALE_SECONDS = 30
+
+OnExisting = Literal["replace", "fail"]  # what a command does with an output folder that holds an earlier result
 
 
 @contextlib.contextmanager
@@ -47,9 +50,7 @@ def atomic_write(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
                 with contextlib.suppress(OSError):  # a file system without locks
                     fcntl.flock(descriptor, fcntl.LOCK_SH)  # says that the writer lives
                 # mkstemp makes the file private (0600); artefacts are shared like any other file.
-                umask = os.umask(0)
-                os.umask(umask)
-                os.fchmod(descriptor, 0o666 & ~umask)
+                os.fchmod(descriptor, 0o666 & ~_umask())
                 yield file
             Path(name).replace(path)
         except BaseException:
@@ -159,6 +160,51 @@ def claim_output_folder(path: Path) -> Path:
     with writing(path):
         path.mkdir(parents=True, exist_ok=True)
     return path
+
+
+def check_on_existing(choice: str) -> None:
+    """Raises `ConfigError` for anything but the values of `OnExisting`."""
+    if choice not in ("replace", "fail"):
+        raise ConfigError(f"--on-existing {choice}: choose replace or fail")
+
+
+@contextlib.contextmanager
+def whole_folder(out: Path, on_existing: OnExisting, marker: str, what: str) -> Iterator[Path]:
+    """A folder beside `out` that takes its place when the block ends well, and is deleted when it does not.
+
+    `on_existing` "replace" replaces only a folder that holds the file `marker`, by which a `what` is known.
+    """
+    out = Path(out).resolve()  # what is renamed over must be no link and not `.`
+    replaces = on_existing == "replace" and (out / marker).is_file()
+    if not replaces:
+        if on_existing == "replace" and out.is_dir() and any(out.iterdir()):
+            raise FolderInUseError(f"{out}: is in use and no {what} (no {marker}); choose another --out")
+        claim_output_folder(out)
+    with writing(out):
+        temporary = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}.", suffix=".tmp"))
+    try:
+        with writing(out):
+            temporary.chmod(0o777 & ~_umask())
+            yield temporary
+            if replaces:
+                old = temporary.with_suffix(".old")
+                out.rename(old)
+                temporary.rename(out)
+                shutil.rmtree(old)
+            else:
+                temporary.rename(out)  # over the empty folder that was claimed
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        if not replaces:
+            with contextlib.suppress(OSError):
+                out.rmdir()
+        raise
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
 
 
 def _short(value: Any) -> str:

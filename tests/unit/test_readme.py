@@ -25,7 +25,20 @@ def test_every_command_and_option_that_the_readme_shows_exists():
         command = (name, rest[0]) if name in GROUPS else (name,)
         by_command.setdefault(command, set()).update(re.findall(r"(?<= )--[a-z-]+", line.partition("#")[0]))
     names = {command[0] for command in by_command}
-    assert names >= {"run", "probe", "route", "sft", "rl", "evaluate", "inspect", "report", "collect", "alfworld", "webshop"}
+    assert names >= {
+        "run",
+        "probe",
+        "route",
+        "sft",
+        "rl",
+        "evaluate",
+        "inspect",
+        "report",
+        "collect",
+        "export",
+        "alfworld",
+        "webshop",
+    }
     for command, options in by_command.items():
         assert re.search(rf"\b{command[0]}\b", help_text)
         page = subprocess.run(

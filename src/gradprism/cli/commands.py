@@ -20,6 +20,7 @@ COMMANDS = {
 }
 # Groups of commands: the module gradprism.cli.<name> holds a Typer `app`.
 GROUPS = {
+    "export": "Write a route folder in the formats of other trainers: verl and verl-agent.",
     "alfworld": "ALFWorld's own: replay corpora of the older text version.",
     "webshop": "WebShop's own: play it in a browser, write a generated catalogue.",
 }

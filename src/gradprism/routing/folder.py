@@ -1,14 +1,9 @@
 """The route folder: a complete probe in, an SFT set and RL tasks out, with the reasons beside them."""
 
-import contextlib
 import itertools
-import os
-import shutil
-import tempfile
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, Any
 
 import msgspec
 import numpy as np
@@ -17,15 +12,13 @@ from numpy.typing import NDArray
 
 from gradprism import __version__
 from gradprism.concentration import METRICS
-from gradprism.errors import ConfigError, FolderInUseError
-from gradprism.files import atomic_write, claim_output_folder, write_json, writing
+from gradprism.errors import ConfigError
+from gradprism.files import OnExisting, atomic_write, check_on_existing, whole_folder, write_json
 from gradprism.probing.store import ProbeStore
 from gradprism.routing.audit import audit
 from gradprism.routing.measures import measure
 from gradprism.routing.policies import get_policy
 from gradprism.routing.thresholds import choose_threshold
-
-OnExisting = Literal["replace", "fail"]
 
 
 class _Message(msgspec.Struct, omit_defaults=True, gc=False):
@@ -72,8 +65,7 @@ def route_probe(
     """
     if metric not in METRICS:
         raise ConfigError(f"metric {metric!r}: choose one of {', '.join(METRICS)}")
-    if on_existing not in ("replace", "fail"):
-        raise ConfigError(f"--on-existing {on_existing}: choose replace or fail")
+    check_on_existing(on_existing)
     score_of = get_policy(policy)
     store = ProbeStore(probe)
     measures = measure(store, normalise)
@@ -102,7 +94,7 @@ def route_probe(
         "probe": {key: store.manifest.get(key) for key in ("model", "weights_sha256", "corpus_sha256", "context_length", "dtype")},
         "versions": {"gradprism": __version__, "numpy": np.__version__, "polars": pl.__version__},
     }
-    with _whole_folder(out, on_existing) as folder, ThreadPoolExecutor(1) as pool:
+    with whole_folder(out, on_existing, "routing.json", "route folder") as folder, ThreadPoolExecutor(1) as pool:
         auditing = pool.submit(audit, table, list(METRICS), policy, seed)  # beside the writing, which is most of the work
         with atomic_write(folder / "routes.parquet", "wb") as file:
             table.write_parquet(file)
@@ -141,39 +133,3 @@ def _rl_task(line: bytes) -> _Task:
         message.train = True  # the default, which is not written
         prompt.append(message)
     return _Task(trajectory.id, prompt, trajectory.task)
-
-
-@contextlib.contextmanager
-def _whole_folder(out: Path, on_existing: OnExisting) -> Iterator[Path]:
-    """A folder beside `out` that takes its place when the block ends well, and is deleted when it does not."""
-    out = Path(out).resolve()  # what is renamed over must be no link and not `.`
-    replaces = on_existing == "replace" and (out / "routing.json").is_file()
-    if not replaces:
-        if on_existing == "replace" and out.is_dir() and any(out.iterdir()):
-            raise FolderInUseError(f"{out}: is in use and no route folder (no routing.json); choose another --out")
-        claim_output_folder(out)
-    with writing(out):
-        temporary = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}.", suffix=".tmp"))
-    try:
-        with writing(out):
-            temporary.chmod(0o777 & ~_umask())
-            yield temporary
-            if replaces:
-                old = temporary.with_suffix(".old")
-                out.rename(old)
-                temporary.rename(out)
-                shutil.rmtree(old)
-            else:
-                temporary.rename(out)  # over the empty folder that was claimed
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        if not replaces:
-            with contextlib.suppress(OSError):
-                out.rmdir()
-        raise
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

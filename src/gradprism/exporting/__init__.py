@@ -1,0 +1,1 @@
+"""Route folders in the formats of other trainers."""
