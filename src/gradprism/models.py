@@ -32,12 +32,20 @@ def resolve_device(device: str) -> str:
     return device
 
 
-def load_model(name_or_path: str, dtype: str = "float32", device: str = "auto", *, quantise: Quantise | None = None) -> Any:
+def load_model(
+    name_or_path: str,
+    dtype: str = "float32",
+    device: str = "auto",
+    *,
+    quantise: Quantise | None = None,
+    attention: str | None = None,
+) -> Any:
     """A `transformers` causal language model in evaluation mode.
 
     An existing folder is read from disk; any other name is a hub id. A folder with an `adapter_config.json` is a PEFT adapter: its
     base model is loaded and the adapter's layers are put into it. `device` `auto-map` spreads the layers over all visible CUDA
-    devices. `quantise` makes the linear layers 8- or 4-bit (nf4) by bitsandbytes; `dtype` then holds for everything else.
+    devices. `quantise` makes the linear layers 8- or 4-bit (nf4) by bitsandbytes; `dtype` then holds for everything else. `attention`
+    is an implementation that `transformers` has (sdpa, eager, flash_attention_2, …), in place of the model's own choice.
 
     Raises `MissingFileError`, `MissingDependencyError` or `ModelError`.
     """
@@ -54,6 +62,8 @@ def load_model(name_or_path: str, dtype: str = "float32", device: str = "auto", 
     }
     if quantise is not None:
         options["quantization_config"] = _quantisation(quantise, dtype)
+    if attention is not None:
+        options["attn_implementation"] = attention
     model = _from_pretrained(base, options)
     # Weights that are moved to the device for each layer's turn stay there until the backward pass: nothing would be saved.
     if away := [name for name, parameter in model.named_parameters() if parameter.device.type == "meta"]:

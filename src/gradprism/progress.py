@@ -46,11 +46,12 @@ class Progress:
         self.label, self.total, self.interval = label, total, interval
         self.done = 0
         self.note = ""
+        self._before = 0  # steps that were done before the clock began
         self._said = -1  # `done` of the last plain line
         self._bar = None
 
     def __enter__(self) -> Self:
-        self._start = self._last = time.monotonic()
+        self._start = self._begun = self._last = time.monotonic()
         if not _quiet and sys.stderr.isatty():
             from rich.console import Console
             from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -69,11 +70,12 @@ class Progress:
             self._task = self._bar.add_task(self.label, total=self.total, note="")
         return self
 
-    def begin(self, total: int) -> None:
-        """Sets the total where it is known only after the start."""
-        self.total = total
+    def begin(self, total: int, done: int = 0) -> None:
+        """Sets the total where it is known only after the start; `done` steps come from an earlier attempt and took no time now."""
+        self.total, self.done, self._before = total, done, done
+        self._begun = time.monotonic()
         if self._bar is not None:
-            self._bar.update(self._task, total=total)
+            self._bar.reset(self._task, total=total, completed=done)
 
     def advance(self, steps: int = 1, note: str = "") -> None:
         """Adds `steps`; `note` is a few words shown behind the bar."""
@@ -88,7 +90,8 @@ class Progress:
 
     def _line(self, now: float) -> str:
         elapsed = now - self._start
-        left = f", {elapsed / self.done * (self.total - self.done):.0f} s left" if 0 < self.done < self.total else ""
+        new = self.done - self._before
+        left = f", {(now - self._begun) / new * (self.total - self.done):.0f} s left" if new and self.done < self.total else ""
         return f"{self.label}: {self.done}/{self.total} in {elapsed:.0f} s{left}{' · ' + self.note if self.note else ''}"
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:

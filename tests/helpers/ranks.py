@@ -1,4 +1,4 @@
-"""Several processes that probe together, as a launcher starts them, but quickly: forked from one that has imported everything.
+"""Several processes that probe or train together, as a launcher starts them, but quickly: forked from one that has imported everything.
 
 Also a `gradprism` that probes slowly (`python -m helpers.ranks probe …`), for tests that kill it in time.
 """
@@ -18,11 +18,12 @@ from pathlib import Path
 import transformers.models.llama.modeling_llama
 import transformers.models.qwen3.modeling_qwen3  # noqa: F401
 
-from gradprism.cli import probe  # noqa: F401
+from gradprism.cli import probe, sft  # noqa: F401
 from gradprism.cli.main import main
 from gradprism.probing import run
 from gradprism.probing.executors import anywhere, estimate, launched  # noqa: F401
 from gradprism.probing.prober import Prober, ProbeResult
+from gradprism.training.sft_trainer import SftTrainer
 
 TESTS = Path(__file__).parents[1]
 
@@ -100,13 +101,18 @@ def slow_down(pause: float) -> None:
     """Makes each batch take `pause` seconds longer and shards small; nothing for 0."""
     if not pause:
         return
-    probe_batch = Prober.probe
+    probe_batch, train_batch = Prober.probe, SftTrainer.training_step
 
     def slow(self: Prober, trajectories: Sequence) -> ProbeResult:
         time.sleep(pause)
         return probe_batch(self, trajectories)
 
+    def slow_training(self: SftTrainer, *args: object, **kwargs: object) -> object:
+        time.sleep(pause)
+        return train_batch(self, *args, **kwargs)
+
     Prober.probe = slow  # pyright: ignore[reportAttributeAccessIssue]
+    SftTrainer.training_step = slow_training  # pyright: ignore[reportAttributeAccessIssue]
     run.SHARD_ROWS = 4
 
 

@@ -105,6 +105,27 @@ def tiny_llama(vocab_size: int, layers: int = 2, hidden: int = 32, seed: int = 0
     return LlamaForCausalLM(LlamaConfig(**_sizes(vocab_size, layers, hidden), tie_word_embeddings=False)).eval()
 
 
+def tiny_gemma3(vocab_size: int = 150, window: int = 12) -> Any:
+    """Random-weight `Gemma3ForCausalLM` whose layers see a window and everything in turn."""
+    import torch
+    from transformers import Gemma3ForCausalLM, Gemma3TextConfig
+
+    torch.manual_seed(0)
+    kinds = ["sliding_attention", "full_attention"]
+    return Gemma3ForCausalLM(
+        Gemma3TextConfig(**_sizes(vocab_size, 2, 32), head_dim=8, sliding_window=window, layer_types=kinds)
+    ).eval()
+
+
+def tiny_mistral(vocab_size: int = 150, window: int = 12) -> Any:
+    """Random-weight `MistralForCausalLM` whose every layer sees a window."""
+    import torch
+    from transformers import MistralConfig, MistralForCausalLM
+
+    torch.manual_seed(0)
+    return MistralForCausalLM(MistralConfig(**_sizes(vocab_size, 2, 32), sliding_window=window)).eval()
+
+
 def _sizes(vocab_size: int, layers: int, hidden: int) -> dict[str, Any]:
     return {
         "vocab_size": vocab_size,

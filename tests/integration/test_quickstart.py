@@ -12,7 +12,6 @@ SMALLER = [
     "rl.steps=2",
     "rl.groups=3",
     "rl.rollouts=4",
-    "rl.micro_batch=6",
     "rl.max_steps=12",
     "evaluation.splits={unseen=12, seen=6}",
     "threads=1",
@@ -77,6 +76,30 @@ def test_quickstart_from_corpus_to_report_and_again(tmp_path):
     rerun = [json.loads(line)["stage"] for line in ledger.read_text().splitlines()[len(before) :]]
     assert rerun == ["route", "sft", "rl", "evaluate-sft", "evaluate-rl"]
 
+    # Refreshed: what is left after SFT is probed on the SFT checkpoint and routed at the same threshold, and once more during RL.
+    before = ledger.read_text().splitlines()
+    run(tmp_path / "run", "refresh.after_sft=true", "refresh.every_k_steps=1")
+    assert [json.loads(line)["stage"] for line in ledger.read_text().splitlines()[len(before) :]] == [
+        "refresh",
+        "sft-refreshed",
+        "rl",
+        "evaluate-rl",
+    ]
+    stages = tmp_path / "run" / "stages"
+    [refresh] = stages.glob("refresh-*")
+    changes = json.loads((refresh / "changes.json").read_text())
+    assert changes["threshold"] == routing["threshold"] and changes["trajectories"] == routing["n_rl"]
+    rerouted = [json.loads(line)["id"] for line in (refresh / "route" / "rl.jsonl").read_text().splitlines()]
+    learnt = [json.loads(line)["id"] for line in (refresh / "route" / "sft.jsonl").read_text().splitlines()]
+    assert {row["id"] for row in changes["moved"]} == set(learnt) and len(learnt) == changes["moved_to_sft"]
+    [first] = [f for f in stages.glob("route-*") if json.loads((f / "route" / "routing.json").read_text())["metric"] == "gini"]
+    assert set(rerouted) | set(learnt) == {
+        json.loads(line)["id"] for line in (first / "route" / "rl.jsonl").read_text().splitlines()
+    }
+    [during] = stages.glob("rl-*/refreshes/refresh-00001/changes.json")
+    said = json.loads(during.read_text())
+    assert said["trajectories"] == (len(rerouted) or routing["n_rl"]) and said["mean_score"] != said["mean_score_before"]
+
 
 @pytest.mark.parametrize(
     ("overrides", "message"),
@@ -90,7 +113,8 @@ def test_quickstart_from_corpus_to_report_and_again(tmp_path):
         (["route.policy=best"], r"route\.policy: .*'concentration'"),
         (["evaluation.splits={test=6}"], r"split 'test': choose one of"),
         (["evaluation.splits={unseen=0}"], r"evaluation\.splits\.unseen: Input should be greater than 0"),
-        (["rl.micro_batch=5"], r"micro_batch 5 must divide"),
+        (["rl.updates=999"], r"updates 999: more than groups x rollouts"),
+        (["refresh.every=3"], r"refresh\.every: Extra inputs are not permitted"),
         (["seed=-1"], r"seed: Input should be greater than or equal to 0"),
     ],
 )

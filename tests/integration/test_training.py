@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
 
@@ -13,62 +12,15 @@ from gradprism.environments.protocol import Task
 from gradprism.errors import ConfigError, DataError, MissingFileError, ModelError
 from gradprism.models import load_model
 from gradprism.rollouts.episodes import Episode, PlayConfig, PlayStatistics
-from gradprism.training import rl, sft
+from gradprism.training import rl
 from gradprism.training.rl import RlConfig, read_tasks, shaped_reward, train_rl
-from gradprism.training.sft import SftConfig, build_dataset, train_sft
-from gradprism.trajectories.record import Message, Trajectory
 from gradprism.trajectories.rendering import Renderer, load_tokenizer
-from helpers.tiny import sample_trajectories, tiny_llama, tiny_qwen3, tiny_tokenizer
+from helpers.tiny import tiny_qwen3, tiny_tokenizer
 
 
 @pytest.fixture
 def tokenizer():
     return tiny_tokenizer()
-
-
-def test_sft_learns_exactly_the_tokens_that_the_probe_counts(tokenizer, tmp_path):
-    """The labels of the batches that the trainer feeds are the response mask of the renderer, token for token."""
-    renderer = Renderer(tokenizer, 60)
-    trajectories = sample_trajectories(7, seed=2)
-    answered = (trajectories[0].messages[0], Message("assistant", "look", train=False), *trajectories[0].messages)
-    trajectories.append(Trajectory("untrained-turn", answered))
-    config = SftConfig(batch_size=4)
-    trainer = sft.build_trainer(tiny_qwen3(len(tokenizer)), renderer, build_dataset(trajectories, renderer), config, tmp_path)
-    expected = {tuple(r.input_ids): r.response_mask for r in map(renderer.render, trajectories)}
-    seen = 0
-    for batch in trainer.get_train_dataloader():
-        for ids, labels, attention in zip(batch["input_ids"], batch["labels"], batch["attention_mask"], strict=True):
-            length = int(attention.sum())
-            mask = expected[tuple(ids[:length].tolist())]
-            assert ((labels != -100).numpy() == np.pad(mask, (0, len(ids) - length))).all()
-            assert (labels[labels != -100] == ids[labels != -100]).all()
-            seen += 1
-    assert seen == len(trajectories)
-
-
-def test_sft_loss_is_the_mean_over_response_tokens(tokenizer, tmp_path):
-    renderer, model = Renderer(tokenizer, 512), tiny_llama(len(tokenizer))
-    [trajectory] = sample_trajectories(1, seed=4)
-    rendered = renderer.render(trajectory)
-    ids = torch.tensor(rendered.input_ids, dtype=torch.long)
-    with torch.no_grad():
-        logprobs = model(input_ids=ids[None]).logits[0, :-1].log_softmax(-1)
-    by_hand = -logprobs[torch.arange(len(ids) - 1), ids[1:]][torch.tensor(rendered.response_mask[1:])].mean().item()
-    config = SftConfig(epochs=1, batch_size=1)
-    summary = train_sft(model, renderer, [trajectory], config, tmp_path / "out")
-    assert summary["first_loss"] == pytest.approx(by_hand, abs=1e-4)
-
-
-def test_sft_writes_a_checkpoint_that_has_learnt(tokenizer, tmp_path):
-    renderer, model = Renderer(tokenizer, 512), tiny_qwen3(len(tokenizer))
-    config = SftConfig(epochs=8, learning_rate=5e-3, batch_size=4)
-    summary = train_sft(model, renderer, sample_trajectories(8, seed=1), config, tmp_path / "out")
-    assert summary["steps"] == len(summary["history"]) == 16
-    assert summary["last_loss"] < 0.8 * summary["first_loss"]
-    loaded = load_model(str(tmp_path / "out"))
-    for name, value in model.state_dict().items():
-        torch.testing.assert_close(loaded.state_dict()[name], value)
-    assert not list((tmp_path / "out").glob("*.bin"))
 
 
 class FixedRollouts:
@@ -179,13 +131,6 @@ def test_rl_settings_that_cannot_be_met_are_refused(tokenizer, tmp_path):
             RlConfig(groups=3, rollouts=2, micro_batch=4),
             tmp_path,
         )
-
-
-def test_a_diverged_training_writes_no_checkpoint(tokenizer, tmp_path):
-    config = SftConfig(epochs=1, batch_size=2, learning_rate=1e20, max_grad_norm=1e30)
-    with pytest.raises(ModelError, match=r"training diverged: .* is not finite"):
-        train_sft(tiny_qwen3(len(tokenizer)), Renderer(tokenizer, 512), sample_trajectories(8, seed=1), config, tmp_path / "out")
-    assert not (tmp_path / "out" / "model.safetensors").exists()
 
 
 def test_a_checkpoint_that_lacks_weights_or_is_torn_is_refused(tokenizer, tmp_path):

@@ -27,3 +27,16 @@ def test_a_failure_is_not_reported_as_finished(capsys):
     except RuntimeError:
         pass
     assert "2/2" not in capsys.readouterr().err
+
+
+def test_steps_of_an_earlier_attempt_do_not_make_the_rest_look_short(capsys, monkeypatch):
+    clock = 100.0
+    monkeypatch.setattr("gradprism.progress.time.monotonic", lambda: clock)
+    with Progress("SFT", 0, interval=0) as progress:
+        clock += 50  # loading
+        progress.begin(20, done=10)
+        clock += 4
+        progress.advance(2)  # 2 s a step, 8 to go
+        clock += 16
+        progress.advance(8)
+    assert capsys.readouterr().err.splitlines() == ["SFT: 12/20 in 54 s, 16 s left", "SFT: 20/20 in 70 s"]

@@ -1,21 +1,24 @@
 """The player: what it returns is what the model would say of the same tokens read afresh."""
 
+import random
 from dataclasses import replace
 
 import pytest
 import torch
 
+from gradprism.environments.prompts import PromptTemplate
 from gradprism.environments.protocol import Info, Step, Task
 from gradprism.errors import ConfigError
-from gradprism.rollouts.cache import ConversationCache
+from gradprism.rollouts.cache import SlotCache
 from gradprism.rollouts.episodes import PlayConfig, Player
+from gradprism.rollouts.generator import sample
 from gradprism.trajectories.record import Message, Trajectory
 from gradprism.trajectories.rendering import Renderer
-from helpers.tiny import tiny_qwen3, tiny_tokenizer
+from helpers.tiny import tiny_gemma3, tiny_mistral, tiny_qwen3, tiny_tokenizer
 
 
 class ScriptedPool:
-    """Sessions of different lengths that answer with observations of different lengths."""
+    """Sessions of different lengths that answer with observations of different lengths; what is sent is answered when collected."""
 
     def __init__(self) -> None:
         self.steps: dict[int, int] = {}
@@ -40,6 +43,13 @@ class ScriptedPool:
                 )
             )
         return results
+
+    def send(self, method, sessions, arguments):
+        return method, sessions, arguments
+
+    def collect(self, pending):
+        method, sessions, arguments = pending
+        return getattr(self, method)(sessions, arguments)
 
 
 class OneSession(ScriptedPool):
@@ -150,16 +160,116 @@ def test_same_seed_same_episodes_and_another_seed_others():
     assert [e.completion_ids for e in first] != [e.completion_ids for e in other]
 
 
-def test_cache_squeezing_changes_no_logits():
+def fresh_logits(model, sequences):
+    with torch.no_grad():
+        return torch.stack([model(input_ids=torch.tensor([ids])).logits[0, -1].float() for ids in sequences])
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_a_slot_says_what_a_fresh_pass_says_whatever_it_held_before(attention):
     tokenizer = tiny_tokenizer()
     model = tiny_qwen3(len(tokenizer), layers=2, hidden=32, seed=0).eval()
-    kept, squeezed = ConversationCache(model, 3), ConversationCache(model, 3)
-    for cache in (kept, squeezed):
-        cache.append([[5, 6, 7, 8], [9], [10, 11]])
-        cache.append([[12], [13, 14, 15], []])
-    squeezed.select([0, 1])
-    assert squeezed.mask_BC.shape == (2, 5)
-    assert squeezed.waste() < kept.waste()
-    a = kept.append([[20, 21], [22], [23]])[:2]
-    b = squeezed.append([[20, 21], [22]])
-    torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
+    model.set_attn_implementation(attention)
+    cache, rng = SlotCache(model, 5, 400), random.Random(0)
+    held: list[list[int]] = [[] for _ in range(5)]
+    read_in_all = 0
+    for _ in range(60):
+        slots = rng.sample(range(5), rng.randint(1, 5))
+        for slot in slots:
+            keep = rng.choice([0, len(held[slot]) // 2, len(held[slot]), len(held[slot])])
+            keep = 0 if keep > 300 else keep
+            held[slot] = held[slot][:keep] + [rng.randrange(6, 60) for _ in range(rng.choice([1, 1, 2, 7, 90]))]
+        logits, read = cache.read(slots, [held[slot] for slot in slots])
+        read_in_all += read
+        torch.testing.assert_close(logits, fresh_logits(model, [held[slot] for slot in slots]), atol=2e-5, rtol=1e-4)
+        assert [cache.held(slot) for slot in slots] == [held[slot] for slot in slots]
+    # What a slot holds already is not computed again.
+    logits, read = cache.read([0, 1], [held[0], held[1]])
+    assert read == 2
+    logits, read = cache.extend([3, 1], [[7, 8, 9], [10]])
+    assert read == 4
+    torch.testing.assert_close(logits, fresh_logits(model, [held[3] + [7, 8, 9], held[1] + [10]]), atol=2e-5, rtol=1e-4)
+
+
+def test_a_cache_of_windows_sees_what_the_model_would():
+    """Gemma 2 and 3 mix layers that see all with layers that see a window; Mistral sees windows only."""
+    for build in (tiny_gemma3, tiny_mistral):
+        model = build()
+        cache = SlotCache(model, 2, 200)
+        rng = random.Random(1)
+        held = [[rng.randrange(6, 60) for _ in range(n)] for n in (3, 40)]
+        for _ in range(6):
+            logits, _ = cache.read([0, 1], held)
+            torch.testing.assert_close(logits, fresh_logits(model, held), atol=2e-5, rtol=1e-4)
+            held = [ids + [rng.randrange(6, 60) for _ in range(rng.randint(1, 9))] for ids in held]
+
+
+def test_sampling_follows_the_distribution_and_never_draws_what_has_no_chance():
+    probabilities = torch.tensor([[0.0, 0.2, 0.0, 0.5, 0.3, 0.0]])
+    uniform = (torch.arange(10_000, dtype=torch.float64) + 0.5) / 10_000
+    drawn = sample(probabilities.log().expand(10_000, -1), uniform)
+    assert torch.bincount(drawn, minlength=6).tolist() == [0, 2000, 0, 5000, 3000, 0]
+    assert sample(probabilities.log(), torch.tensor([0.0], dtype=torch.float64)).tolist() == [1]
+
+
+class ByTask(ScriptedPool):
+    """What is scripted depends on the task alone, whichever session plays it."""
+
+    def reset(self, sessions, task_ids):
+        steps = []
+        for session, task_id in zip(sessions, task_ids, strict=True):
+            self.steps[session], self.lengths[session] = 0, int(task_id)
+            steps.append(Step("you see a cabinet 1 ." + " yes" * int(task_id)))
+        return steps
+
+    def step(self, sessions, actions):
+        results = []
+        for session in sessions:
+            self.steps[session] += 1
+            done = self.steps[session] >= self.lengths[session]
+            results.append(Step("nothing happens ." + " no" * (self.lengths[session] % 5), float(done), done, Info(success=done)))
+        return results
+
+
+@pytest.mark.parametrize("history", [None, 2])
+def test_what_is_played_depends_neither_on_places_nor_on_turns(history):
+    """Also when it is sampled: each episode draws from a stream of its own. Episodes that end make room for others."""
+    wanted = tasks([1, 5, 2, 9, 3, 1, 4, 2, 7, 6, 1, 8, 3])
+    played = []
+    for in_flight, cohorts in ((13, 1), (13, 2), (4, 2), (3, 3), (1, 1), (5, 8)):
+        player = make_player(prompt=PromptTemplate(history=history))
+        player.config = replace(player.config, in_flight=in_flight, cohorts=cohorts)
+        player.pool = ByTask()  # pyright: ignore[reportAttributeAccessIssue]
+        ended = []
+        episodes = player.play(wanted, seed=3, on_done=ended.append)
+        assert [e.task for e in episodes] == wanted and len(ended) == 13
+        played.append([(e.completion_ids, e.actions, e.success, e.turns, e.step_prompts) for e in episodes])
+        assert player.statistics.environment_steps == sum(len(e.actions) for e in episodes)
+    assert all(other == played[0] for other in played[1:])
+    assert len({tuple(ids) for ids, *_ in played[0]}) > 10
+
+
+def test_prompts_rebuilt_at_every_step_have_the_log_probabilities_of_a_fresh_pass_and_reuse_their_beginning():
+    player = make_player(prompt=PromptTemplate(history=1))
+    player.pool = ByTask()  # pyright: ignore[reportAttributeAccessIssue]
+    episodes = player.play(tasks([5, 2, 9, 3]), seed=1)
+    whole = 0
+    for episode in episodes:
+        assert len(episode.step_prompts) == len(episode.actions) == len(episode.turns)
+        for prompt, (begin, end) in zip(episode.step_prompts, episode.turns, strict=True):
+            ids = prompt + episode.completion_ids[begin:end]
+            whole += len(ids)
+            with torch.no_grad():
+                fresh = player.model(input_ids=torch.tensor([ids])).logits[0].float().log_softmax(-1)
+            for i, token in enumerate(episode.completion_ids[begin:end]):
+                expected = fresh[len(prompt) + i - 1, token].item()
+                assert episode.logprobs[begin + i] == pytest.approx(expected, abs=1e-4)
+    assert 0 < player.statistics.tokens_read < 0.8 * whole
+
+
+def test_a_first_observation_that_does_not_fit_is_an_episode_without_actions_where_asked():
+    player = make_player(context_length=22)
+    player.config = replace(player.config, refuse_long=False)
+    player.pool = ByTask()  # pyright: ignore[reportAttributeAccessIssue]
+    short, long = player.play(tasks([1, 20]))
+    assert (len(short.actions), long.actions, long.ended_by, long.success) == (1, [], "context", False)

@@ -1,5 +1,6 @@
 """The `gradprism` command: parses, calls, prints. Every command imports what it needs inside its function."""
 
+import logging
 import os
 import sys
 import warnings
@@ -39,6 +40,7 @@ def main() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # peft loads it; it tells of kernels that only 4-bit inference uses
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")  # between TRL and transformers, not ours
     from gradprism.cli import commands
 

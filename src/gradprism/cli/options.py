@@ -4,7 +4,7 @@ import inspect
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_origin
 
 import typer
 from pydantic import BaseModel, ValidationError
@@ -26,12 +26,13 @@ def with_config(
     def decorate(function: Callable[..., None]) -> Callable[..., None]:
         def command(**arguments: Any) -> None:
             values = {key: arguments.pop(key) for key in fields}
+            values = {key: value for key, value in values.items() if not (_is_sequence(fields[key]) and value is None)}
             try:
                 config = model.model_validate(values)
             except ValidationError as error:
                 first = error.errors()[0]
                 if not first["loc"]:  # values that do not go together
-                    raise ConfigError(first["msg"]) from None
+                    raise ConfigError(first["msg"].removeprefix("Value error, ")) from None
                 flag = "--" + str(first["loc"][0]).replace("_", "-")
                 raise ConfigError(f"{flag}: {first['msg']}; got {first['input']!r}") from None
             function(**{name: config}, **arguments)
@@ -41,8 +42,11 @@ def with_config(
             inspect.Parameter(
                 key,
                 inspect.Parameter.KEYWORD_ONLY,
-                default=field.default,
-                annotation=Annotated[field.annotation, typer.Option(help=field.description)],
+                default=None if _is_sequence(field) else field.default,
+                # One that may be repeated; what its values may be is for the model to say.
+                annotation=Annotated[
+                    list[str] | None if _is_sequence(field) else field.annotation, typer.Option(help=field.description)
+                ],
             )
             for key, field in fields.items()
         ]
@@ -51,6 +55,10 @@ def with_config(
         return command
 
     return decorate
+
+
+def _is_sequence(field: Any) -> bool:
+    return get_origin(field.annotation) is tuple
 
 
 def print_json(value: Any) -> None:

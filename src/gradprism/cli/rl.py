@@ -6,12 +6,15 @@ from typing import Annotated
 import typer
 
 from gradprism.cli.options import DataDir, EnvOptions, with_config
-from gradprism.training.rl import RlConfig
+from gradprism.environments.prompts import PromptTemplate
+from gradprism.training.rl_config import RlConfig
 
 
-@with_config(RlConfig)
+@with_config(PromptTemplate, name="prompt")
+@with_config(RlConfig, leave_out=("prompt",))
 def command(
     config: RlConfig,
+    prompt: PromptTemplate,
     model: Annotated[str, typer.Option(help="Folder or hub id of the model to start from, for example the SFT checkpoint.")],
     tasks: Annotated[Path, typer.Option(help="Tasks to train on: ROUTE_FOLDER/rl.jsonl.")],
     out: Annotated[Path, typer.Option(help="Folder for the checkpoint; must be new or empty.")],
@@ -46,7 +49,7 @@ def command(
         Renderer(tokenizer, limit),
         environment,
         to_play,
-        config,
+        config.model_copy(update={"prompt": prompt}),
         claim_output_folder(out),
         context_length=limit,
         workers=workers,

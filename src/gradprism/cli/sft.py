@@ -14,31 +14,62 @@ def command(
     config: SftConfig,
     model: Annotated[str, typer.Option(help="Folder or hub id of the model to start from.")],
     data: Annotated[list[Path], typer.Option(help="Trajectories, for example ROUTE_FOLDER/sft.jsonl. May be repeated.")],
-    out: Annotated[Path, typer.Option(help="Folder for the checkpoint; must be new or empty.")],
+    out: Annotated[Path, typer.Option(help="Folder for the model, its log and its checkpoints.")],
+    eval_data: Annotated[
+        list[Path] | None, typer.Option(help="Trajectories whose loss is taken and which are not learnt, in place of --eval-share.")
+    ] = None,
     format_: Annotated[str | None, typer.Option("--format", help="Format of the data, where it should not be recognised.")] = None,
     context_length: Annotated[int | None, typer.Option(help="Tokens a trajectory may have; default the model's own limit.")] = None,
     chat_template: Annotated[Path | None, typer.Option(help="Template file with generation markers.")] = None,
     dtype: Annotated[str, typer.Option(help="Type of the weights.")] = "float32",
+    attention: Annotated[
+        str | None,
+        typer.Option(help="How attention is computed: sdpa, eager, flash_attention_2, …; default the model's own choice."),
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    on_existing: Annotated[str, typer.Option(help="A folder in use: resume, replace or fail.")] = "resume",
     as_json: Annotated[bool, typer.Option("--json", help="Print a summary as JSON and no progress.")] = False,
 ) -> None:
-    """Trains on the response tokens only, the same ones that `gradprism inspect` shows and the probe counts."""
+    """Trains on the response tokens only, the same ones that `gradprism inspect` shows and the probe counts.
+
+    Kill it, and the same command goes on. Several devices: torchrun or accelerate launch, with accelerate's configuration (DDP, FSDP).
+    """
     from gradprism import progress
     from gradprism.cli.options import print_json
-    from gradprism.files import claim_output_folder
     from gradprism.models import check_context_length, check_trainable, load_model
+    from gradprism.training.checkpoints import check_training_folder
+    from gradprism.training.processes import training_processes
     from gradprism.training.sft import train_sft
+    from gradprism.training.tracking import check_trackers
     from gradprism.trajectories.readers import read_trajectories
     from gradprism.trajectories.rendering import Renderer, load_tokenizer
 
     progress.set_quiet(as_json)
-    trajectories = read_trajectories(data, format_)
-    check_trainable(model)
-    tokenizer = load_tokenizer(model, chat_template)
-    loaded = load_model(model, dtype, device)
-    renderer = Renderer(tokenizer, check_context_length(loaded, context_length))
-    summary = train_sft(loaded, renderer, trajectories, config, claim_output_folder(out))
-    if as_json:
+    with training_processes(device) as ranks:
+        is_first = ranks is None or ranks.is_first
+        if is_first:
+            check_training_folder(out, on_existing)
+        check_trackers(config)
+        trajectories = read_trajectories(data, format_)
+        held_out = read_trajectories(eval_data, format_) if eval_data else []
+        check_trainable(model)
+        tokenizer = load_tokenizer(model, chat_template)
+        loaded = load_model(model, dtype, "cpu", attention=attention)  # the trainer places it
+        summary = train_sft(
+            loaded,
+            Renderer(tokenizer, check_context_length(loaded, context_length)),
+            trajectories,
+            config,
+            out,
+            held_out=held_out,
+            device=device,
+            on_existing=on_existing,  # pyright: ignore[reportArgumentType] # checked there
+        )
+    if as_json and is_first:
         print_json(summary)
-    else:
-        print(f"{out}: loss {summary['first_loss']:.4f} → {summary['last_loss']:.4f} in {summary['steps']} steps")
+    elif is_first:
+        held = ""
+        if summary["held_out"]:
+            held = f", held out {summary['first_held_out_loss']:.4f} → {summary['last_held_out_loss']:.4f}"
+        done = "had finished already: " if summary["reused"] else ""
+        print(f"{out}: {done}loss {summary['first_loss']:.4f} → {summary['last_loss']:.4f}{held} in {summary['steps']} steps")

@@ -8,8 +8,10 @@ its episode, with `Info.failure`, and only that.
 import contextlib
 import multiprocessing as mp
 import os
+import queue
 import signal
 import sys
+import threading
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -17,11 +19,12 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from gradprism.environments.protocol import Environment, Info, Step
 from gradprism.errors import ConfigError, EnvironmentPlayError, GradprismError, MissingDependencyError
 
+Method = Literal["reset", "step"]
 RESET, STEP, DEMONSTRATE = "reset", "step", "demonstrate"
 ATTEMPTS = 2  # a call that takes a worker with it is tried once more, in case the machine and not the game was to blame
 # What the user must change is raised to them; whatever else goes wrong in an episode ends that episode.
@@ -49,6 +52,8 @@ class _Call:
     position: int
     restore: _History | None = None  # the session was lost with its worker and is set up from this first
     attempts: int = 0
+    answered: bool = False
+    answer: Any = None  # once answered: the result, text that says why the episode failed, or an exception for the user
 
     def __str__(self) -> str:
         return f"{self.method} {str(self.argument)!r:.120}"
@@ -63,11 +68,20 @@ class _Worker:
     ready: bool = False  # it has imported its environment and waits for calls
 
 
+@dataclass(frozen=True, slots=True)
+class Pending:
+    """Calls whose steps are asked for with `SessionPool.collect`."""
+
+    sessions: tuple[int, ...]
+    calls: tuple[_Call, ...]
+
+
 class SessionPool:
     """Sessions numbered 0, 1, …; session s lives in worker s mod `workers` and is made when first reset.
 
     Calls take lists, and the workers step side by side. Results are in the order of the call and do not depend on the number of
-    workers. `step_seconds` and `reset_seconds` bound one action and one reset; `restarts` counts the workers that were replaced.
+    workers. `send` and `collect` split a call in two, so that the caller can work while the engines do; a session has one call at a
+    time. `step_seconds` and `reset_seconds` bound one action and one reset; `restarts` counts the workers that were replaced.
     """
 
     def __init__(
@@ -99,33 +113,41 @@ class SessionPool:
 
     def reset(self, sessions: Sequence[int], task_ids: Sequence[str]) -> list[Step]:
         """Starts one task a session. Raises `ConfigError` for an unknown id; broken data ends the episode at once."""
-        for session, task_id in zip(sessions, task_ids, strict=True):
-            self._histories[session] = _History(task_id)
-            self._failures.pop(session, None)
-        return self._steps(RESET, sessions, task_ids)
+        return self.collect(self.send(RESET, sessions, task_ids))
 
     def step(self, sessions: Sequence[int], actions: Sequence[str]) -> list[Step]:
         """Plays one action a session."""
-        return self._steps(STEP, sessions, actions)
+        return self.collect(self.send(STEP, sessions, actions))
 
     def demonstrate(self, task_ids: Sequence[str], max_steps: int) -> list[list[tuple[str, str]] | None]:
         """The expert's episodes as (observation, action) pairs, None where it did not succeed within `max_steps`."""
         calls = [_Call(DEMONSTRATE, index, (task_id, max_steps), index) for index, task_id in enumerate(task_ids)]
-        results: list[Any] = [None] * len(calls)
-        for call, result in self._run(calls):
-            if isinstance(result, str):
-                raise EnvironmentPlayError(result)
-            results[call.position] = result
-        return results
+        self._dispatch(calls)
+        self._await(calls)
+        for call in calls:
+            if isinstance(call.answer, str):
+                raise EnvironmentPlayError(call.answer)
+        return [call.answer for call in calls]
 
-    def _steps(self, method: str, sessions: Sequence[int], arguments: Sequence[str]) -> list[Step]:
-        results = [Step("", done=True, info=Info(valid=False, failure=self._failures.get(s, ""))) for s in sessions]
+    def send(self, method: Method, sessions: Sequence[int], arguments: Sequence[str]) -> Pending:
+        """Starts what `reset` or `step` does and returns at once."""
         calls = []
         for position, (session, argument) in enumerate(zip(sessions, arguments, strict=True)):
+            if method == RESET:
+                self._histories[session] = _History(argument)
+                self._failures.pop(session, None)
             if session not in self._failures:
                 restore = self._histories[session] if method == STEP and session in self._lost else None
                 calls.append(_Call(method, session, argument, position, restore))
-        for call, result in self._run(calls):
+        self._dispatch(calls)
+        return Pending(tuple(sessions), tuple(calls))
+
+    def collect(self, pending: Pending) -> list[Step]:
+        """Waits for the steps of a `send`, in its order."""
+        results = [Step("", done=True, info=Info(valid=False, failure=self._failures.get(s, ""))) for s in pending.sessions]
+        self._await(pending.calls)
+        for call in pending.calls:
+            result = call.answer
             self._lost.discard(call.session)
             if isinstance(result, str):
                 self._failures[call.session] = result
@@ -135,40 +157,49 @@ class SessionPool:
             results[call.position] = result
         return results
 
-    def _run(self, calls: Sequence[_Call]) -> list[tuple[_Call, Any]]:
-        """Every call with its result; one that is text says why the episode failed. Raises the first error that is for the user."""
-        done: list[tuple[_Call, Any]] = []
-        for call in calls:
-            self._workers[call.session % self._n_workers].queue.append(call)
-        for worker in self._workers:
-            self._send(worker)
-        while busy := [worker for worker in self._workers if worker.queue]:
-            wait([worker.connection for worker in busy], timeout=max(0.0, min(map(self._time_left, busy))))
-            for worker in busy:
-                done += self._collect(worker)
-        for _, result in done:
-            if isinstance(result, Exception):
-                raise result
-        return done
+    def _dispatch(self, calls: Sequence[_Call]) -> None:
+        for index, worker in enumerate(self._workers):
+            mine = [call for call in calls if call.session % self._n_workers == index]
+            if mine and not worker.queue:
+                worker.sent = time.monotonic() if worker.ready else worker.sent
+            worker.queue.extend(mine)
+            self._send(worker, mine)
 
-    def _collect(self, worker: _Worker) -> list[tuple[_Call, Any]]:
-        done = []
+    def _await(self, calls: Sequence[_Call]) -> None:
+        """Waits until every call is answered; raises the first answer that is for the user."""
+        owed = [call for call in calls if not call.answered]
+        while owed:
+            # Workers are replaced while they are waited for.
+            busy = [self._workers[i] for i in sorted({call.session % self._n_workers for call in owed})]
+            for worker in busy:
+                self._collect(worker)
+            owed = [call for call in owed if not call.answered]
+            if owed:
+                busy = [self._workers[i] for i in sorted({call.session % self._n_workers for call in owed})]
+                wait([worker.connection for worker in busy], timeout=max(0.0, min(map(self._time_left, busy))))
+        for call in calls:
+            if isinstance(call.answer, Exception):
+                raise call.answer
+
+    def _collect(self, worker: _Worker) -> None:
+        """Takes in what a worker has answered; replaces it where it died or has taken too long."""
         try:
             while worker.queue and worker.connection.poll():
                 answer = worker.connection.recv()
                 worker.sent = time.monotonic()
                 if worker.ready:
-                    done.append((worker.queue.popleft(), answer))
+                    call = worker.queue.popleft()
+                    call.answer, call.answered = answer, True
                 worker.ready = True  # its first message says no more than that
         except (EOFError, ConnectionError):
             worker.process.join(timeout=1)
-            return done + self._replace(worker, f"died (exit code {worker.process.exitcode})")
+            self._replace(worker, f"died (exit code {worker.process.exitcode})")
+            return
         if worker.queue and self._time_left(worker) <= 0:
-            done += self._replace(worker, f"did not answer for {self._limit(worker):g} s and was stopped")
-        return done
+            self._replace(worker, f"did not answer for {self._limit(worker):g} s and was stopped")
 
-    def _replace(self, worker: _Worker, what: str) -> list[tuple[_Call, Any]]:
-        """Puts a new worker in place of a broken one; gives the call that broke it as failed when it had done so before."""
+    def _replace(self, worker: _Worker, what: str) -> None:
+        """Puts a new worker in place of a broken one; the call that broke it has failed when it had done so before."""
         call, index = worker.queue[0], self._workers.index(worker)
         if not worker.ready:  # no game's fault, and the next one would do the same
             worker.queue.clear()
@@ -183,15 +214,16 @@ class SessionPool:
         task = call.argument[0] if call.method == DEMONSTRATE else self._histories[call.session].task_id
         message = f"environment {self._environment.name!r}: the worker {what} at {call} of task {task!r}"
         print(f"warning: {message}", file=sys.stderr, flush=True)
-        failed = [(worker.queue.popleft(), message)] if call.attempts >= ATTEMPTS else []
+        if call.attempts >= ATTEMPTS:
+            worker.queue.popleft()
+            call.answer, call.answered = message, True
         # Sessions are set up again when they are next asked for, so that one which cannot be harms no other.
         self._lost |= {session for session in self._histories if session % self._n_workers == index}
         for queued in worker.queue:
             if queued.method == STEP:
                 queued.restore = self._histories[queued.session]
         self._workers[index] = self._start(worker.queue)
-        self._send(self._workers[index])
-        return failed
+        self._send(self._workers[index], list(worker.queue))
 
     def _start(self, queue: deque[_Call]) -> _Worker:
         ours, theirs = self._context.Pipe()
@@ -200,15 +232,13 @@ class SessionPool:
         theirs.close()
         return _Worker(process, ours, queue, time.monotonic())
 
-    def _send(self, worker: _Worker) -> None:
-        if not worker.queue:
+    def _send(self, worker: _Worker, calls: Sequence[_Call]) -> None:
+        if not calls:
             return
-        if worker.ready:
-            worker.sent = time.monotonic()
         # A broken pipe is found, and answered, when results are collected.
         with contextlib.suppress(ConnectionError):
             worker.connection.send(
-                [(c.method, c.session, c.argument, c.restore and (c.restore.task_id, c.restore.actions)) for c in worker.queue]
+                [(c.method, c.session, c.argument, c.restore and (c.restore.task_id, c.restore.actions)) for c in calls]
             )
 
     def _limit(self, worker: _Worker) -> float:
@@ -227,11 +257,21 @@ class SessionPool:
 def _work(connection: Connection, environment: Environment) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's to answer; the pipe's end stops a worker
     sessions: dict[int, Any] = {}
-    with contextlib.suppress(EOFError, ConnectionError):
+    calls: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    # Calls are read as they come, also while answers are written: else both ends could wait for the other to read.
+    threading.Thread(target=_receive, args=(connection, calls), daemon=True).start()
+    with contextlib.suppress(ConnectionError):
         connection.send("ready")
-        while True:
-            for method, session, argument, restore in connection.recv():
+        while (batch := calls.get()) is not None:
+            for method, session, argument, restore in batch:
                 connection.send(_serve(environment, sessions, method, session, argument, restore))
+
+
+def _receive(connection: Connection, calls: "queue.SimpleQueue[Any]") -> None:
+    with contextlib.suppress(EOFError, OSError):
+        while True:
+            calls.put(connection.recv())
+    calls.put(None)
 
 
 def _serve(

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from gradprism.errors import ConfigError, MissingFileError
 from gradprism.evaluation.config import EvaluationConfig
-from gradprism.training.rl import RlConfig
+from gradprism.training.rl_config import RlConfig
 from gradprism.training.sft import SftConfig
 
 
@@ -66,6 +66,20 @@ class RouteConfig(_Section):
     rl_share: float = Field(default=0.5, gt=0, lt=1, description="Share that goes to RL; 0.5 splits at the median.")
 
 
+class RefreshConfig(_Section):
+    """Routing again while the model changes; the threshold stays the first route's."""
+
+    after_sft: bool = Field(
+        default=False,
+        description="Probe what is left for RL on the SFT checkpoint; teach what now falls below the threshold by SFT.",
+    )
+    every_k_steps: int = Field(
+        default=0,
+        ge=0,
+        description="During RL, probe again every so many steps and play only what is above the threshold; 0 for never.",
+    )
+
+
 class RunConfig(_Section):
     """Everything that `gradprism run` does."""
 
@@ -80,6 +94,7 @@ class RunConfig(_Section):
     environment: EnvironmentConfig = EnvironmentConfig()
     probe: ProbeConfig = ProbeConfig()
     route: RouteConfig = RouteConfig()
+    refresh: RefreshConfig = RefreshConfig()
     sft: SftConfig = SftConfig()
     rl: RlConfig = RlConfig()
     evaluation: EvaluationConfig = EvaluationConfig()

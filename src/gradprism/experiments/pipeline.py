@@ -45,9 +45,23 @@ def build_graph(config: RunConfig) -> StageGraph:
     stages = [
         Stage("probe", bind(_probe), {"model": model, "corpus": corpus, "probe": config.probe.model_dump()}, resumes=True),
         Stage("route", bind(_route), {"route": config.route.model_dump(), "seed": config.seed}, ("probe",)),
-        Stage("sft", bind(_sft), {"model": model, "sft": config.sft.model_dump()}, ("route",)),
-        Stage("rl", bind(_rl), {"model": model, "rl": config.rl.model_dump(), "environment": environment}, ("route", "sft")),
+        Stage("sft", bind(_sft), {"model": model, "sft": config.sft.model_dump()}, ("route",), resumes=True),
     ]
+    start, tasks = "sft", "route"  # where RL's model and tasks come from
+    if config.refresh.after_sft:
+        stages += [
+            Stage("refresh", bind(_refresh), {"model": model}, ("probe", "route", "sft"), resumes=True),
+            Stage(
+                "sft-refreshed",
+                bind(_sft_refreshed),
+                {"model": model, "sft": config.sft.model_dump()},
+                ("refresh", "sft"),
+                resumes=True,
+            ),
+        ]
+        start, tasks = "sft-refreshed", "refresh"
+    reads = {"model": model, "rl": config.rl.model_dump(), "environment": environment, "refresh": config.refresh.every_k_steps}
+    stages.append(Stage("rl", bind(_rl, start, tasks), reads, tuple(dict.fromkeys(("probe", "route", tasks, start))), resumes=True))
     for name, source, _ in EVALUATIONS:
         reads = {"model": model, "environment": environment, "evaluation": config.evaluation.model_dump()}
         stages.append(Stage(name, bind(_evaluate, source), reads, (source,) if source else ()))
@@ -137,14 +151,15 @@ def _fingerprint(model: str) -> str:
     return sha256_folder(Path(model)) if Path(model).is_dir() else model
 
 
-def _load(config: RunConfig, path: str | Path) -> tuple[Any, Any]:
+def _load(config: RunConfig, path: str | Path, device: str | None = None) -> tuple[Any, Any]:
     """Model and renderer of a checkpoint; the template is the base model's throughout."""
     from gradprism.models import load_model
     from gradprism.trajectories.rendering import Renderer, load_tokenizer
 
     template = Path(config.model.chat_template) if config.model.chat_template else None
     tokenizer = load_tokenizer(str(path), template)
-    return load_model(str(path), config.model.dtype, config.model.device), Renderer(tokenizer, config.model.context_length)
+    model = load_model(str(path), config.model.dtype, device or config.model.device)
+    return model, Renderer(tokenizer, config.model.context_length)
 
 
 def _environment(config: RunConfig) -> Any:
@@ -234,18 +249,68 @@ def _sft(config: RunConfig, folder: Path, inputs: dict[str, Path]) -> dict[str, 
     from gradprism.trajectories.readers import read_trajectories
 
     trajectories = read_trajectories([inputs["route"] / "route" / "sft.jsonl"])
-    model, renderer = _load(config, config.model.path)
-    summary = train_sft(model, renderer, trajectories, config.sft, folder)
+    model, renderer = _load(config, config.model.path, "cpu")  # the trainer places it
+    summary = train_sft(model, renderer, trajectories, config.sft, folder, device=config.model.device)
     first, last = (sum(row["loss"] for row in part) / len(part) for part in _ends(summary["history"]))
     return {**summary, "headline": f"loss {first:.3f} → {last:.3f} on {len(trajectories)} trajectories"}
 
 
-def _rl(config: RunConfig, folder: Path, inputs: dict[str, Path]) -> dict[str, Any]:
+def _refresh(config: RunConfig, folder: Path, inputs: dict[str, Path]) -> dict[str, Any]:
+    from gradprism.experiments.refresh import remaining, reroute
+
+    model, renderer = _load(config, inputs["sft"])
+    first = inputs["route"] / "route"
+    changes = reroute(
+        model,
+        renderer.tokenizer,
+        remaining(inputs["probe"] / "probe", first),
+        first,
+        folder,
+        context_length=config.model.context_length,
+        batch_tokens=config.probe.batch_tokens,
+    )
+    return {**changes, "headline": f"{changes['moved_to_sft']} of {changes['trajectories']} moved to SFT"}
+
+
+def _sft_refreshed(config: RunConfig, folder: Path, inputs: dict[str, Path]) -> dict[str, Any]:
+    from gradprism.training.checkpoints import save_checkpoint
+    from gradprism.training.sft import train_sft
+    from gradprism.trajectories.readers import read_trajectories
+
+    trajectories = read_trajectories([inputs["refresh"] / "route" / "sft.jsonl"])
+    model, renderer = _load(config, inputs["sft"], "cpu")
+    if not trajectories:
+        save_checkpoint(model, renderer.tokenizer, folder)
+        return {"trajectories": 0, "headline": "nothing moved, the model is the same"}
+    summary = train_sft(model, renderer, trajectories, config.sft, folder, device=config.model.device)
+    return {
+        **summary,
+        "headline": f"loss {summary['first_loss']:.3f} → {summary['last_loss']:.3f} on {len(trajectories)} trajectories",
+    }
+
+
+def _rl(config: RunConfig, folder: Path, inputs: dict[str, Path], start: str, tasks_from: str) -> dict[str, Any]:
+    from gradprism.experiments.refresh import RefreshEvery, remaining
     from gradprism.training.rl import read_tasks, train_rl
 
     environment = _environment(config)
-    tasks = read_tasks(inputs["route"] / "route" / "rl.jsonl", environment)
-    model, renderer = _load(config, inputs["sft"])
+    tasks = read_tasks(inputs[tasks_from] / "route" / "rl.jsonl", environment)
+    if not tasks and tasks_from == "refresh":  # all has fallen below the threshold; RL goes on with what the first route gave it
+        tasks = read_tasks(inputs["route"] / "route" / "rl.jsonl", environment)
+    model, renderer = _load(config, inputs[start])
+    first, refresh = inputs["route"] / "route", None
+    if config.refresh.every_k_steps:
+        ids = {task.id for task in tasks}
+        left = [t for t in remaining(inputs["probe"] / "probe", first) if environment.task(t.task).id in ids]
+        refresh = RefreshEvery(
+            config.refresh.every_k_steps,
+            left,
+            environment,
+            renderer.tokenizer,
+            first,
+            folder / "refreshes",
+            config.model.context_length,
+        )
     summary = train_rl(
         model,
         renderer,
@@ -255,9 +320,12 @@ def _rl(config: RunConfig, folder: Path, inputs: dict[str, Path]) -> dict[str, A
         folder,
         context_length=config.model.context_length,
         workers=config.environment.workers,
+        refresh=refresh,
     )
-    first, last = (sum(row["success"] for row in part) / len(part) for part in _ends(summary["history"]))
-    return {**summary, "headline": f"success while sampling {100 * first:.1f} % → {100 * last:.1f} % on {len(tasks)} tasks"}
+    played = [row for row in summary["history"] if "success" in row]
+    first_success, last_success = (sum(row["success"] for row in part) / len(part) for part in _ends(played))
+    line = f"success while sampling {100 * first_success:.1f} % → {100 * last_success:.1f} % on {len(tasks)} tasks"
+    return {**summary, "headline": line}
 
 
 def _ends(history: list[dict[str, float]]) -> tuple[list[dict[str, float]], list[dict[str, float]]]:

@@ -1,102 +1,172 @@
-"""A key/value cache for many conversations of different lengths that grow turn by turn."""
+"""A key/value cache of slots: each holds one sequence, grows and is taken over by another independently of its neighbours.
 
+Suffixes: B rows of a forward pass, S slots, C positions, T new tokens, K keys, H key/value heads, D head size, V vocabulary.
+"""
+
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from transformers.cache_utils import Cache, DynamicLayer
 
+from gradprism.errors import ModelError
 
-class _GrowingLayer(DynamicLayer):
-    """`DynamicLayer` that doubles its buffer instead of copying everything for each token."""
+# Rows of one forward pass are padded to the longest; a pass is split where its padding would exceed this share of its tokens.
+PADDING = 0.5
+# … and unless a part holds fewer tokens than this, for which a pass of its own costs more than the padding.
+SMALL_PASS = 256
+
+
+class _SlotLayer(DynamicLayer):
+    """Writes each row's new keys and values at that row's own positions, and gives back the rows from their beginning."""
+
+    # Set by the cache before each forward pass.
+    rows: torch.Tensor | slice
+    write: tuple[torch.Tensor, torch.Tensor]
+    width: int
+    positions: int
+    slots: int
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-            self._length = 0
-            self._buffers = [x.new_empty(*x.shape[:2], 0, x.shape[3]) for x in (key_states, value_states)]
-        end = self._length + key_states.shape[2]
-        for which, new in enumerate((key_states, value_states)):
-            buffer = self._buffers[which]
-            if buffer.shape[2] < end:
-                # Zeros, not garbage: a masked column has weight 0, and 0 times NaN would still be NaN.
-                grown = new.new_zeros(*new.shape[:2], max(end, 2 * buffer.shape[2], 128), new.shape[3])
-                grown[:, :, : self._length] = buffer[:, :, : self._length]
-                self._buffers[which] = buffer = grown
-            buffer[:, :, self._length : end] = new
-        self._length = end
-        self.keys, self.values = (buffer[:, :, :end] for buffer in self._buffers)
-        return self.keys, self.values
-
-    def select(self, rows: torch.Tensor, columns_BT: torch.Tensor) -> None:
-        """Keeps `rows`, and of each kept row the columns that `columns_BT` lists."""
-        self._length = columns_BT.shape[1]
-        for which, buffer in enumerate(self._buffers):
-            index = columns_BT[:, None, :, None].expand(-1, buffer.shape[1], -1, buffer.shape[3])
-            self._buffers[which] = buffer[rows].gather(2, index)
-        self.keys, self.values = self._buffers
+            self.buffers = [x.new_zeros(self.slots, self.positions, *x.shape[1::2]) for x in (key_states, value_states)]
+        results = []
+        for which, new_BHTD in enumerate((key_states, value_states)):
+            buffer_SCHD = self.buffers[which]
+            if buffer_SCHD.shape[1] < self.positions:
+                # Zeros, not garbage: a masked key has weight 0, and 0 times NaN would still be NaN.
+                grown = buffer_SCHD.new_zeros(self.slots, self.positions, *buffer_SCHD.shape[2:])
+                grown[:, : buffer_SCHD.shape[1]] = buffer_SCHD
+                self.buffers[which] = buffer_SCHD = grown
+            buffer_SCHD[self.write] = new_BHTD.transpose(1, 2)
+            results.append(buffer_SCHD[self.rows, : self.width].transpose(1, 2))
+        return results[0], results[1]
 
 
-class ConversationCache:
-    """The cache with its bookkeeping: which columns of which row hold a token, and how many tokens each row has.
+class SlotCache:
+    """Keys and values of `slots` sequences of at most `capacity` tokens, for one model.
 
-    Rows grow by different numbers of tokens; a block of columns is appended for all, and the surplus columns stay masked. `select`
-    squeezes them out.
+    `read` gives a slot's sequence as it should be: what the slot holds already is not computed again. A sequence that goes on costs
+    its new tokens, one that begins alike costs what comes after the common beginning, and a new one takes the slot over.
     """
 
-    def __init__(self, model: Any, batch: int) -> None:
-        layers = model.config.get_text_config().num_hidden_layers
-        self.cache = Cache(layers=[_GrowingLayer() for _ in range(layers)])
-        self.mask_BC = torch.zeros(batch, 0, dtype=torch.long, device=model.device)
-        self._model = model
+    def __init__(self, model: Any, slots: int, capacity: int) -> None:
+        config = model.config.get_text_config()
+        layers, attention = config.num_hidden_layers, model.config._attn_implementation
+        if attention not in ("sdpa", "eager"):
+            raise ModelError(f"attention implementation {attention!r}: rollouts take sdpa or eager, or vLLM")
+        self._model, self._eager, self._slots, self._capacity = model, attention == "eager", slots, capacity
+        self._layers = [_SlotLayer() for _ in range(layers)]
+        self._cache = Cache(layers=list(self._layers))
+        self._held: list[list[int]] = [[] for _ in range(slots)]
+        self._reserved = 0
+        # Layers that see a window of the past, and how the model wants to be told.
+        window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
+        kinds = set(getattr(config, "layer_types", None) or [])
+        self._window = window if window and window < capacity and (not kinds or "sliding_attention" in kinds) else None
+        self._kinds = kinds if len(kinds) > 1 else set()
+        if kinds - {"full_attention", "sliding_attention"}:
+            raise ModelError(f"layers of kind {sorted(kinds)}: rollouts keep keys and values of full and sliding attention only")
 
-    @property
-    def lengths_B(self) -> torch.Tensor:
-        """Tokens that each row holds."""
-        return self.mask_BC.sum(1)
+    def held(self, slot: int) -> list[int]:
+        """The tokens that a slot holds."""
+        return self._held[slot]
 
     @torch.no_grad()
-    def append(self, tokens: list[list[int]]) -> torch.Tensor:
-        """Feeds each row its tokens (possibly none) and returns the logits [B, V] after each row's last one, in float32.
+    def read(self, slots: Sequence[int], sequences: Sequence[list[int]]) -> tuple[torch.Tensor, int]:
+        """Makes each slot hold its sequence; the logits [B, V] after each one's last token, in float32, and how many tokens were read."""
+        starts = []
+        for slot, sequence in zip(slots, sequences, strict=True):
+            held = self._held[slot]
+            start = len(held) if sequence[: len(held)] == held else _common(held, sequence)
+            starts.append(min(start, len(sequence) - 1))  # the last token is read again where it is known: its logits are wanted
+        return self._advance(slots, starts, [s[start:] for s, start in zip(sequences, starts, strict=True)])
 
-        A row without tokens gets logits of no meaning.
-        """
-        device = self.mask_BC.device
-        counts = torch.tensor([len(row) for row in tokens], device=device)
-        width = int(counts.max())
-        ids_BT = torch.zeros(len(tokens), width, dtype=torch.long, device=device)
-        for index, row in enumerate(tokens):
-            ids_BT[index, : len(row)] = torch.tensor(row, dtype=torch.long)
-        column = torch.arange(width, device=device)
-        new_BT = (column < counts[:, None]).long()
-        # Padding goes to the right of a row's tokens, so that no query is without a key to attend to.
-        position_BT = self.lengths_B[:, None] + torch.minimum(column, (counts - 1).clamp(min=0)[:, None])
-        self.mask_BC = torch.cat([self.mask_BC, new_BT], 1)
-        last_B = (counts - 1).clamp(min=0)
-        wanted, which_B = last_B.unique(return_inverse=True)  # the head runs on these columns only
-        logits_BKV = self._model(
-            input_ids=ids_BT,
-            attention_mask=self.mask_BC,
-            position_ids=position_BT,
-            past_key_values=self.cache,
-            use_cache=True,
-            logits_to_keep=wanted,
-        ).logits
-        return logits_BKV[torch.arange(len(tokens), device=device), which_B].float()
+    @torch.no_grad()
+    def extend(self, slots: Sequence[int], tokens: Sequence[list[int]]) -> tuple[torch.Tensor, int]:
+        """As `read`, each sequence being what the slot holds and these tokens, at least one."""
+        return self._advance(slots, [len(self._held[slot]) for slot in slots], tokens)
 
-    def waste(self) -> float:
-        """Share of columns that squeezing would free."""
-        return 1 - int(self.lengths_B.max()) / self.mask_BC.shape[1] if self.mask_BC.numel() else 0.0
+    def _advance(self, slots: Sequence[int], starts: list[int], tokens: Sequence[list[int]]) -> tuple[torch.Tensor, int]:
+        order = sorted(range(len(slots)), key=lambda i: len(tokens[i]))
+        logits: list[torch.Tensor] = [torch.empty(0)] * len(slots)
+        for part in _parts([len(tokens[i]) for i in order]):
+            rows = sorted(order[i] for i in part)
+            result_BV = self._forward([slots[i] for i in rows], [starts[i] for i in rows], [tokens[i] for i in rows])
+            for place, i in enumerate(rows):
+                logits[i] = result_BV[place]
+        for slot, start, new in zip(slots, starts, tokens, strict=True):
+            self._held[slot] = [*self._held[slot][:start], *new] if start < len(self._held[slot]) else self._held[slot] + new
+        return torch.stack(logits), sum(map(len, tokens))
 
-    def select(self, rows: list[int]) -> None:
-        """Keeps these rows and squeezes masked columns out."""
-        index = torch.tensor(rows, device=self.mask_BC.device)
-        mask = self.mask_BC[index]
-        lengths = mask.sum(1)
-        # A stable sort by "holds no token" moves each row's tokens to the front, in order; keys keep the positions they were made with.
-        columns = mask.argsort(dim=1, descending=True, stable=True)[:, : int(lengths.max())]
-        for layer in self.cache.layers:
-            assert isinstance(layer, _GrowingLayer)
-            layer.select(index, columns)
-        self.mask_BC = mask.gather(1, columns)
+    def _forward(self, slots: list[int], starts: list[int], tokens: list[list[int]]) -> torch.Tensor:
+        device, width = self._model.device, max(map(len, tokens))
+        # Tokens stand at the right of their rows, so that the last column is each row's last token.
+        ids_BT = torch.tensor([[0] * (width - len(row)) + row for row in tokens], device=device)
+        start_B = torch.tensor(starts, device=device)
+        length_B = torch.tensor([len(row) for row in tokens], device=device)
+        position_BT = torch.arange(width, device=device) - (width - length_B)[:, None] + start_B[:, None]
+        pad_BT = position_BT < start_B[:, None]
+        ends = [start + len(row) for start, row in zip(starts, tokens, strict=True)]
+        keys = max(ends)
+        if keys > self._capacity:
+            raise ModelError(f"a sequence of {keys} tokens: the cache was made for {self._capacity}")
+        if keys >= self._reserved:
+            self._reserved = min(self._capacity, max(keys, 2 * self._reserved, 128)) + 1
+        row_B = torch.tensor(slots, device=device)
+        # Padding is written to a position that no sequence reaches, and looks at the first key, so that its softmax is over something.
+        write_BT = torch.where(pad_BT, self._reserved - 1, position_BT)
+        position_BT = torch.where(pad_BT, 0, position_BT)
+        for layer in self._layers:
+            layer.slots, layer.positions, layer.width = self._slots, self._reserved, keys
+            layer.write = (row_B[:, None], write_BT)
+            layer.rows = slice(None) if slots == list(range(self._slots)) else row_B
+        return (
+            self._model(
+                input_ids=ids_BT,
+                attention_mask=self._mask(position_BT, keys),
+                position_ids=position_BT,
+                past_key_values=self._cache,
+                use_cache=True,
+                logits_to_keep=1,
+            )
+            .logits[:, -1]
+            .float()
+        )
+
+    def _mask(self, position_BT: torch.Tensor, keys: int) -> Any:
+        """Which keys each new token may see, [B, 1, T, K], in the model's own form."""
+        key_K = torch.arange(keys, device=position_BT.device)
+        full = (key_K <= position_BT[:, :, None])[:, None]
+        if self._window is None:
+            return {kind: self._form(full) for kind in self._kinds} if self._kinds else self._form(full)
+        near = full & (key_K > position_BT[:, :, None] - self._window)[:, None]
+        if not self._kinds:
+            return self._form(near)
+        return {"full_attention": self._form(full), "sliding_attention": self._form(near)}
+
+    def _form(self, mask: torch.Tensor) -> torch.Tensor:
+        if not self._eager:
+            return mask
+        dtype = self._model.dtype
+        return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, torch.finfo(dtype).min)
+
+
+def _common(a: list[int], b: list[int]) -> int:
+    """Length of the common beginning."""
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+
+
+def _parts(lengths: list[int]) -> list[range]:
+    """Ascending lengths cut into runs of little padding."""
+    parts, begin, total = [], 0, 0
+    for end, length in enumerate(lengths):
+        padded = (end - begin + 1) * length
+        if total >= SMALL_PASS and padded - total - length > PADDING * padded:
+            parts.append(range(begin, end))
+            begin, total = end, 0
+        total += length
+    return [*parts, range(begin, len(lengths))]

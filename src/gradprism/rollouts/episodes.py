@@ -1,21 +1,23 @@
-"""A language model plays episodes, many at once, as growing conversations with one key/value cache."""
+"""A language model plays episodes, many at once. While the engines of one half play, the model answers the other half.
 
+The order of events is fixed: the halves take turns, and a place whose episode has ended is given the next task. So what is played
+depends on no clock.
+"""
+
+import itertools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
+import numpy as np
 
-from gradprism.environments.pool import SessionPool
+from gradprism.environments.pool import RESET, STEP, Pending, SessionPool
 from gradprism.environments.prompts import PromptTemplate
 from gradprism.environments.protocol import Step, Task
-from gradprism.errors import ConfigError, ModelError
-from gradprism.rollouts.cache import ConversationCache
+from gradprism.errors import ConfigError
+from gradprism.rollouts.generator import CachedGenerator, Generator
 from gradprism.trajectories.rendering import Renderer
-
-# Finished episodes and masked columns are squeezed out of the cache once they make up this share of it.
-SQUEEZE_AT = 0.25
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +25,8 @@ class PlayConfig:
     """How episodes are played.
 
     `temperature` 0 is greedy. `context_length` bounds prompt and completion together: an episode that would outgrow it ends there.
+    `in_flight` episodes are played at once, in `cohorts` that take turns. A task whose first observation does not fit is an error, or
+    with `refuse_long` false an episode without actions.
     """
 
     max_steps: int = 20
@@ -30,6 +34,8 @@ class PlayConfig:
     temperature: float = 0.0
     context_length: int = 1024
     in_flight: int = 64
+    cohorts: int = 2
+    refuse_long: bool = True
     prompt: PromptTemplate = field(default_factory=PromptTemplate)
 
 
@@ -37,8 +43,10 @@ class PlayConfig:
 class Episode:
     """One played episode. `completion_ids` holds actions and observations; `action_mask` is 1 on the tokens that the model chose.
 
-    Where the prompt is rebuilt at every step, `prompt_ids` is the first one and `completion_ids` holds the actions alone. `ended_by` is
-    `environment`, `steps`, `context` or `failure` (of the engine; `failure` says which).
+    `turns` are the half-open spans of the actions in `completion_ids`. Where the prompt is rebuilt at every step, `step_prompts` has
+    the tokens before each action, and `completion_ids` holds the actions alone. `valid`: the environment took the
+    action; `formed`: the answer had the prompt's form. `rewards` are the environment's, one a step.
+    `ended_by` is `environment`, `steps`, `context` or `failure` (of the engine; `failure` says which).
     """
 
     task: Task
@@ -46,21 +54,29 @@ class Episode:
     completion_ids: list[int] = field(default_factory=list)
     action_mask: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
+    turns: list[tuple[int, int]] = field(default_factory=list)
+    step_prompts: list[list[int]] = field(default_factory=list)
     observations: list[str] = field(default_factory=list)
     actions: list[str] = field(default_factory=list)
     valid: list[bool] = field(default_factory=list)
-    reward: float = 0.0
+    formed: list[bool] = field(default_factory=list)
+    rewards: list[float] = field(default_factory=list)
     success: bool = False
     score: float = 0.0
     ended_by: str = "steps"
     failure: str = ""
     details: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def reward(self) -> float:
+        """The sum of the environment's rewards."""
+        return sum(self.rewards)
+
     def take(self, step: Step) -> None:
         """Adds what an action led to."""
         self.observations.append(step.observation)
         self.valid.append(step.info.valid)
-        self.reward += step.reward
+        self.rewards.append(step.reward)
         self.close(step)
 
     def close(self, step: Step) -> None:
@@ -90,7 +106,7 @@ class Episode:
 
 @dataclass(slots=True)
 class PlayStatistics:
-    """Where the time went, and how many tokens and steps it bought."""
+    """Where the time went, and how many tokens and steps it bought; `environment_seconds` is what was waited for the engines."""
 
     generate_seconds: float = 0.0
     environment_seconds: float = 0.0
@@ -99,12 +115,43 @@ class PlayStatistics:
     environment_steps: int = 0
 
 
-class Player:
-    """Plays episodes of one model. Deterministic for a seed, a model, a list of tasks and a `PlayConfig`."""
+@dataclass(slots=True)
+class _Lane:
+    """A place of a cohort: an episode, the numbers that it draws from, and the tokens before its next action."""
 
-    def __init__(self, model: Any, renderer: Renderer, pool: SessionPool, config: PlayConfig) -> None:
+    session: int
+    episode: Episode | None = None
+    number: int = -1
+    stream: np.random.Generator = field(default_factory=np.random.default_rng)
+    prompt: list[int] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class _Cohort:
+    """Lanes that move together; `waiting` are the calls whose steps they are owed."""
+
+    lanes: list[_Lane]
+    generator: Generator
+    waiting: list[tuple[Pending, list[int]]] = field(default_factory=list)
+
+
+class Player:
+    """Plays episodes of one model. Deterministic for a seed, a model, a list of tasks and a `PlayConfig`.
+
+    `make_generator` gives what answers a cohort of so many slots; by default this process's model.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        renderer: Renderer,
+        pool: SessionPool,
+        config: PlayConfig,
+        make_generator: Callable[[int], Generator] | None = None,
+    ) -> None:
         self.model, self.renderer, self.pool, self.config = model, renderer, pool, config
         self.statistics = PlayStatistics()
+        self._make_generator = make_generator or self._cached_generator
         tokenizer = renderer.tokenizer
         if tokenizer.eos_token_id is None:
             raise ConfigError("the tokenizer has no end-of-sequence token; an action would never end")
@@ -113,137 +160,158 @@ class Player:
 
     def play(self, tasks: Sequence[Task], seed: int = 0, on_done: Callable[[Episode], None] | None = None) -> list[Episode]:
         """Plays every task once and returns the episodes in the order of `tasks`; `on_done` is called as each ends."""
+        episodes: list[Episode | None] = [None] * len(tasks)
+        lanes = min(self.config.in_flight, len(tasks))
+        if not lanes:
+            return []
+        cohorts = [
+            _Cohort([_Lane(session) for session in sessions], self._make_generator(len(sessions)))
+            for sessions in _shares(lanes, min(self.config.cohorts, lanes))
+        ]
+        queue = iter(enumerate(tasks))
+        done = 0
+
+        def end(lane: _Lane) -> None:
+            nonlocal done
+            assert lane.episode is not None
+            episodes[lane.number], done = lane.episode, done + 1
+            if on_done is not None:
+                on_done(lane.episode)
+            lane.episode, lane.number = None, -1
+
         was_training = self.model.training
         self.model.eval()
-        generator = torch.Generator(device=self.model.device).manual_seed(seed)
         try:
-            episodes = []
-            for begin in range(0, len(tasks), self.config.in_flight):
-                episodes += self._play_batch(tasks[begin : begin + self.config.in_flight], generator, on_done)
-            return episodes
+            for cohort in cohorts:
+                self._begin(cohort, range(len(cohort.lanes)), queue)
+            for cohort in itertools.cycle(cohorts):
+                if done == len(tasks):
+                    break
+                ready = self._receive(cohort, seed, end)
+                free = [i for i, lane in enumerate(cohort.lanes) if lane.episode is None and lane.number < 0]
+                self._begin(cohort, free, queue)
+                if ready:
+                    self._act(cohort, ready)
         finally:
             self.model.train(was_training)
+            for cohort in cohorts:
+                self.statistics.tokens_read += cohort.generator.tokens_read
+        return [episode for episode in episodes if episode is not None]
 
-    def _play_batch(
-        self, tasks: Sequence[Task], generator: torch.Generator, on_done: Callable[[Episode], None] | None
-    ) -> list[Episode]:
+    def check_fits(self, tasks: Sequence[Task]) -> None:
+        """Raises `ConfigError` where a task's first observation leaves no room for an action; plays nothing."""
+        for task, step in zip(tasks, self.pool.reset(range(len(tasks)), [task.id for task in tasks]), strict=True):
+            self._refuse(task, self.renderer.prompt_ids(self.config.prompt.first(step)))
+
+    def _cached_generator(self, slots: int) -> Generator:
+        config = self.config
+        return CachedGenerator(self.model, slots, config.context_length, self._end, config.max_action_tokens, config.temperature)
+
+    def _begin(self, cohort: _Cohort, free: Sequence[int], queue: Iterator[tuple[int, Task]]) -> None:
+        """Gives free lanes the next tasks and asks for their first observations."""
+        begun = list(zip(free, queue, strict=False)) if free else []
+        for i, (number, task) in begun:
+            cohort.lanes[i].number, cohort.lanes[i].episode = number, Episode(task, [])
+        if begun:
+            lanes = [i for i, _ in begun]
+            call = self.pool.send(RESET, [cohort.lanes[i].session for i in lanes], [task.id for _, (_, task) in begun])
+            cohort.waiting.append((call, lanes))
+
+    def _receive(self, cohort: _Cohort, seed: int, end: Callable[[_Lane], None]) -> list[int]:
+        """Takes the steps that the cohort is owed; the lanes that are to act next."""
+        ready = []
         clock = time.perf_counter()
-        starts = self.pool.reset(range(len(tasks)), [task.id for task in tasks])
+        received = [(lanes, self.pool.collect(call)) for call, lanes in cohort.waiting]
         self.statistics.environment_seconds += time.perf_counter() - clock
-        prompt = self.config.prompt
-        episodes = [
-            Episode(task, self._prompt(task, prompt.first(s)), observations=[s.observation])
-            for task, s in zip(tasks, starts, strict=True)
-        ]
-        cache = ConversationCache(self.model, len(tasks))
-        rows = list(range(len(tasks)))  # the episode that each row of the cache plays
-        pending = [episode.prompt_ids for episode in episodes]  # tokens that the cache has yet to read
-        playing = set(rows)
+        cohort.waiting = []
+        for lanes, steps in received:
+            for i, step in zip(lanes, steps, strict=True):
+                lane = cohort.lanes[i]
+                goes_on = self._first(lane, step, seed) if not lane.episode.observations else self._next(lane, step)  # pyright: ignore[reportOptionalMemberAccess]
+                if goes_on:
+                    ready.append(i)
+                else:
+                    end(lane)
+        return sorted(ready)
 
-        def end(row: int) -> None:
-            pending[row] = []
-            playing.discard(rows[row])
-            if on_done is not None:
-                on_done(episodes[rows[row]])
+    def _first(self, lane: _Lane, step: Step, seed: int) -> bool:
+        """Opens an episode; whether it goes on."""
+        episode = lane.episode
+        assert episode is not None
+        episode.observations.append(step.observation)
+        lane.stream = np.random.default_rng([seed, lane.number])
+        if step.done:  # the engine could not start it
+            episode.close(step)
+            return False
+        lane.prompt = episode.prompt_ids = self.renderer.prompt_ids(self.config.prompt.first(step))
+        if self._fits(len(lane.prompt)):
+            return True
+        if self.config.refuse_long:
+            self._refuse(episode.task, lane.prompt)
+        episode.ended_by = "context"
+        return False
 
-        for row, start in enumerate(starts):
-            if start.done:  # the engine could not start it
-                episodes[row].close(start)
-                end(row)
-        while playing:
-            kept = [i for i, e in enumerate(rows) if e in playing]
-            if prompt.history is not None:
-                cache = ConversationCache(self.model, len(kept))
-                rows, pending = [rows[i] for i in kept], [pending[i] for i in kept]
-            elif len(playing) < (1 - SQUEEZE_AT) * len(rows) or cache.waste() > SQUEEZE_AT:
-                cache.select(kept)
-                rows, pending = [rows[i] for i in kept], [pending[i] for i in kept]
-            active = [i for i, e in enumerate(rows) if e in playing]
-            clock = time.perf_counter()
-            self._act(cache, pending, [episodes[e] for e in rows], active, generator)
-            self.statistics.generate_seconds += time.perf_counter() - clock
-            clock = time.perf_counter()
-            steps = self.pool.step([rows[i] for i in active], [prompt.parse(episodes[rows[i]].actions[-1])[0] for i in active])
-            self.statistics.environment_seconds += time.perf_counter() - clock
-            self.statistics.environment_steps += len(active)
-            for i, step in zip(active, steps, strict=True):
-                episode = episodes[rows[i]]
-                episode.take(step)
-                if not step.done and len(episode.actions) < self.config.max_steps:
-                    pending[i] = self._observe(episode, step)
-                    if pending[i]:
-                        continue
-                    episode.ended_by = "context"
-                end(i)
-        return episodes
+    def _next(self, lane: _Lane, step: Step) -> bool:
+        """Adds what an action led to; whether the episode goes on."""
+        episode, prompt = lane.episode, self.config.prompt
+        assert episode is not None
+        episode.take(step)
+        if step.done or len(episode.actions) >= self.config.max_steps:
+            return False
+        if prompt.history is not None:
+            lane.prompt = self.renderer.prompt_ids(prompt.messages(episode.observations, episode.actions, step))
+            fits = self._fits(len(lane.prompt))
+        else:
+            suffix = self.renderer.turn_suffix_ids(prompt.following(step))
+            if episode.completion_ids[-1] != self._end:
+                suffix = [self._end, *suffix]  # the action ran into its length limit; the template needs its end
+            fits = self._fits(len(episode.prompt_ids) + len(episode.completion_ids) + len(suffix))
+            if fits:
+                episode.completion_ids += suffix
+                episode.action_mask += [0] * len(suffix)
+                episode.logprobs += [0.0] * len(suffix)
+                lane.prompt = episode.prompt_ids + episode.completion_ids
+        if not fits:
+            episode.ended_by = "context"
+        return fits
 
-    def _prompt(self, task: Task, messages: list[dict[str, str]]) -> list[int]:
-        ids = self.renderer.prompt_ids(messages)
-        if len(ids) + self.config.max_action_tokens > self.config.context_length:
+    def _act(self, cohort: _Cohort, ready: list[int]) -> None:
+        """Generates one action for every ready lane and sends it to its engine."""
+        lanes = [cohort.lanes[i] for i in ready]
+        clock = time.perf_counter()
+        answers = cohort.generator.generate(ready, [lane.prompt for lane in lanes], [lane.stream for lane in lanes])
+        commands = []
+        for lane, answer in zip(lanes, answers, strict=True):
+            episode = lane.episode
+            assert episode is not None
+            if self.config.prompt.history is not None:
+                episode.step_prompts.append(lane.prompt)
+            begin = len(episode.completion_ids)
+            episode.completion_ids += answer.ids
+            episode.logprobs += answer.logprobs
+            episode.action_mask += [1] * len(answer.ids)
+            episode.turns.append((begin, len(episode.completion_ids)))
+            episode.actions.append(self._decode(answer.ids[:-1] if answer.ids[-1] == self._end else answer.ids))
+            command, formed = self.config.prompt.parse(episode.actions[-1])
+            episode.formed.append(formed)
+            commands.append(command)
+            self.statistics.tokens_generated += len(answer.ids)
+        self.statistics.generate_seconds += time.perf_counter() - clock
+        self.statistics.environment_steps += len(lanes)
+        cohort.waiting.append((self.pool.send(STEP, [lane.session for lane in lanes], commands), ready))
+
+    def _fits(self, tokens: int) -> bool:
+        return tokens + self.config.max_action_tokens <= self.config.context_length
+
+    def _refuse(self, task: Task, ids: list[int]) -> None:
+        if not self._fits(len(ids)):
             raise ConfigError(
                 f"task {task.id!r}: its prompt of {len(ids)} tokens and one action do not fit into a context of "
                 f"{self.config.context_length}; raise the context length"
             )
-        return ids
 
-    def _act(
-        self,
-        cache: ConversationCache,
-        pending: list[list[int]],
-        episodes: list[Episode],
-        active: list[int],
-        generator: torch.Generator,
-    ) -> None:
-        """Generates one action for every active row and writes it into its episode; rows stop at the end token."""
-        chosen: dict[int, list[int]] = {i: [] for i in active}
-        feed, open_rows = [tokens if i in chosen else [] for i, tokens in enumerate(pending)], list(active)
-        for _ in range(self.config.max_action_tokens):
-            self.statistics.tokens_read += sum(map(len, feed))
-            logits_BV = cache.append(feed)
-            tokens_B, logprobs_B = self._sample(logits_BV, generator)
-            for i in open_rows:
-                token = int(tokens_B[i])
-                chosen[i].append(token)
-                episodes[i].completion_ids.append(token)
-                episodes[i].action_mask.append(1)
-                episodes[i].logprobs.append(float(logprobs_B[i]))
-            self.statistics.tokens_generated += len(open_rows)
-            open_rows = [i for i in open_rows if chosen[i][-1] != self._end]
-            if not open_rows:
-                break
-            # A row's last token is left unread, whether its action ends before the others' or with them.
-            feed = [chosen[i][-1:] if i in open_rows else [] for i in range(len(episodes))]
-        # The last token of every row has been chosen but not read; it goes before the next observation.
-        for i in active:
-            ids = chosen[i]
-            pending[i] = ids[-1:]
-            episodes[i].actions.append(self._decode(ids[:-1] if ids[-1] == self._end else ids))
 
-    def _sample(self, logits_BV: torch.Tensor, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-        if not bool(logits_BV.isfinite().all()):
-            raise ModelError("the model's logits are not finite; its weights are broken or the dtype overflows")
-        if self.config.temperature == 0:
-            logprobs_BV = logits_BV.log_softmax(-1)
-            tokens_B = logits_BV.argmax(-1)
-        else:
-            logprobs_BV = (logits_BV / self.config.temperature).log_softmax(-1)
-            tokens_B = torch.multinomial(logprobs_BV.exp(), 1, generator=generator)[:, 0]
-        return tokens_B, logprobs_BV.gather(1, tokens_B[:, None])[:, 0]
-
-    def _observe(self, episode: Episode, step: Step) -> list[int]:
-        """Adds the observation to the episode's tokens; returns what the cache has yet to read, or [] when the context is full."""
-        prompt = self.config.prompt
-        if prompt.history is not None:
-            ids = self.renderer.prompt_ids(prompt.messages(episode.observations, episode.actions, step))
-            return ids if len(ids) + self.config.max_action_tokens <= self.config.context_length else []
-        suffix = self.renderer.turn_suffix_ids(prompt.following(step))
-        if episode.completion_ids[-1] != self._end:
-            suffix = [self._end, *suffix]  # the action ran into its length limit; the template needs its end
-        used = len(episode.prompt_ids) + len(episode.completion_ids)
-        if used + len(suffix) + self.config.max_action_tokens > self.config.context_length:
-            return []
-        unread = episode.completion_ids[-1]
-        episode.completion_ids += suffix
-        episode.action_mask += [0] * len(suffix)
-        episode.logprobs += [0.0] * len(suffix)
-        return [unread, *suffix]
+def _shares(n: int, parts: int) -> list[range]:
+    """`range(n)` in `parts` runs of nearly equal length."""
+    cuts = [n * part // parts for part in range(parts + 1)]
+    return [range(a, b) for a, b in itertools.pairwise(cuts)]

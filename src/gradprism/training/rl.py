@@ -1,58 +1,39 @@
-"""Reinforcement learning on routed tasks: TRL's GRPO trainer over multi-turn episodes that our own player plays."""
+"""Reinforcement learning on routed tasks: rounds of multi-turn episodes, played by our own player, learnt from by TRL's trainer."""
 
+import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal, Self
-
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from typing import Any
 
 from gradprism.environments.pool import SessionPool
 from gradprism.environments.protocol import Environment, Task
-from gradprism.errors import ConfigError, DataError, MissingFileError
-from gradprism.progress import Progress
-from gradprism.rollouts.episodes import Episode, PlayConfig, Player
+from gradprism.errors import ConfigError, DataError, MissingFileError, ModelError
+from gradprism.files import sha256_json
+from gradprism.models import resolve_device
+from gradprism.progress import Progress, quiet
+from gradprism.rollouts.episodes import PlayConfig, Player
+from gradprism.training.checkpoints import (
+    OnExisting,
+    claim_training_folder,
+    decide,
+    describe_training,
+    finish_training,
+    finished_training,
+    save_total_limit,
+    save_trained,
+    sole_training,
+    training_cost,
+)
+from gradprism.training.processes import join_processes
+from gradprism.training.rl_config import RlConfig
+from gradprism.training.rounds import Rounds, TaskStream
+from gradprism.training.tracking import check_trackers, tracking_arguments
 from gradprism.trajectories.rendering import Renderer
 
-
-class RlConfig(BaseModel):
-    """Settings of the RL stage."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-    steps: int = Field(default=150, ge=1, description="Optimizer steps; each plays `groups` x `rollouts` episodes.")
-    groups: int = Field(default=16, ge=1, description="Tasks a step.")
-    rollouts: int = Field(default=8, ge=2, description="Episodes a task; advantages are relative to their mean.")
-    learning_rate: float = Field(default=1e-6, gt=0, description="Learning rate of AdamW, constant after the warm-up.")
-    warmup_steps: int = Field(default=0, ge=0, description="Steps over which the learning rate rises.")
-    kl: float = Field(default=0.0, ge=0, description="Weight of the KL divergence to the starting checkpoint.")
-    loss: Literal["dapo", "dr_grpo", "grpo"] = Field(
-        default="dapo", description="How tokens are weighed: all alike (dapo, dr_grpo), or each episode by its own length (grpo)."
-    )
-    clip: float = Field(default=0.2, gt=0, description="Clipping range of the probability ratio.")
-    iterations: int = Field(default=1, ge=1, description="Optimizer passes over each batch of episodes.")
-    temperature: float = Field(default=1.0, gt=0, description="Sampling temperature of rollouts.")
-    max_steps: int = Field(default=20, ge=1, description="Actions an episode.")
-    max_action_tokens: int = Field(default=16, ge=1, description="Tokens an action.")
-    invalid_penalty: float = Field(
-        default=0.0, ge=0, description="Subtracted from the reward for every action that the engine refuses."
-    )
-    micro_batch: int = Field(default=16, ge=1, description="Episodes a forward and backward pass and device.")
-    max_grad_norm: float = Field(default=1.0, gt=0, description="Gradients are clipped to this norm.")
-    bf16: bool = Field(default=False, description="Train under bfloat16 autocast.")
-    activation_checkpointing: bool = Field(default=False, description="Recompute activations in the backward pass to save memory.")
-    seed: int = Field(default=0, ge=0, lt=2**32, description="Seed of task order and sampling.")
-
-    @model_validator(mode="after")
-    def _micro_batches_fill_a_batch(self) -> Self:
-        if self.groups * self.rollouts % self.micro_batch:
-            raise ValueError(f"micro_batch {self.micro_batch} must divide groups x rollouts = {self.groups * self.rollouts}")
-        return self
-
-
-def shaped_reward(episode: Episode, config: RlConfig) -> float:
-    """The environment's reward less the penalty for refused actions."""
-    return episode.reward - config.invalid_penalty * episode.valid.count(False)
+# Asked between rounds, with the model and how many rounds have been played: tasks to go on with, or None for the same as before.
+Refresh = Callable[[Any, int], Sequence[Task] | None]
+PREFLIGHT = 16  # tasks whose first observation is tried for its length before training
 
 
 def read_tasks(path: Path, environment: Environment) -> list[Task]:
@@ -80,138 +61,288 @@ def train_rl(
     *,
     context_length: int,
     workers: int | None = None,
+    device: str = "auto",
+    on_existing: OnExisting = "resume",
+    refresh: Refresh | None = None,
 ) -> dict[str, Any]:
-    """Trains `model` in place with GRPO on `tasks` and writes it with its tokenizer to `out`; returns a summary and the step log.
+    """Trains `model` in place on `tasks` and makes `out` a training folder with the result; returns its summary.
 
-    Only the tasks are used, never a gold action. Tokens of observations get no loss: TRL receives `env_mask`, which is 1 on the
-    tokens that the model chose.
+    Only the tasks are used, never a gold action. Tokens of observations get no loss. The model may lie on the CPU: the trainer moves
+    it to `device`. Under `torchrun` or `accelerate launch` every process calls this with the same arguments. A training that was cut
+    short goes on from its last checkpoint, and gives what it would have given; one that has finished is not repeated (`reused`).
+
+    Raises `ConfigError` before training for settings that cannot be met, `FolderInUseError` for a folder that holds something else,
+    and `ModelError` where training diverges.
     """
+    check_trackers(config)
+    ranks = join_processes(device)
+    _check(tasks, config, ranks.world if ranks else 1, model, renderer, context_length)
+    with quiet(ranks is not None and not ranks.is_first), sole_training(out, ranks):
+        manifest = describe_training(
+            "rl",
+            config,
+            model,
+            renderer.tokenizer,
+            ranks.world if ranks else 1,
+            tasks_sha256=sha256_json([task.reference() for task in tasks]),
+            environment=environment.name,
+            context_length=context_length,
+            device=resolve_device(device).partition(":")[0],
+        )
+        claimed = decide(ranks, lambda: _claim(out, manifest, on_existing))
+        if claimed["finished"] is not None:
+            return claimed["finished"]
+        checkpoint = Path(claimed["checkpoint"]) if claimed["checkpoint"] else None
+        with SessionPool(environment, workers) as pool:
+            summary, attempt = _train(
+                model, renderer, environment, pool, tasks, config, out, context_length, device, checkpoint, refresh
+            )
+        return decide(ranks, lambda: _finish(out, summary, attempt, config.keep_checkpoints))
+
+
+def _claim(out: Path, manifest: dict[str, Any], on_existing: OnExisting) -> dict[str, Any]:
+    """The checkpoint to go on from, and the summary of a training that has finished."""
+    checkpoint = claim_training_folder(out, manifest, on_existing)
+    finished = finished_training(out)
+    if finished is not None:
+        finished |= {"earlier_cost": training_cost(out), "reused": True}
+    return {"checkpoint": checkpoint and str(checkpoint), "finished": finished}
+
+
+def _finish(out: Path, summary: dict[str, Any], attempt: str, keep_checkpoints: bool) -> dict[str, Any]:
+    summary |= {"earlier_cost": training_cost(out, without=attempt)}
+    finish_training(out, summary, keep_checkpoints)
+    return {**summary, "reused": False}
+
+
+def _train(
+    model: Any,
+    renderer: Renderer,
+    environment: Environment,
+    pool: SessionPool,
+    tasks: Sequence[Task],
+    config: RlConfig,
+    out: Path,
+    context_length: int,
+    device: str,
+    checkpoint: Path | None,
+    refresh: Refresh | None,
+) -> tuple[dict[str, Any], str]:
+    """Trains and saves; the summary, and the name of this attempt in the account of costs."""
     from transformers import PrinterCallback
 
-    from gradprism.training.callbacks import ProgressCallback, log_history
-    from gradprism.training.sft import save_checkpoint
+    from gradprism.training.callbacks import LogCallback, ProgressCallback, log_history
+    from gradprism.training.episode_trainer import EvaluationCallback
 
-    if not tasks:
-        raise ConfigError("no tasks to train on: the route sends nothing to RL; lower the threshold or use another policy")
     play = PlayConfig(
         max_steps=config.max_steps,
         max_action_tokens=config.max_action_tokens,
         temperature=config.temperature,
         context_length=context_length,
-        in_flight=config.groups * config.rollouts,
+        in_flight=config.in_flight,
+        refuse_long=False,
+        prompt=config.prompt,
     )
-    with SessionPool(environment, workers) as pool, Progress("RL", 0) as progress:
-        rollouts = Rollouts(Player(model, renderer, pool, play), {task.id: task for task in tasks}, config)
-        trainer = build_trainer(model, renderer, tasks, rollouts, config, out)
-        trainer.remove_callback(PrinterCallback)
+    trainer = build_trainer(model, renderer, config, out, device)
+    rank, world = trainer.accelerator.process_index, trainer.accelerator.num_processes
+    player = Player(trainer.model, renderer, pool, play, _generators(trainer, config, config.temperature))
+    player.check_fits(tasks[:PREFLIGHT])
+    asked = None if refresh is None else lambda count: refresh(trainer.model, count)
+    trainer.rounds = Rounds(TaskStream(tasks, config.seed, rank, world), player.play, config, config.groups // world, asked)
+    trainer.statistics = player.statistics
+    trainer.micro_batch_tokens = config.micro_batch_tokens
+    if checkpoint is not None:
+        trainer.restore(checkpoint)
+    log = LogCallback(out)
+    trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(log)  # first, since it begins the log that the others write to
+    if config.evaluate_every:
+        trainer.evaluation = _evaluation(trainer, renderer, environment, pool, config, play)
+        trainer.add_callback(EvaluationCallback(trainer, config.evaluate_every * config.optimizer_steps))
+    with Progress("RL", 0) as progress:
         trainer.add_callback(ProgressCallback(progress, "reward"))
-        trainer.train()
-        statistics = rollouts.player.statistics
-    save_checkpoint(model, renderer.tokenizer, out)
-    # Several optimizer steps learn from one generation.
-    history = [{**row, **rollouts.log[step // config.iterations]} for step, row in enumerate(log_history(trainer))]
-    tokens = rollouts.tokens * config.iterations
-    return {
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    save_trained(trainer, renderer.tokenizer, out)
+    statistics = player.statistics
+    # Counts of all processes, and times of the first.
+    read, generated, steps, trained = trainer.summed(
+        [statistics.tokens_read, statistics.tokens_generated, statistics.environment_steps, trainer.tokens_trained]
+    )
+    summary = {
         "tasks": len(tasks),
-        "steps": trainer.state.global_step,
-        "episodes": rollouts.episodes,
-        "tokens_generated": statistics.tokens_generated,
-        "tokens_forward": statistics.tokens_read + tokens,
-        "tokens_backward": tokens,
-        "environment_steps": statistics.environment_steps,
+        "steps": config.steps,
+        "optimizer_steps": trainer.state.global_step,
+        "episodes": int(trainer.played["played"]),
+        "resampled_groups": int(trainer.played["resampled_groups"]),
+        "equal_groups": int(trainer.played["equal_groups"]),
+        "failed_episodes": int(trainer.played["failed"]),
+        "cut_by_context": int(trainer.played["cut_by_context"]),
+        "tokens_generated": int(generated),
+        "tokens_forward": int(read + trained),
+        "tokens_backward": int(trained),
+        "environment_steps": int(steps),
         "generate_seconds": statistics.generate_seconds,
         "environment_seconds": statistics.environment_seconds,
-        "history": history,
+        "update_seconds": trainer.update_seconds,
+        "evaluation": evaluations(trainer.state.log_history),
+        "history": log_history(trainer),
     }
+    return summary, log.attempt.name
 
 
-class Rollouts:
-    """TRL's `rollout_func`: plays the prompts' tasks and hands back tokens, mask and rewards."""
-
-    def __init__(self, player: Player, tasks: dict[str, Task], config: RlConfig) -> None:
-        self.player, self.tasks, self.config = player, tasks, config
-        self.episodes = 0
-        self.tokens = 0
-        self.log: list[dict[str, float]] = []
-
-    def __call__(self, prompts: list[list[dict[str, str]]], trainer: Any) -> dict[str, Any]:
-        """`prompts` holds one conversation an episode, its only message naming the task."""
-        tasks = [self.tasks[prompt[0]["content"]] for prompt in prompts]
-        episodes = self.player.play(tasks, seed=self.config.seed + self.episodes)
-        self.episodes += len(episodes)
-        self.tokens += sum(len(e.prompt_ids) + len(e.completion_ids) for e in episodes)
-        rewards = [shaped_reward(e, self.config) for e in episodes]
-        groups = [rewards[i : i + self.config.rollouts] for i in range(0, len(rewards), self.config.rollouts)]
-        actions = sum(len(e.actions) for e in episodes)
-        self.log.append(
-            {
-                "success": sum(e.success for e in episodes) / len(episodes),
-                "episode_steps": actions / len(episodes),
-                "invalid_share": sum(e.valid.count(False) for e in episodes) / actions,
-                "equal_groups": sum(len(set(group)) == 1 for group in groups) / len(groups),
-            }
-        )
-        return {
-            "prompt_ids": [e.prompt_ids for e in episodes],
-            "completion_ids": [e.completion_ids for e in episodes],
-            "logprobs": [e.logprobs for e in episodes],
-            "env_mask": [e.action_mask for e in episodes],
-            "episode_reward": rewards,
-        }
+def evaluations(log: Sequence[dict[str, Any]]) -> list[dict[str, float]]:
+    """Step, success and score of every evaluation in a trainer's log."""
+    return [
+        {"step": row["step"], "success": row["evaluation/success"], "score": row["evaluation/score"]}
+        for row in log
+        if "evaluation/success" in row
+    ]
 
 
-def episode_reward(completions: list[Any], episode_reward: list[float | None], **_: Any) -> list[float | None]:
-    """TRL's reward function: the rewards that `Rollouts` handed back."""
-    return episode_reward
+def _check(tasks: Sequence[Task], config: RlConfig, world: int, model: Any, renderer: Renderer, context_length: int) -> None:
+    """What can be known to fail before anything is loaded or written."""
+    import importlib.util
+
+    if not tasks:
+        raise ConfigError("no tasks to train on: the route sends nothing to RL; lower the threshold or use another policy")
+    if config.groups % world:
+        raise ConfigError(f"groups {config.groups}: must be a multiple of the {world} processes, so that none shares a group")
+    if config.max_action_tokens >= context_length:
+        raise ConfigError(f"max_action_tokens {config.max_action_tokens}: leaves no room in a context of {context_length}")
+    if config.vllm == "colocate" and importlib.util.find_spec("vllm") is None:
+        raise ConfigError("vllm colocate: vLLM is not installed; pip install vllm, or --vllm off")
+    rows, tokens = model.get_input_embeddings().weight.shape[0], len(renderer.tokenizer)
+    if tokens > rows:
+        raise ModelError(f"the tokenizer has {tokens} tokens and the model {rows} embeddings: it is another model's tokenizer")
+    if config.prompt.history is None:
+        renderer.turn_suffix_ids("")  # a template that rewrites earlier turns is refused here
 
 
-def build_trainer(model: Any, renderer: Renderer, tasks: Sequence[Task], rollouts: Any, config: RlConfig, out: Path) -> Any:
-    """TRL's `GRPOTrainer` whose prompts are task ids and whose generation is `rollouts`."""
+def build_trainer(model: Any, renderer: Renderer, config: RlConfig, out: Path, device: str = "auto") -> Any:
+    """The trainer, without its rounds."""
     import os
 
     from datasets import Dataset
     from trl.trainer.grpo_config import GRPOConfig
-    from trl.trainer.grpo_trainer import GRPOTrainer
 
-    os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")  # rollout_func is experimental, and pinned to TRL's minor version
-    batch = config.groups * config.rollouts
-    dataset = Dataset.from_list([{"prompt": [{"role": "user", "content": task.id}]} for task in tasks])
+    from gradprism.training.adapters import peft_config
+    from gradprism.training.episode_trainer import EpisodeTrainer
+
+    os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
+    # TRL's data loader says how many steps there are; which tasks are played is the rounds' affair.
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    dataset = Dataset.from_dict({"prompt": [""] * (processes * config.updates)})
+    vllm = {}
+    if config.vllm != "off":
+        vllm = {
+            "use_vllm": True,
+            "vllm_mode": config.vllm,
+            "vllm_server_base_url": config.vllm_url if config.vllm == "server" else None,
+            "vllm_gpu_memory_utilization": config.vllm_memory,
+            "vllm_max_model_length": renderer.context_length,
+            "vllm_enable_sleep_mode": False,  # it would wake and sleep at every turn
+        }
     arguments = GRPOConfig(
         output_dir=str(out),
-        max_steps=config.steps * config.iterations,
+        max_steps=config.steps * config.optimizer_steps,
         learning_rate=config.learning_rate,
         lr_scheduler_type="constant_with_warmup",
         warmup_steps=config.warmup_steps,
-        per_device_train_batch_size=config.micro_batch,
-        gradient_accumulation_steps=batch // config.micro_batch,
-        steps_per_generation=batch // config.micro_batch,
+        weight_decay=config.weight_decay,
+        per_device_train_batch_size=config.rollouts,
+        gradient_accumulation_steps=1,
+        steps_per_generation=config.updates,
         num_generations=config.rollouts,
         num_iterations=config.iterations,
-        max_completion_length=rollouts.player.config.context_length,
+        max_completion_length=config.max_action_tokens if vllm else renderer.context_length,
         temperature=config.temperature,
         beta=config.kl,
         epsilon=config.clip,
+        epsilon_high=config.clip_high,
         loss_type=config.loss,
-        # Dividing by each group's own spread would make a lone refused action weigh as much as a success; the batch's does not.
-        scale_rewards="batch",
         max_grad_norm=config.max_grad_norm,
         bf16=config.bf16,
         seed=config.seed,
         data_seed=config.seed,
-        save_strategy="no",
-        report_to="none",
-        logging_steps=1,
-        logging_nan_inf_filter=False,  # a loss that diverged is to be seen
-        disable_tqdm=True,
-        use_cpu=model.device.type == "cpu",
+        save_strategy="steps",
+        save_steps=config.save_every * config.optimizer_steps,
+        save_total_limit=save_total_limit(config.keep_checkpoints),
+        use_cpu=resolve_device(device) == "cpu",
+        ddp_find_unused_parameters=False,
         dataloader_pin_memory=False,
         activation_checkpointing=config.activation_checkpointing,
+        **vllm,
+        **tracking_arguments(config, out),
     )
-    return GRPOTrainer(
+    arguments._n_gpu = min(arguments.n_gpu, 1)  # one process trains on one device, however many it sees
+    trainer = EpisodeTrainer(
         model=model,
-        reward_funcs=episode_reward,
+        reward_funcs=_no_reward,
         args=arguments,
         train_dataset=dataset,
         processing_class=renderer.tokenizer,
-        rollout_func=rollouts,
+        peft_config=peft_config(config, model),
     )
+    trainer.max_completion_length = renderer.context_length  # what dr_grpo divides by is an episode's length, not an action's
+    if config.vllm == "off" and str(trainer.accelerator.distributed_type.value) in ("FSDP", "DEEPSPEED"):
+        raise ConfigError(
+            "a sharded model cannot play: its processes would wait for each other's turns; use --vllm colocate or server"
+        )
+    return trainer
+
+
+def _generators(trainer: Any, config: RlConfig, temperature: float) -> Any:
+    """What makes the player's generators: None for the model itself, else vLLM's."""
+    if config.vllm == "off":
+        return None
+    from gradprism.rollouts.vllm import VllmGenerator
+
+    return lambda slots: VllmGenerator(vllm_engine(trainer, config, temperature))
+
+
+def vllm_engine(trainer: Any, config: RlConfig, temperature: float) -> Any:
+    """Asks the trainer's vLLM. No call waits for another process: their episodes take different numbers of turns."""
+    if config.vllm == "colocate":
+        generation = trainer.vllm_generation
+
+        def ask(prompts: list[list[int]]) -> Any:
+            before, generation.temperature = generation.temperature, temperature
+            try:
+                _, completions, logprobs, _ = generation.generate(prompts, None, 1)
+            finally:
+                generation.temperature = before
+            return completions, logprobs
+
+        return ask
+
+    from trl.generation.vllm_client import VLLMClient
+
+    client = VLLMClient(base_url=config.vllm_url)  # every process has its own; TRL's, in the first, also sends the weights
+
+    def ask_server(prompts: list[list[int]]) -> Any:
+        said = client.generate(prompts, temperature=temperature, max_tokens=config.max_action_tokens, logprobs=0)
+        return said["completion_ids"], said["logprobs"]
+
+    return ask_server
+
+
+def _evaluation(
+    trainer: Any, renderer: Renderer, environment: Environment, pool: SessionPool, config: RlConfig, play: PlayConfig
+) -> Callable[[], dict[str, float]]:
+    """Plays the evaluation's tasks greedily, each process its share; success and score over all."""
+    accelerator = trainer.accelerator
+    split = config.evaluate_split or environment.evaluation_splits[0]
+    greedy = dataclasses.replace(play, temperature=0.0)
+    tasks = environment.tasks(split, config.evaluate_tasks)[accelerator.process_index :: accelerator.num_processes]
+
+    def evaluate() -> dict[str, float]:
+        episodes = Player(trainer.model, renderer, pool, greedy, _generators(trainer, config, 0.0)).play(tasks)
+        n, won, score = trainer.summed([len(episodes), sum(e.success for e in episodes), sum(e.score for e in episodes)])
+        return {"success": won / n, "score": score / n}
+
+    return evaluate
+
+
+def _no_reward(**_: Any) -> list[float | None]:
+    """TRL wants a reward function; rewards come with the rounds."""
+    raise AssertionError("rewards are the rounds'")

@@ -1,0 +1,181 @@
+"""TRL's GRPO trainer on rounds of multi-turn episodes: rows of any number and length, advantages of their own for every token.
+
+TRL takes a fixed number of completions a step and pads them all to the longest. Episodes differ in length by an order of magnitude, and a
+prompt that is rebuilt at every step makes one row a step. So a step of the trainer takes a list of micro-batches here, packed by tokens,
+and passes them one after the other; loss, reference model, optimizer, weights for vLLM and checkpoints stay TRL's and transformers'.
+"""
+
+import dataclasses
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainerCallback
+from trl.trainer.grpo_trainer import GRPOTrainer
+
+from gradprism.files import read_json, write_json
+from gradprism.rollouts.episodes import PlayStatistics
+from gradprism.training.batches import pack, split_rows, tensors
+from gradprism.training.checkpoints import AtomicCheckpoints
+from gradprism.training.rounds import Round, Rounds, Row, means, sums
+from gradprism.training.tracking import CountedTokens
+
+STATE = "rounds-{rank}.json"
+
+
+class EpisodeTrainer(CountedTokens, AtomicCheckpoints, GRPOTrainer):
+    """`rounds` and `statistics` (those of its player) are set before training. Everything else is `GRPOTrainer`'s."""
+
+    rounds: Rounds
+    statistics: PlayStatistics
+    micro_batch_tokens: int
+    update_seconds = 0.0
+    tokens_trained = 0
+    played: dict[str, float]
+    # Plays an evaluation and gives its figures, the same on every process; None for no evaluation.
+    evaluation: Callable[[], dict[str, float]] | None = None
+
+    def _prepare_inputs(self, generation_batch: Any) -> list[dict[str, Any]]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        updates = self.rounds.config.updates
+        if self._step % (updates * self.num_iterations) == 0 or self._buffered_inputs is None:
+            self._buffered_inputs = self._play_round()
+        return self._buffered_inputs[self._step % updates]
+
+    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
+        """One optimizer step: every micro-batch forward and backward."""
+        model.train()
+        batches = self._prepare_inputs(inputs)
+        clock = time.perf_counter()
+        total = torch.zeros((), device=self.accelerator.device)
+        for batch in batches:
+            with self.compute_loss_context_manager():
+                loss = self.compute_loss(model, batch) * batch["weight"]
+            self.accelerator.backward(loss)
+            total += loss.detach()
+            self.count_tokens(batch["tokens"], batch["action_tokens"])
+        self._step += 1
+        seconds = time.perf_counter() - clock
+        self.update_seconds += seconds
+        self._metrics["train"]["update_seconds"].append(seconds)
+        return total
+
+    def evaluate_now(self) -> None:
+        """Plays the evaluation; its figures go into the step's line of the log."""
+        if self.evaluation is not None:
+            self._sync_vllm()
+            for key, value in self.evaluation().items():
+                self._metrics["train"][f"evaluation/{key}"].append(value)
+
+    def _sync_vllm(self) -> None:
+        if self.use_vllm and self.state.global_step != self._last_loaded_step:
+            self.vllm_generation.sync_weights()
+            self._last_loaded_step = self.state.global_step
+
+    def _play_round(self) -> list[list[dict[str, Any]]]:
+        """Plays, and makes the micro-batches of each optimizer step of the round."""
+        clock = time.perf_counter()
+        self._sync_vllm()
+        round_ = self.rounds.next()
+        self._log_round(round_, time.perf_counter() - clock)
+        updates = self.rounds.config.updates
+        parts = split_rows(round_.rows, updates, seed=self.rounds.config.seed + self.rounds.played)
+        return [self._micro_batches(part, updates) for part in parts]
+
+    def _micro_batches(self, rows: list[Row], updates: int) -> list[dict[str, Any]]:
+        # What the loss divides by counts every row, also those that are not passed for want of anything to learn.
+        n_rows, n_tokens = self.summed([len(rows), sum(sum(row.mask) for row in rows)])
+        mean_rows = n_rows / self.accelerator.num_processes
+        learnt = [row for row in rows if self.beta or any(row.advantages)]
+        packed = pack(learnt, self.micro_batch_tokens)
+        # Every process makes as many passes, since passes are collective where a model is sharded.
+        counts: Any = self.accelerator.gather(torch.tensor([len(packed)], device=self.accelerator.device))
+        pad: Any = self._tokenizer.pad_token_id
+        packed += [[_idle(pad)]] * (max(1, int(counts.max())) - len(packed))
+        batches = []
+        for part in packed:
+            batch = tensors(part, pad, self.accelerator.device)
+            # TRL's dapo loss divides by the tokens of all updates of a round; its other losses are means over the rows they are given.
+            batch["num_items_in_batch"] = torch.tensor(n_tokens * updates, device=self.accelerator.device)
+            batch["weight"] = 1.0 if self.loss_type == "dapo" else len(part) / max(1.0, mean_rows)
+            batch["tokens"], batch["action_tokens"] = sum(map(len, part)), sum(sum(row.mask) for row in part)
+            self._add_logprobs(batch)
+            batches.append(batch)
+        self.tokens_trained += sum(map(len, learnt)) * self.num_iterations
+        return batches
+
+    @torch.no_grad()
+    def _add_logprobs(self, batch: dict[str, Any]) -> None:
+        """Log-probabilities under the model as it plays, where later steps need them, and under the reference."""
+        ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], 1)
+        mask = torch.cat([batch["prompt_mask"], batch["completion_mask"]], 1)
+        width = batch["completion_ids"].shape[1]
+
+        def logprobs(model: Any) -> torch.Tensor:
+            return self._get_per_token_logps_and_entropies(model, ids, mask, width)[0]
+
+        if self.rounds.config.optimizer_steps > 1 or self.use_vllm:
+            batch["old_per_token_logps"] = logprobs(self.model)
+        if self.use_vllm and self.vllm_importance_sampling_correction:
+            # Another engine sampled: its probabilities differ a little from this model's (truncated importance sampling).
+            ratio = (batch["old_per_token_logps"] - batch["sampling_per_token_logps"]).exp()
+            batch["importance_sampling_ratio"] = ratio.clamp(max=self.vllm_importance_sampling_clip_max) * batch["tool_mask"]
+        if self.beta:
+            if self.ref_model is not None:
+                batch["ref_per_token_logps"] = logprobs(self.ref_model)
+            else:  # a LoRA adapter: the model without it
+                with self.accelerator.unwrap_model(self.model).disable_adapter():
+                    batch["ref_per_token_logps"] = logprobs(self.model)
+
+    def _log_round(self, round_: Round, seconds: float) -> None:
+        local = sums(round_)
+        named = dict(zip(local, self.summed(list(local.values())), strict=True))
+        self.played = {key: getattr(self, "played", {}).get(key, 0.0) + value for key, value in named.items()}
+        for key, value in {**means(named), "rollout_seconds": seconds}.items():
+            self._metrics["train"][key].append(value)
+
+    def summed(self, values: list[float]) -> list[float]:
+        """Each value added over all processes."""
+        local = torch.tensor(values, dtype=torch.float64, device=self.accelerator.device)
+        total: Any = self.accelerator.reduce(local, reduction="sum")
+        return total.tolist()
+
+    def save_more(self, folder: Path) -> None:
+        """What this process plays next, and what its rounds have cost."""
+        state = {
+            "rounds": self.rounds.state,
+            "played": self.played,
+            "tokens_trained": self.tokens_trained,
+            "update_seconds": self.update_seconds,
+            "statistics": dataclasses.asdict(self.statistics),
+        }
+        write_json(folder / STATE.format(rank=self.accelerator.process_index), state)
+
+    def restore(self, checkpoint: Path) -> None:
+        """Goes on with the rounds after a checkpoint."""
+        state = read_json(checkpoint / STATE.format(rank=self.accelerator.process_index))
+        self.rounds.state = state["rounds"]
+        self.played, self.tokens_trained, self.update_seconds = state["played"], state["tokens_trained"], state["update_seconds"]
+        for name, value in state["statistics"].items():
+            setattr(self.statistics, name, value)
+
+
+class EvaluationCallback(TrainerCallback):
+    """Evaluates an `EpisodeTrainer` before the first and after every `every`-th optimizer step."""
+
+    def __init__(self, trainer: EpisodeTrainer, every: int) -> None:
+        self.trainer, self.every = trainer, every
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == 0 and self.trainer.evaluation is not None:
+            self.trainer.log({f"evaluation/{key}": value for key, value in self.trainer.evaluation().items()})
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step % self.every == 0:
+            self.trainer.evaluate_now()
+
+
+def _idle(token: int) -> Row:
+    """A row that teaches nothing."""
+    return Row([token], [token], [0], [0.0], [0.0])

@@ -1,0 +1,49 @@
+"""The processes of `accelerate launch` or `torchrun` that train together."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+
+from gradprism.errors import ConfigError
+from gradprism.probing.executors.ranks import Ranks
+from gradprism.progress import quiet
+
+# How long a process waits for another in one exchange of tensors: the first may be writing a large model.
+_TIMEOUT = timedelta(hours=2)
+_joined: Ranks | None = None
+
+
+def join_processes(device: str) -> Ranks | None:
+    """Makes this process one of its launcher's, so that models load and are placed as accelerate's configuration says.
+
+    None for a process that trains alone. May be called again. Raises `ConfigError` for a device that a trainer does not train on.
+    """
+    if device == "auto-map" or ":" in device:
+        raise ConfigError(
+            f"--device {device}: training takes the first device it sees, or all with accelerate launch; use auto, cpu or cuda, and "
+            "CUDA_VISIBLE_DEVICES to choose"
+        )
+    global _joined
+    if _joined is None and (ranks := Ranks.from_environment()) is not None:
+        from accelerate import PartialState
+
+        PartialState(cpu=ranks.device(device) == "cpu", timeout=_TIMEOUT)
+        # One connection to the launcher's store, made while all are there: asked when one has failed, a new one would wait for it.
+        ranks.store  # noqa: B018
+        _joined = ranks
+    return _joined
+
+
+@contextmanager
+def training_processes(device: str) -> Iterator[Ranks | None]:
+    """A command in which the launcher's processes train: the first one alone shows progress, and the first error alone is printed."""
+    ranks = join_processes(device)
+    if ranks is None:
+        yield None
+        return
+    with ranks.failing_together(), quiet(not ranks.is_first):
+        yield ranks
+
+    from accelerate import PartialState
+
+    PartialState().destroy_process_group()

@@ -1,0 +1,445 @@
+"""RL: what is learnt of an episode, against a loss written out slowly, and trainings that survive what goes wrong."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from gradprism.environments.alfworld.environment import AlfworldEnvironment
+from gradprism.environments.prompts import PromptTemplate
+from gradprism.environments.protocol import Task
+from gradprism.errors import ConfigError, DataError, FolderInUseError, MissingFileError, ModelError
+from gradprism.models import load_model
+from gradprism.rollouts.episodes import Episode, PlayStatistics
+from gradprism.training.advantages.outcome import Outcome
+from gradprism.training.batches import pack, split_rows, tensors
+from gradprism.training.rewards import outcome
+from gradprism.training.rl import build_trainer, read_tasks, train_rl
+from gradprism.training.rl_config import RlConfig
+from gradprism.training.rounds import Rounds, Row, TaskStream, training_rows
+from gradprism.trajectories.rendering import Renderer, load_tokenizer
+from helpers.broken_games import BrokenGames
+from helpers.tiny import tiny_llama, tiny_qwen3, tiny_tokenizer
+
+TASK = Task("x", "t", "k", "s")
+
+
+@pytest.fixture
+def tokenizer():
+    return tiny_tokenizer()
+
+
+def episode(turns, rewards=None, token=20, task=TASK, **options) -> Episode:
+    """`turns` is (tokens of an action, tokens of the observation behind it) pairs."""
+    made = Episode(task, [6, 7, 8], observations=["start"], **options)
+    for number, (chosen, seen) in enumerate(turns):
+        begin = len(made.completion_ids)
+        made.turns.append((begin, begin + chosen))
+        made.completion_ids += [token + number + i for i in range(chosen)] + [token + 9] * seen
+        made.action_mask += [1] * chosen + [0] * seen
+        made.logprobs += [-1.0] * chosen + [0.0] * seen
+        made.actions.append("look")
+        made.observations.append(f"after {number}")
+        made.valid.append(True)
+        made.formed.append(True)
+        made.rewards.append(rewards[number] if rewards else 0.0)
+    return made
+
+
+class Given:
+    """Plays the same episodes whatever it is asked."""
+
+    def __init__(self, episodes: list[Episode]) -> None:
+        self.episodes = episodes
+
+    def __call__(self, tasks, seed):
+        assert len(tasks) == len(self.episodes)
+        return self.episodes
+
+
+def trainer_of(model, tokenizer, episodes, config: RlConfig, out: Path):
+    trainer = build_trainer(model, Renderer(tokenizer, 512), config, out)
+    trainer.rounds = Rounds(TaskStream([TASK], 0), Given(episodes), config, config.groups)
+    trainer.statistics = PlayStatistics()
+    trainer.micro_batch_tokens = config.micro_batch_tokens
+    return trainer
+
+
+GROUP = [
+    episode([(2, 3), (3, 1), (1, 0)], [0.0, 0.0, 1.0]),
+    episode([(1, 2), (4, 0)], [-0.5, 0.0], token=30),
+    episode([(5, 0)], [0.25], token=40),
+    episode([(1, 6), (1, 1), (2, 4), (1, 0)], [0.0, 0.5, 0.0, 0.0], token=50),
+]
+
+
+def expected_gradients(model, rows: list[Row], kind: str) -> dict[str, torch.Tensor]:
+    """The policy gradient written out: at ratio 1 the clipped objective's gradient is that of advantage · log-probability."""
+    model.zero_grad()
+    total, n_tokens = torch.zeros(()), sum(sum(row.mask) for row in rows)
+    for row in rows:
+        ids = torch.tensor([row.prompt_ids + row.completion_ids])
+        logprobs = model(input_ids=ids).logits[0].log_softmax(-1)
+        begin = len(row.prompt_ids)
+        terms = [logprobs[begin + i - 1, token] * row.advantages[i] for i, token in enumerate(row.completion_ids) if row.mask[i]]
+        divisor = {"dapo": n_tokens, "grpo": len(terms) * len(rows), "dr_grpo": 512 * len(rows)}[kind]
+        total = total - sum(terms) / divisor
+    total.backward()
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("history", [None, 2])
+@pytest.mark.parametrize("budget", [1, 60, 100_000])
+@pytest.mark.parametrize("kind", ["dapo", "grpo", "dr_grpo"])
+@pytest.mark.parametrize("algorithm", ["grpo", "gigpo"])
+def test_the_gradient_is_the_one_written_out_however_rows_are_packed(tokenizer, tmp_path, algorithm, kind, budget, history):
+    config = RlConfig(
+        algorithm=algorithm,
+        steps=1,
+        groups=1,
+        rollouts=4,
+        loss=kind,
+        micro_batch_tokens=budget,
+        max_grad_norm=1e9,
+        learning_rate=1e-9,
+    )
+    episodes = [Episode(**{f: getattr(e, f) for f in Episode.__dataclass_fields__}) for e in GROUP]
+    if history:  # one row a step, each with a prompt of its own
+        for made in episodes:
+            made.step_prompts = [[6, 7, 8, *range(10, 10 + t)] for t in range(len(made.turns))]
+    model = tiny_llama(len(tokenizer), seed=5)
+    trainer = trainer_of(model, tokenizer, episodes, config, tmp_path)
+    rows = trainer.rounds.next().rows
+    assert len(rows) == (10 if history else 4)
+    seen = {}
+    original = trainer.accelerator.clip_grad_norm_
+
+    def watch(parameters, *args, **kwargs):
+        seen.update({n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None})
+        return original(parameters, *args, **kwargs)
+
+    trainer.accelerator.clip_grad_norm_ = watch
+    trainer.train()
+    fresh = tiny_llama(len(tokenizer), seed=5)
+    for name, gradient in expected_gradients(fresh, rows, kind).items():
+        torch.testing.assert_close(seen[name], gradient, atol=2e-6, rtol=2e-4, msg=lambda m, n=name: f"{n}: {m}")
+
+
+@pytest.mark.parametrize("kind", ["dapo", "grpo", "dr_grpo"])
+def test_each_update_of_a_round_is_the_gradient_of_its_own_rows(tokenizer, tmp_path, kind):
+    config = RlConfig(
+        steps=1,
+        groups=1,
+        rollouts=4,
+        updates=2,
+        iterations=2,
+        loss=kind,
+        micro_batch_tokens=30,
+        max_grad_norm=1e9,
+        learning_rate=1e-9,
+    )
+    model, seen = tiny_llama(len(tokenizer), seed=5), []
+    trainer = trainer_of(model, tokenizer, GROUP, config, tmp_path)
+    rows = Rounds(TaskStream([TASK], 0), Given(GROUP), config, 1).next().rows
+    original = trainer.accelerator.clip_grad_norm_
+
+    def watch(parameters, *args, **kwargs):
+        seen.append({n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None})
+        return original(parameters, *args, **kwargs)
+
+    trainer.accelerator.clip_grad_norm_ = watch
+    trainer.train()
+    first, second = split_rows(rows, 2, seed=4)
+    assert len(seen) == 4 and len(first) == len(second) == 2
+    for gradients, part in zip(seen, (first, second, first, second), strict=True):
+        for name, gradient in expected_gradients(tiny_llama(len(tokenizer), seed=5), part, kind).items():
+            torch.testing.assert_close(gradients[name], gradient, atol=2e-6, rtol=2e-4, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def test_rl_never_learns_environment_tokens(tokenizer, tmp_path):
+    """The last norm's output at a position is all that the prediction of the next token depends on, and no other position reads it."""
+
+    def learnt(episodes):
+        model, gradients = tiny_qwen3(len(tokenizer), seed=5), []
+        config = RlConfig(steps=1, groups=1, rollouts=4, learning_rate=1e-3)
+
+        def watch(module, args, output):
+            if output.requires_grad:
+                output.register_hook(gradients.append)
+
+        model.model.norm.register_forward_hook(watch)
+        trainer_of(model, tokenizer, episodes, config, tmp_path / "out").train()
+        [gradient] = gradients
+        width = max(len(e.completion_ids) for e in episodes)
+        return sorted((gradient.abs().sum(-1) > 0)[:, -width - 1 : -1].int().tolist())
+
+    width = max(len(e.completion_ids) for e in GROUP)
+    assert learnt(GROUP) == sorted(e.action_mask + [0] * (width - len(e.action_mask)) for e in GROUP)
+
+
+def test_rows_of_a_growing_conversation_and_of_one_that_is_rebuilt():
+    made = episode([(2, 3), (1, 0)])
+    [row] = training_rows(made, torch.tensor([0.5, -1.0]).numpy())
+    assert row.mask == [1, 1, 0, 0, 0, 1] and row.advantages == [0.5, 0.5, 0, 0, 0, -1.0]
+    made.step_prompts = [[1], [2, 3]]
+    first, second = training_rows(made, torch.tensor([0.5, -1.0]).numpy())
+    assert (first.prompt_ids, first.completion_ids, first.mask, first.advantages) == ([1], [20, 21], [1, 1], [0.5, 0.5])
+    assert (second.prompt_ids, second.completion_ids, second.advantages) == ([2, 3], [21], [-1.0])
+    assert training_rows(Episode(TASK, [1, 2]), torch.zeros(0).numpy()) == []
+
+
+def test_rows_are_packed_whole_and_within_the_budget():
+    rows = [Row([1] * (1 + i % 7), [2] * (1 + i * 5 % 40), [1] * (1 + i * 5 % 40), [], []) for i in range(50)]
+    for budget in (1, 64, 500, 10_000):
+        packed = pack(rows, budget)
+        assert sorted(map(id, (r for part in packed for r in part))) == sorted(map(id, rows))
+        for part in packed:
+            padded = (max(len(r.prompt_ids) for r in part) + max(len(r.completion_ids) for r in part)) * len(part)
+            assert padded <= budget or len(part) == 1
+    parts = split_rows(rows, 3, seed=1)
+    assert [len(p) for p in parts] == [16, 17, 17] and len({id(r) for p in parts for r in p}) == 50
+    batch = tensors(
+        [Row([1, 2], [3], [1], [-0.5], [2.0]), Row([4], [5, 6], [1, 0], [-1.0, 0.0], [1.0, 0.0])], 9, torch.device("cpu")
+    )
+    assert batch["prompt_ids"].tolist() == [[1, 2], [9, 4]] and batch["prompt_mask"].tolist() == [[1, 1], [0, 1]]
+    assert batch["completion_ids"].tolist() == [[3, 9], [5, 6]] and batch["tool_mask"].tolist() == [[1, 0], [1, 0]]
+    assert batch["advantages"].tolist() == [[2.0, 0.0], [1.0, 0.0]]
+
+
+def test_rewards_by_hand():
+    made = episode([(1, 1), (1, 1), (1, 0)], [0.0, 0.25, 1.0], success=True, score=0.75)
+    made.valid, made.formed = [True, False, True], [False, True, True]
+    made.ended_by = "environment"
+    shape = {"invalid_penalty": 0.1, "malformed_penalty": 0.2}
+    assert outcome(made, RlConfig.model_validate(shape)) == Outcome((-0.2, 0.15, 1.0), ("start", "after 0", "after 1"))
+    assert outcome(made, RlConfig(reward="success", reward_scale=10)).rewards == (0, 0, 10)
+    assert outcome(made, RlConfig.model_validate({"reward": "score", "reward_scale": 2, **shape})).rewards == pytest.approx(
+        (-0.2, -0.1, 1.5)
+    )
+    made.rewards[1] = math.nan
+    assert not outcome(made, RlConfig()).counted
+    made.rewards[1], made.ended_by = 0.0, "failure"
+    assert not outcome(made, RlConfig()).counted
+    assert outcome(Episode(TASK, []), RlConfig(reward="success")).rewards == ()
+
+
+def test_every_process_draws_every_task_once_a_pass():
+    tasks = [Task("x", str(i), "k", "s") for i in range(10)]
+    for world in (1, 2, 5):
+        streams = [TaskStream(tasks, 3, rank, world) for rank in range(world)]
+        for _ in range(3):
+            drawn = [t.id for stream in streams for t in stream.draw(10 // world)]
+            assert sorted(drawn) == [str(i) for i in range(10)]
+    a, b = TaskStream(tasks, 3), TaskStream(tasks, 3)
+    first = a.draw(25)
+    b.drawn = 17
+    assert b.draw(8) == first[17:]
+    assert TaskStream(tasks, 4).draw(10) != first[:10]
+    assert len({t.id for t in TaskStream(tasks[:2], 0).draw(5)}) == 2  # fewer tasks than a step has groups
+
+
+class Scripted:
+    """Groups whose episodes all fail, but for those of `good` tasks, where the first wins."""
+
+    def __init__(self, good):
+        self.good, self.asked = good, []
+
+    def __call__(self, tasks, seed):
+        self.asked.append((len(tasks), seed))
+        first = set()
+        played = []
+        for task in tasks:
+            won = task.id in self.good and task.id not in first
+            first.add(task.id)
+            played.append(episode([(1, 0)], [float(won)], task=task))
+        return played
+
+
+def rounds(good, **options):
+    config = RlConfig(steps=1, rollouts=2, groups=4, **options)
+    tasks = [Task("x", str(i), "k", "s") for i in range(100)]
+    return Rounds(TaskStream(tasks, 0), Scripted(good), config, 4)
+
+
+def test_groups_of_equal_reward_are_counted_and_replaced_where_asked():
+    order = [t.id for t in TaskStream([Task("x", str(i), "k", "s") for i in range(100)], 0).draw(16)]
+    good = {order[1], order[4], order[5], order[9], order[15]}
+    plain = rounds(good).next()
+    assert (plain.equal_groups, plain.resampled, len(plain.groups)) == (3, 0, 4)
+    full = rounds(good, resample=True)
+    result = full.next()
+    # Task 1 of the first four; then three more wanted: 4 and 5 of 4-6; one more: 7, 8, 9.
+    assert [g[0].task.id for g in result.groups] == [order[i] for i in (1, 4, 5, 9)]
+    assert (result.equal_groups, result.resampled) == (6, 6)
+    assert [n for n, _ in full.play.asked] == [8, 6, 2, 2, 2]
+    assert len({seed for _, seed in full.play.asked}) == 5
+    assert full.state == {"drawn": 10, "played": 20, "count": 1, "tasks": None}
+    limited = rounds({order[15]}, resample=True, resample_limit=2).next()
+    assert (limited.equal_groups, len(limited.groups), limited.resampled) == (8, 4, 4)
+
+
+def test_what_is_no_number_or_failed_is_named_counted_and_survived(capsys):
+    broken = [episode([(1, 0)], [r]) for r in (1.0, 0.0, math.nan, 0.0)]
+    broken[3].ended_by, broken[3].failure = "failure", "the engine died"
+    config = RlConfig(steps=1, groups=1, rollouts=4, advantage_scale="none")
+    result = Rounds(TaskStream([TASK], 0), Given(broken), config, 1).next()
+    assert [row.advantages for row in result.rows] == [[0.5], [-0.5], [0.0], [0.0]]
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "task 't': teaches nothing (a reward is not finite: [nan])" in said
+
+
+def test_tasks_may_be_replaced_between_rounds_and_the_state_says_so():
+    other = [Task("x", "new", "k", "s")]
+    made = rounds(set())
+    made._refresh = lambda count: other if count == 1 else None
+    assert {g[0].task.id for g in made.next().groups} != {"new"}
+    assert {g[0].task.id for g in made.next().groups} == {"new"}
+    again = rounds(set())
+    again.state = json.loads(json.dumps(made.state))
+    assert {g[0].task.id for g in again.next().groups} == {"new"}
+
+
+def run_tiny(out: Path, **options):
+    """The shipped model on tiny rooms."""
+    environment = AlfworldEnvironment("tiny")
+    model = load_model("models/alfworld-tiny")
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    settings = {"steps": 2, "groups": 2, "rollouts": 4, "max_steps": 4, "learning_rate": 1e-3, "temperature": 1.5, **options}
+    summary = train_rl(
+        model,
+        Renderer(load_tokenizer("models/alfworld-tiny"), 512),
+        environment,
+        environment.tasks("train", 3),
+        RlConfig.model_validate(settings),
+        out,
+        context_length=512,
+        workers=1,
+    )
+    return model, before, summary
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"invalid_penalty": 0.5, "kl": 0.1},
+        {"algorithm": "gigpo", "invalid_penalty": 0.5, "prompt": PromptTemplate(history=2), "micro_batch_tokens": 600},
+        {"invalid_penalty": 0.5, "updates": 2, "iterations": 2, "lora_rank": 4},
+        {"invalid_penalty": 0.5, "bf16": True, "activation_checkpointing": True},
+        {"invalid_penalty": 0.5, "resample": True, "evaluate_every": 1, "evaluate_tasks": 6},
+    ],
+)
+def test_rl_plays_and_learns_on_the_real_environment(tmp_path, options):
+    _, before, summary = run_tiny(tmp_path / "out", **options)
+    assert summary["steps"] == 2 and summary["optimizer_steps"] == 2 * options.get("updates", 1) * options.get("iterations", 1)
+    assert summary["episodes"] == 16 + 4 * summary["resampled_groups"]
+    assert 16 <= summary["environment_steps"] <= 64 + 16 * summary["resampled_groups"]
+    assert len(summary["history"]) == summary["optimizer_steps"]
+    assert all(0 <= row["invalid_share"] <= 1 and 0 <= row["equal_groups"] <= 1 for row in summary["history"] if "success" in row)
+    trained = load_model(str(tmp_path / "out"))
+    assert any(not torch.equal(before[name], value) for name, value in trained.state_dict().items())
+    log = [json.loads(line) for line in (tmp_path / "out" / "log.jsonl").read_text().splitlines()]
+    steps = [row for row in log if "loss" in row]
+    assert [row["step"] for row in steps] == list(range(1, summary["optimizer_steps"] + 1))
+    for key in ("reward", "success", "rollout_seconds", "update_seconds", "entropy", "grad_norm"):
+        assert math.isfinite(steps[0][key]), key
+    if "kl" in options:
+        assert steps[0]["kl"] == pytest.approx(0.0, abs=1e-6) and steps[1]["kl"] > 1e-6
+    if "evaluate_every" in options:
+        evaluated = [row for row in log if "evaluation/success" in row]
+        assert [row["step"] for row in evaluated] == [0, 1, 2]
+        assert summary["evaluation"][0]["step"] == 0 and len(summary["evaluation"]) == 3
+    # The same command again says what was done and does nothing.
+    _, _, again = run_tiny(tmp_path / "out", **options)
+    assert again["reused"] and again["history"] == summary["history"]
+    with pytest.raises(FolderInUseError, match=r"config\.steps: 2 → 3"):
+        run_tiny(tmp_path / "out", **{**options, "steps": 3})
+
+
+def test_a_training_that_was_cut_goes_on_to_the_same_weights(tmp_path, monkeypatch):
+    """Cut after its second checkpoint by an error; a kill is tested through the command line."""
+    options = {"steps": 4, "save_every": 1, "invalid_penalty": 0.3, "kl": 0.05, "algorithm": "gigpo"}
+    whole, _, first = run_tiny(tmp_path / "whole", **options)
+    play, calls = Rounds.next, []
+
+    def cut(self):
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return play(self)
+
+    monkeypatch.setattr(Rounds, "next", cut)
+    with pytest.raises(KeyboardInterrupt):
+        run_tiny(tmp_path / "cut", **options)
+    monkeypatch.setattr(Rounds, "next", play)
+    resumed, _, second = run_tiny(tmp_path / "cut", **options)
+    for name, value in whole.state_dict().items():
+        assert torch.equal(value, resumed.state_dict()[name]), name
+    for key in ("episodes", "tokens_generated", "tokens_forward", "environment_steps"):
+        assert first[key] == second[key], key
+    timeless = ["loss", "reward", "success", "grad_norm", "kl"]
+    assert [[row[k] for k in timeless] for row in first["history"]] == [[row[k] for k in timeless] for row in second["history"]]
+    assert not (tmp_path / "cut" / "checkpoints").exists()
+
+
+def test_an_environment_that_dies_is_survived(tokenizer, tmp_path, capfd):
+    """A model that never says anything sensible plays an environment of which one task kills every worker."""
+    environment = BrokenGames(str(tmp_path))
+    tasks = [Task("broken", name, "k", "train") for name in ("train/1", "fatal", "corrupt")]
+    config = RlConfig(steps=1, groups=3, rollouts=2, max_steps=2, max_action_tokens=3, invalid_penalty=0.1)
+    renderer = Renderer(tokenizer, 256)
+    summary = train_rl(
+        tiny_qwen3(len(tokenizer)), renderer, environment, tasks, config, tmp_path / "out", context_length=256, workers=1
+    )
+    assert summary["failed_episodes"] == 4 and summary["episodes"] == 6
+    said = capfd.readouterr().err
+    assert "task 'corrupt': teaches nothing" in said and "not a game" in said
+
+
+def test_settings_that_cannot_be_met_are_refused_before_training(tokenizer, tmp_path):
+    renderer, environment = Renderer(tokenizer, 512), AlfworldEnvironment("tiny")
+    tasks = environment.tasks("train", 1)
+
+    def train(tasks=tasks, context_length=512, **options):
+        train_rl(
+            tiny_qwen3(len(tokenizer)),
+            renderer,
+            environment,
+            tasks,
+            RlConfig(**options),
+            tmp_path / "x",
+            context_length=context_length,
+        )
+
+    with pytest.raises(ConfigError, match="no tasks to train on"):
+        train([])
+    with pytest.raises(ConfigError, match="do not fit into a context of 40"):
+        train(context_length=40)
+    with pytest.raises(ConfigError, match="vLLM is not installed"):
+        train(vllm="colocate")
+    with pytest.raises(ConfigError, match="leaves no room"):
+        train(max_action_tokens=512)
+    with pytest.raises(ValueError, match="updates 9: more than"):
+        RlConfig(groups=2, rollouts=4, updates=9)
+    assert not (tmp_path / "x" / "config.json").exists()
+
+
+def test_a_diverged_training_stops_at_once_and_leaves_no_model(tmp_path):
+    with pytest.raises(ModelError, match=r"diverged|not finite"):
+        run_tiny(tmp_path / "out", learning_rate=1e38, max_grad_norm=1e30, invalid_penalty=0.5, steps=4)
+    assert not (tmp_path / "out" / "config.json").exists()
+
+
+def test_tasks_are_read_once_and_bad_lines_are_named(tmp_path):
+    environment = AlfworldEnvironment("tiny")
+    lines = [{"id": "a", "prompt": [], "task": t.reference()} for t in environment.tasks("train", 2)]
+    path = tmp_path / "rl.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in [*lines, lines[0]]))
+    assert [t.id for t in read_tasks(path, environment)] == [line["task"]["id"] for line in lines]
+    for bad in ("{", "[]", '{"id": 1}', '{"task": {"env": "webshop", "id": "3"}}'):
+        path.write_text(json.dumps(lines[0]) + "\n" + bad + "\n")
+        with pytest.raises(DataError, match=r"rl\.jsonl:2: no task"):
+            read_tasks(path, environment)
+    with pytest.raises(MissingFileError):
+        read_tasks(tmp_path / "none.jsonl", environment)
