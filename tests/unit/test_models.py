@@ -202,3 +202,19 @@ def test_context_lengths(base):
         check_context_length(unlimited, None)
     with pytest.raises(ModelError, match=r"has no config\.json"):
         load_config(str(base.parent))
+
+
+def test_a_checkpoint_that_lacks_weights_or_is_torn_is_refused(tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    tiny_qwen3(len(tiny_tokenizer())).save_pretrained(tmp_path)
+    file = tmp_path / "model.safetensors"
+    weights = {name: value for name, value in load_file(file).items() if "layers.1.mlp" not in name}
+    save_file(weights, file, metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=r"lacks 3 of the model's weights, among them model\.layers\.1\.mlp"):
+        load_model(str(tmp_path))
+    file.write_bytes(file.read_bytes()[:1000])
+    with pytest.raises(ModelError, match="cannot be loaded"):
+        load_model(str(tmp_path))
+    with pytest.raises(ModelError, match="device 'abacus'"):
+        load_model("models/alfworld-tiny", device="abacus")
