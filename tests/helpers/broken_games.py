@@ -12,9 +12,13 @@ from gradprism.errors import ConfigError, DataError
 
 @dataclass(frozen=True)
 class BrokenGames:
-    """Counting games: `add` adds one, three wins. `folder` holds marks of what has gone wrong before."""
+    """Counting games: `add` adds one, three wins. `folder` holds marks of what has gone wrong before.
+
+    `by_length` rewards every action by its length, so that what a random model says earns it something.
+    """
 
     folder: str = ""
+    by_length: bool = False
     name: str = "broken"
     splits: tuple[str, ...] = ("train", "test")
     evaluation_splits: tuple[str, ...] = ("test",)
@@ -29,7 +33,7 @@ class BrokenGames:
         return Task(self.name, reference["id"], "kind 0", "train")
 
     def session(self):
-        return BrokenSession(self.folder)
+        return BrokenSession(self.folder, self.by_length)
 
     def expert(self):
         return Adder()
@@ -41,8 +45,8 @@ class Adder:
 
 
 class BrokenSession:
-    def __init__(self, folder: str) -> None:
-        self.folder = Path(folder)
+    def __init__(self, folder: str, by_length: bool = False) -> None:
+        self.folder, self.by_length = Path(folder), by_length
         self.count = 0
 
     def reset(self, task_id: str) -> Step:
@@ -72,4 +76,5 @@ class BrokenSession:
             admissible=("add", "say <words>"),
             details={"n": self.count},
         )
-        return Step(f"count {self.count} after {len(action)}", float(done), done, info)
+        reward = len(action) % 7 / 7 if self.by_length else float(done)
+        return Step(f"count {self.count} after {len(action)}", reward, done, info)

@@ -342,7 +342,7 @@ def test_rl_plays_and_learns_on_the_real_environment(tmp_path, options):
     log = [json.loads(line) for line in (tmp_path / "out" / "log.jsonl").read_text().splitlines()]
     steps = [row for row in log if "loss" in row]
     assert [row["step"] for row in steps] == list(range(1, summary["optimizer_steps"] + 1))
-    for key in ("reward", "success", "rollout_seconds", "update_seconds", "entropy", "grad_norm"):
+    for key in ("reward", "success", "rollout_seconds", "update_seconds", "entropy", "grad_norm", "tokens", "tokens_per_second"):
         assert math.isfinite(steps[0][key]), key
     if "kl" in options:
         assert steps[0]["kl"] == pytest.approx(0.0, abs=1e-6) and steps[1]["kl"] > 1e-6

@@ -5,7 +5,10 @@ from typing import Annotated, Literal
 
 import typer
 
+from gradprism.cli.config_file import with_config_file
 
+
+@with_config_file("probe")
 def command(
     model: Annotated[str, typer.Option(help="Folder or hub id of the frozen model to probe with.")],
     data: Annotated[

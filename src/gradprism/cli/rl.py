@@ -5,11 +5,13 @@ from typing import Annotated
 
 import typer
 
+from gradprism.cli.config_file import with_config_file
 from gradprism.cli.options import DataDir, EnvOptions, with_config
 from gradprism.environments.prompts import PromptTemplate
 from gradprism.training.rl_config import RlConfig
 
 
+@with_config_file("rl")
 @with_config(PromptTemplate, name="prompt")
 @with_config(RlConfig, leave_out=("prompt",))
 def command(
@@ -17,7 +19,7 @@ def command(
     prompt: PromptTemplate,
     model: Annotated[str, typer.Option(help="Folder or hub id of the model to start from, for example the SFT checkpoint.")],
     tasks: Annotated[Path, typer.Option(help="Tasks to train on: ROUTE_FOLDER/rl.jsonl.")],
-    out: Annotated[Path, typer.Option(help="Folder for the checkpoint; must be new or empty.")],
+    out: Annotated[Path, typer.Option(help="Folder for the model, its log and its checkpoints.")],
     env: Annotated[str, typer.Option(help="Environment.")] = "alfworld",
     data_dir: DataDir = None,
     env_option: EnvOptions = None,
@@ -26,35 +28,49 @@ def command(
     dtype: Annotated[str, typer.Option(help="Type of the weights.")] = "float32",
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     workers: Annotated[int | None, typer.Option(min=1, help="Environment processes; default one a core.")] = None,
+    on_existing: Annotated[str, typer.Option(help="A folder in use: resume, replace or fail.")] = "resume",
     as_json: Annotated[bool, typer.Option("--json", help="Print a summary as JSON and no progress.")] = False,
 ) -> None:
-    """Plays each task several times and learns from the differences; gold actions are never read."""
+    """Plays each task several times and learns from the differences; gold actions are never read.
+
+    Kill it, and the same command goes on. Several devices: torchrun or accelerate launch, with accelerate's configuration.
+    """
     from gradprism import progress
     from gradprism.cli.options import environment_options, print_json
     from gradprism.environments.registry import make_environment
-    from gradprism.files import claim_output_folder
     from gradprism.models import check_context_length, check_trainable, load_model
+    from gradprism.training.checkpoints import check_training_folder
+    from gradprism.training.processes import training_processes
     from gradprism.training.rl import read_tasks, train_rl
+    from gradprism.training.tracking import check_trackers
     from gradprism.trajectories.rendering import Renderer, load_tokenizer
 
     progress.set_quiet(as_json)
-    environment = make_environment(env, environment_options(data_dir, env_option))
-    to_play = read_tasks(tasks, environment)
-    check_trainable(model)
-    tokenizer = load_tokenizer(model, chat_template)
-    loaded = load_model(model, dtype, device)
-    limit = check_context_length(loaded, context_length)
-    summary = train_rl(
-        loaded,
-        Renderer(tokenizer, limit),
-        environment,
-        to_play,
-        config.model_copy(update={"prompt": prompt}),
-        claim_output_folder(out),
-        context_length=limit,
-        workers=workers,
-    )
-    if as_json:
+    with training_processes(device) as ranks:
+        is_first = ranks is None or ranks.is_first
+        if is_first:
+            check_training_folder(out, on_existing)
+        check_trackers(config)
+        environment = make_environment(env, environment_options(data_dir, env_option))
+        to_play = read_tasks(tasks, environment)
+        check_trainable(model)
+        tokenizer = load_tokenizer(model, chat_template)
+        loaded = load_model(model, dtype, "cpu")  # the trainer places it
+        limit = check_context_length(loaded, context_length)
+        summary = train_rl(
+            loaded,
+            Renderer(tokenizer, limit),
+            environment,
+            to_play,
+            config.model_copy(update={"prompt": prompt}),
+            out,
+            context_length=limit,
+            workers=workers,
+            device=device,
+            on_existing=on_existing,  # pyright: ignore[reportArgumentType] # checked there
+        )
+    if as_json and is_first:
         print_json(summary)
-    else:
-        print(f"{out}: {summary['episodes']} episodes in {summary['steps']} steps on {summary['tasks']} tasks")
+    elif is_first:
+        done = "had finished already: " if summary["reused"] else ""
+        print(f"{out}: {done}{summary['episodes']} episodes in {summary['steps']} steps on {summary['tasks']} tasks")

@@ -5,10 +5,12 @@ from typing import Annotated
 
 import typer
 
+from gradprism.cli.config_file import with_config_file
 from gradprism.cli.options import with_config
 from gradprism.training.sft import SftConfig
 
 
+@with_config_file("sft")
 @with_config(SftConfig)
 def command(
     config: SftConfig,

@@ -45,6 +45,7 @@ class EpisodeTrainer(CountedTokens, AtomicCheckpoints, GRPOTrainer):
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
         """One optimizer step: every micro-batch forward and backward."""
+        self.start_clock()
         model.train()
         batches = self._prepare_inputs(inputs)
         clock = time.perf_counter()
@@ -71,6 +72,7 @@ class EpisodeTrainer(CountedTokens, AtomicCheckpoints, GRPOTrainer):
     def _sync_vllm(self) -> None:
         if self.use_vllm and self.state.global_step != self._last_loaded_step:
             self.vllm_generation.sync_weights()
+            self.accelerator.wait_for_everyone()  # the first process sends a server the weights, and all ask it
             self._last_loaded_step = self.state.global_step
 
     def _play_round(self) -> list[list[dict[str, Any]]]:

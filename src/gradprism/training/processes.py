@@ -1,5 +1,6 @@
 """The processes of `accelerate launch` or `torchrun` that train together."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -32,6 +33,11 @@ def join_processes(device: str) -> Ranks | None:
         ranks.store  # noqa: B018
         _joined = ranks
     return _joined
+
+
+def processes_here() -> int:
+    """How many of the launcher's processes share this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 @contextmanager

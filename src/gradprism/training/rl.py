@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from gradprism.environments.pool import SessionPool
+from gradprism.environments.pool import SessionPool, default_workers
 from gradprism.environments.protocol import Environment, Task
 from gradprism.errors import ConfigError, DataError, MissingFileError, ModelError
 from gradprism.files import sha256_json
@@ -25,7 +25,7 @@ from gradprism.training.checkpoints import (
     sole_training,
     training_cost,
 )
-from gradprism.training.processes import join_processes
+from gradprism.training.processes import join_processes, processes_here
 from gradprism.training.rl_config import RlConfig
 from gradprism.training.rounds import Rounds, TaskStream
 from gradprism.training.tracking import check_trackers, tracking_arguments
@@ -93,7 +93,7 @@ def train_rl(
         if claimed["finished"] is not None:
             return claimed["finished"]
         checkpoint = Path(claimed["checkpoint"]) if claimed["checkpoint"] else None
-        with SessionPool(environment, workers) as pool:
+        with SessionPool(environment, workers or max(1, default_workers() // processes_here())) as pool:
             summary, attempt = _train(
                 model, renderer, environment, pool, tasks, config, out, context_length, device, checkpoint, refresh
             )
@@ -231,7 +231,8 @@ def build_trainer(model: Any, renderer: Renderer, config: RlConfig, out: Path, d
     os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
     # TRL's data loader says how many steps there are; which tasks are played is the rounds' affair.
     processes = int(os.environ.get("WORLD_SIZE", "1"))
-    dataset = Dataset.from_dict({"prompt": [""] * (processes * config.updates)})
+    episodes = config.groups * config.rollouts // processes  # that a process plays in a round
+    dataset = Dataset.from_dict({"prompt": [""] * (config.groups * config.updates)})
     vllm = {}
     if config.vllm != "off":
         vllm = {
@@ -249,7 +250,7 @@ def build_trainer(model: Any, renderer: Renderer, config: RlConfig, out: Path, d
         lr_scheduler_type="constant_with_warmup",
         warmup_steps=config.warmup_steps,
         weight_decay=config.weight_decay,
-        per_device_train_batch_size=config.rollouts,
+        per_device_train_batch_size=episodes,  # a colocated vLLM answers as many prompts at once, times the updates
         gradient_accumulation_steps=1,
         steps_per_generation=config.updates,
         num_generations=config.rollouts,

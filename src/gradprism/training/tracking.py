@@ -69,9 +69,12 @@ class CountedTokens(_Trainer):
         self._tokens = (self._tokens[0] + tokens, self._tokens[1] + response_tokens)
 
     def training_step(self, *args: Any, **kwargs: Any) -> Any:
-        if self._clock is None:
-            self._clock = time.perf_counter()
+        self.start_clock()
         return super().training_step(*args, **kwargs)
+
+    def start_clock(self) -> None:
+        """Begins the time of a step, unless it has begun at the end of the step before."""
+        self._clock = self._clock or time.perf_counter()
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs and self._clock is not None:

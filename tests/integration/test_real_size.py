@@ -1,0 +1,241 @@
+"""What trains 8B models on a node, on models of a few thousand parameters and two CPU processes; vLLM by a stand-in."""
+
+import json
+import math
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from gradprism.environments.pool import SessionPool
+from gradprism.experiments.config import load_config
+from gradprism.files import read_json, sha256_file, write_jsonl
+from gradprism.models import load_model
+from gradprism.rollouts.episodes import PlayConfig, Player
+from gradprism.rollouts.vllm import VllmGenerator
+from gradprism.training.rl import vllm_engine
+from gradprism.training.rl_config import RlConfig
+from gradprism.training.rounds import Rounds, TaskStream
+from gradprism.training.tracking import read_log
+from gradprism.trajectories.rendering import Renderer
+from helpers.broken_games import BrokenGames
+from helpers.ranks import RankRun, environment, kill_processes
+from helpers.tiny import tiny_llama, tiny_qwen3, tiny_tokenizer
+from integration.test_rl import GROUP, TASK, Given, expected_gradients, trainer_of
+
+CONFIGS = sorted(Path("configs").glob("*-*b.toml"))
+# What makes an 8B run one of seconds; everything else stays the file's.
+SMALL = [
+    "model.dtype=float32",
+    "model.context_length=512",
+    "rl.steps=2",
+    "rl.groups=2",
+    "rl.rollouts=4",
+    "rl.max_steps=3",
+    "rl.max_action_tokens=6",
+    "rl.vllm=off",
+    "rl.bf16=false",
+    "rl.evaluate_tasks=4",
+    "rl.evaluate_every=1",
+    "rl.save_every=1",
+    "rl.invalid_penalty=0.1",
+    "rl.reward=environment",
+    "rl.learning_rate=1e-3",
+]
+ENVIRONMENTS = {
+    "alfworld": ('environment.options={difficulty="tiny"}', {"id": "tiny/train/pick_and_place_simple/%d"}),
+    "broken": ('environment={name="helpers.broken_games:BrokenGames", options={by_length=true}}', {"id": "train/%d"}),
+}
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory) -> Path:
+    folder, tokenizer = tmp_path_factory.mktemp("real-size"), tiny_tokenizer()
+    for name, model in (("qwen3", tiny_qwen3(len(tokenizer))), ("llama", tiny_llama(len(tokenizer)))):
+        model.save_pretrained(folder / name)
+        tokenizer.save_pretrained(folder / name)
+    for name, (_, task) in ENVIRONMENTS.items():
+        write_jsonl(
+            folder / f"{name}.jsonl", [{"id": str(i), "prompt": [], "task": {"env": name, "id": task["id"] % i}} for i in range(4)]
+        )
+    return folder
+
+
+def command(shared: Path, out: Path, config: str, env: str, model: str, *options: str) -> list[str]:
+    sets = [part for value in [*SMALL, ENVIRONMENTS[env][0]] for part in ("--set", value)]
+    files = ["--model", str(shared / model), "--tasks", str(shared / f"{env}.jsonl"), "--out", str(out)]
+    return ["rl", "--config", f"configs/{config}.toml", *sets, *files, "--device", "cpu", "--workers", "1", *options]
+
+
+def without_times(out: Path) -> list[dict[str, float]]:
+    return [{k: v for k, v in row.items() if "second" not in k and "runtime" not in k} for row in read_log(out)]
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_the_configurations_are_valid_and_say_what_was_published(path):
+    config = load_config(path)
+    rl = config.rl
+    assert (rl.groups, rl.rollouts, rl.steps, rl.learning_rate, rl.kl, rl.clip, rl.gamma) == (16, 8, 150, 1e-6, 0.01, 0.2, 0.95)
+    assert (rl.reward, rl.reward_scale, rl.malformed_penalty, rl.temperature) == ("success", 10, 0.1, 1.0)
+    assert rl.max_steps == (50 if "alfworld" in path.stem else 15) == config.evaluation.max_steps
+    assert config.evaluation.temperature == 0.4 and sum(config.evaluation.splits.values()) == 256
+    assert rl.prompt == config.evaluation.prompt
+    assert config.model.path in ("Qwen/Qwen3-8B", "meta-llama/Llama-3.1-8B-Instruct")
+
+
+def test_there_are_four_configurations():
+    assert len(CONFIGS) == 4
+
+
+def kill_after(run: RankRun, wanted: Path) -> None:
+    deadline = time.monotonic() + 200
+    while not wanted.exists():
+        assert time.monotonic() < deadline and all(process.is_alive() for process in run.processes), run.errors
+        time.sleep(0.01)
+    kill_processes([process.pid for process in run.processes])
+    for process in run.processes:
+        process.join()
+
+
+@pytest.mark.parametrize(("world", "model", "env"), [(1, "qwen3", "alfworld"), (2, "llama", "broken")])
+def test_a_killed_rl_goes_on_to_the_same_bits(shared, tmp_path, world, model, env):
+    arguments = command(shared, tmp_path / "whole", "alfworld-qwen3-8b", env, model, "--steps", "4", "--json")
+    whole = RankRun(tmp_path / "log", world, arguments)
+    assert whole.wait() == [0] * world, whole.errors
+    summary = json.loads(whole.outputs[0])
+    assert summary["episodes"] == 4 * 2 * 4 and not summary["reused"]
+    assert summary["environment_steps"] <= 4 * 2 * 4 * 3
+    assert all(text == "" for text in whole.outputs[1:])  # the first process alone prints
+    log = without_times(tmp_path / "whole")
+    assert [row["step"] for row in log if "loss" in row] == [1, 2, 3, 4]
+    assert [row["step"] for row in log if "evaluation/success" in row] == [0, 1, 2, 3, 4]
+    assert all(row["episodes"] == 8 for row in log if "loss" in row)
+    assert read_json(tmp_path / "whole" / "manifest.json")["processes"] == world
+
+    out = tmp_path / "out"
+    arguments[arguments.index("--out") + 1] = str(out)
+    run = RankRun(tmp_path / "killed", world, arguments)
+    kill_after(run, out / "checkpoints" / "checkpoint-1")
+    assert not (out / "summary.json").exists() and not (out / "config.json").exists()
+    again = RankRun(tmp_path / "again", world, arguments)
+    assert again.wait() == [0] * world, again.errors
+    assert sha256_file(out / "model.safetensors") == sha256_file(tmp_path / "whole" / "model.safetensors")
+    assert without_times(out) == log
+    told = json.loads(again.outputs[0])
+    assert {k: told[k] for k in ("episodes", "tokens_generated", "tokens_forward")} == {
+        k: summary[k] for k in ("episodes", "tokens_generated", "tokens_forward")
+    }
+    # A random model is refused whatever it says in ALFWorld, and learns nothing of it.
+    assert env == "alfworld" or any(
+        not torch.equal(value, load_file(shared / model / "model.safetensors")[name])
+        for name, value in load_file(out / "model.safetensors").items()
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("config", "model"), [("webshop-llama3.1-8b", "llama"), ("alfworld-qwen3-8b", "qwen3")])
+def test_accelerate_launches_rl(shared, tmp_path, config, model):
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--mixed_precision", "no"]
+    launch += ["--num_machines", "1", "--dynamo_backend", "no", "-m", "gradprism"]
+    arguments = command(shared, tmp_path / "out", config, "alfworld", model)
+    done = subprocess.run([*launch, *arguments], env=environment(), capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"{tmp_path / 'out'}: 16 episodes in 2 steps on 4 tasks\n"
+    assert load_model(str(tmp_path / "out")).num_parameters() == load_model(str(shared / model)).num_parameters()
+
+
+@pytest.mark.slow
+def test_a_sharded_model_without_vllm_is_refused(shared, tmp_path):
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "helpers.fsdp_on_cpu"]
+    arguments = command(shared, tmp_path / "out", "alfworld-qwen3-8b", "broken", "qwen3")
+    done = subprocess.run([*launch, *arguments], env=environment(), capture_output=True, text=True, timeout=240)
+    assert done.returncode != 0
+    assert "error: a sharded model cannot play" in done.stderr
+
+
+def test_groups_that_processes_would_share_are_refused(shared, tmp_path):
+    run = RankRun(tmp_path / "log", 2, command(shared, tmp_path / "out", "alfworld-qwen3-8b", "broken", "qwen3", "--groups", "3"))
+    assert 2 in run.wait()
+    [line] = "".join(run.errors).splitlines()
+    assert line.startswith("error: groups 3: must be a multiple of the 2 processes")
+
+
+class StandIn:
+    """Answers as TRL's `VLLMGeneration` does, greedily and with the model's own log-probabilities less `shift`."""
+
+    def __init__(self, model, end: int, shift: float) -> None:
+        self.model, self.end, self.shift, self.temperature, self.synced = model, end, shift, 1.0, 0
+        self.asked: list[float] = []
+
+    def sync_weights(self) -> None:
+        self.synced += 1
+
+    def generate(self, prompts, images, num_generations):
+        assert images is None and num_generations == 1
+        self.asked.append(self.temperature)
+        completions, logprobs = [], []
+        for prompt in prompts:
+            ids, of_ids = list(prompt), []
+            while len(of_ids) < 5 and (not of_ids or ids[-1] != self.end):
+                with torch.no_grad():
+                    row = self.model(input_ids=torch.tensor([ids])).logits[0, -1].log_softmax(-1)
+                ids.append(int(row.argmax()))
+                of_ids.append([float(row.max()) - self.shift])
+            completions.append(ids[len(prompt) :])
+            logprobs.append(of_ids)
+        return prompts, completions, logprobs, None
+
+
+def test_vllm_plays_episodes_through_the_trainers_engine(tmp_path):
+    tokenizer = tiny_tokenizer()
+    model = tiny_qwen3(len(tokenizer), seed=3)
+    stand_in = StandIn(model, tokenizer.eos_token_id, 0.0)
+    trainer = type("Trainer", (), {"vllm_generation": stand_in})()
+    engine = vllm_engine(trainer, RlConfig(vllm="colocate"), 0.25)
+    config = PlayConfig(max_steps=3, max_action_tokens=5, temperature=1.0, context_length=256)
+    renderer, games = Renderer(tokenizer, 256), BrokenGames(str(tmp_path))
+    with SessionPool(games, 1) as pool:
+        tasks = games.tasks("train", 5)
+        by_engine = Player(model, renderer, pool, config, lambda slots: VllmGenerator(engine)).play(tasks)
+        own = Player(model, renderer, pool, PlayConfig(max_steps=3, max_action_tokens=5, context_length=256)).play(tasks)
+    assert [e.completion_ids for e in by_engine] == [e.completion_ids for e in own]
+    for a, b in zip(by_engine, own, strict=True):
+        assert a.logprobs == pytest.approx(b.logprobs, abs=1e-4)
+    assert set(stand_in.asked) == {0.25} and stand_in.temperature == 1.0
+
+
+def test_what_another_engine_sampled_is_weighed_by_the_ratio_of_probabilities(tmp_path):
+    """Sampled log-probabilities 0.3 too high: every gradient counts exp(-0.3) times; far too low: no more than C times."""
+    tokenizer = tiny_tokenizer()
+    config = RlConfig(steps=1, groups=1, rollouts=4, max_grad_norm=1e9, learning_rate=1e-9)
+    for shift in (0.3, -5.0):
+        model = tiny_llama(len(tokenizer), seed=5)
+        episodes = [type(e)(**{f: getattr(e, f) for f in e.__dataclass_fields__}) for e in GROUP]
+        for made in episodes:
+            with torch.no_grad():
+                logits = model(input_ids=torch.tensor([made.prompt_ids + made.completion_ids])).logits[0].log_softmax(-1)
+            begin = len(made.prompt_ids)
+            made.logprobs = [
+                (logits[begin + i - 1, token].item() + shift) * made.action_mask[i] for i, token in enumerate(made.completion_ids)
+            ]
+        rows = Rounds(TaskStream([TASK], 0), Given(episodes), config, 1).next().rows
+        trainer = trainer_of(model, tokenizer, episodes, config, tmp_path)
+        trainer.use_vllm, trainer.vllm_generation, trainer._last_loaded_step = True, StandIn(model, 5, 0.0), -1
+        trainer.vllm_importance_sampling_correction = True
+        seen, original = {}, trainer.accelerator.clip_grad_norm_
+
+        def watch(parameters, *args, model=model, seen=seen, original=original, **kwargs):
+            seen.update({n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None})
+            return original(parameters, *args, **kwargs)
+
+        trainer.accelerator.clip_grad_norm_ = watch
+        trainer.train()
+        assert trainer.vllm_generation.synced == 1
+        factor = min(math.exp(-shift), trainer.vllm_importance_sampling_clip_max)
+        assert factor != math.exp(-shift) or shift > 0
+        for name, gradient in expected_gradients(tiny_llama(len(tokenizer), seed=5), rows, "dapo").items():
+            torch.testing.assert_close(seen[name], factor * gradient, atol=2e-6, rtol=2e-3)
