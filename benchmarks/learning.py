@@ -24,6 +24,7 @@ from gradprism.evaluation.run import evaluate
 from gradprism.evaluation.summary import wilson_interval
 from gradprism.files import read_json, write_json
 from gradprism.models import load_model
+from gradprism.probing.fingerprint import weights_fingerprint
 from gradprism.training.rl import train_rl
 from gradprism.training.rl_config import RlConfig
 from gradprism.training.sft import SftConfig, train_sft
@@ -71,7 +72,7 @@ CASES = {
         train_tasks=564,
         split="test",
         evaluated=300,
-        rl={"reward": "score"},
+        rl={"reward": "score", "groups": 8, "steps": 16, "evaluate_every": 4},
         sft={"epochs": 3, "learning_rate": 5e-4, "batch_size": 8, "bf16": True},
     ),
 }
@@ -124,7 +125,7 @@ def train(name: str, algorithm: str, seed: int, out: Path, steps: int | None) ->
         train_rl(load_model(case.model), renderer, environment, tasks, config, folder, context_length=case.context, workers=1)
         model = load_model(str(folder))
     summary = evaluate(
-        ModelAgent(model, renderer, case.context),
+        ModelAgent(model, renderer, case.context, {"weights": weights_fingerprint(model)}),
         environment,
         EvaluationConfig(
             splits={case.split: case.evaluated}, max_steps=case.max_steps, max_action_tokens=case.max_action_tokens, in_flight=100

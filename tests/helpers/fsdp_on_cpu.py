@@ -12,6 +12,15 @@ import accelerate.state
 from gradprism.cli.main import main
 from helpers.ranks import slow_down
 
+# What accelerate reads of a configuration like configs/accelerate/fsdp-8gpu.yaml.
+FSDP2 = {
+    "ACCELERATE_USE_FSDP": "true",
+    "FSDP_VERSION": "2",
+    "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
+    "FSDP_CPU_RAM_EFFICIENT_LOADING": "true",
+    "FSDP_RESHARD_AFTER_FORWARD": "true",
+}
+
 
 def allow_cpu() -> None:
     """Makes accelerate's state take CPU processes for processes that may shard."""
@@ -23,8 +32,7 @@ def allow_cpu() -> None:
 
 
 if __name__ == "__main__":
-    settings = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP"}
-    os.environ.update({**settings, "FSDP_CPU_RAM_EFFICIENT_LOADING": "true", "FSDP_RESHARD_AFTER_FORWARD": "true"})
+    os.environ.update(FSDP2)
     allow_cpu()
     slow_down(float(os.environ.get("PAUSE", "0")))
     main()

@@ -30,6 +30,23 @@ def test_a_worker_that_breaks_once_is_not_noticed(tmp_path, action, workers, cap
     assert f"at step '{action}' of task 'train/1'" in said and said.count("\n") == 1
 
 
+@pytest.mark.parametrize("outstanding", [False, True])
+def test_sessions_that_a_dying_worker_had_answered_are_set_up_again_too(tmp_path, outstanding):
+    """Session 0 has its answer when session 1's action takes their worker: its next step is its third, not its first."""
+    with SessionPool(BrokenGames(str(tmp_path)), 1) as pool:
+        pool.reset([0, 1], ["train/0", "train/1"])
+        pool.step([0, 1], ["add", "add"])
+        if outstanding:
+            first, second = pool.send("step", [0], ["add"]), pool.send("step", [1], ["die once"])
+            assert (
+                pool.collect(second)[0].observation == "count 1 after 8" and pool.collect(first)[0].observation == "count 2 after 3"
+            )
+        else:
+            pool.step([0, 1], ["add", "die once"])
+        assert [step.observation for step in pool.step([0, 1], ["add", "add"])] == ["count 3 after 3", "count 2 after 3"]
+        assert pool.restarts == 1
+
+
 @pytest.mark.parametrize("action", ["die", "hang"])
 def test_a_game_that_breaks_every_worker_ends_alone(tmp_path, action):
     with SessionPool(BrokenGames(str(tmp_path)), 1, step_seconds=2, reset_seconds=3) as pool:

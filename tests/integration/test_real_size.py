@@ -1,5 +1,6 @@
 """What trains 8B models on a node, on models of a few thousand parameters and two CPU processes; vLLM by a stand-in."""
 
+import dataclasses
 import json
 import math
 import subprocess
@@ -21,10 +22,11 @@ from gradprism.training.rl import vllm_engine
 from gradprism.training.rl_config import RlConfig
 from gradprism.training.rounds import Rounds, TaskStream
 from gradprism.training.tracking import read_log
+from gradprism.trajectories.readers import write_messages_jsonl
 from gradprism.trajectories.rendering import Renderer
 from helpers.broken_games import BrokenGames
 from helpers.ranks import RankRun, environment, kill_processes
-from helpers.tiny import tiny_llama, tiny_qwen3, tiny_tokenizer
+from helpers.tiny import sample_trajectories, tiny_llama, tiny_qwen3, tiny_tokenizer
 from integration.test_rl import GROUP, TASK, Given, expected_gradients, trainer_of
 
 CONFIGS = sorted(Path("configs").glob("*-*b.toml"))
@@ -34,6 +36,7 @@ SMALL = [
     "model.context_length=512",
     "rl.steps=2",
     "rl.groups=2",
+    "rl.updates=1",
     "rl.rollouts=4",
     "rl.max_steps=3",
     "rl.max_action_tokens=6",
@@ -47,7 +50,7 @@ SMALL = [
     "rl.learning_rate=1e-3",
 ]
 ENVIRONMENTS = {
-    "alfworld": ('environment.options={difficulty="tiny"}', {"id": "tiny/train/pick_and_place_simple/%d"}),
+    "alfworld": ('environment={name="alfworld", options={difficulty="tiny"}}', {"id": "tiny/train/pick_and_place_simple/%d"}),
     "broken": ('environment={name="helpers.broken_games:BrokenGames", options={by_length=true}}', {"id": "train/%d"}),
 }
 
@@ -89,6 +92,17 @@ def test_the_configurations_are_valid_and_say_what_was_published(path):
 
 def test_there_are_four_configurations():
     assert len(CONFIGS) == 4
+
+
+def test_accelerate_reads_its_configuration():
+    from accelerate.commands.config.config_args import load_config_from_file
+    from accelerate.commands.launch import launch_command_parser
+
+    config = load_config_from_file("configs/accelerate/fsdp-8gpu.yaml")
+    assert (config.num_processes, config.mixed_precision, config.distributed_type) == (8, "bf16", "FSDP")
+    assert config.fsdp_config["fsdp_version"] == 2  # pyright: ignore[reportAttributeAccessIssue]
+    known = vars(launch_command_parser().parse_args(["script.py"]))
+    assert set(config.fsdp_config) <= known.keys()  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def kill_after(run: RankRun, wanted: Path) -> None:
@@ -138,6 +152,23 @@ def test_a_killed_rl_goes_on_to_the_same_bits(shared, tmp_path, world, model, en
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("config", "model"), [("webshop-llama3.1-8b", "llama"), ("alfworld-qwen3-8b", "qwen3")])
+def test_accelerate_launches_sft(shared, tmp_path, config, model):
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--mixed_precision", "no"]
+    launch += ["--num_machines", "1", "--dynamo_backend", "no", "-m", "gradprism"]
+    write_messages_jsonl(tmp_path / "sft.jsonl", sample_trajectories(11))
+    sets = [part for value in ("model.dtype=float32", "model.context_length=512", "sft.bf16=false") for part in ("--set", value)]
+    files = ["--model", str(shared / model), "--data", str(tmp_path / "sft.jsonl"), "--out", str(tmp_path / "out")]
+    arguments = ["sft", "--config", f"configs/{config}.toml", *sets, *files, "--device", "cpu", "--epochs", "2", "--json"]
+    done = subprocess.run([*launch, *arguments], env=environment(), capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    summary = json.loads(done.stdout)  # of the first process alone
+    assert summary["trajectories"] == 11 and summary["steps"] == [row["step"] for row in read_log(tmp_path / "out")][-1]
+    assert read_json(tmp_path / "out" / "manifest.json")["processes"] == 2
+    assert load_model(str(tmp_path / "out")).num_parameters() == load_model(str(shared / model)).num_parameters()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("config", "model"), [("webshop-llama3.1-8b", "llama"), ("alfworld-qwen3-8b", "qwen3")])
 def test_accelerate_launches_rl(shared, tmp_path, config, model):
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--mixed_precision", "no"]
     launch += ["--num_machines", "1", "--dynamo_backend", "no", "-m", "gradprism"]
@@ -155,6 +186,30 @@ def test_a_sharded_model_without_vllm_is_refused(shared, tmp_path):
     done = subprocess.run([*launch, *arguments], env=environment(), capture_output=True, text=True, timeout=240)
     assert done.returncode != 0
     assert "error: a sharded model cannot play" in done.stderr
+
+
+@pytest.mark.slow
+def test_a_sharded_model_learns_from_vllms_episodes_what_whole_copies_learn(shared, tmp_path):
+    """FSDP2 against DDP over two processes, with the published divergence: the reference model is the start, on every process."""
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "helpers.vllm_on_cpu"]
+    more = ["--vllm", "colocate", "--reward", "environment", "--env-option", "by_length=true", "--evaluate-every", "0"]
+    logs, weights = {}, {}
+    for name, variables in (("whole", {}), ("sharded", {"SHARDED": "1"})):
+        arguments = command(shared, tmp_path / name, "alfworld-qwen3-8b", "broken", "qwen3", *more)
+        variables |= {"WEIGHTS": str(tmp_path / f"weights-{name}")}
+        done = subprocess.run([*launch, *arguments], env=environment(**variables), capture_output=True, text=True, timeout=240)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout == f"{tmp_path / name}: 16 episodes in 2 steps on 4 tasks\n"
+        logs[name], weights[name] = read_log(tmp_path / name), load_file(tmp_path / name / "model.safetensors")
+    whole = {path.read_text() for path in (tmp_path / "weights-whole").iterdir()}
+    assert len(list((tmp_path / "weights-whole").iterdir())) == 2 and len(whole) == 1  # both processes hold the same
+    assert {path.read_text() for path in (tmp_path / "weights-sharded").iterdir()} == {"sharded"}
+    for row, sharded in zip(logs["whole"], logs["sharded"], strict=True):
+        for key in ("loss", "kl", "grad_norm", "reward", "episodes", "tokens"):
+            assert sharded[key] == pytest.approx(row[key], rel=1e-3, abs=1e-6), key
+    assert logs["sharded"][0]["kl"] == pytest.approx(0, abs=1e-6) and logs["sharded"][1]["kl"] > 1e-6
+    for name, value in weights["whole"].items():
+        torch.testing.assert_close(weights["sharded"][name], value, rtol=1e-3, atol=1e-5)
 
 
 def test_groups_that_processes_would_share_are_refused(shared, tmp_path):
@@ -222,6 +277,8 @@ def test_what_another_engine_sampled_is_weighed_by_the_ratio_of_probabilities(tm
             made.logprobs = [
                 (logits[begin + i - 1, token].item() + shift) * made.action_mask[i] for i, token in enumerate(made.completion_ids)
             ]
+        if shift > 0:
+            episodes[0].logprobs[0] = math.nan  # the engine could not tell one
         rows = Rounds(TaskStream([TASK], 0), Given(episodes), config, 1).next().rows
         trainer = trainer_of(model, tokenizer, episodes, config, tmp_path)
         trainer.use_vllm, trainer.vllm_generation, trainer._last_loaded_step = True, StandIn(model, 5, 0.0), -1
@@ -237,5 +294,12 @@ def test_what_another_engine_sampled_is_weighed_by_the_ratio_of_probabilities(tm
         assert trainer.vllm_generation.synced == 1
         factor = min(math.exp(-shift), trainer.vllm_importance_sampling_clip_max)
         assert factor != math.exp(-shift) or shift > 0
-        for name, gradient in expected_gradients(tiny_llama(len(tokenizer), seed=5), rows, "dapo").items():
-            torch.testing.assert_close(seen[name], factor * gradient, atol=2e-6, rtol=2e-3)
+        weighed = [
+            dataclasses.replace(
+                row,
+                advantages=[a * (1 if math.isnan(p) else factor) for a, p in zip(row.advantages, row.logprobs, strict=True)],
+            )
+            for row in rows
+        ]
+        for name, gradient in expected_gradients(tiny_llama(len(tokenizer), seed=5), weighed, "dapo").items():
+            torch.testing.assert_close(seen[name], gradient, atol=2e-6, rtol=2e-3)

@@ -4,6 +4,7 @@ import json
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -13,12 +14,13 @@ from gradprism.environments.protocol import Task
 from gradprism.errors import ConfigError, DataError, FolderInUseError, MissingFileError, ModelError
 from gradprism.models import load_model
 from gradprism.rollouts.episodes import Episode, PlayStatistics
+from gradprism.training.advantages.grpo import grpo
 from gradprism.training.advantages.outcome import Outcome
 from gradprism.training.batches import pack, split_rows, tensors
 from gradprism.training.rewards import outcome
 from gradprism.training.rl import build_trainer, read_tasks, train_rl
 from gradprism.training.rl_config import RlConfig
-from gradprism.training.rounds import Rounds, Row, TaskStream, training_rows
+from gradprism.training.rounds import Rounds, Row, TaskStream, advantages_of, means, sums, teaches, training_rows
 from gradprism.trajectories.rendering import Renderer, load_tokenizer
 from helpers.broken_games import BrokenGames
 from helpers.tiny import tiny_llama, tiny_qwen3, tiny_tokenizer
@@ -275,7 +277,7 @@ def test_groups_of_equal_reward_are_counted_and_replaced_where_asked():
     assert (result.equal_groups, result.resampled) == (6, 6)
     assert [n for n, _ in full.play.asked] == [8, 6, 2, 2, 2]
     assert len({seed for _, seed in full.play.asked}) == 5
-    assert full.state == {"drawn": 10, "played": 20, "count": 1, "tasks": None}
+    assert full.state == {"drawn": 10, "played": 20, "count": 1, "tasks": None, "salt": []}
     limited = rounds({order[15]}, resample=True, resample_limit=2).next()
     assert (limited.equal_groups, len(limited.groups), limited.resampled) == (8, 4, 4)
 
@@ -299,6 +301,56 @@ def test_tasks_may_be_replaced_between_rounds_and_the_state_says_so():
     again = rounds(set())
     again.state = json.loads(json.dumps(made.state))
     assert {g[0].task.id for g in again.next().groups} == {"new"}
+
+
+def test_tasks_that_stay_the_same_go_on_in_their_order():
+    """Begun anew at each refresh, the stream would come to the last of many tasks never."""
+    made, plain = rounds(set()), rounds(set())
+    made._refresh = lambda count: [Task("x", str(i), "k", "s") for i in range(100)]
+    for _ in range(5):
+        assert [g[0].task for g in made.next().groups] == [g[0].task for g in plain.next().groups]
+    other = [Task("x", str(i), "k", "s") for i in range(50)]
+    made._refresh = lambda count: other
+    drawn = {g[0].task.id for _ in range(12) for g in made.next().groups}
+    assert len(drawn) == 48
+
+
+def test_gigpo_learns_from_ways_of_different_length_to_the_same_return():
+    ways = [episode([(1, 0)] * 2, [0.0, 1.0]), episode([(1, 0)] * 4, [0.0, 0.0, 0.0, 1.0])]
+    for algorithm, wanted in (("grpo", False), ("gigpo", True)):
+        config = RlConfig(algorithm=algorithm)  # pyright: ignore[reportArgumentType]
+        assert teaches([outcome(e, config) for e in ways], config) is wanted
+    rewards = [Outcome((0.1,) * 3), Outcome((0.3,))]  # equal but for rounding
+    assert not teaches(rewards, RlConfig()) and sum(rewards[0].rewards) != rewards[1].total
+
+
+def test_the_log_tells_of_all_that_was_played_and_not_of_the_groups_that_were_kept():
+    result = rounds({TaskStream([Task("x", str(i), "k", "s") for i in range(100)], 0).draw(1)[0].id}, resample=True).next()
+    told = means(sums(result))
+    assert told["episodes"] == 32 and told["success"] == 0.0 and told["reward"] == pytest.approx(1 / 32)
+
+
+def test_processes_draw_numbers_of_their_own_and_share_the_batchs_spread():
+    tasks = [Task("x", "only", "k", "s")]
+    seeds = []
+    for rank in range(2):
+        play = Scripted({"only"})
+        config = RlConfig(steps=1, rollouts=2, groups=2)
+        Rounds(TaskStream(tasks, 0, rank, 2), play, config, 1).next()
+        seeds.append(play.asked[0][1])
+    assert len(set(seeds)) == 2
+    groups = [[Outcome((1.0,)), Outcome((0.0,))], [Outcome((0.0,)), Outcome((-0.01,))]]
+    together = advantages_of(groups, RlConfig(algorithm="gigpo"))
+
+    def summed_by(index):
+        """What the other process would add, worked out apart."""
+        mine, other = (np.array([o.total for o in groups[i]]) for i in (index, 1 - index))
+        calls = iter(([other.size, other.sum()], [np.square(other - np.concatenate([mine, other]).mean()).sum()]))
+        return lambda values: [a + b for a, b in zip(values, next(calls, [0.0, 0.0]), strict=False)]
+
+    for index in range(2):
+        [alone] = grpo([groups[index]], "batch", summed_by(index))
+        assert [a.tolist() for a in alone] == [pytest.approx(a.tolist()) for a in together[index]]
 
 
 def run_tiny(out: Path, **options):
@@ -420,6 +472,8 @@ def test_settings_that_cannot_be_met_are_refused_before_training(tokenizer, tmp_
         train(vllm="colocate")
     with pytest.raises(ConfigError, match="leaves no room"):
         train(max_action_tokens=512)
+    with pytest.raises(ValueError, match="lora_dropout"):
+        RlConfig(lora_rank=4, lora_dropout=0.1)
     with pytest.raises(ValueError, match="updates 9: more than"):
         RlConfig(groups=2, rollouts=4, updates=9)
     assert not (tmp_path / "x" / "config.json").exists()

@@ -9,7 +9,7 @@ import typer
 
 from gradprism.errors import ConfigError
 
-Section = Literal["probe", "sft", "rl"]
+Section = Literal["probe", "sft", "rl", "evaluation"]
 _FILE, _SET = "config_file", "config_set"
 
 
@@ -17,10 +17,10 @@ def with_config_file(section: Section) -> Callable[[Callable[..., None]], Callab
     """Gives a command `--config` and `--set`. The file is one that `gradprism run` takes; options on the command line win over it."""
 
     def read(context: typer.Context, parameter: Any, value: Any) -> Any:
-        # Both options come before all others, in any order. What Click takes for a default is theirs once the file is known.
+        # Both options come before all others, in any order; with the second the file is read, for Click to take its defaults from.
         context.meta[parameter.name] = value
-        if context.meta.get(_FILE):
-            context.default_map = defaults(section, Path(context.meta[_FILE]), context.meta.get(_SET) or [])
+        if {_FILE, _SET} <= context.meta.keys() and context.meta[_FILE]:
+            context.default_map = defaults(section, Path(context.meta[_FILE]), context.meta[_SET] or [])
         return value
 
     options = [
@@ -71,9 +71,20 @@ def defaults(section: Section, path: Path, overrides: list[str]) -> dict[str, An
     values |= values.pop("prompt", {})
     if section == "probe":
         values |= {"data": config.corpus.files, "format_": config.corpus.format}
-    if section == "rl":
-        options = [f"{key}={_text(value)}" for key, value in config.environment.options.items()]
-        values |= {"env": config.environment.name, "env_option": options, "workers": config.environment.workers}
+    if section in ("rl", "evaluation"):
+        del values["model"]  # the file names the base; RL begins with what SFT has made, and who plays is to be said
+        options = dict(config.environment.options)
+        values["data_dir"] = options.pop("data_dir", None)  # an option of its own, so that --data-dir wins
+        values["env_option"] = [f"{key}={_text(value)}" for key, value in options.items()]
+        values |= {"env": config.environment.name, "workers": config.environment.workers}
+    if section == "evaluation":
+        splits = values.pop("splits")
+        if len(set(splits.values())) > 1:
+            raise ConfigError(
+                f"{path}: evaluation.splits: one command plays as many tasks of each split; choose one with "
+                "--set 'evaluation.splits={NAME=COUNT}'"
+            )
+        values |= {"split": list(splits), "count": next(iter(splits.values()))}
     return {key: value for key, value in values.items() if value is not None}
 
 

@@ -5,11 +5,13 @@ from typing import Annotated, Any
 
 import typer
 
+from gradprism.cli.config_file import with_config_file
 from gradprism.cli.options import DataDir, EnvOptions, with_config
 from gradprism.environments.prompts import PromptTemplate
 from gradprism.evaluation.config import EvaluationConfig
 
 
+@with_config_file("evaluation")
 @with_config(PromptTemplate, name="prompt")
 @with_config(EvaluationConfig, leave_out=("splits", "prompt"))
 def command(

@@ -2,7 +2,7 @@
 
 import inspect
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, get_origin
 
@@ -14,6 +14,20 @@ from gradprism.errors import ConfigError
 DataDir = Annotated[Path | None, typer.Option(help="Folder of the environment's official data, where it is to be played on that.")]
 EnvOptions = Annotated[
     list[str] | None, typer.Option("--env-option", metavar="KEY=VALUE", help="An environment's own option; may be repeated.")
+]
+DryRun = Annotated[
+    bool,
+    typer.Option("--dry-run", help="Print parameters, memory, tokens, steps and hours, and where each comes from; write nothing."),
+]
+Devices = Annotated[
+    int | None,
+    typer.Option(
+        min=1, help="Dry run: devices, which shard the model (FSDP) where they are several; default the launcher's, or 1."
+    ),
+]
+DeviceTflops = Annotated[
+    float | None,
+    typer.Option(help="Dry run: TFLOP/s that a device reaches; default 40 % of this GPU's data sheet, or of an A100's."),
 ]
 
 
@@ -64,6 +78,16 @@ def _is_sequence(field: Any) -> bool:
 def print_json(value: Any) -> None:
     """One JSON document on stdout."""
     print(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def print_figures(figures: Mapping[str, Any], as_json: bool) -> None:
+    """Figures of an estimate, each with its unit and where it comes from."""
+    if as_json:
+        print_json({name: figure._asdict() for name, figure in figures.items()})
+        return
+    for name, (value, unit, source) in figures.items():
+        shown = f"{value:,}" if isinstance(value, int) else f"{value:,.4g}" if value < 1e6 else f"{value:.3e}"
+        print(f"{name:22s} {f'{shown} {unit}'.strip():>18s}   {source}")
 
 
 def existing_file(path: Path) -> Path:

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from gradprism.cli.config_file import with_config_file
-from gradprism.cli.options import DataDir, EnvOptions, with_config
+from gradprism.cli.options import DataDir, Devices, DeviceTflops, DryRun, EnvOptions, with_config
 from gradprism.environments.prompts import PromptTemplate
 from gradprism.training.rl_config import RlConfig
 
@@ -29,6 +29,9 @@ def command(
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     workers: Annotated[int | None, typer.Option(min=1, help="Environment processes; default one a core.")] = None,
     on_existing: Annotated[str, typer.Option(help="A folder in use: resume, replace or fail.")] = "resume",
+    dry_run: DryRun = False,
+    devices: Devices = None,
+    device_tflops: DeviceTflops = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print a summary as JSON and no progress.")] = False,
 ) -> None:
     """Plays each task several times and learns from the differences; gold actions are never read.
@@ -46,6 +49,22 @@ def command(
     from gradprism.trajectories.rendering import Renderer, load_tokenizer
 
     progress.set_quiet(as_json)
+    config = config.model_copy(update={"prompt": prompt})
+    if dry_run:
+        from gradprism.cli.options import print_figures
+        from gradprism.models import load_config
+        from gradprism.training.estimate import estimate_rl, hardware
+
+        machine = hardware(devices, device_tflops, device)
+        environment = make_environment(env, environment_options(data_dir, env_option))
+        limit = check_context_length(load_config(model), context_length)
+        renderer = Renderer(load_tokenizer(model, chat_template), limit)
+        figures = estimate_rl(
+            model, dtype, renderer, environment, read_tasks(tasks, environment), config, machine, limit, workers=workers
+        )
+        if machine.is_first:
+            print_figures(figures, as_json)
+        return
     with training_processes(device) as ranks:
         is_first = ranks is None or ranks.is_first
         if is_first:
@@ -62,7 +81,7 @@ def command(
             Renderer(tokenizer, limit),
             environment,
             to_play,
-            config.model_copy(update={"prompt": prompt}),
+            config,
             out,
             context_length=limit,
             workers=workers,

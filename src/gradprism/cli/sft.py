@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from gradprism.cli.config_file import with_config_file
-from gradprism.cli.options import with_config
+from gradprism.cli.options import Devices, DeviceTflops, DryRun, with_config
 from gradprism.training.sft import SftConfig
 
 
@@ -30,6 +30,9 @@ def command(
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     on_existing: Annotated[str, typer.Option(help="A folder in use: resume, replace or fail.")] = "resume",
+    dry_run: DryRun = False,
+    devices: Devices = None,
+    device_tflops: DeviceTflops = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print a summary as JSON and no progress.")] = False,
 ) -> None:
     """Trains on the response tokens only, the same ones that `gradprism inspect` shows and the probe counts.
@@ -47,6 +50,19 @@ def command(
     from gradprism.trajectories.rendering import Renderer, load_tokenizer
 
     progress.set_quiet(as_json)
+    if dry_run:
+        from gradprism.cli.options import print_figures
+        from gradprism.models import load_config
+        from gradprism.training.estimate import estimate_sft, hardware
+
+        machine = hardware(devices, device_tflops, device)
+        trajectories = read_trajectories(data, format_)
+        held_out = read_trajectories(eval_data, format_) if eval_data else []
+        renderer = Renderer(load_tokenizer(model, chat_template), check_context_length(load_config(model), context_length))
+        figures = estimate_sft(model, dtype, renderer, trajectories, held_out, config, machine, attention)
+        if machine.is_first:
+            print_figures(figures, as_json)
+        return
     with training_processes(device) as ranks:
         is_first = ranks is None or ranks.is_first
         if is_first:

@@ -148,7 +148,6 @@ class SessionPool:
         self._await(pending.calls)
         for call in pending.calls:
             result = call.answer
-            self._lost.discard(call.session)
             if isinstance(result, str):
                 self._failures[call.session] = result
                 result = Step("", done=True, info=Info(valid=False, failure=result))
@@ -190,6 +189,8 @@ class SessionPool:
                 if worker.ready:
                     call = worker.queue.popleft()
                     call.answer, call.answered = answer, True
+                    if call.method != DEMONSTRATE:
+                        self._lost.discard(call.session)
                 worker.ready = True  # its first message says no more than that
         except (EOFError, ConnectionError):
             worker.process.join(timeout=1)
@@ -202,10 +203,13 @@ class SessionPool:
         """Puts a new worker in place of a broken one; the call that broke it has failed when it had done so before."""
         call, index = worker.queue[0], self._workers.index(worker)
         if not worker.ready:  # no game's fault, and the next one would do the same
-            worker.queue.clear()
-            raise EnvironmentPlayError(
+            error = EnvironmentPlayError(
                 f"environment {self._environment.name!r}: a worker {what} as it started; if memory ran out, use fewer workers"
             )
+            for owed in worker.queue:
+                owed.answer, owed.answered = error, True
+            worker.queue.clear()
+            return
         worker.process.kill()
         worker.process.join()
         worker.connection.close()

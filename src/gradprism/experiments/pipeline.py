@@ -297,7 +297,7 @@ def _rl(config: RunConfig, folder: Path, inputs: dict[str, Path], start: str, ta
     tasks = read_tasks(inputs[tasks_from] / "route" / "rl.jsonl", environment)
     if not tasks and tasks_from == "refresh":  # all has fallen below the threshold; RL goes on with what the first route gave it
         tasks = read_tasks(inputs["route"] / "route" / "rl.jsonl", environment)
-    model, renderer = _load(config, inputs[start])
+    model, renderer = _load(config, inputs[start], "cpu")
     first, refresh = inputs["route"] / "route", None
     if config.refresh.every_k_steps:
         ids = {task.id for task in tasks}
@@ -310,6 +310,7 @@ def _rl(config: RunConfig, folder: Path, inputs: dict[str, Path], start: str, ta
             first,
             folder / "refreshes",
             config.model.context_length,
+            config.probe.batch_tokens,
         )
     summary = train_rl(
         model,
@@ -320,6 +321,7 @@ def _rl(config: RunConfig, folder: Path, inputs: dict[str, Path], start: str, ta
         folder,
         context_length=config.model.context_length,
         workers=config.environment.workers,
+        device=config.model.device,
         refresh=refresh,
     )
     played = [row for row in summary["history"] if "success" in row]

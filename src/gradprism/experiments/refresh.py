@@ -7,11 +7,12 @@ is still above it by RL. Each refresh is a folder with a probe, a route and `cha
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import polars as pl
 
 from gradprism.environments.protocol import Environment, Task
+from gradprism.errors import FolderInUseError
 from gradprism.files import read_json, write_json
 from gradprism.probing.store import ProbeStore
 from gradprism.routing.folder import route_probe
@@ -47,7 +48,15 @@ def reroute(
     from gradprism.probing.manifest import Options
 
     routing = read_json(first / "routing.json")
-    summary = probe_corpus(InProcess(model), tokenizer, iter(trajectories), out / "probe", Options(context_length, batch_tokens))
+
+    def probe(on_existing: Literal["resume", "replace"]) -> dict[str, Any]:
+        options = Options(context_length, batch_tokens, on_existing=on_existing)
+        return probe_corpus(InProcess(model), tokenizer, iter(trajectories), out / "probe", options)
+
+    try:
+        summary = probe("resume")
+    except FolderInUseError:  # of weights that a training cut short had, and has not come to again bit for bit
+        summary = probe("replace")
     route_probe(
         out / "probe",
         out / "route",
@@ -90,16 +99,25 @@ class RefreshEvery:
         first: Path,
         out: Path,
         context_length: int,
+        batch_tokens: int | None = None,
     ) -> None:
         self.every, self.trajectories, self.environment, self.tokenizer = every, trajectories, environment, tokenizer
-        self.first, self.out, self.context_length = first, out, context_length
+        self.first, self.out, self.context_length, self.batch_tokens = first, out, context_length, batch_tokens
 
     def __call__(self, model: Any, rounds: int) -> list[Task] | None:
         """See `training.rl.Refresh`."""
         if rounds % self.every:
             return None
         folder = self.out / f"refresh-{rounds:05d}"
-        changes = reroute(model, self.tokenizer, self.trajectories, self.first, folder, context_length=self.context_length)
+        changes = reroute(
+            model,
+            self.tokenizer,
+            self.trajectories,
+            self.first,
+            folder,
+            context_length=self.context_length,
+            batch_tokens=self.batch_tokens,
+        )
         moved = {row["id"] for row in changes["moved"]}
         kept = [t for t in self.trajectories if t.id not in moved] or self.trajectories
         tasks = {task.id: task for task in (self.environment.task(t.task) for t in kept)}

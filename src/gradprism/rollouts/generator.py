@@ -13,14 +13,17 @@ from gradprism.rollouts.cache import SlotCache
 
 @dataclass(slots=True)
 class Generated:
-    """An answer's tokens, with the end token where it was reached, their log-probabilities, and how many tokens were computed."""
+    """An answer's tokens, with the end token where it was reached, and their log-probabilities."""
 
     ids: list[int]
     logprobs: list[float]
 
 
 class Generator(Protocol):
-    """Answers conversations. `slots` tell which of them go on from an earlier call, so that what was read then can be kept."""
+    """Answers conversations; `tokens_read` counts what it has computed.
+
+    `slots` tell which of them go on from an earlier call, so that what was read then can be kept.
+    """
 
     tokens_read: int
 
@@ -48,7 +51,6 @@ class CachedGenerator:
     ) -> list[Generated]:
         """See `Generator`."""
         answers = [Generated([], []) for _ in slots]
-        # The shortest room that every prompt leaves would cut others' answers, so each has its own.
         open_rows = list(range(len(slots)))
         logits_BV, read = self._cache.read(slots, prompts)
         for number in range(1, self._max_tokens + 1):

@@ -5,6 +5,7 @@ prompt that is rebuilt at every step makes one row a step. So a step of the trai
 and passes them one after the other; loss, reference model, optimizer, weights for vLLM and checkpoints stay TRL's and transformers'.
 """
 
+import contextlib
 import dataclasses
 import time
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.nn.parallel import DistributedDataParallel
 from transformers import TrainerCallback
 from trl.trainer.grpo_trainer import GRPOTrainer
 
@@ -50,24 +52,41 @@ class EpisodeTrainer(CountedTokens, AtomicCheckpoints, GRPOTrainer):
         batches = self._prepare_inputs(inputs)
         clock = time.perf_counter()
         total = torch.zeros((), device=self.accelerator.device)
-        for batch in batches:
-            with self.compute_loss_context_manager():
-                loss = self.compute_loss(model, batch) * batch["weight"]
-            self.accelerator.backward(loss)
+        logged = {key: len(values) for key, values in self._metrics["train"].items()}
+        for number, batch in enumerate(batches, 1):
+            # DDP adds up gradients over processes once a step; FSDP at every micro-batch, which keeps them sharded.
+            waits = number < len(batches) and isinstance(model, DistributedDataParallel)
+            with model.no_sync() if waits else contextlib.nullcontext():
+                with self.compute_loss_context_manager():
+                    loss = self.compute_loss(model, batch) * batch["weight"]
+                self.accelerator.backward(loss)
             total += loss.detach()
             self.count_tokens(batch["tokens"], batch["action_tokens"])
+        self._weigh_metrics(logged, [batch["action_tokens"] for batch in batches])
         self._step += 1
         seconds = time.perf_counter() - clock
         self.update_seconds += seconds
         self._metrics["train"]["update_seconds"].append(seconds)
         return total
 
-    def evaluate_now(self) -> None:
-        """Plays the evaluation; its figures go into the step's line of the log."""
-        if self.evaluation is not None:
-            self._sync_vllm()
-            for key, value in self.evaluation().items():
-                self._metrics["train"][f"evaluation/{key}"].append(value)
+    def _weigh_metrics(self, logged: dict[str, int], weights: list[int]) -> None:
+        """Makes one mean over tokens of what TRL has logged for each micro-batch; they differ much in size."""
+        for key, values in self._metrics["train"].items():
+            new = values[logged.get(key, 0) :]
+            if len(new) == len(weights) and not key.endswith(("_min", "_max")) and sum(weights):
+                mean = sum(w * value for w, value in zip(weights, new, strict=True) if w) / sum(weights)
+                self._metrics["train"][key] = [*values[: logged.get(key, 0)], mean]
+
+    def evaluate_now(self) -> dict[str, float]:
+        """Plays the evaluation, outside the step's time; nothing without one."""
+        if self.evaluation is None:
+            return {}
+        clock = time.perf_counter()
+        self._sync_vllm()
+        figures = {f"evaluation/{key}": value for key, value in self.evaluation().items()}
+        if self._clock is not None:
+            self._clock += time.perf_counter() - clock
+        return figures
 
     def _sync_vllm(self) -> None:
         if self.use_vllm and self.state.global_step != self._last_loaded_step:
@@ -88,7 +107,7 @@ class EpisodeTrainer(CountedTokens, AtomicCheckpoints, GRPOTrainer):
     def _micro_batches(self, rows: list[Row], updates: int) -> list[dict[str, Any]]:
         # What the loss divides by counts every row, also those that are not passed for want of anything to learn.
         n_rows, n_tokens = self.summed([len(rows), sum(sum(row.mask) for row in rows)])
-        mean_rows = n_rows / self.accelerator.num_processes
+        mean_rows = max(1.0, n_rows) / self.accelerator.num_processes
         learnt = [row for row in rows if self.beta or any(row.advantages)]
         packed = pack(learnt, self.micro_batch_tokens)
         # Every process makes as many passes, since passes are collective where a model is sharded.
@@ -100,7 +119,7 @@ class EpisodeTrainer(CountedTokens, AtomicCheckpoints, GRPOTrainer):
             batch = tensors(part, pad, self.accelerator.device)
             # TRL's dapo loss divides by the tokens of all updates of a round; its other losses are means over the rows they are given.
             batch["num_items_in_batch"] = torch.tensor(n_tokens * updates, device=self.accelerator.device)
-            batch["weight"] = 1.0 if self.loss_type == "dapo" else len(part) / max(1.0, mean_rows)
+            batch["weight"] = 1.0 if self.loss_type == "dapo" else len(part) / mean_rows
             batch["tokens"], batch["action_tokens"] = sum(map(len, part)), sum(sum(row.mask) for row in part)
             self._add_logprobs(batch)
             batches.append(batch)
@@ -109,7 +128,7 @@ class EpisodeTrainer(CountedTokens, AtomicCheckpoints, GRPOTrainer):
 
     @torch.no_grad()
     def _add_logprobs(self, batch: dict[str, Any]) -> None:
-        """Log-probabilities under the model as it plays, where later steps need them, and under the reference."""
+        """Log-probabilities under the model as it is now, where later steps need them, and under the reference."""
         ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], 1)
         mask = torch.cat([batch["prompt_mask"], batch["completion_mask"]], 1)
         width = batch["completion_ids"].shape[1]
@@ -121,8 +140,9 @@ class EpisodeTrainer(CountedTokens, AtomicCheckpoints, GRPOTrainer):
             batch["old_per_token_logps"] = logprobs(self.model)
         if self.use_vllm and self.vllm_importance_sampling_correction:
             # Another engine sampled: its probabilities differ a little from this model's (truncated importance sampling).
-            ratio = (batch["old_per_token_logps"] - batch["sampling_per_token_logps"]).exp()
-            batch["importance_sampling_ratio"] = ratio.clamp(max=self.vllm_importance_sampling_clip_max) * batch["tool_mask"]
+            difference = (batch["old_per_token_logps"] - batch["sampling_per_token_logps"]) * batch["tool_mask"]
+            ratio = difference.nan_to_num(nan=0.0).exp()  # what the engine could not tell is left uncorrected
+            batch["importance_sampling_ratio"] = ratio.clamp(max=self.vllm_importance_sampling_clip_max)
         if self.beta:
             if self.ref_model is not None:
                 batch["ref_per_token_logps"] = logprobs(self.ref_model)
@@ -170,12 +190,13 @@ class EvaluationCallback(TrainerCallback):
         self.trainer, self.every = trainer, every
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.global_step == 0 and self.trainer.evaluation is not None:
-            self.trainer.log({f"evaluation/{key}": value for key, value in self.trainer.evaluation().items()})
+        if state.global_step == 0:
+            self.trainer.log(self.trainer.evaluate_now())
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.global_step % self.every == 0:
-            self.trainer.evaluate_now()
+            for key, value in self.trainer.evaluate_now().items():
+                self.trainer._metrics["train"][key].append(value)
 
 
 def _idle(token: int) -> Row:

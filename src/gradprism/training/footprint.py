@@ -7,6 +7,7 @@ attention do; log-probabilities come from TRL's fused output head, which never h
 Letters: P parameters, T tokens of a pass, L layers, d width of all heads together, N devices. Bytes unless a name says otherwise.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,7 +26,8 @@ _COUNTING = "gradprism_counting"
 
 @dataclass(frozen=True, slots=True)
 class Footprint:
-    """What a model of a configuration is made of; `element` is the size of its numbers, `compute` of those in arithmetic."""
+    """What a model of a configuration is made of; `element` and `trained_element` are the sizes of its numbers, `compute` of those
+    in arithmetic."""
 
     parameters: int
     trained: int
@@ -39,6 +41,7 @@ class Footprint:
     heads_width: int
     key_value: int  # numbers that a token leaves in the cache
     element: int
+    trained_element: int
     compute: int
     activations_inside: float  # of a token, in all layers
     activations_outside: float
@@ -64,24 +67,26 @@ class Footprint:
         return tokens * self.width * (self.compute + 4) + trained * self.vocabulary * self.width * 4 + tile
 
 
-def footprint(name: str, dtype: str, settings: LoraSettings, *, bf16: bool, tokens: int = 256) -> Footprint:
-    """The footprint of a model folder or hub id; no weight is read. Raises `ModelError` or `MissingFileError`."""
+def footprint(name: str, dtype: str, settings: LoraSettings, *, bf16: bool, sharded: bool = False, tokens: int = 256) -> Footprint:
+    """The footprint of a model folder or hub id; no weight is read. Raises `ModelError` or `MissingFileError`.
+
+    Under autocast (`bf16`, not sharded) a model with float32 weights passes float32 from layer to layer: counted as if it did within
+    layers too, which is an upper bound.
+    """
     check_model_name(name)
     config = load_model_config(name)
     kind = (config.dtype or torch.float32) if dtype == "auto" else getattr(torch, dtype)
-    compute = torch.bfloat16 if bf16 else kind
-    model = _on_meta(name, config, compute)
+    compute = torch.bfloat16 if bf16 and (sharded or kind.itemsize == 2) else kind
     text = config.get_text_config()
-    layers = _layers(model)
-    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
-    matrices = {id(p): p for module in model.modules() for p in module.parameters(recurse=False) if p.ndim >= 2}
-    active = getattr(text, "num_experts_per_tok", 1) / (
-        getattr(text, "num_experts", None) or getattr(text, "num_local_experts", None) or 1
-    )
-    linear = sum(p.numel() * (active if p.ndim == 3 else 1) for p in matrices.values() if p is not embedding.weight)
-    if head is not None and head.weight is embedding.weight:
-        linear += head.weight.numel()
-    inside, outside = _saved(model, layers, tokens)
+    experts = getattr(text, "num_experts", None) or getattr(text, "num_local_experts", None)
+    traced = torch.bfloat16 if experts else compute  # the only type for which stacked experts run on the meta device
+    model = _on_meta(name, config, traced)
+    layers, embedding = _layers(model), model.get_input_embeddings()
+    spoken = [*model.get_decoder().modules(), model.get_output_embeddings()]
+    matrices = {id(p): p for m in spoken if not isinstance(m, nn.Embedding) for p in m.parameters(recurse=False) if p.ndim >= 2}
+    active = text.num_experts_per_tok / experts if experts else 1.0  # of stacked experts' weights, the part that a token meets
+    linear = sum(p.numel() * (active if p.ndim == 3 else 1) for p in matrices.values())
+    inside, outside = (n * compute.itemsize / traced.itemsize for n in _saved(model, layers, tokens))
     parameters = model.num_parameters()
     in_layers = [sum(p.numel() for p in layer.parameters()) for layer in layers]
     adapters = peft_config(settings, model)
@@ -90,13 +95,14 @@ def footprint(name: str, dtype: str, settings: LoraSettings, *, bf16: bool, toke
 
         with torch.device("meta"):
             model = get_peft_model(model, adapters)
-    trained = [p.numel() for p in model.parameters() if p.requires_grad]
+    trained = [p for p in model.parameters() if p.requires_grad]
     heads = text.num_attention_heads
     size = getattr(text, "head_dim", None) or text.hidden_size // heads
     return Footprint(
         parameters=parameters,
-        trained=sum(trained),
+        trained=sum(p.numel() for p in trained),
         trained_tensors=len(trained),
+        trained_element=kind.itemsize if adapters is None else trained[0].element_size(),  # peft makes adapters float32
         linear=linear,
         largest_layer=max(in_layers),
         outside_layers=parameters - sum(in_layers),
@@ -120,7 +126,7 @@ def training_memory(
     Sharded and in bfloat16, accelerate keeps trained weights in float32. AdamW has two numbers a weight, and one a tensor.
     """
     shards = devices if sharded else 1
-    trained = 4 if sharded and bf16 else model.element
+    trained = 4 if sharded and bf16 else model.trained_element
     frozen = model.parameters - (0 if lora else model.trained)
     over = f" / {shards}" if shards > 1 else ""
     figures = {
@@ -161,16 +167,16 @@ def _on_meta(name: str, config: Any, dtype: torch.dtype) -> Any:
         raise ModelError(f"model {name!r}: cannot be built from its configuration: {' '.join(str(error).split())[:300]}") from None
 
 
-def _layers(model: Any) -> list[nn.Module]:
+def _layers(model: Any) -> Sequence[nn.Module]:
     from transformers.modeling_layers import GradientCheckpointingLayer
 
-    layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    layers = [module for module in model.get_decoder().modules() if isinstance(module, GradientCheckpointingLayer)]
     if not layers:
         raise ModelError(f"{type(model).__name__}: has no layers whose memory could be estimated")
     return layers
 
 
-def _saved(model: Any, layers: list[nn.Module], tokens: int) -> tuple[float, float]:
+def _saved(model: Any, layers: Sequence[nn.Module], tokens: int) -> tuple[float, float]:
     """Bytes a token that a forward pass of the decoder saves for its backward pass, inside and outside of layers."""
     storages: dict[int, tuple[bool, Tensor]] = {}
     depth = 0

@@ -148,7 +148,14 @@ def _train(
     player = Player(trainer.model, renderer, pool, play, _generators(trainer, config, config.temperature))
     player.check_fits(tasks[:PREFLIGHT])
     asked = None if refresh is None else lambda count: refresh(trainer.model, count)
-    trainer.rounds = Rounds(TaskStream(tasks, config.seed, rank, world), player.play, config, config.groups // world, asked)
+    trainer.rounds = Rounds(
+        TaskStream(tasks, config.seed, rank, world),
+        player.play,
+        config,
+        config.groups // world,
+        asked,
+        trainer.summed if world > 1 else None,
+    )
     trainer.statistics = player.statistics
     trainer.micro_batch_tokens = config.micro_batch_tokens
     if checkpoint is not None:
@@ -172,7 +179,7 @@ def _train(
         "tasks": len(tasks),
         "steps": config.steps,
         "optimizer_steps": trainer.state.global_step,
-        "episodes": int(trainer.played["played"]),
+        "episodes": int(trainer.played["episodes"]),
         "resampled_groups": int(trainer.played["resampled_groups"]),
         "equal_groups": int(trainer.played["equal_groups"]),
         "failed_episodes": int(trainer.played["failed"]),
@@ -209,8 +216,8 @@ def _check(tasks: Sequence[Task], config: RlConfig, world: int, model: Any, rend
         raise ConfigError(f"groups {config.groups}: must be a multiple of the {world} processes, so that none shares a group")
     if config.max_action_tokens >= context_length:
         raise ConfigError(f"max_action_tokens {config.max_action_tokens}: leaves no room in a context of {context_length}")
-    if config.vllm == "colocate" and importlib.util.find_spec("vllm") is None:
-        raise ConfigError("vllm colocate: vLLM is not installed; pip install vllm, or --vllm off")
+    if config.vllm != "off" and importlib.util.find_spec("vllm") is None:
+        raise ConfigError(f"vllm {config.vllm}: vLLM is not installed here; pip install vllm, or --vllm off")
     rows, tokens = model.get_input_embeddings().weight.shape[0], len(renderer.tokenizer)
     if tokens > rows:
         raise ModelError(f"the tokenizer has {tokens} tokens and the model {rows} embeddings: it is another model's tokenizer")
@@ -261,6 +268,8 @@ def build_trainer(model: Any, renderer: Renderer, config: RlConfig, out: Path, d
         epsilon=config.clip,
         epsilon_high=config.clip_high,
         loss_type=config.loss,
+        disable_dropout=True,  # episodes are played without it, and the ratio of probabilities would be noise
+        router_aux_loss_coef=0.0,  # a mixture of experts keeps its router's balance by the policy's loss alone
         max_grad_norm=config.max_grad_norm,
         bf16=config.bf16,
         seed=config.seed,
@@ -285,7 +294,9 @@ def build_trainer(model: Any, renderer: Renderer, config: RlConfig, out: Path, d
         peft_config=peft_config(config, model),
     )
     trainer.max_completion_length = renderer.context_length  # what dr_grpo divides by is an episode's length, not an action's
-    if config.vllm == "off" and str(trainer.accelerator.distributed_type.value) in ("FSDP", "DEEPSPEED"):
+    if str(trainer.accelerator.distributed_type.value) == "DEEPSPEED":
+        raise ConfigError("DeepSpeed takes an optimizer step at every micro-batch of RL; use FSDP, or several processes without it")
+    if config.vllm == "off" and str(trainer.accelerator.distributed_type.value) == "FSDP":
         raise ConfigError(
             "a sharded model cannot play: its processes would wait for each other's turns; use --vllm colocate or server"
         )

@@ -76,6 +76,10 @@ class RlConfig(LoraSettings, TrackingSettings):
     def _limits(self) -> Self:
         if self.updates > self.groups * self.rollouts:
             raise ValueError(f"updates {self.updates}: more than groups x rollouts = {self.groups * self.rollouts} episodes")
+        if self.lora_dropout:
+            raise ValueError(
+                "lora_dropout: episodes are played without dropout, and the ratio of probabilities would be noise; use 0"
+            )
         return self
 
     @property

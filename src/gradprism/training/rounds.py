@@ -12,34 +12,39 @@ from gradprism.environments.protocol import Task
 from gradprism.rollouts.episodes import Episode
 from gradprism.training.advantages.gigpo import gigpo
 from gradprism.training.advantages.grpo import grpo
-from gradprism.training.advantages.outcome import Outcome
+from gradprism.training.advantages.outcome import Outcome, Summed
 from gradprism.training.rewards import outcome
 from gradprism.training.rl_config import RlConfig
 
+RANK_STRIDE = 2**40  # more than all episodes of a training
 # Plays tasks with a seed and gives their episodes in order.
 Play = Callable[[Sequence[Task], int], list[Episode]]
 
 
 class TaskStream:
-    """Tasks in an order shuffled anew for each pass; process `rank` of `world` takes every `world`-th. `drawn` is its whole state."""
+    """Tasks in an order shuffled anew for each pass; process `rank` of `world` takes every `world`-th. `drawn` is its whole state.
 
-    def __init__(self, tasks: Sequence[Task], seed: int, rank: int = 0, world: int = 1) -> None:
-        self.tasks, self._seed, self._rank, self._world = list(tasks), seed, rank, world
+    Streams of other `salt` have other orders.
+    """
+
+    def __init__(self, tasks: Sequence[Task], seed: int, rank: int = 0, world: int = 1, salt: tuple[int, ...] = ()) -> None:
+        self.tasks, self.rank, self.salt = list(tasks), rank, salt
+        self._seed, self._world = seed, world
         self.drawn = 0
         self._pass, self._order = -1, np.zeros(0, dtype=np.int64)
 
-    def over(self, tasks: Sequence[Task]) -> "TaskStream":
+    def over(self, tasks: Sequence[Task], salt: tuple[int, ...]) -> "TaskStream":
         """A new stream of other tasks for the same process."""
-        return TaskStream(tasks, self._seed, self._rank, self._world)
+        return TaskStream(tasks, self._seed, self.rank, self._world, salt)
 
     def draw(self, n: int) -> list[Task]:
         """The next `n` tasks."""
         return [self._next() for _ in range(n)]
 
     def _next(self) -> Task:
-        number, place = divmod(self.drawn * self._world + self._rank, len(self.tasks))
+        number, place = divmod(self.drawn * self._world + self.rank, len(self.tasks))
         if number != self._pass:
-            self._pass, self._order = number, np.random.default_rng([self._seed, number]).permutation(len(self.tasks))
+            self._pass, self._order = number, np.random.default_rng([self._seed, number, *self.salt]).permutation(len(self.tasks))
         self.drawn += 1
         return self.tasks[self._order[place]]
 
@@ -61,12 +66,11 @@ class Row:
 
 @dataclass(slots=True)
 class Round:
-    """Groups of episodes with their outcomes and rows; `played` are all episodes, also those that were resampled away."""
+    """The groups that are learnt from, and their rows; `played` are all episodes, also those that were resampled away."""
 
     groups: list[list[Episode]]
-    outcomes: list[list[Outcome]]
     rows: list[Row]
-    played: list[Episode]
+    played: list[tuple[Episode, Outcome]]
     equal_groups: int
     resampled: int
 
@@ -75,7 +79,7 @@ class Rounds:
     """Draws, plays and scores. Its state is `state`, so that a training that was cut short goes on with the next round.
 
     `refresh`, if given, is asked before each round but the first, with the number of those played, for the tasks to go on with; None
-    keeps them.
+    keeps them. `summed` adds numbers over all processes that play together.
     """
 
     def __init__(
@@ -85,60 +89,65 @@ class Rounds:
         config: RlConfig,
         groups: int,
         refresh: Callable[[int], Sequence[Task] | None] | None = None,
+        summed: Summed | None = None,
     ) -> None:
-        self.stream, self.play, self.config, self._groups, self._refresh = stream, play, config, groups, refresh
+        self.stream, self.play, self.config, self._groups = stream, play, config, groups
+        self._refresh, self._summed = refresh, summed
         self.played = self.count = 0
-        self._refreshed = False
         self._warned: Counter[str] = Counter()
 
     @property
     def state(self) -> dict[str, Any]:
         """What the next round depends on; JSON-serialisable."""
-        tasks = [task.reference() for task in self.stream.tasks] if self._refreshed else None
-        return {"drawn": self.stream.drawn, "played": self.played, "count": self.count, "tasks": tasks}
+        tasks = [task.reference() for task in self.stream.tasks] if self.stream.salt else None
+        return {
+            "drawn": self.stream.drawn,
+            "played": self.played,
+            "count": self.count,
+            "tasks": tasks,
+            "salt": list(self.stream.salt),
+        }
 
     @state.setter
     def state(self, state: dict[str, Any]) -> None:
         self.played, self.count = state["played"], state["count"]
         if state["tasks"] is not None:
-            self._replace([Task(**reference) for reference in state["tasks"]])
+            self.stream = self.stream.over([Task(**reference) for reference in state["tasks"]], tuple(state["salt"]))
         self.stream.drawn = state["drawn"]
-
-    def _replace(self, tasks: Sequence[Task]) -> None:
-        self.stream, self._refreshed = self.stream.over(tasks), True
 
     def next(self) -> Round:
         """Plays one round."""
         config = self.config
         if self._refresh is not None and self.count:
             tasks = self._refresh(self.count)
-            if tasks is not None:
-                self._replace(tasks)
+            # The same tasks go on in their order: begun anew, it would come to the last of them never.
+            if tasks is not None and list(tasks) != self.stream.tasks:
+                self.stream = self.stream.over(tasks, (self.count,))
         self.count += 1
         groups, equal, every = [], [], []
         most = round(self._groups * config.resample_limit) if config.resample else self._groups
         while (missing := self._groups - len(groups)) > 0 and len(groups) + len(equal) < most:
             tasks = self.stream.draw(min(missing, most - len(groups) - len(equal)))
-            episodes = self.play([task for task in tasks for _ in range(config.rollouts)], config.seed + self.played)
+            # Every process draws numbers of its own.
+            seed = config.seed + self.played + RANK_STRIDE * self.stream.rank
+            episodes = self.play([task for task in tasks for _ in range(config.rollouts)], seed)
             self.played += len(episodes)
-            every += episodes
             for i in range(0, len(episodes), config.rollouts):
                 group = episodes[i : i + config.rollouts]
                 scored = [outcome(episode, config) for episode in group]
                 self._report(group, scored)
-                teaches = len({o.total for o in scored if o.counted}) > 1
-                (groups if teaches else equal).append((group, scored))
+                every += zip(group, scored, strict=True)
+                (groups if teaches(scored, config) else equal).append((group, scored))
         resampled = max(0, len(groups) + len(equal) - self._groups)
         taken = groups + equal[: self._groups - len(groups)]
-        outcomes = [scored for _, scored in taken]
-        advantages = advantages_of(outcomes, config)
+        advantages = advantages_of([scored for _, scored in taken], config, self._summed)
         rows = [
             row
             for (group, _), of_group in zip(taken, advantages, strict=True)
             for episode, of_episode in zip(group, of_group, strict=True)
             for row in training_rows(episode, of_episode)
         ]
-        return Round([group for group, _ in taken], outcomes, rows, every, len(equal), resampled)
+        return Round([group for group, _ in taken], rows, every, len(equal), resampled)
 
     def _report(self, group: Sequence[Episode], scored: Sequence[Outcome]) -> None:
         for episode, result in zip(group, scored, strict=True):
@@ -153,11 +162,17 @@ class Rounds:
                     print(f"warning: task {episode.task.id!r}: teaches nothing ({what})", file=sys.stderr, flush=True)
 
 
-def advantages_of(outcomes: Sequence[Sequence[Outcome]], config: RlConfig) -> list[list[np.ndarray]]:
+def advantages_of(outcomes: Sequence[Sequence[Outcome]], config: RlConfig, summed: Summed | None = None) -> list[list[np.ndarray]]:
     """The advantage of every step of every episode, by the configured algorithm."""
     if config.algorithm == "gigpo":
-        return gigpo(outcomes, config.advantage_scale, config.gamma, config.step_weight)
-    return grpo(outcomes, config.advantage_scale)
+        return gigpo(outcomes, config.advantage_scale, config.gamma, config.step_weight, summed)
+    return grpo(outcomes, config.advantage_scale, summed)
+
+
+def teaches(group: Sequence[Outcome], config: RlConfig) -> bool:
+    """Whether any step of a group has an advantage. GiGPO can find one where all returns are equal: one way was shorter."""
+    alone = config.model_copy(update={"advantage_scale": "none"})
+    return any(bool(advantages.any()) for advantages in advantages_of([group], alone)[0])
 
 
 def training_rows(episode: Episode, advantages: np.ndarray) -> list[Row]:
@@ -182,9 +197,12 @@ def training_rows(episode: Episode, advantages: np.ndarray) -> list[Row]:
 
 
 def sums(round_: Round) -> dict[str, float]:
-    """Counts of a round, to be added over processes; `means` makes the log's figures of them."""
-    episodes, outcomes = [e for g in round_.groups for e in g], [o for g in round_.outcomes for o in g]
-    counted = [o.total for o in outcomes if o.counted]
+    """Counts of a round, to be added over processes; `means` makes the log's figures of them.
+
+    Of all that was played: groups that were kept for being mixed would tell of another success.
+    """
+    episodes = [episode for episode, _ in round_.played]
+    counted = [result.total for _, result in round_.played if result.counted]
     return {
         "episodes": len(episodes),
         "success": sum(e.success for e in episodes),
@@ -197,9 +215,8 @@ def sums(round_: Round) -> dict[str, float]:
         "groups": len(round_.groups),
         "equal_groups": round_.equal_groups,
         "resampled_groups": round_.resampled,
-        "failed": sum(e.ended_by == "failure" for e in round_.played),
-        "cut_by_context": sum(e.ended_by == "context" for e in round_.played),
-        "played": len(round_.played),
+        "failed": sum(e.ended_by == "failure" for e in episodes),
+        "cut_by_context": sum(e.ended_by == "context" for e in episodes),
         "action_tokens": sum(sum(row.mask) for row in round_.rows),
         "row_tokens": sum(map(len, round_.rows)),
     }
@@ -220,7 +237,7 @@ def means(totals: dict[str, float]) -> dict[str, float]:
         "resampled_groups": totals["resampled_groups"],
         "failed_episodes": totals["failed"],
         "cut_by_context": totals["cut_by_context"],
-        "episodes": totals["played"],
+        "episodes": totals["episodes"],
         "action_tokens": totals["action_tokens"],
         "row_tokens": totals["row_tokens"],
     }

@@ -1,0 +1,58 @@
+"""`--config FILE`: what a command's options are when a run's configuration gives them."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from gradprism.cli.config_file import defaults
+from gradprism.errors import ConfigError
+from helpers.cli import assert_refused
+
+QUICKSTART = Path("configs/quickstart.toml")
+
+
+def test_a_stage_has_its_section_and_the_models_and_environments_of_the_run():
+    rl = defaults(
+        "rl", QUICKSTART, ["rl.prompt.history=3", "environment.options.games=generated", "environment.options.data_dir=x"]
+    )
+    assert (rl["steps"], rl["loss"], rl["history"], rl["env"]) == (16, "grpo", 3, "alfworld")
+    assert rl["env_option"] == ["difficulty=small", "games=generated"] and rl["data_dir"] == "x"
+    assert "model" not in rl and rl["context_length"] == 1024
+    sft = defaults("sft", QUICKSTART, ["seed=5"])
+    assert (sft["epochs"], sft["batch_size"], sft["seed"]) == (6, 8, 5) and "data" not in sft
+    assert Path(sft["model"]).name == "alfworld-tiny"
+    probe = defaults("probe", QUICKSTART, [])
+    assert [Path(file).name for file in probe["data"]] == ["alfworld-quickstart.jsonl"]
+    evaluation = defaults("evaluation", QUICKSTART, [])
+    assert (evaluation["split"], evaluation["count"], evaluation["max_steps"]) == (["unseen", "seen"], 96, 20)
+    assert "model" not in evaluation
+
+
+def test_splits_of_different_sizes_are_played_one_at_a_time():
+    with pytest.raises(ConfigError, match=r"quickstart\.toml: evaluation\.splits"):
+        defaults("evaluation", QUICKSTART, ["evaluation.splits.unseen=5"])
+
+
+def test_the_command_line_wins_over_the_file(cli, tmp_path):
+    arguments = ["evaluate", "--config", QUICKSTART, "--agent", "random", "--json"]
+    sets = [
+        "--set",
+        "evaluation.splits={seen=2}",
+        "--set",
+        'environment.options={difficulty="tiny"}',
+        "--set",
+        "evaluation.max_steps=3",
+    ]
+    code, out, err = cli(*arguments, *sets, "--max-steps", 2, "--workers", 1, "--out", tmp_path / "out")
+    assert code == 0, err
+    [row] = [row for row in json.loads(out)["rows"] if row["task_type"] == "all"]
+    assert (row["split"], row["episodes"]) == ("seen", 2) and row["mean_steps"] <= 2
+
+
+def test_mistakes_name_the_file_and_the_key(cli, tmp_path):
+    rl = ["rl", "--tasks", tmp_path / "rl.jsonl", "--out", tmp_path / "out"]
+    assert_refused(cli(*rl, "--config", tmp_path / "none.toml"), "none.toml: no such file")
+    assert_refused(cli(*rl, "--config", QUICKSTART, "--set", "rl.groups=none"), "quickstart.toml: rl.groups", "got 'none'")
+    assert_refused(cli(*rl, "--set", "rl.groups=2", "--config", QUICKSTART, "--set", "rl.size=2"), "quickstart.toml: rl.size")
+    assert_refused(cli(*rl, "--model", "models/alfworld-tiny", "--set", "rl.groups=2"), "--set: overrides a value of --config FILE")
