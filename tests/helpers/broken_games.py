@@ -14,7 +14,7 @@ from gradprism.errors import ConfigError, DataError
 class BrokenGames:
     """Counting games: `add` adds one, three wins. `folder` holds marks of what has gone wrong before.
 
-    `by_length` rewards every action by its length, so that what a random model says earns it something.
+    `by_length` rewards every action by its length, up to 30 characters, so that what a random model says earns it something.
     """
 
     folder: str = ""
@@ -76,5 +76,5 @@ class BrokenSession:
             admissible=("add", "say <words>"),
             details={"n": self.count},
         )
-        reward = len(action) % 7 / 7 if self.by_length else float(done)
+        reward = min(len(action), 30) / 30 if self.by_length else float(done)
         return Step(f"count {self.count} after {len(action)}", reward, done, info)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -98,11 +99,11 @@ def test_accelerate_reads_its_configuration():
     from accelerate.commands.config.config_args import load_config_from_file
     from accelerate.commands.launch import launch_command_parser
 
-    config = load_config_from_file("configs/accelerate/fsdp-8gpu.yaml")
+    config: Any = load_config_from_file("configs/accelerate/fsdp-8gpu.yaml")
     assert (config.num_processes, config.mixed_precision, config.distributed_type) == (8, "bf16", "FSDP")
-    assert config.fsdp_config["fsdp_version"] == 2  # pyright: ignore[reportAttributeAccessIssue]
+    assert config.fsdp_config["fsdp_version"] == 2
     known = vars(launch_command_parser().parse_args(["script.py"]))
-    assert set(config.fsdp_config) <= known.keys()  # pyright: ignore[reportAttributeAccessIssue]
+    assert set(config.fsdp_config) <= known.keys()
 
 
 def kill_after(run: RankRun, wanted: Path) -> None:

@@ -409,6 +409,28 @@ def test_rl_plays_and_learns_on_the_real_environment(tmp_path, options):
         run_tiny(tmp_path / "out", **{**options, "steps": 3})
 
 
+@pytest.mark.parametrize("algorithm", ["grpo", "gigpo"])
+def test_a_random_model_learns_what_is_rewarded(tokenizer, tmp_path, algorithm):
+    """docs/training.md in miniature: what is said earns by its length, up to 1 for 30 characters."""
+    environment, config = (
+        BrokenGames(by_length=True),
+        {"steps": 12, "groups": 8, "rollouts": 8, "max_steps": 2, "max_action_tokens": 3},
+    )
+    config |= {"learning_rate": 3e-3, "algorithm": algorithm, "loss": "grpo"}
+    summary = train_rl(
+        tiny_qwen3(len(tokenizer)),
+        Renderer(tokenizer, 128),
+        environment,
+        environment.tasks("train", 8),
+        RlConfig.model_validate(config),
+        tmp_path / "out",
+        context_length=128,
+        workers=1,
+    )
+    rewards = [row["reward"] for row in summary["history"]]  # of two actions
+    assert sum(rewards[-3:]) / 3 > sum(rewards[:2]) / 2 + 0.08  # four standard errors
+
+
 def test_a_training_that_was_cut_goes_on_to_the_same_weights(tmp_path, monkeypatch):
     """Cut after its second checkpoint by an error; a kill is tested through the command line."""
     options = {"steps": 4, "save_every": 1, "invalid_penalty": 0.3, "kl": 0.05, "algorithm": "gigpo"}

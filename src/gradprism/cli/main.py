@@ -36,6 +36,8 @@ def main() -> None:
     """Entry point: deliberate errors become one line on stderr and exit code 2."""
     # Threads that spin while they wait make an oversubscribed machine ten times slower; this must be set before torch is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # When one process of several has failed, torch tells of each connection to it at length; our own line says what went wrong.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     # Hugging Face libraries log and draw bars of their own; ours say what a person needs.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
