@@ -201,7 +201,7 @@ def _saved(model: Any, layers: Sequence[nn.Module], tokens: int) -> tuple[float,
     try:
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
             model.base_model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
-    except (RuntimeError, NotImplementedError, ValueError) as error:
+    except (RuntimeError, ValueError) as error:
         raise ModelError(
             f"{type(model).__name__}: its forward pass cannot be traced without weights: {' '.join(str(error).split())[:200]}"
         ) from None
@@ -224,7 +224,7 @@ class _Attention(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
-        raise NotImplementedError("nothing is computed")
+        raise AssertionError("only the forward pass is traced")
 
 
 def _attention(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> tuple[Tensor, None]:
