@@ -86,9 +86,9 @@ def alfworld_names() -> set[str]:
 
 
 def webshop_names() -> set[str]:
-    """The ids of a thousand products, and the numbers in prices and sizes."""
+    """The ids of a thousand products, the numbers in prices and sizes, and what is on every page's buttons."""
     numbers = {str(n) for n in range(700)} | {f".{n}" for n in range(10)} | {f".{n:02d}" for n in range(100)}
-    return numbers | {f"g{n:09d}" for n in range(1000)}
+    return numbers | {f"g{n:09d}" for n in range(1000)} | {text.lower() for text in TEXTS}
 
 
 def webshop_pieces() -> set[str]:

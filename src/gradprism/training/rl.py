@@ -147,7 +147,7 @@ def _train(
     rank, world = trainer.accelerator.process_index, trainer.accelerator.num_processes
     player = Player(trainer.model, renderer, pool, play, _generators(trainer, config, config.temperature))
     player.check_fits(tasks[:PREFLIGHT])
-    asked = None if refresh is None else lambda count: refresh(trainer.model, count)
+    asked = None if refresh is None else lambda count: _ask(refresh, trainer.model, count)
     trainer.rounds = Rounds(
         TaskStream(tasks, config.seed, rank, world),
         player.play,
@@ -195,6 +195,18 @@ def _train(
         "history": log_history(trainer),
     }
     return summary, log.attempt.name
+
+
+def _ask(refresh: Refresh, model: Any, rounds: int) -> Sequence[Task] | None:
+    """Asks with the model as it is outside of training: accelerate's bfloat16 autocast is the forward pass's, whoever calls it."""
+    autocast = model.__dict__.get("forward") if "_original_forward" in model.__dict__ else None
+    if autocast is not None:
+        model.forward = model._original_forward
+    try:
+        return refresh(model, rounds)
+    finally:
+        if autocast is not None:
+            model.forward = autocast
 
 
 def evaluations(log: Sequence[dict[str, Any]]) -> list[dict[str, float]]:
