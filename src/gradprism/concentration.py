@@ -47,7 +47,8 @@ def kurtosis(norms: ArrayLike, names: Sequence[str] | None = None) -> NDArray[np
     return (square**2).mean(axis=1) / square.mean(axis=1) ** 2 - 3.0
 
 
-METRICS: dict[str, Callable[[ArrayLike, Sequence[str] | None], NDArray[np.float64]]] = {
+Metric = Callable[[ArrayLike, Sequence[str] | None], NDArray[np.float64]]
+METRICS: dict[str, Metric] = {
     "gini": gini,
     "cv": coefficient_of_variation,
     "kurtosis": kurtosis,

@@ -44,3 +44,7 @@ class MissingDependencyError(GradprismError, ImportError):
 
 class WorkerError(GradprismError, RuntimeError):
     """A process that does part of the work, or the cluster it is to run on, failed."""
+
+
+class StageError(GradprismError, RuntimeError):
+    """A stage of an experiment failed."""

@@ -1,10 +1,13 @@
+import hashlib
 import json
+from dataclasses import replace
 
 import numpy as np
 import polars as pl
 import pytest
 
 from gradprism.concentration import coefficient_of_variation, gini, kurtosis
+from gradprism.files import write_jsonl
 from gradprism.probing.store import ProbeRow, ProbeStore
 from gradprism.routing.folder import route_probe
 from gradprism.trajectories.readers import read_trajectories
@@ -125,13 +128,88 @@ def test_same_inputs_give_the_same_bytes(route, tmp_path):
         assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes(), path.name
 
 
-@pytest.mark.parametrize("policy", ["inverse", "random", "magnitude", "loss", "length"])
+@pytest.mark.parametrize("policy", ["inverse", "soft", "random", "magnitude", "loss", "length", "uncertainty"])
 def test_every_control_policy_routes(route, tmp_path, policy):
     make_probe(tmp_path / "probe")
     code, out, _ = route("--policy", policy)
     assert code == 0
     assert f"{policy} of gini" in out
     assert set(pl.read_parquet(tmp_path / "routes" / "routes.parquet")["route"]) == {"sft", "rl"}
+
+
+def tasks_probe(folder):
+    """A probe whose trajectories name tasks `task-0`…, two trajectories each, and types; the last names none and is its own task."""
+    trajectories = [
+        replace(t, task={"env": "sample", "id": f"task-{i // 2}", "task_type": "pick"} if i < COUNT - 1 else {})
+        for i, t in enumerate(sample_trajectories(COUNT))
+    ]
+    make_probe(folder, trajectories=trajectories)
+    return [t.task.get("id", t.id) for t in trajectories]
+
+
+def test_pass_rates_are_the_share_of_a_task_s_episodes_that_were_won(route, tmp_path):
+    tasks = tasks_probe(tmp_path / "probe")
+    wins = {task: [k < i % 4 for k in range(3)] for i, task in enumerate(dict.fromkeys(tasks))}
+    lines = [{"id": task, "success": won, "actions": []} for k in range(3) for task in wins for won in [wins[task][k]]]
+    episodes = tmp_path / "episodes.jsonl"
+    write_jsonl(episodes, [*lines, {"id": "not in the corpus", "success": True}])
+    assert route("--policy", "pass_rate", "--pass-rates", episodes)[0] == 0
+    table = pl.read_parquet(tmp_path / "routes" / "routes.parquet")
+    assert table["pass_rate"].to_list() == [sum(wins[task]) / 3 for task in tasks]
+    rl = table.filter(pl.col("route") == "rl")
+    assert len(rl) == COUNT // 2
+    sft = table.filter(pl.col("route") == "sft")
+    assert rl["pass_rate"].to_numpy().min() >= sft["pass_rate"].to_numpy().max()
+    routing, audit = (json.loads((tmp_path / "routes" / name).read_text()) for name in ("routing.json", "audit.json"))
+    assert routing["pass_rates_sha256"] == hashlib.sha256(episodes.read_bytes()).hexdigest()
+    assert audit["spearman"]["success"] > 0.9
+    assert audit["task_type_eta_squared"] is None  # one trajectory has no type
+    # What was ever won, at a threshold of 0.
+    assert route("--policy", "pass_rate", "--pass-rates", episodes, "--threshold", "0", out="won")[0] == 0
+    won = pl.read_parquet(tmp_path / "won" / "routes.parquet")
+    assert ((won["route"] == "rl") == (won["pass_rate"] > 0)).all()
+    # Another policy takes them for its audit alone.
+    assert route("--pass-rates", episodes, out="gini")[0] == 0
+    assert "success" in json.loads((tmp_path / "gini" / "audit.json").read_text())["split_by"]
+
+
+def test_pass_rates_that_are_none(route, tmp_path):
+    tasks = tasks_probe(tmp_path / "probe")
+    episodes = tmp_path / "episodes.jsonl"
+    arguments = ("--policy", "pass_rate", "--pass-rates", episodes)
+    assert_refused(route("--policy", "pass_rate"), "needs pass rates; give --pass-rates")
+    assert_refused(route(*arguments), "episodes.jsonl: no such file")
+    whole = [{"id": task, "success": True} for task in tasks]
+    write_jsonl(episodes, whole[:-1])
+    assert_refused(
+        route(*arguments), "trajectory 'sample-0020'", "no episode of its task 'sample-0020', and of 1 of 21 trajectories"
+    )
+    for line in ({"id": "a"}, {"id": "a", "success": 1}, {"id": 3, "success": True}, [], "a"):
+        write_jsonl(episodes, [*whole[:3], line, *whole[3:]])
+        assert_refused(route(*arguments), "episodes.jsonl:4: is no episode", "`gradprism evaluate`")
+    episodes.write_text('{"id": "task-0", "success": true}\n{"id": "ta')
+    assert_refused(route(*arguments), "episodes.jsonl:2: broken JSON")
+    assert not (tmp_path / "routes").exists()
+
+
+def test_a_corpus_line_that_is_cut_is_refused(route, tmp_path):
+    make_probe(tmp_path / "probe")
+    path = tmp_path / "probe" / "corpus.jsonl"
+    for broken in (path.read_bytes()[:-20], b"[]\n" + path.read_bytes(), b"\xff" + path.read_bytes()[1:]):
+        path.write_bytes(broken)
+        assert_refused(route(), "corpus.jsonl: is not the corpus that was probed")
+
+
+def test_task_types_are_audited_where_all_tasks_have_one(route, tmp_path):
+    trajectories = [replace(t, task={"id": t.id, "task_type": f"type {i % 3}"}) for i, t in enumerate(sample_trajectories(COUNT))]
+    make_probe(tmp_path / "probe", trajectories=trajectories)
+    assert route()[0] == 0
+    score = pl.read_parquet(tmp_path / "routes" / "routes.parquet")["score"].to_numpy()
+    expected = (
+        sum(len(score[k::3]) * (score[k::3].mean() - score.mean()) ** 2 for k in range(3)) / ((score - score.mean()) ** 2).sum()
+    )
+    audit = json.loads((tmp_path / "routes" / "audit.json").read_text())
+    assert audit["task_type_eta_squared"] == pytest.approx(expected)
 
 
 def test_thresholds_by_share_and_by_value(route, tmp_path):

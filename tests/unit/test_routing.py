@@ -1,17 +1,20 @@
+import re
 from fractions import Fraction
+from typing import get_args
 
 import numpy as np
-import polars as pl
 import pytest
-import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from gradprism.cli.options import Metric, Normalise, Policy
+from gradprism.concentration import METRICS
 from gradprism.errors import ConfigError
-from gradprism.routing.audit import audit, median_standard_error, spearman
+from gradprism.routing.measures import NORMALISATIONS
 from gradprism.routing.policies import POLICIES, get_policy
 from gradprism.routing.thresholds import choose_threshold, quantile_threshold, route_by_median
+from helpers.probes import measures_table as table
 
 # Few distinct values make ties common.
 tied = hnp.arrays(np.float64, st.integers(1, 40), elements=st.sampled_from([0.1, 0.2, 0.25, 0.5, 0.7]))
@@ -91,12 +94,6 @@ def test_bad_thresholds(threshold, share, words):
         choose_threshold(np.array([1.0, 2.0]), threshold, share)
 
 
-def table(n=50, seed=0, **columns):
-    rng = np.random.default_rng(seed)
-    names = ("gini", "cv", "kurtosis", "l2", "loss", "n_tokens", "n_response_tokens", "n_turns")
-    return pl.DataFrame({name: rng.random(n) for name in names}).with_columns(**{k: pl.Series(v) for k, v in columns.items()})
-
-
 def test_policies_rank_by_what_they_say():
     t = table()
     for name, column, sign in (
@@ -107,7 +104,9 @@ def test_policies_rank_by_what_they_say():
         ("length", "n_response_tokens", 1),
     ):
         np.testing.assert_array_equal(get_policy(name)(t, "cv", 0), sign * t[column].to_numpy())
-    assert set(POLICIES) == {"concentration", "inverse", "random", "magnitude", "loss", "length"}
+    assert set(POLICIES) == {
+        *("concentration", "inverse", "soft", "random", "magnitude", "loss", "length", "uncertainty", "pass_rate")
+    }
     with pytest.raises(ConfigError, match="policy 'best': choose one of concentration, inverse"):
         get_policy("best")
 
@@ -126,51 +125,66 @@ def test_random_is_seeded_and_splits_in_half():
     assert route_by_median(policy(t, "gini", 3)).sum() == 20
 
 
-@given(tied, st.integers(0, 1000))
-def test_spearman_agrees_with_scipy(a, seed):
-    b = np.random.default_rng(seed).integers(0, 5, len(a)).astype(float)
-    ours = spearman(a, b)
-    if ours is None:
-        assert len(a) < 2 or np.ptp(a) == 0 or np.ptp(b) == 0
-    else:
-        assert ours == pytest.approx(scipy.stats.spearmanr(a, b)[0], abs=1e-12)
+def test_soft_routing_goes_by_rank():
+    """Over many seeds the share of runs in which the trajectory at rank fraction r goes to RL is r; each run sends half there."""
+    n, seeds = 40, 2000
+    t = table(n)
+    shares = np.zeros(n)
+    for seed in range(seeds):
+        to_rl = route_by_median(get_policy("soft")(t, "gini", seed))
+        assert to_rl.sum() == n // 2
+        shares += to_rl / seeds
+    ordered = shares[np.argsort(t["gini"].to_numpy())]
+    expected = (np.arange(n) + 0.5) / n
+    np.testing.assert_allclose(
+        ordered, expected, atol=0.05
+    )  # four standard errors of a share of 2000, and a little for the median's own
+    slope, intercept = np.polyfit(expected, ordered, 1)
+    assert (slope, intercept) == pytest.approx((1, 0), abs=0.04)
 
 
-@pytest.mark.parametrize("n", [1, 2, 3, 10, 51])
-def test_standard_error_of_the_median_equals_a_plain_bootstrap(n):
-    scores = np.random.default_rng(n).gamma(2.0, size=n)
-    picks = np.random.default_rng(0).integers(0, n, (40_000, n))
-    plain = np.median(scores[picks], axis=1).std(ddof=1)
-    assert median_standard_error(scores, seed=1) == pytest.approx(plain, rel=0.04, abs=1e-12)
+def test_soft_scores_are_the_average_rank_minus_a_draw():
+    t = table(4, gini=[0.2, 0.1, 0.2, 0.9])
+    draws = np.random.default_rng(7).random(4)
+    np.testing.assert_allclose(get_policy("soft")(t, "gini", 7), np.array([2.5, 1, 2.5, 4]) / 4 - 1 / 8 - draws)
 
 
-def audited(score, policy="concentration", **columns):
-    t = table(len(score), **columns)
-    cut = float(np.median(score))
-    route = np.where(score > cut, "rl", "sft").tolist()
-    t = t.with_columns(score=pl.Series(score), margin=pl.Series(score - cut), route=pl.Series(route))
-    return audit(t, ["gini", "cv", "kurtosis"], policy, seed=0)
-
-
-def test_audit_of_a_sound_split_warns_of_nothing():
-    score = np.random.default_rng(9).random(200)
-    result = audited(score)
-    assert result["warnings"] == []
-    assert set(result["spearman"]) == {"loss", "l2", "n_tokens", "n_response_tokens", "n_turns", "gini", "cv", "kurtosis"}
-    assert set(result["between_metrics"]) == {"gini–cv", "gini–kurtosis", "cv–kurtosis"}
-    expected = (np.abs(score - np.median(score)) <= result["median_standard_error"]).mean()
-    assert result["share_within_one_standard_error"] == pytest.approx(expected)
-    assert 0 < expected < 0.2
-
-
-def test_audit_warns_of_no_spread_and_one_way():
-    warnings = audited(np.full(20, 0.3))["warnings"]
-    assert [w.split(":")[0] for w in warnings] == ["the scores have no spread", "all 20 trajectories go to SFT"]
-
-
-def test_audit_warns_of_a_confound_unless_it_was_asked_for():
-    score = np.random.default_rng(0).random(100)
-    assert audited(score, n_tokens=score**2)["warnings"] == [
-        "the score follows n_tokens (Spearman 1.00): compare with a split by that measure"
+def test_uncertainty_is_highest_at_the_mean_probability():
+    # p = 0.1, 0.4, 0.7: their mean is 0.4.
+    t = table(3, loss=-np.log([0.1, 0.4, 0.7]))
+    np.testing.assert_allclose(get_policy("uncertainty")(t, "gini", 0), [1 - 0.09, 1, 1 - 0.09])
+    assert route_by_median(get_policy("uncertainty")(table(3, loss=-np.log([0.1, 0.35, 0.7])), "gini", 0)).tolist() == [
+        False,
+        True,
+        False,
     ]
-    assert audited(score, policy="length", n_tokens=score**2)["warnings"] == []
+
+
+@given(hnp.arrays(np.int64, st.integers(1, 60), elements=st.integers(0, 4)), st.integers(0, 100), st.floats(0, 1))
+def test_pass_rates_rank_first_and_chance_among_equals(wins, seed, share):
+    t = table(len(wins), pass_rate=wins / 4)
+    score = get_policy("pass_rate")(t, "gini", seed)
+    np.testing.assert_array_equal(score, get_policy("pass_rate")(t, "gini", seed))
+    assert len(set(score)) == len(score)  # so every share can be cut exactly
+    to_rl = score > quantile_threshold(score, share)
+    assert to_rl.sum() == int(share * len(wins) + 1e-9)
+    assert max(wins[~to_rl], default=0) <= min(wins[to_rl], default=4)
+    assert ((score > 0) == (wins > 0)).all()  # a threshold of 0: what was ever won
+
+
+def test_equal_pass_rates_are_split_by_the_seed():
+    t = table(40, pass_rate=np.zeros(40))
+    splits = [route_by_median(get_policy("pass_rate")(t, "gini", seed)) for seed in (0, 1)]
+    assert [split.sum() for split in splits] == [20, 20]
+    assert (splits[0] != splits[1]).any()
+
+
+def test_pass_rates_that_were_not_given():
+    with pytest.raises(ConfigError, match=r"needs pass rates; give --pass-rates, the episodes\.jsonl"):
+        get_policy("pass_rate")(table(), "gini", 0)
+
+
+def test_the_help_names_every_choice():
+    assert set(POLICIES) <= set(re.findall(r"[a-z_]+", get_args(Policy)[1].help))
+    assert set(METRICS) <= set(re.findall(r"[a-z_]+", get_args(Metric)[1].help))
+    assert set(NORMALISATIONS) <= set(re.findall(r"[a-z_]+", get_args(Normalise)[1].help))

@@ -23,7 +23,7 @@ class Log:
             assert all((path / "stage.json").is_file() for path in inputs.values())
             return {"found": left, "tokens_forward": 5}
 
-        return Stage(name, run, reads or {}, tuple(needs), resumes)
+        return Stage(name, run, reads or {}, {need: need for need in needs}, resumes)
 
 
 def graph(log, folder, b=1, resumes=False):

@@ -30,6 +30,22 @@ DeviceTflops = Annotated[
     typer.Option(help="Dry run: TFLOP/s that a device reaches; default 40 % of this GPU's data sheet, or of an A100's."),
 ]
 
+# What routes and audits are made of; a test keeps the names in step with `routing.policies` and `concentration`.
+ProbeFolder = Annotated[Path, typer.Argument(metavar="DIR", help="Probe folder.")]
+Metric = Annotated[str, typer.Option(help="Concentration of the norms: gini, cv or kurtosis.")]
+Policy = Annotated[
+    str,
+    typer.Option(
+        help="What goes to RL: concentration (high metrics), inverse, soft (by chance, in proportion to rank), random, magnitude, loss, "
+        "length, uncertainty or pass_rate (with --pass-rates)."
+    ),
+]
+Normalise = Annotated[str, typer.Option(help="Norms as they are (none), per_parameter or per_weight_norm.")]
+PassRates = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="episodes.jsonl of a `gradprism evaluate` of the base model on the corpus's tasks."),
+]
+
 
 def with_config(
     model: type[BaseModel], *, name: str = "config", leave_out: tuple[str, ...] = ()

@@ -5,18 +5,21 @@ from typing import Annotated
 
 import typer
 
+from gradprism.cli.options import Metric, Normalise, PassRates, Policy, ProbeFolder
+
 
 def command(
-    probe: Annotated[Path, typer.Argument(metavar="DIR", help="Probe folder.")],
+    probe: ProbeFolder,
     out: Annotated[Path, typer.Option(help="Route folder to write; must be new or empty.")],
-    metric: Annotated[str, typer.Option(help="Concentration of the norms: gini, cv or kurtosis.")] = "gini",
-    policy: Annotated[str, typer.Option(help="concentration, inverse, random, magnitude, loss or length.")] = "concentration",
+    metric: Metric = "gini",
+    policy: Policy = "concentration",
     threshold: Annotated[
         str, typer.Option(help="median, quantile (with --rl-share), or a score; scores above it go to RL.")
     ] = "median",
     rl_share: Annotated[float | None, typer.Option(help="Share that goes to RL, instead of the half above the median.")] = None,
-    normalise: Annotated[str, typer.Option(help="Norms as they are (none), per_parameter or per_weight_norm.")] = "none",
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the random policy and of the audit's bootstrap.")] = 0,
+    normalise: Normalise = "none",
+    pass_rates: PassRates = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of what goes by chance, and of the audit's bootstrap.")] = 0,
     on_existing: Annotated[str, typer.Option(help="A folder in use: replace or fail.")] = "fail",
     as_json: Annotated[bool, typer.Option("--json", help="Print the routing and its audit as JSON.")] = False,
 ) -> None:
@@ -35,6 +38,7 @@ def command(
         rl_share=rl_share,
         normalise=normalise,
         seed=seed,
+        pass_rates=pass_rates,
         on_existing=on_existing,  # pyright: ignore[reportArgumentType] # checked there
     )
     if as_json:

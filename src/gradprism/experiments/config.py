@@ -4,9 +4,9 @@ import json
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from gradprism.errors import ConfigError, MissingFileError
 from gradprism.evaluation.config import EvaluationConfig
@@ -14,11 +14,11 @@ from gradprism.training.rl_config import RlConfig
 from gradprism.training.sft import SftConfig
 
 
-class _Section(BaseModel):
+class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
-class ModelConfig(_Section):
+class ModelConfig(Section):
     """The base model, the same for the probe and for training."""
 
     path: str = Field(description="Folder (relative to the config file) or hub id.")
@@ -30,14 +30,29 @@ class ModelConfig(_Section):
     chat_template: str | None = Field(default=None, description="Template file with generation markers, for models that have none.")
 
 
-class CorpusConfig(_Section):
-    """The gold trajectories."""
+class CollectConfig(Section):
+    """Gold trajectories that the environment's expert plays."""
 
-    files: list[str] = Field(min_length=1, description="Files (relative to the config file).")
+    count: int = Field(ge=1, description="Tasks, types in turn.")
+    split: str | None = Field(default=None, description="Their split; default the environment's training split.")
+    max_steps: int = Field(default=50, ge=1, description="Actions an episode; a task not solved by then is left out.")
+
+
+class CorpusConfig(Section):
+    """The gold trajectories: files, or `collect`."""
+
+    files: list[str] = Field(default=[], description="Files (relative to the config file).")
     format: str | None = Field(default=None, description="Format, where it should not be recognised.")
+    collect: CollectConfig | None = Field(default=None, description="Have the environment's expert play them instead.")
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if bool(self.files) == (self.collect is not None):
+            raise ValueError("give either files or collect")
+        return self
 
 
-class EnvironmentConfig(_Section):
+class EnvironmentConfig(Section):
     """Where episodes are played."""
 
     name: str = Field(default="alfworld", description="Environment.")
@@ -47,18 +62,18 @@ class EnvironmentConfig(_Section):
     workers: int | None = Field(default=None, ge=1, description="Worker processes; default one a core.")
 
 
-class ProbeConfig(_Section):
+class ProbeConfig(Section):
     """The probe."""
 
     batch_tokens: int | None = Field(default=None, ge=1, description="Padded tokens a batch; default by device.")
 
 
-class RouteConfig(_Section):
+class RouteConfig(Section):
     """The routing."""
 
     metric: Literal["gini", "cv", "kurtosis"] = Field(default="gini", description="Concentration metric.")
-    policy: Literal["concentration", "inverse", "random", "magnitude", "loss", "length"] = Field(
-        default="concentration", description="What trajectories are ranked by; all but the first are controls."
+    policy: Literal["concentration", "inverse", "soft", "random", "magnitude", "loss", "length", "uncertainty", "pass_rate"] = (
+        Field(default="concentration", description="What trajectories are ranked by; see `gradprism route`.")
     )
     normalise: Literal["none", "per_parameter", "per_weight_norm"] = Field(
         default="none", description="What norms are divided by before they are compared: nothing, or each matrix's size."
@@ -66,7 +81,13 @@ class RouteConfig(_Section):
     rl_share: float = Field(default=0.5, gt=0, lt=1, description="Share that goes to RL; 0.5 splits at the median.")
 
 
-class RefreshConfig(_Section):
+class PassRateConfig(Section):
+    """Episodes that the base plays for `route.policy = "pass_rate"`, as RL's rollouts would."""
+
+    rollouts: int = Field(default=8, ge=1, description="Episodes a task.")
+
+
+class RefreshConfig(Section):
     """Routing again while the model changes; the threshold stays the first route's."""
 
     after_sft: bool = Field(
@@ -80,7 +101,7 @@ class RefreshConfig(_Section):
     )
 
 
-class RunConfig(_Section):
+class RunConfig(Section):
     """Everything that `gradprism run` does."""
 
     name: str = Field(description="Name of the run; its folder is `runs/<name>` unless `out` says otherwise.")
@@ -94,6 +115,7 @@ class RunConfig(_Section):
     environment: EnvironmentConfig = EnvironmentConfig()
     probe: ProbeConfig = ProbeConfig()
     route: RouteConfig = RouteConfig()
+    pass_rate: PassRateConfig = PassRateConfig()
     refresh: RefreshConfig = RefreshConfig()
     sft: SftConfig = SftConfig()
     rl: RlConfig = RlConfig()
@@ -105,7 +127,10 @@ class RunConfig(_Section):
         return Path(self.out or f"runs/{self.name}")
 
 
-def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
+_Config = TypeVar("_Config", bound=RunConfig)
+
+
+def load_config(path: Path, overrides: Sequence[str] = (), kind: type[_Config] = RunConfig) -> _Config:
     """Reads a TOML file, or the `config.json` of a run, applies `key.sub=value` overrides and resolves its paths.
 
     Raises `ConfigError` naming file and key.
@@ -117,17 +142,17 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
         raise MissingFileError(f"{path}: no such file") from None
     except (IsADirectoryError, UnicodeDecodeError, ValueError) as error:
         raise ConfigError(f"{path}: not a TOML file ({error})") from None
-    return build_config(apply_overrides(values, overrides), base=Path(path).parent, source=str(path))
+    return build_config(apply_overrides(values, overrides), base=Path(path).parent, source=str(path), kind=kind)
 
 
-def build_config(values: dict[str, Any], base: Path, source: str) -> RunConfig:
+def build_config(values: dict[str, Any], base: Path, source: str, kind: type[_Config] = RunConfig) -> _Config:
     """Validates `values`; paths of the model and the corpus are taken relative to `base`."""
     seed = values.get("seed", 0)
     for section in ("sft", "rl", "evaluation"):
         if isinstance(values.setdefault(section, {}), dict):
             values[section].setdefault("seed", seed)
     try:
-        config = RunConfig.model_validate(values)
+        config = kind.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(map(str, first["loc"]))

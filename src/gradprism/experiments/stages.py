@@ -9,7 +9,7 @@ import platform
 import resource
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,21 +21,28 @@ from gradprism.memory import peak_memory_mib, reset_peak_memory
 from gradprism.progress import say
 
 # What a stage's summary may say about its cost, beside the clock and the memory that the graph measures itself.
+RECORD = "stage.json"
 COUNTS = ("tokens_forward", "tokens_backward", "tokens_generated", "environment_steps")
+
+
+# (what a run is configured to do, the stage's own folder, the folders that it needs by role) -> summary
+Step = Callable[[Any, Path, dict[str, Path]], dict[str, Any]]
 
 
 @dataclass(frozen=True)
 class Stage:
     """One node. `run(folder, inputs)` writes into `folder`, reads the folders of `needs` and returns a JSON-serialisable summary.
 
-    `reads` is what the result depends on besides the stages of `needs`: configuration values and fingerprints of files.
+    `needs` says which stage plays which role. `reads` is what the result depends on besides: configuration values and fingerprints of
+    files. Stages of one `kind` (by default the name) that read the same are the same, whatever they are called.
     """
 
     name: str
     run: Callable[[Path, dict[str, Path]], dict[str, Any]]
     reads: dict[str, Any] = field(default_factory=dict)
-    needs: tuple[str, ...] = ()
+    needs: Mapping[str, str] = field(default_factory=dict)
     resumes: bool = False
+    kind: str = ""
 
 
 @dataclass(frozen=True)
@@ -57,17 +64,16 @@ class StageGraph:
         self.folder, self.stages = folder, stages
         self.keys: dict[str, str] = {}
         for stage in stages:
-            inputs = {need: self.keys[need] for need in stage.needs}
-            content = {"stage": stage.name, "reads": stage.reads, "needs": inputs, "version": __version__}
-            self.keys[stage.name] = sha256_json(content)[:16]
+            self.keys[stage.name] = stage_key(stage, self.keys)
+        self.kinds = {stage.name: stage.kind or stage.name for stage in stages}
 
     def path(self, name: str) -> Path:
         """The folder of a stage."""
-        return self.folder / "stages" / f"{name}-{self.keys[name]}"
+        return self.folder / "stages" / f"{self.kinds[name]}-{self.keys[name]}"
 
     def is_done(self, name: str) -> bool:
         """Whether the stage can be reused."""
-        return (self.path(name) / "stage.json").is_file()
+        return (self.path(name) / RECORD).is_file()
 
     def run(self) -> dict[str, Record]:
         """Runs what is not done and returns a record of every stage."""
@@ -76,23 +82,24 @@ class StageGraph:
             title = f"[{number}/{len(self.stages)}] {stage.name}"
             if self.is_done(stage.name):
                 say(f"{title}: reused")
-                records[stage.name] = self._record(stage, reused=True)
+                records[stage.name] = self.record(stage.name, reused=True)
                 continue
             say(f"{title} …")
-            self._run_stage(stage)
-            records[stage.name] = record = self._record(stage, reused=False)
+            self.run_stage(stage)
+            records[stage.name] = record = self.record(stage.name, reused=False)
             said = record.summary.get("headline", "")
             say(f"{title}: {record.cost['wall_seconds']:.1f} s{' · ' + said if said else ''}")
         return records
 
-    def _run_stage(self, stage: Stage) -> None:
+    def run_stage(self, stage: Stage) -> None:
+        """Runs one stage, whose needs are done; its folder and the ledger tell of it once it has ended."""
         folder = self.path(stage.name)
         if folder.exists() and not stage.resumes:
             shutil.rmtree(folder)
         folder.mkdir(parents=True, exist_ok=True)
         reset_peak_memory()
         started, wall, cpu = datetime.now(UTC), time.perf_counter(), _cpu_seconds()
-        summary = stage.run(folder, {need: self.path(need) for need in stage.needs})
+        summary = stage.run(folder, {role: self.path(name) for role, name in stage.needs.items()})
         cost = {
             "wall_seconds": time.perf_counter() - wall,
             "cpu_seconds": _cpu_seconds() - cpu,
@@ -102,23 +109,30 @@ class StageGraph:
         # What attempts that were cut short have cost a stage that resumes.
         for name, value in summary.pop("earlier_cost", {}).items():
             cost[name] += value
+        key = self.keys[stage.name]
         record = {
             "name": stage.name,
-            "key": self.keys[stage.name],
+            "key": key,
             "reads": stage.reads,
-            "needs": {need: self.keys[need] for need in stage.needs},
+            "needs": {role: self.keys[name] for role, name in stage.needs.items()},
             "started": started.isoformat(timespec="seconds"),
             "summary": summary,
             "cost": cost,
         }
-        write_json(folder / "stage.json", record)
-        ledger = {"stage": stage.name, "key": self.keys[stage.name], "started": record["started"], **cost}
-        append_jsonl(self.folder / "ledger.jsonl", ledger)
+        write_json(folder / RECORD, record)
+        append_jsonl(self.folder / "ledger.jsonl", {"stage": stage.name, "key": key, "started": record["started"], **cost})
 
-    def _record(self, stage: Stage, reused: bool) -> Record:
-        folder = self.path(stage.name)
-        stored = read_json(folder / "stage.json")
-        return Record(stage.name, self.keys[stage.name], folder, reused, stored["summary"], stored["cost"])
+    def record(self, name: str, reused: bool = True) -> Record:
+        """The record of a stage that is done."""
+        folder = self.path(name)
+        stored = read_json(folder / RECORD)
+        return Record(name, self.keys[name], folder, reused, stored["summary"], stored["cost"])
+
+
+def stage_key(stage: Stage, keys: Mapping[str, str]) -> str:
+    """What names a stage's folder: the hash of its kind, of what it reads, and of the keys of the stages that it needs."""
+    needs = {role: keys[name] for role, name in stage.needs.items()}
+    return sha256_json({"stage": stage.kind or stage.name, "reads": stage.reads, "needs": needs, "version": __version__})[:16]
 
 
 def machine() -> dict[str, Any]:

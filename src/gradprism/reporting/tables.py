@@ -312,14 +312,14 @@ def markdown_tables(results: dict[str, Any]) -> str:
     """Both tables as GitHub-flavoured Markdown."""
     parts = []
     headings, rows = evaluation_table(results)
-    parts.append(_markdown(headings, rows, 2) if rows else "No evaluation in these results.\n")
+    parts.append(markdown(headings, rows, 2) if rows else "No evaluation in these results.\n")
     costs = [cost_cells(row) for row in cost_rows(results)]
-    parts.append(_markdown(COST_HEADERS, costs, 1) if len(costs) > 1 else "No stages in these results.\n")
+    parts.append(markdown(COST_HEADERS, costs, 1) if len(costs) > 1 else "No stages in these results.\n")
     return "\n".join(parts)
 
 
-def _markdown(headings: Sequence[str], rows: list[list[str]], names: int) -> str:
-    """`names` leading columns hold names from the data; they are left-aligned and escaped, and so are the headings."""
+def markdown(headings: Sequence[str], rows: list[list[str]], names: int) -> str:
+    """A GitHub-flavoured table; its first `names` columns hold names from the data, left-aligned and escaped, as the headings are."""
 
     def escape(text: str) -> str:
         return re.sub(r"([\\`*_\[\]<>|])", r"\\\1", printable(text))

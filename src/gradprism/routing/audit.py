@@ -1,27 +1,88 @@
-"""What a person should know before trusting a split: what the score goes along with, and how firm the threshold is."""
+"""What a person should know before trusting a split: what the score goes along with, and how firm the threshold is.
+
+`docs/audit.md` says what each figure means.
+"""
 
 import itertools
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from gradprism.concentration import METRICS
+
 CONFOUNDS = ("loss", "l2", "n_tokens", "n_response_tokens", "n_turns")
 # |ρ| above which a score is said to follow a plain measure.
 STRONG = 0.7
+# Share of trajectories from which on a split is one-sided or its scores are saturated, and the width that saturated scores lie within,
+# as a fraction of their median size.
+ALMOST_ALL, NARROW = 0.95, 1e-3
+# Share within one standard error of the threshold above which that is said to be unstable.
+UNSTABLE = 0.1
 DRAWS = 10_000
+# Policies that rank by the metric, for which following a plain measure is news.
+_BY_METRIC = ("concentration", "inverse", "soft")
+
+
+def average_ranks(values: NDArray[Any] | pl.Series) -> NDArray[np.float64]:
+    """Ranks `[n]` of values `[n]`, from 1, ties ranked by their average."""
+    return pl.Series(values).rank("average").to_numpy().astype(np.float64)
 
 
 def spearman(a: NDArray[Any], b: NDArray[Any]) -> float | None:
     """Spearman's rank correlation of two arrays `[n]`, ties ranked by their average; None where either is constant or n < 2."""
-    return _correlation(*(pl.Series(x).rank("average").to_numpy() for x in (a, b)))
+    return _correlation(average_ranks(a), average_ranks(b))
 
 
 def _correlation(a: NDArray[np.float64], b: NDArray[np.float64]) -> float | None:
     """Correlation of ranks."""
     return None if len(a) < 2 or np.ptp(a) == 0 or np.ptp(b) == 0 else float(np.corrcoef(a, b)[0, 1])
+
+
+def agreement(a: NDArray[np.float64], b: NDArray[np.float64]) -> dict[str, float | None]:
+    """How alike two scores `[n]` of the same trajectories route, each cut at its own median.
+
+    `spearman`; `same_side`: share of trajectories that both send the same way; `jaccard`: |both to RL| / |either to RL|, None where
+    neither sends any.
+    """
+    return _rank_agreement(average_ranks(a), average_ranks(b))
+
+
+def _rank_agreement(a: NDArray[np.float64], b: NDArray[np.float64]) -> dict[str, float | None]:
+    # Ranks keep order and ties, so they are split as the scores are.
+    return {"spearman": _correlation(a, b), **_overlap(a > np.median(a), b > np.median(b))}
+
+
+def _overlap(a: NDArray[np.bool_], b: NDArray[np.bool_]) -> dict[str, float | None]:
+    either = int((a | b).sum())
+    return {"same_side": float((a == b).mean()), "jaccard": int((a & b).sum()) / either if either else None}
+
+
+def split_by(to_rl: NDArray[np.bool_], values: NDArray[np.float64]) -> dict[str, Any]:
+    """How alike a split `[n]` and a median split by plain values `[n]` route, in the direction in which they are more alike.
+
+    `rl`: which values that split sends to RL, `high` or `low` ones, and then `same_side` and `jaccard` as in `agreement`.
+    """
+    middle = np.median(values)
+    splits = ({"rl": rl, **_overlap(to_rl, chosen)} for rl, chosen in (("high", values > middle), ("low", values < middle)))
+    return max(splits, key=lambda split: split["same_side"])
+
+
+def correlation_ratio(values: NDArray[np.float64], groups: Sequence[str]) -> float | None:
+    """η² of values `[n]` by their groups: the sum of squares between groups over the total one, in [0, 1]; None without spread.
+
+    Groups that have nothing to do with the values are expected to give (groups − 1)/(n − 1), not 0.
+    """
+    if np.ptp(values) == 0:
+        return None
+    number = {group: i for i, group in enumerate(dict.fromkeys(groups))}
+    codes = np.fromiter(map(number.__getitem__, groups), np.intp, len(groups))
+    deviation = values - values.mean()
+    between = np.bincount(codes, weights=deviation) ** 2 / np.bincount(codes)
+    return float(min(1.0, between.sum() / (deviation**2).sum()))
 
 
 def median_standard_error(scores: NDArray[np.float64], seed: int) -> float:
@@ -40,31 +101,93 @@ def median_standard_error(scores: NDArray[np.float64], seed: int) -> float:
     return float(np.mean([ascending[pick] for pick in picks], axis=0).std(ddof=1))
 
 
-def audit(table: pl.DataFrame, metrics: list[str], policy: str, seed: int) -> dict[str, Any]:
-    """Correlations, firmness of the threshold and warnings of a table with `score`, `margin`, `route`, metrics and `CONFOUNDS`."""
+def audit(
+    table: pl.DataFrame,
+    metric: str,
+    policy: str,
+    seed: int,
+    *,
+    task_types: Sequence[str] | None = None,
+    fixed_threshold: bool = False,
+) -> dict[str, Any]:
+    """The audit of one split, as plain values: confounds, firmness of the threshold, agreement of the metrics, and warnings.
+
+    `table` is `measures.split_table`'s; its `pass_rate`, where it has one, is the confound `success`. `task_types`: one a row.
+    `fixed_threshold` says that the threshold was given as a number. The threshold is called unstable where more than `UNSTABLE` of
+    the trajectories lie within one standard error of it: for a smooth density that share is about 1/√n, so the corpus has fewer than
+    100 trajectories, or its scores cluster at the median.
+    """
     score = table["score"].to_numpy()
+    to_rl = (table["route"] == "rl").to_numpy()
+    names = {**{name: name for name in CONFOUNDS}, **({"success": "pass_rate"} if "pass_rate" in table.columns else {})}
     # Each column is ranked once: with a million rows that is what an audit takes.
-    ranks = table.select(pl.col("score", *CONFOUNDS, *metrics).rank("average")).to_dict()
-    columns = {name: column.to_numpy() for name, column in ranks.items()}
+    ranked = table.select(pl.col("score", *names.values(), *METRICS).rank("average")).to_dict()
+    ranks = {name: column.to_numpy() for name, column in ranked.items()}
+    confounds = {name: ranks[column] for name, column in names.items()}
     error = median_standard_error(score, seed)
-    n_rl = int((table["route"] == "rl").sum())
     result = {
-        "spearman": {name: _correlation(columns["score"], columns[name]) for name in (*CONFOUNDS, *metrics)},
-        "between_metrics": {f"{a}–{b}": _correlation(columns[a], columns[b]) for a, b in itertools.combinations(metrics, 2)},
+        "spearman": {
+            name: _correlation(ranks["score"], column) for name, column in {**confounds, **{m: ranks[m] for m in METRICS}}.items()
+        },
+        "split_by": {name: split_by(to_rl, column) for name, column in confounds.items()},
+        "task_type_eta_squared": None if task_types is None else correlation_ratio(score, task_types),
         "median_standard_error": error,
         "share_within_one_standard_error": float((np.abs(table["margin"].to_numpy()) <= error).mean()),
+        "agreement": {
+            "metrics": {f"{a} – {b}": _rank_agreement(ranks[a], ranks[b]) for a, b in itertools.combinations(METRICS, 2)},
+        },
     }
-    return {**result, "warnings": list(_warnings(result, score, n_rl, policy))}
+    # Soft and pass-rate scores are spread by chance: what they rank by is asked.
+    source = {"soft": metric, "pass_rate": "pass_rate"}.get(policy, "score")
+    warnings = list(_saturation(table[source].to_numpy(), "pass rates" if source == "pass_rate" else "scores"))
+    if not warnings and policy != "random":
+        warnings += _unstable(result["share_within_one_standard_error"])
+    warnings += _one_sided(to_rl, fixed_threshold)
+    if policy in _BY_METRIC:
+        warnings += _follows({name: _correlation(ranks[source], column) for name, column in confounds.items()})
+    return {**result, "warnings": warnings}
 
 
-def _warnings(result: dict[str, Any], score: NDArray[np.float64], n_rl: int, policy: str) -> Iterator[str]:
-    n = len(score)
-    if np.ptp(score) <= 1e-9 * np.abs(score).max():
-        yield "the scores have no spread: the split says nothing about the trajectories"
-    if n_rl in (0, n):
-        yield f"all {n} trajectories go to {'RL' if n_rl else 'SFT'}: the other stage has nothing to train on"
-    if policy in ("concentration", "inverse"):
-        for name in CONFOUNDS:
-            rho = result["spearman"][name]
-            if rho is not None and abs(rho) > STRONG:
-                yield f"the score follows {name} (Spearman {rho:.2f}): compare with a split by that measure"
+def probe_pays(probe_seconds: float, saved_seconds: float) -> str | None:
+    """A warning where a probe costs at least what its routing saves: wall seconds of the probe, and of RL on everything less those
+    of SFT and RL as routed; None where it pays.
+    """
+    if probe_seconds < saved_seconds:
+        return None
+    if saved_seconds <= 0:
+        return f"training as routed takes {-saved_seconds:.0f} s more than RL on everything: routing saves nothing"
+    return f"the probe took {probe_seconds:.0f} s and its routing saves {saved_seconds:.0f} s: it costs more than it saves"
+
+
+def _saturation(values: NDArray[np.float64], what: str) -> Iterator[str]:
+    if np.ptp(values) <= 1e-9 * np.abs(values).max():
+        yield f"the {what} have no spread: the split says nothing about the trajectories"
+        return
+    ascending = np.sort(values)
+    most = math.ceil(ALMOST_ALL * len(values))
+    width = (ascending[most - 1 :] - ascending[: len(values) - most + 1]).min()
+    if width <= NARROW * np.median(np.abs(values)):
+        yield f"{ALMOST_ALL:.0%} of the {what} lie within {width:.2g} of each other: they are saturated, and the split says little"
+
+
+def _unstable(share: float) -> Iterator[str]:
+    if share > UNSTABLE:
+        yield (
+            f"{share:.0%} of the trajectories lie within one standard error of the threshold, which is unstable: probe more of them "
+            "(100 or more), or look at scores that cluster there"
+        )
+
+
+def _one_sided(to_rl: NDArray[np.bool_], fixed_threshold: bool) -> Iterator[str]:
+    n, n_rl = len(to_rl), int(to_rl.sum())
+    stage, most = ("RL", n_rl) if 2 * n_rl > n else ("SFT", n - n_rl)
+    if most == n:
+        yield f"all {n} trajectories go to {stage}: the other stage has nothing to train on"
+    elif fixed_threshold and most >= ALMOST_ALL * n:
+        yield f"{most} of {n} trajectories go to {stage} at this threshold: choose another, or the median"
+
+
+def _follows(correlations: dict[str, float | None]) -> Iterator[str]:
+    for name, rho in correlations.items():
+        if rho is not None and abs(rho) > STRONG:
+            yield f"the score follows {name} (Spearman {rho:.2f}): compare with a split by that measure"

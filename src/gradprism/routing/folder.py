@@ -13,11 +13,12 @@ from numpy.typing import NDArray
 from gradprism import __version__
 from gradprism.concentration import METRICS
 from gradprism.errors import ConfigError
-from gradprism.files import OnExisting, atomic_write, check_on_existing, whole_folder, write_json
+from gradprism.files import OnExisting, atomic_write, check_on_existing, sha256_file, whole_folder, write_json
 from gradprism.probing.store import ProbeStore
 from gradprism.routing.audit import audit
-from gradprism.routing.measures import measure
+from gradprism.routing.measures import split_table
 from gradprism.routing.policies import get_policy
+from gradprism.routing.tasks import measure_tasks
 from gradprism.routing.thresholds import choose_threshold
 
 
@@ -56,29 +57,27 @@ def route_probe(
     rl_share: float | None = None,
     normalise: str = "none",
     seed: int = 0,
+    pass_rates: Path | None = None,
     on_existing: OnExisting = "fail",
 ) -> dict[str, Any]:
     """Routes every trajectory of a complete probe folder and writes the route folder, whole or not at all.
 
+    `pass_rates` is an `episodes.jsonl` as `gradprism evaluate` writes it, with at least one episode of each trajectory's task.
+
     Returns `{"routing", "audit"}`, the contents of `routing.json` and `audit.json`. Raises `ConfigError` for an unknown choice,
-    `MissingFileError` or `DataError` for a probe folder that is none, incomplete or holds bad norms, and `FolderInUseError`.
+    `MissingFileError` or `DataError` for a probe folder that is none, incomplete or holds bad norms, or for such episodes, and
+    `FolderInUseError`.
     """
     if metric not in METRICS:
         raise ConfigError(f"metric {metric!r}: choose one of {', '.join(METRICS)}")
     check_on_existing(on_existing)
     score_of = get_policy(policy)
     store = ProbeStore(probe)
-    measures = measure(store, normalise)
+    measures, task_types = measure_tasks(store, normalise, pass_rates)
     score = score_of(measures, metric, seed)
     cut = choose_threshold(score, threshold, rl_share)
     to_rl = score > cut
-    rank = np.empty(len(score), dtype=np.int64)
-    rank[np.argsort(score, kind="stable")] = np.arange(1, len(score) + 1)
-    table = measures.select("id").with_columns(
-        *(pl.Series(name, values) for name, values in (("score", score), ("rank", rank), ("margin", score - cut))),
-        pl.Series("route", np.where(to_rl, "rl", "sft").tolist()),
-        *(measures[name] for name in measures.columns if name != "id"),
-    )
+    table = split_table(measures, score, cut)
     n_rl = int(to_rl.sum())
     routing = {
         "policy": policy,
@@ -88,6 +87,7 @@ def route_probe(
         "threshold": cut,
         "rl_share": rl_share,
         "seed": seed,
+        "pass_rates_sha256": None if pass_rates is None else sha256_file(pass_rates),
         "n_trajectories": len(score),
         "n_sft": len(score) - n_rl,
         "n_rl": n_rl,
@@ -95,7 +95,9 @@ def route_probe(
         "versions": {"gradprism": __version__, "numpy": np.__version__, "polars": pl.__version__},
     }
     with whole_folder(out, on_existing, "routing.json", "route folder") as folder, ThreadPoolExecutor(1) as pool:
-        auditing = pool.submit(audit, table, list(METRICS), policy, seed)  # beside the writing, which is most of the work
+        # Beside the writing, which is most of the work.
+        by_hand = threshold not in ("median", "quantile")
+        auditing = pool.submit(audit, table, metric, policy, seed, task_types=task_types, fixed_threshold=by_hand)
         with atomic_write(folder / "routes.parquet", "wb") as file:
             table.write_parquet(file)
         with atomic_write(folder / "sft.jsonl", "wb") as sft, atomic_write(folder / "rl.jsonl", "wb") as rl:

@@ -1,13 +1,14 @@
 """What trajectories can be ranked by: each metric of concentration, beside what the probe stored."""
 
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import polars as pl
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from gradprism.concentration import METRICS
+from gradprism.concentration import METRICS, Metric
 from gradprism.errors import ConfigError, DataError
 from gradprism.probing.store import ProbeStore, Shard
 
@@ -35,6 +36,29 @@ def measure(store: ProbeStore, normalise: str = "none") -> pl.DataFrame:
     return table.with_columns(**{name: pl.Series(metrics[:, k]) for k, name in enumerate(METRICS)})
 
 
+class View(NamedTuple):
+    """One way to score norms: `metric` of the units at the positions `units` (None for all), times `scales` `[N]` (None for 1)."""
+
+    metric: str
+    scales: NDArray[np.float64] | None = None
+    units: NDArray[np.intp] | None = None
+
+
+def measure_views(store: ProbeStore, views: Sequence[View]) -> NDArray[np.float64]:
+    """Each view's scores, float64 `[n, views]`, rows in the corpus's order, from one pass over the norms.
+
+    NaN where a row's units have no concentration: all of their norms are zero, or for kurtosis equal. Raises `DataError` for a probe
+    that is not complete.
+    """
+    codes, values = [], []
+    for shard in store.scan(
+        "whole", lambda shard: _blocks(shard, lambda norms, _: [_view(norms, view) for view in views], len(views))
+    ):
+        codes.append(shard.codes)
+        values.append(shard.norms)
+    return np.concatenate(values)[np.argsort(np.concatenate(codes))]
+
+
 def unit_scales(manifest: dict[str, Any], normalise: str) -> NDArray[np.float64] | None:
     """What each unit's norm is multiplied by, float64 `[N]`, or None for `none`, the paper's choice.
 
@@ -57,19 +81,61 @@ def unit_scales(manifest: dict[str, Any], normalise: str) -> NDArray[np.float64]
     return 1 / (np.sqrt(numbers) if normalise == "per_parameter" else numbers)
 
 
+def split_table(measures: pl.DataFrame, score: NDArray[np.float64], cut: float) -> pl.DataFrame:
+    """The table of a split: `id`, `score`, `rank` (from 1), `margin` (score − cut), `route` (rl above the cut), and the measures."""
+    rank = np.empty(len(score), dtype=np.int64)
+    rank[np.argsort(score, kind="stable")] = np.arange(1, len(score) + 1)
+    return measures.select("id").with_columns(
+        *(pl.Series(name, values) for name, values in (("score", score), ("rank", rank), ("margin", score - cut))),
+        pl.Series("route", np.where(score > cut, "rl", "sft").tolist()),
+        *(measures[name] for name in measures.columns if name != "id"),
+    )
+
+
 def _metrics(shard: Shard, scales: NDArray[np.float64] | None) -> NDArray[np.float64]:
     """Each metric of each row, float64 `[k, metrics]`."""
-    step = max(1, _ENTRIES // shard.norms.shape[1])
-    blocks = []
-    for start in range(0, len(shard.norms), step):
-        norms = shard.norms[start : start + step].astype(np.float64)
+
+    def of_block(norms: NDArray[np.float64], rows: slice) -> list[NDArray[np.float64]]:
         if scales is not None:
             norms *= scales
         try:
-            blocks.append(np.column_stack([metric(norms, None) for metric in METRICS.values()]))
+            return [metric(norms, None) for metric in METRICS.values()]
         except DataError:  # once more, with names that only an error needs
-            names = [f"trajectory {id!r}" for id in shard.columns["id"][start : start + step].to_pylist()]
+            names = [f"trajectory {id!r}" for id in shard.columns["id"][rows].to_pylist()]
             for metric in METRICS.values():
                 metric(norms, names)
             raise
-    return np.concatenate([np.empty((0, len(METRICS))), *blocks])
+
+    return _blocks(shard, of_block, len(METRICS))
+
+
+def _blocks(
+    shard: Shard, compute: Callable[[NDArray[np.float64], slice], list[NDArray[np.float64]]], width: int
+) -> NDArray[np.float64]:
+    """What `compute` makes of the shard's norms as float64, `width` arrays `[k]` side by side, a block of rows at a time."""
+    step = max(1, _ENTRIES // shard.norms.shape[1])
+    blocks = [np.empty((0, width))]
+    for start in range(0, len(shard.norms), step):
+        rows = slice(start, start + step)
+        blocks.append(np.column_stack(compute(shard.norms[rows].astype(np.float64), rows)))
+    return np.concatenate(blocks)
+
+
+def _view(norms: NDArray[np.float64], view: View) -> NDArray[np.float64]:
+    """A view's scores of a block, `[k]`."""
+    if view.scales is not None:
+        norms = norms * view.scales
+    if view.units is not None:
+        norms = norms[:, view.units]
+    metric = METRICS[view.metric]
+    try:
+        return metric(norms, None)
+    except DataError:
+        return np.concatenate([_or_nan(metric, row) for row in norms[:, None]])
+
+
+def _or_nan(metric: Metric, row: NDArray[np.float64]) -> NDArray[np.float64]:
+    try:
+        return metric(row, None)
+    except DataError:
+        return np.array([np.nan])

@@ -1,7 +1,7 @@
 """What trajectories are ranked by. A policy maps a table of measures to scores `[n]`: high scores go to RL.
 
-`concentration` is PRISM. The others are its controls: whatever gain it has must be more than that of a random split, of the
-reversed one, and of the plain measures that concentration might merely stand for.
+`concentration` is PRISM, and `soft` its version by chance. The others are its controls: whatever gain it has must be more than that of
+a random split, of the reversed one, of the plain measures that concentration might merely stand for, and of other people's measures.
 """
 
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from gradprism.errors import ConfigError
 
-# (table with the columns that `routing.folder.measure` makes, metric, seed) -> scores
+# (table with the columns that `routing.measures.measure` makes, `pass_rate` where rates were given, metric, seed) -> scores
 Policy = Callable[[pl.DataFrame, str, int], NDArray[np.float64]]
 
 
@@ -47,7 +47,44 @@ def length(table: pl.DataFrame, metric: str, seed: int) -> NDArray[np.float64]:
     return table["n_response_tokens"].to_numpy().astype(np.float64)
 
 
-POLICIES: dict[str, Policy] = {policy.__name__: policy for policy in (concentration, inverse, random, magnitude, loss, length)}
+def soft(table: pl.DataFrame, metric: str, seed: int) -> NDArray[np.float64]:
+    """Routing by chance: the metric's rank as a fraction of n, in (0, 1), minus a seeded uniform draw.
+
+    The median of such differences is near 0, so after the median cut a trajectory at rank fraction r goes to RL with probability r,
+    and half of all do.
+    """
+    n = len(table)
+    fraction = (table[metric].rank("average").to_numpy() - 0.5) / max(1, n)
+    return fraction - np.random.default_rng(seed).random(n)
+
+
+def uncertainty(table: pl.DataFrame, metric: str, seed: int) -> NDArray[np.float64]:
+    """1 − (p − μ)² with p = exp(mean log-probability of the response) and μ its mean: the moderately hard go to RL.
+
+    The measure of UFO-RL (arXiv 2505.12457), which needs a forward pass alone; p is the gold response's, exp(−loss).
+    """
+    p = np.exp(-loss(table, metric, seed))
+    return 1 - (p - p.mean()) ** 2
+
+
+def pass_rate(table: pl.DataFrame, metric: str, seed: int) -> NDArray[np.float64]:
+    """The share of a task's episodes that the base model wins, as HPT gates by: what it fails goes to SFT.
+
+    Equal rates stand in a seeded random order, by subtracting less than the smallest gap between rates, so that any share can be cut
+    exactly. A threshold of 0 sends every task to RL that was ever won. Raises `ConfigError` where the table has no `pass_rate`.
+    """
+    if "pass_rate" not in table.columns:
+        raise ConfigError(
+            "policy pass_rate: needs pass rates; give --pass-rates, the episodes.jsonl of a `gradprism evaluate` of the base model"
+        )
+    rates = table["pass_rate"].to_numpy().astype(np.float64)
+    gap = np.diff(np.unique(np.append(rates, 0.0))).min(initial=1.0)  # also to 0: what was won once stays above it
+    return rates - gap * random(table, metric, seed)
+
+
+POLICIES: dict[str, Policy] = {
+    policy.__name__: policy for policy in (concentration, inverse, soft, random, magnitude, loss, length, uncertainty, pass_rate)
+}
 
 
 def get_policy(name: str) -> Policy:

@@ -33,8 +33,9 @@ class EpisodeTrainer(CountedTokens, AtomicCheckpoints, GRPOTrainer):
     rounds: Rounds
     statistics: PlayStatistics
     micro_batch_tokens: int
-    update_seconds = 0.0
+    update_seconds = evaluation_seconds = 0.0
     tokens_trained = 0
+    _actions: torch.Tensor  # [B, C], of the micro-batch that is scored
     played: dict[str, float]
     # Plays an evaluation and gives its figures, the same on every process; None for no evaluation.
     evaluation: Callable[[], dict[str, float]] | None = None
@@ -84,8 +85,10 @@ class EpisodeTrainer(CountedTokens, AtomicCheckpoints, GRPOTrainer):
         clock = time.perf_counter()
         self._sync_vllm()
         figures = {f"evaluation/{key}": value for key, value in self.evaluation().items()}
+        seconds = time.perf_counter() - clock
+        self.evaluation_seconds += seconds
         if self._clock is not None:
-            self._clock += time.perf_counter() - clock
+            self._clock += seconds
         return figures
 
     def _sync_vllm(self) -> None:
@@ -132,6 +135,7 @@ class EpisodeTrainer(CountedTokens, AtomicCheckpoints, GRPOTrainer):
         ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], 1)
         mask = torch.cat([batch["prompt_mask"], batch["completion_mask"]], 1)
         width = batch["completion_ids"].shape[1]
+        self._actions = batch["tool_mask"]
 
         def logprobs(model: Any) -> torch.Tensor:
             return self._get_per_token_logps_and_entropies(model, ids, mask, width)[0]
@@ -149,6 +153,47 @@ class EpisodeTrainer(CountedTokens, AtomicCheckpoints, GRPOTrainer):
             else:  # a LoRA adapter: the model without it
                 with self.accelerator.unwrap_model(self.model).disable_adapter():
                     batch["ref_per_token_logps"] = logprobs(self.model)
+
+    def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
+        self._actions = inputs["tool_mask"]
+        return super()._compute_loss(model, inputs)
+
+    def _get_per_token_logps_and_entropies(
+        self, model: Any, input_ids: Any, attention_mask: Any, logits_to_keep: int, *_: Any, **__: Any
+    ) -> tuple[torch.Tensor, torch.Tensor, None]:
+        """Log-probabilities and entropies [B, C] of the actions' tokens under `model`; zero for all others.
+
+        TRL's head scores every token of an episode where it has no Triton kernel. Most are observations, and with a small model the head
+        is most of the work. So the head is handed only the hidden states that predict an action: [1, K, H] instead of [B, P + C, H].
+        """
+        actions = self._actions.bool()
+        if not actions.any():  # an idle row: one token is scored, which no loss counts, so that the result depends on the model
+            actions = actions.index_fill(1, torch.tensor([0], device=actions.device), True)
+        rows, columns = actions.nonzero(as_tuple=True)
+        first = input_ids.shape[1] - logits_to_keep
+        before = first - 1 + columns  # a token is predicted by the one before it
+
+        def pick(module: Any, args: Any, output: Any) -> Any:
+            output.last_hidden_state = output.last_hidden_state[rows, before][None]
+            return output
+
+        unwrapped = self.accelerator.unwrap_model(model)
+        backbone = (unwrapped.get_base_model() if hasattr(unwrapped, "get_base_model") else unwrapped).base_model
+        handle = backbone.register_forward_hook(pick)
+        try:
+            with self.accelerator.autocast():
+                found = model(
+                    input_ids=input_ids,
+                    attention_mask=attention_mask,
+                    shift_labels=input_ids[rows, first + columns][None],
+                    fused_lm_head=True,
+                )
+        finally:
+            handle.remove()
+        logps, entropies = (
+            value.new_zeros(actions.shape).index_put((rows, columns), value[0]) for value in (found.log_probs, found.entropy)
+        )
+        return logps, entropies, None
 
     def _log_round(self, round_: Round, seconds: float) -> None:
         local = sums(round_)
@@ -170,6 +215,7 @@ class EpisodeTrainer(CountedTokens, AtomicCheckpoints, GRPOTrainer):
             "played": self.played,
             "tokens_trained": self.tokens_trained,
             "update_seconds": self.update_seconds,
+            "evaluation_seconds": self.evaluation_seconds,
             "statistics": dataclasses.asdict(self.statistics),
         }
         write_json(folder / STATE.format(rank=self.accelerator.process_index), state)
@@ -179,6 +225,7 @@ class EpisodeTrainer(CountedTokens, AtomicCheckpoints, GRPOTrainer):
         state = read_json(checkpoint / STATE.format(rank=self.accelerator.process_index))
         self.rounds.state = state["rounds"]
         self.played, self.tokens_trained, self.update_seconds = state["played"], state["tokens_trained"], state["update_seconds"]
+        self.evaluation_seconds = state["evaluation_seconds"]
         for name, value in state["statistics"].items():
             setattr(self.statistics, name, value)
 

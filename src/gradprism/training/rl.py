@@ -191,6 +191,7 @@ def _train(
         "generate_seconds": statistics.generate_seconds,
         "environment_seconds": statistics.environment_seconds,
         "update_seconds": trainer.update_seconds,
+        "evaluation_seconds": trainer.evaluation_seconds,
         "evaluation": evaluations(trainer.state.log_history),
         "history": log_history(trainer),
     }

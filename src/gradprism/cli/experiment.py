@@ -1,0 +1,100 @@
+"""`gradprism experiment`."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+Overrides = Annotated[list[str] | None, typer.Option("--set", help="Override a value: section.key=value. May be repeated.")]
+Config = Annotated[Path, typer.Argument(help="TOML file, for example configs/alfworld-mini.toml.")]
+Groups = Annotated[list[str] | None, typer.Option("--group", help="Only arms of this group. May be repeated.")]
+Jobs = Annotated[int | None, typer.Option(min=1, help="Stages at once; default one a core.")]
+
+
+class _RunByDefault(TyperGroup):
+    """`experiment CONFIG` is `experiment run CONFIG`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if args and args[0] not in self.commands and not args[0].startswith("-"):
+            args = ["run", *args]
+        return super().parse_args(ctx, args)
+
+
+app = typer.Typer(cls=_RunByDefault, no_args_is_help=True)
+
+
+@app.command("run")
+def run(
+    config: Config,
+    set_: Overrides = None,
+    jobs: Jobs = None,
+    group: Groups = None,
+    results: Annotated[Path | None, typer.Option(help="Folder of results.json, tables and figures; default results/NAME.")] = None,
+    extend: Annotated[
+        bool, typer.Option("--extend", help="Keep the runs that results.json already has, and make only those that it lacks.")
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would run, then stop.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON and no progress.")] = False,
+) -> None:
+    """Trains and evaluates every arm with every seed; finished stages are reused, and a killed run goes on with the same command."""
+    from gradprism import progress
+    from gradprism.cli.options import print_json
+    from gradprism.experiments.experiment import describe_experiment, run_experiment
+
+    progress.set_quiet(as_json)
+    if dry_run:
+        print_json(describe_experiment(config, set_ or [], jobs, group, results, extend))
+        return
+    folder, found = run_experiment(config, set_ or [], jobs, group, results, extend)
+    if as_json:
+        print_json(found)
+        return
+    print((folder / "tables.md").read_text(encoding="utf-8"))
+
+
+@app.command("status")
+def status(
+    config: Config,
+    set_: Overrides = None,
+    jobs: Jobs = None,
+    group: Groups = None,
+    results: Annotated[Path | None, typer.Option(help="Folder of results.json; default results/NAME.")] = None,
+    extend: Annotated[bool, typer.Option("--extend", help="As it was run.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
+) -> None:
+    """Shows what is done, running and owed, and the time left."""
+    from gradprism.cli.options import print_json
+    from gradprism.experiments.experiment import describe_experiment
+
+    found = describe_experiment(config, set_ or [], jobs, group, results, extend)
+    if as_json:
+        print_json(found)
+        return
+    for state in ("done", "running", "owed"):
+        print(f"{state:<8}{len(found[state]):>4}")
+    for label in found["running"]:
+        print(f"  running: {label}")
+    left = found["seconds_left"]
+    if left is None:
+        print("time left: unknown until a stage is done")
+    else:
+        print(f"time left: about {left / 60:.0f} min with {found['jobs']} jobs")
+
+
+@app.command("tables")
+def tables(
+    folder: Annotated[Path, typer.Argument(help="Results folder, for example results/alfworld-mini.")],
+    check: Annotated[bool, typer.Option("--check", help="Write nothing; fail where a table or figure is out of date.")] = False,
+) -> None:
+    """Rebuilds every table and figure from results.json."""
+    from gradprism.errors import DataError
+    from gradprism.reporting.experiment_tables import tables_are_current, write_tables
+
+    if check:
+        if stale := tables_are_current(folder):
+            raise DataError(f"{folder}: out of date: {', '.join(stale)}; run gradprism experiment tables {folder}")
+        print(f"{folder}: up to date")
+        return
+    for path in write_tables(folder):
+        print(path)

@@ -1,0 +1,136 @@
+"""What an arm cost: stages added up, speed-ups over full RL, and whether choosing the data pays.
+
+Runs and stages are the plain values of an experiment's `results.json`: a run names its stages, and `stages` holds what each cost.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+Cost = dict[str, float]
+ADDED = ("wall_seconds", "cpu_seconds", "flops", "tokens_forward", "tokens_backward", "tokens_generated", "environment_steps")
+# All else that an arm's model cost is the choosing: probing, routing, probing again, sampling for pass rates.
+TRAINING = ("sft", "rl")
+
+
+def stage_flops(parameters_in_matmuls: int, tokens_forward: int, tokens_backward: int) -> float:
+    """Floating-point operations of a stage, estimated: 2 a parameter and token read, 4 a parameter and token of a backward pass.
+
+    `parameters_in_matmuls` leaves out embeddings that are looked up. The counts are those of a stage's cost. `tokens_generated` is not
+    asked for, since each is in `tokens_forward` already: generating reads every token but an answer's last, which is read with what
+    follows it, and RL's count is what playing read and what its updates read (`training.rl`, `rollouts.generator`).
+
+    In training, a backward pass forms the gradients of inputs and of weights, 2 each. A probe's forms those of inputs, 2, and for the
+    norms at most as much again, since the cheaper of two forms is taken and the dearer is the weight gradient itself: it is charged
+    in full, an upper bound. Left out are attention scores, the environment, the optimizer, activations computed twice, and RL's
+    passes for old and reference log-probabilities, where it makes any.
+    """
+    return parameters_in_matmuls * (2.0 * tokens_forward + 4.0 * tokens_backward)
+
+
+def stage_cost(stage: Mapping[str, Any]) -> Cost:
+    """The `ADDED` costs of a stage and its peak memory in MiB (0 where unknown).
+
+    Evaluations that it stopped for are no part of its wall time; their CPU time was not measured apart, and stays in.
+    """
+    cost = {name: float(stage.get(name) or 0) for name in ADDED}
+    cost["wall_seconds"] -= stage.get("evaluation_seconds") or 0
+    return {**cost, "peak_memory_mib": float(stage.get("peak_memory_mib") or 0)}
+
+
+def total(costs: Sequence[Cost]) -> Cost:
+    """Sum of the `ADDED` costs, and the largest peak."""
+    return {
+        **{name: sum(cost[name] for cost in costs) for name in ADDED},
+        "peak_memory_mib": max((cost["peak_memory_mib"] for cost in costs), default=0.0),
+    }
+
+
+def run_cost(run: Mapping[str, Any], stages: Mapping[str, Mapping[str, Any]], *, choosing: bool | None = None) -> Cost:
+    """What a run's model cost: its distinct stages; only those that are not training (`choosing`), or only those that are."""
+    return total(
+        [
+            stage_cost(stages[name])
+            for name in dict.fromkeys(run["stages"])
+            if choosing is None or choosing == (stages[name]["kind"] not in TRAINING)
+        ]
+    )
+
+
+def mean_cost(costs: Sequence[Cost]) -> Cost:
+    """Mean over an arm's runs; the peak is the largest."""
+    added = total(costs)
+    return {name: value if name == "peak_memory_mib" else value / len(costs) for name, value in added.items()}
+
+
+@dataclass(frozen=True)
+class Speedup:
+    """How many times cheaper an arm is: ratio of means, and the least and greatest of its runs against the other's mean."""
+
+    ratio: float
+    low: float
+    high: float
+
+
+def speedup(arm: Sequence[Cost], full_rl: Sequence[Cost], name: str) -> Speedup | None:
+    """Speed-up of an arm's runs over those of full RL in the cost `name`; None where either has no run, or a run costs nothing."""
+    if not arm or not full_rl or not all(cost[name] > 0 for cost in (*arm, *full_rl)):
+        return None
+    whole = mean_cost(full_rl)[name]
+    ratios = [whole / cost[name] for cost in arm]
+    return Speedup(whole / mean_cost(arm)[name], min(ratios), max(ratios))
+
+
+@dataclass(frozen=True)
+class Saving:
+    """What choosing the data costs, and what the smaller training saves against full RL, in the unit of the cost; means over runs."""
+
+    choosing: float
+    saved: float
+
+    @property
+    def pays(self) -> bool:
+        """False is the failure signature "the probe costs more than it saves"."""
+        return self.choosing < self.saved
+
+
+def saving(
+    runs: Sequence[Mapping[str, Any]], full_rl: Sequence[Cost], stages: Mapping[str, Mapping[str, Any]], name: str
+) -> Saving | None:
+    """Saving of an arm in the cost `name`; None where nothing was spent on choosing, or one of the arms has no run."""
+    if not runs or not full_rl:
+        return None
+    choosing = mean_cost([run_cost(run, stages, choosing=True) for run in runs])[name]
+    training = mean_cost([run_cost(run, stages, choosing=False) for run in runs])[name]
+    return Saving(choosing, mean_cost(full_rl)[name] - training) if choosing > 0 else None
+
+
+def cost_at(run: Mapping[str, Any], stages: Mapping[str, Mapping[str, Any]], stage: str, fraction: float, name: str) -> float:
+    """What a run had cost, in `name`, when `fraction` of its training by `stage` ("base", "sft" or "rl") was done.
+
+    Costs are taken to grow evenly from the first stage of that kind to the last; what comes before is paid for in full. The base
+    costs nothing.
+    """
+    if stage == "base":
+        return 0.0
+    names = list(dict.fromkeys(run["stages"]))
+    own = [stages[each]["kind"] == stage for each in names]
+    costs = [stage_cost(stages[each])[name] for each in names]
+    if not any(own):
+        return sum(costs)
+    first, last = own.index(True), len(own) - own[::-1].index(True)
+    return sum(costs[:first]) + fraction * sum(costs[first:last])
+
+
+def final_success(runs: Sequence[Mapping[str, Any]]) -> float | None:
+    """Mean over an arm's runs of the last point of their training curves, a fraction; None where no run has one."""
+    last = [run["curve"][-1]["success"] for run in runs if run.get("curve")]
+    return sum(last) / len(last) if last else None
+
+
+def cost_to_reach(run: Mapping[str, Any], stages: Mapping[str, Mapping[str, Any]], target: float, name: str) -> float | None:
+    """The cost `name` of a run at the first point of its curve with a success of at least `target`; None where it has none."""
+    for point in run.get("curve") or ():
+        if point["success"] >= target - 1e-9:  # a mean of equal successes may be a rounding above each
+            return cost_at(run, stages, point["stage"], point["fraction"], name)
+    return None

@@ -1,0 +1,67 @@
+"""`gradprism experiment`: every arm with every seed, then what came of it."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from gradprism.environments.pool import default_workers
+from gradprism.errors import ConfigError, MissingFileError
+from gradprism.experiments.arms import ExperimentConfig, Plan, plan
+from gradprism.experiments.config import load_config
+from gradprism.experiments.gather import RESULTS, gather, reusable
+from gradprism.experiments.schedule import run_jobs, summary
+from gradprism.files import read_json, write_json
+
+
+def run_experiment(
+    file: Path, overrides: Sequence[str], jobs: int | None, groups: Sequence[str] | None, results: Path | None, extend: bool
+) -> tuple[Path, dict[str, Any]]:
+    """Runs what is not done and writes `results.json`, tables and figures; the results folder, and the results.
+
+    What is done when a stage fails is written all the same.
+    """
+    from gradprism.reporting.experiment_tables import write_tables
+
+    config, planned, out, earlier = _prepare(file, overrides, results, extend)
+    write_json(config.folder / "config.json", config.model_dump())
+    jobs = jobs or default_workers()
+    try:
+        run_jobs(planned.graph, _wanted(planned, groups, earlier), planned.labels, jobs, config.threads)
+    finally:
+        found = gather(config, planned, earlier)
+        if any(arm["runs"] for arm in found["arms"]):
+            out.mkdir(parents=True, exist_ok=True)
+            write_json(out / RESULTS, found)
+            write_tables(out)
+    return out, found
+
+
+def describe_experiment(
+    file: Path, overrides: Sequence[str], jobs: int | None, groups: Sequence[str] | None, results: Path | None, extend: bool
+) -> dict[str, Any]:
+    """What is done, running and owed; trains nothing."""
+    config, planned, out, earlier = _prepare(file, overrides, results, extend)
+    jobs = jobs or default_workers()
+    wanted = _wanted(planned, groups, earlier)
+    return {"folder": str(config.folder), "results": str(out), "jobs": jobs, **summary(planned.graph, wanted, planned.labels, jobs)}
+
+
+def _prepare(
+    file: Path, overrides: Sequence[str], results: Path | None, extend: bool
+) -> tuple[ExperimentConfig, Plan, Path, dict[str, Any] | None]:
+    config = load_config(file, overrides, ExperimentConfig)
+    out = results or Path("results") / config.name
+    if extend and not (out / RESULTS).is_file():
+        raise MissingFileError(f"{out / RESULTS}: no such file, so there is nothing to extend")
+    return config, plan(config), out, read_json(out / RESULTS) if extend else None
+
+
+def _wanted(planned: Plan, groups: Sequence[str] | None, earlier: dict[str, Any] | None) -> list[str]:
+    """The evaluations of the groups' arms that earlier results lack, and the audit's probes."""
+    known = {run.arm.group for run in planned.runs}
+    if unknown := set(groups or ()) - known:
+        raise ConfigError(f"--group {sorted(unknown)[0]}: no arm is in it; choose from {', '.join(sorted(known))}")
+    there = reusable(planned, earlier)
+    runs = [run for run in planned.runs if (not groups or run.arm.group in groups) and run.evaluation not in there]
+    audits = [] if earlier is not None and earlier.get("audits") else list(planned.audits.values())
+    return [run.evaluation for run in runs] + audits

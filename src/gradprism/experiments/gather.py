@@ -1,0 +1,179 @@
+"""What an experiment has found, as `results.json`: every evaluated episode, what every stage cost, and the audits. Tables and figures
+are made from this file alone."""
+
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from gradprism.concentration import METRICS
+from gradprism.experiments.arms import ExperimentConfig, Plan, Run
+from gradprism.experiments.costs import stage_flops
+from gradprism.experiments.stages import COUNTS, StageGraph, machine
+from gradprism.experiments.steps import PASS_RATES, playable
+from gradprism.files import read_json
+
+RESULTS = "results.json"
+
+
+def gather(config: ExperimentConfig, plan: Plan, earlier: dict[str, Any] | None = None) -> dict[str, Any]:
+    """The results of all runs that are evaluated; those of `earlier` results stand in for runs that were not made here."""
+    from gradprism import __version__
+
+    graph = plan.graph
+    parameters = _parameters(config, plan)
+    earlier_runs = reusable(plan, earlier)
+    arms, stages = [], {}
+    for arm in config.arms:
+        runs = []
+        for run in [run for run in plan.runs if run.arm.name == arm.name]:
+            if graph.is_done(run.evaluation):
+                runs.append(_run(config, graph, run))
+                stages |= {name: _stage(graph, name, parameters["matmul"]) for name in (*run.stages, run.evaluation)}
+            elif run.evaluation in earlier_runs and earlier is not None:
+                found = earlier_runs[run.evaluation]
+                runs.append(found)
+                stages |= {name: earlier["stages"][name] for name in (*found["stages"], run.evaluation)}
+        arms.append({"name": arm.name, "title": arm.title or arm.name, "group": arm.group, "runs": runs})
+    for name in plan.audits.values():
+        if graph.is_done(name):
+            stages[name] = _stage(graph, name, parameters["matmul"])
+    audits = _audits(config, plan)
+    return {
+        "name": config.name,
+        "environment": config.environment.name,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "versions": _versions(__version__),
+        "machine": {**machine(), "threads": config.threads},
+        "model": {"id": Path(config.model.path).name, **parameters},
+        "corpus": {"trajectories": _corpus_size(plan)},
+        "tasks": {
+            split: [{"id": task.id, "task_type": task.reference().get("task_type")} for task in playable(config).tasks(split, n)]
+            for split, n in config.evaluation.splits.items()
+        },
+        "splits": list(config.evaluation.splits),
+        "seeds": config.seeds,
+        **{name: getattr(config, name) for name in ("reference_arms", "full_rl_arm", "base_arm", "sft_arm")},
+        "regime": config.regime.model_dump(),
+        "claims": [claim.model_dump() for claim in config.claims],
+        "sweeps": [sweep.model_dump() for sweep in config.sweeps],
+        "arms": arms,
+        "stages": stages,
+        "audits": audits or (earlier or {}).get("audits", {}),
+    }
+
+
+def reusable(plan: Plan, earlier: dict[str, Any] | None) -> dict[str, dict[str, Any]]:
+    """The runs of earlier results that are those of the plan, by their evaluation stage."""
+    if earlier is None:
+        return {}
+    wanted = {run.evaluation for run in plan.runs}
+    return {run["evaluation"]: run for arm in earlier["arms"] for run in arm["runs"] if run.get("evaluation") in wanted}
+
+
+def _run(config: ExperimentConfig, graph: StageGraph, run: Run) -> dict[str, Any]:
+    lines = (graph.path(run.evaluation) / "evaluation" / "episodes.jsonl").read_text(encoding="utf-8").splitlines()
+    episodes = [json.loads(line) for line in lines]
+    of = {split: [e for e in episodes if e["split"] == split] for split in config.evaluation.splits}
+    routing = graph.record(run.route).summary["routing"] if run.route else {}
+    return {
+        "seed": run.seed,
+        "success": {split: "".join("01"[e["success"]] for e in chosen) for split, chosen in of.items()},
+        "score": {split: [round(e["score"], 4) for e in chosen] for split, chosen in of.items()},
+        "n_sft": routing.get("n_sft"),
+        "n_rl": routing.get("n_rl"),
+        "stages": list(run.stages),
+        "evaluation": run.evaluation,
+        "curve": _curve(config, graph, run, of),
+    }
+
+
+def _curve(config: ExperimentConfig, graph: StageGraph, run: Run, of: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """Success while training, on the first tasks of the first split; the last point is that of the final evaluation."""
+    split, n = next(iter(of)), config.rl.evaluate_tasks
+    final = sum(e["success"] for e in of[split][:n]) / len(of[split][:n])
+    if run.model is None:
+        return [{"stage": "base", "fraction": 1.0, "success": final, "tasks": n}]
+    kind = graph.kinds[run.model]
+    if kind != "rl":
+        return [{"stage": kind, "fraction": 1.0, "success": final, "tasks": n}]
+    summary = graph.record(run.model).summary
+    points = [
+        {"stage": "rl", "fraction": point["step"] / summary["optimizer_steps"], "success": point["success"], "tasks": n}
+        for point in summary["evaluation"]
+    ]
+    if not points or points[-1]["fraction"] < 1:
+        points.append({"stage": "rl", "fraction": 1.0, "success": final, "tasks": n})
+    return points
+
+
+def _stage(graph: StageGraph, name: str, parameters: int) -> dict[str, Any]:
+    record = graph.record(name)
+    cost = {key: record.cost.get(key, 0) for key in ("wall_seconds", "cpu_seconds", "peak_memory_mib", *COUNTS)}
+    return {
+        "kind": graph.kinds[name],
+        **{key: round(value, 2) for key, value in cost.items()},
+        "evaluation_seconds": round(record.summary.get("evaluation_seconds", 0.0), 2),
+        "flops": stage_flops(parameters, int(cost["tokens_forward"]), int(cost["tokens_backward"])),
+    }
+
+
+def _parameters(config: ExperimentConfig, plan: Plan) -> dict[str, int]:
+    """All parameters, and those that every token is multiplied by: the probed matrices and the output embeddings."""
+    from transformers import AutoConfig
+
+    probe = plan.audits.get("probe")
+    if probe is None or not plan.graph.is_done(probe):
+        return {"parameters": 0, "matmul": 0}
+    manifest = read_json(plan.graph.path(probe) / "probe" / "manifest.json")
+    known = AutoConfig.from_pretrained(config.model.path, trust_remote_code=False).get_text_config()
+    return {
+        "parameters": manifest["parameters"],
+        "matmul": sum(manifest["n_parameters"]) + known.vocab_size * known.hidden_size,
+    }
+
+
+def _corpus_size(plan: Plan) -> int:
+    probe = plan.audits.get("probe")
+    return int(plan.graph.record(probe).summary["corpus"]["trajectories"]) if probe and plan.graph.is_done(probe) else 0
+
+
+def _audits(config: ExperimentConfig, plan: Plan) -> dict[str, Any]:
+    """The audit of the experiment's probe for each metric, compared with its other probes."""
+    from gradprism.routing.stability import audit_probe
+
+    graph = plan.graph
+    done = {label: graph.path(name) / "probe" for label, name in plan.audits.items() if graph.is_done(name)}
+    if "probe" not in done:
+        return {}
+    probe = done.pop("probe")
+    rates = next((s.name for s in graph.stages if graph.kinds[s.name] == "pass-rates" and graph.is_done(s.name)), None)
+    audits = {}
+    for metric in METRICS:
+        found = audit_probe(
+            probe,
+            metric=metric,
+            seed=config.seed,
+            compare=list(done.values()),
+            pass_rates=graph.path(rates) / PASS_RATES if rates else None,
+        )
+        pairs = found["agreement"]
+        probes = dict(zip(done, pairs.pop("probes").values(), strict=True))
+        stability = {f"{kind}: {label}": pair for kind, of in pairs.items() for label, pair in of.items()}
+        stability |= {f"probes: {label}": {k: v for k, v in pair.items() if k != "differs"} for label, pair in probes.items()}
+        audits[metric] = {
+            "spearman": found["spearman"],
+            "eta_squared": found["task_type_eta_squared"],
+            "agreement": found["split_by"],
+            "median_standard_error": found["median_standard_error"],
+            "share_within_one_standard_error": found["share_within_one_standard_error"],
+            "stability": stability,
+            "warnings": found["warnings"],
+        }
+    return audits
+
+
+def _versions(own: str) -> dict[str, str]:
+    from importlib.metadata import version
+
+    return {"gradprism": own, **{name: version(name) for name in ("torch", "transformers", "trl", "numpy")}}

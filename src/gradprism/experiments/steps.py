@@ -1,0 +1,249 @@
+"""What the stages of runs and experiments do: each reads the folders of the stages before it and writes its own.
+
+A step is `step(config, folder, inputs)`; `inputs` are the folders that it needs, by role: `corpus` (collected trajectories), `probe`,
+`pass_rates`, `route`, `tasks` (a folder with a route whose RL tasks are played), `model` (a checkpoint). Without `model` a step
+works on the base model, and without a route on the whole corpus. Nothing heavy is imported until a step runs.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from gradprism.environments.protocol import Environment
+from gradprism.environments.registry import make_environment
+from gradprism.errors import ConfigError
+from gradprism.experiments.config import RunConfig
+from gradprism.files import atomic_write
+from gradprism.trajectories.record import Trajectory
+
+Inputs = dict[str, Path]
+CORPUS, PASS_RATES = "corpus.jsonl", "pass-rates.jsonl"
+
+
+def playable(config: RunConfig) -> Environment:
+    """The environment."""
+    return make_environment(config.environment.name, config.environment.options)
+
+
+def load(config: RunConfig, inputs: Inputs, device: str | None = None) -> tuple[Any, Any]:
+    """Model and renderer of the checkpoint in role `model`, or of the base; the template is the base model's throughout."""
+    from gradprism.models import load_model
+    from gradprism.trajectories.rendering import Renderer, load_tokenizer
+
+    path = str(inputs.get("model", config.model.path))
+    template = Path(config.model.chat_template) if config.model.chat_template else None
+    tokenizer = load_tokenizer(path, template)
+    model = load_model(path, config.model.dtype, device or config.model.device)
+    return model, Renderer(tokenizer, config.model.context_length)
+
+
+def corpus_files(config: RunConfig, inputs: Inputs) -> list[Path]:
+    """The files of the whole corpus."""
+    return [inputs["corpus"] / CORPUS] if "corpus" in inputs else [Path(file) for file in config.corpus.files]
+
+
+def read_corpus(config: RunConfig, inputs: Inputs) -> list[Trajectory]:
+    """The whole corpus."""
+    from gradprism.trajectories.readers import read_trajectories
+
+    return read_trajectories(corpus_files(config, inputs), config.corpus.format)
+
+
+def collect(config: RunConfig, folder: Path, inputs: Inputs) -> dict[str, Any]:
+    """Writes the expert's trajectories of `corpus.collect`."""
+    from gradprism.environments.demonstrations import collect
+    from gradprism.trajectories.readers import write_messages_jsonl
+
+    wanted, environment = config.corpus.collect, playable(config)
+    if wanted is None:
+        raise ConfigError("corpus.collect: is not set")
+    tasks = environment.tasks(wanted.split or environment.splits[0], wanted.count)
+    trajectories = collect(environment, tasks, wanted.max_steps, config.environment.workers)
+    write_messages_jsonl(folder / CORPUS, trajectories)
+    return {"trajectories": len(trajectories), "headline": f"{len(trajectories)} of {len(tasks)} tasks solved by the expert"}
+
+
+def probe(config: RunConfig, folder: Path, inputs: Inputs) -> dict[str, Any]:
+    """Probes the corpus into `probe/`."""
+    from gradprism.probing.executors.flow import probe_corpus
+    from gradprism.probing.executors.local import InProcess
+    from gradprism.probing.manifest import Options
+    from gradprism.trajectories.readers import iter_trajectories
+
+    files = corpus_files(config, inputs)
+    trajectories = iter_trajectories(files, config.corpus.format)
+    model, renderer = load(config, inputs)
+    summary = probe_corpus(
+        InProcess(model),
+        renderer.tokenizer,
+        trajectories,
+        folder / "probe",
+        Options(config.model.context_length, config.probe.batch_tokens, data=files, read={"format": config.corpus.format}),
+    )
+    # A stage that was cut short costs what all its attempts did.
+    earlier = summary["earlier"]
+    for name in ("tokens_forward", "tokens_backward"):
+        summary[name] += earlier["tokens"]
+    cost = {name: earlier[name] for name in ("wall_seconds", "cpu_seconds")}
+    return {**summary, "earlier_cost": cost, "headline": f"{summary['trajectories_per_second']:.1f} trajectories a second"}
+
+
+def pass_rates(config: RunConfig, folder: Path, inputs: Inputs) -> dict[str, Any]:
+    """Plays every task of the corpus as RL's rollouts would, and writes who succeeded, one line an episode."""
+    from gradprism.environments.pool import SessionPool
+    from gradprism.evaluation.agents import ModelAgent
+    from gradprism.evaluation.config import EvaluationConfig
+    from gradprism.progress import Progress
+
+    environment, rollouts, rl = playable(config), config.pass_rate.rollouts, config.rl
+    tasks = list({t.id: t for t in (environment.task(t.task) for t in read_corpus(config, inputs))}.values())
+    model, renderer = load(config, inputs)
+    play = EvaluationConfig(
+        max_steps=rl.max_steps,
+        max_action_tokens=rl.max_action_tokens,
+        temperature=rl.temperature,
+        in_flight=rl.in_flight,
+        prompt=rl.prompt,
+    )
+    repeated = [task for task in tasks for _ in range(rollouts)]
+    with SessionPool(environment, config.environment.workers) as pool, Progress("pass rates", len(repeated)) as progress:
+        agent = ModelAgent(model, renderer, config.model.context_length)
+        episodes, statistics = agent.play(environment, pool, repeated, play, config.seed, lambda _: progress.advance(1))
+    with atomic_write(folder / PASS_RATES) as file:
+        file.writelines(json.dumps({"id": e.task.id, "success": e.success}) + "\n" for e in episodes)
+    won = sum(e.success for e in episodes)
+    return {
+        "episodes": len(episodes),
+        "successes": won,
+        "tokens_forward": statistics.tokens_read,
+        "tokens_generated": statistics.tokens_generated,
+        "environment_steps": statistics.environment_steps,
+        "headline": f"{100 * won / len(episodes):.1f} % of {len(episodes)} episodes succeed",
+    }
+
+
+def route(config: RunConfig, folder: Path, inputs: Inputs) -> dict[str, Any]:
+    """Routes the probe into `route/`."""
+    from gradprism.routing.folder import route_probe
+
+    route = config.route
+    result = route_probe(
+        inputs["probe"] / "probe",
+        folder / "route",
+        metric=route.metric,
+        policy=route.policy,
+        normalise=route.normalise,
+        rl_share=None if route.rl_share == 0.5 else route.rl_share,
+        seed=config.seed,
+        pass_rates=inputs["pass_rates"] / PASS_RATES if "pass_rates" in inputs else None,
+        on_existing="replace",
+    )
+    routing = result["routing"]
+    what = route.metric if route.policy in ("concentration", "inverse", "soft") else route.policy
+    line = f"{routing['n_sft']} to SFT, {routing['n_rl']} to RL at {what} {routing['threshold']:.4f}"
+    return {**result, "headline": line}
+
+
+def sft(config: RunConfig, folder: Path, inputs: Inputs) -> dict[str, Any]:
+    """Trains on the SFT set of the route, or on the whole corpus. Where nothing is routed to SFT, the model is passed on as it is."""
+    from gradprism.training.checkpoints import save_checkpoint
+    from gradprism.training.sft import train_sft
+    from gradprism.trajectories.readers import read_trajectories
+
+    routed = "route" in inputs
+    trajectories = read_trajectories([inputs["route"] / "route" / "sft.jsonl"]) if routed else read_corpus(config, inputs)
+    model, renderer = load(config, inputs, "cpu")  # the trainer places it
+    if not trajectories:
+        save_checkpoint(model, renderer.tokenizer, folder)
+        return {"trajectories": 0, "history": [], "headline": "nothing to learn, the model is the same"}
+    summary = train_sft(model, renderer, trajectories, config.sft, folder, device=config.model.device)
+    first, last = (sum(row["loss"] for row in part) / len(part) for part in _ends(summary["history"]))
+    return {**summary, "headline": f"loss {first:.3f} → {last:.3f} on {len(trajectories)} trajectories"}
+
+
+def refresh(config: RunConfig, folder: Path, inputs: Inputs) -> dict[str, Any]:
+    """Probes what the route left for RL on the checkpoint, and routes it again."""
+    from gradprism.experiments.refresh import remaining, reroute
+
+    model, renderer = load(config, inputs)
+    first = inputs["route"] / "route"
+    changes = reroute(
+        model,
+        renderer.tokenizer,
+        remaining(inputs["probe"] / "probe", first),
+        first,
+        folder,
+        context_length=config.model.context_length,
+        batch_tokens=config.probe.batch_tokens,
+    )
+    return {**changes, "headline": f"{changes['moved_to_sft']} of {changes['trajectories']} moved to SFT"}
+
+
+def rl(config: RunConfig, folder: Path, inputs: Inputs) -> dict[str, Any]:
+    """Trains on the RL tasks of the route in role `tasks`, or on every task of the corpus."""
+    from gradprism.experiments.refresh import RefreshEvery, remaining
+    from gradprism.training.rl import read_tasks, train_rl
+
+    environment = playable(config)
+    if "tasks" in inputs:
+        tasks = read_tasks(inputs["tasks"] / "route" / "rl.jsonl", environment)
+        if (
+            not tasks and inputs["tasks"] != inputs["route"]
+        ):  # all has fallen below the threshold: RL plays what the first route sent
+            tasks = read_tasks(inputs["route"] / "route" / "rl.jsonl", environment)
+    else:
+        tasks = list({t.id: t for t in (environment.task(t.task) for t in read_corpus(config, inputs))}.values())
+    model, renderer = load(config, inputs, "cpu")
+    refresh = None
+    if config.refresh.every_k_steps and "route" in inputs:
+        first, ids = inputs["route"] / "route", {task.id for task in tasks}
+        left = [t for t in remaining(inputs["probe"] / "probe", first) if environment.task(t.task).id in ids]
+        refresh = RefreshEvery(
+            config.refresh.every_k_steps,
+            left,
+            environment,
+            renderer.tokenizer,
+            first,
+            folder / "refreshes",
+            config.model.context_length,
+            config.probe.batch_tokens,
+        )
+    summary = train_rl(
+        model,
+        renderer,
+        environment,
+        tasks,
+        config.rl,
+        folder,
+        context_length=config.model.context_length,
+        workers=config.environment.workers,
+        device=config.model.device,
+        refresh=refresh,
+    )
+    played = [row for row in summary["history"] if "success" in row]
+    first_success, last_success = (sum(row["success"] for row in part) / len(part) for part in _ends(played))
+    line = f"success while sampling {100 * first_success:.1f} % → {100 * last_success:.1f} % on {len(tasks)} tasks"
+    return {**summary, "headline": line}
+
+
+def _ends(history: list[dict[str, float]]) -> tuple[list[dict[str, float]], list[dict[str, float]]]:
+    """First and last fifth, at least one step each."""
+    size = max(1, len(history) // 5)
+    return history[:size], history[-size:]
+
+
+def evaluate(config: RunConfig, folder: Path, inputs: Inputs) -> dict[str, Any]:
+    """Plays the evaluation's tasks with the checkpoint, or the base, into `evaluation/`."""
+    from gradprism.evaluation.agents import ModelAgent
+    from gradprism.evaluation.run import evaluate
+    from gradprism.evaluation.summary import headline
+
+    model, renderer = load(config, inputs)
+    summary = evaluate(
+        ModelAgent(model, renderer, config.model.context_length),
+        playable(config),
+        config.evaluation,
+        folder / "evaluation",
+        workers=config.environment.workers,
+    )
+    return {**summary, "headline": headline(summary["rows"])}

@@ -1,0 +1,222 @@
+"""An experiment's `results.json`, checked, and the statistics of its arms that tables and figures show."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from gradprism.errors import DataError, MissingFileError
+from gradprism.experiments.costs import Cost, Speedup, run_cost, speedup
+from gradprism.experiments.statistics import Interval, bootstrap, detectable_difference, difference, permutation_p
+from gradprism.files import read_json
+from gradprism.reporting.tables import printable
+
+MAIN_GROUP = "table1"
+
+Count = Annotated[float, Field(ge=0)]
+
+
+class _Part(BaseModel):
+    """A part of `results.json`; what the tables do not read is not checked."""
+
+    model_config = ConfigDict(strict=True, extra="ignore", allow_inf_nan=False)
+
+
+class _Task(_Part):
+    id: str
+    task_type: str | None = None
+
+
+class _Regime(_Part):
+    base_low: float = 0.05
+    base_high: float = 0.20
+    ceiling: float = 0.95
+
+
+class _Claim(_Part):
+    text: str
+    better: str
+    worse: str
+
+
+class _Sweep(_Part):
+    title: str
+    arms: dict[str, str]
+
+
+class _Point(_Part):
+    stage: str
+    fraction: Annotated[float, Field(ge=0, le=1)]
+    success: float
+    tasks: int | None = None
+
+
+class _Run(_Part):
+    seed: int
+    success: dict[str, Annotated[str, Field(pattern=r"^[01]*$")]] = {}
+    score: dict[str, list[float]] = {}
+    n_sft: int | None = None
+    n_rl: int | None = None
+    stages: list[str] = []
+    curve: list[_Point] = []
+
+
+class _Arm(_Part):
+    name: str
+    title: str
+    group: str
+    runs: list[_Run] = []
+
+
+class _Stage(_Part):
+    kind: str
+    wall_seconds: Count
+    cpu_seconds: Count = 0
+    peak_memory_mib: Count | None = None
+    tokens_forward: Count = 0
+    tokens_backward: Count = 0
+    tokens_generated: Count = 0
+    environment_steps: Count = 0
+    flops: Count = 0
+    evaluation_seconds: Count = 0
+
+
+class _Results(_Part):
+    name: str
+    environment: str
+    tasks: dict[str, list[_Task]] = Field(min_length=1)
+    arms: list[_Arm]
+    stages: dict[str, _Stage]
+    splits: list[str] = []
+    seeds: list[int] = []
+    created: str | None = None
+    versions: dict[str, Any] = {}
+    machine: dict[str, Any] = {}
+    model: dict[str, Any] = {}
+    corpus: dict[str, Any] = {}
+    reference_arms: list[str] = []
+    full_rl_arm: str | None = None
+    base_arm: str | None = None
+    sft_arm: str | None = None
+    regime: _Regime = _Regime()
+    claims: list[_Claim] = []
+    sweeps: list[_Sweep] = []
+    audits: dict[str, Any] = {}
+
+    @model_validator(mode="after")
+    def _agree(self) -> Self:
+        names = [arm.name for arm in self.arms]
+        if len(set(names)) < len(names):
+            raise ValueError(f"two arms have the same name: {sorted({n for n in names if names.count(n) > 1})}")
+        if self.splits and sorted(self.splits) != sorted(self.tasks):
+            raise ValueError(f"splits are {', '.join(self.splits)}, but there are tasks of {', '.join(self.tasks)}")
+        for arm in self.arms:
+            for run in arm.runs:
+                where = f"arm {arm.name!r}, seed {run.seed}"
+                for split, values in [*run.success.items(), *run.score.items()]:
+                    if split not in self.tasks or len(values) != len(self.tasks[split]):
+                        raise ValueError(f"{where}: {split!r} has {len(values)} results, tasks {len(self.tasks.get(split, []))}")
+                for stage in run.stages:
+                    if stage not in self.stages:
+                        raise ValueError(f"{where}: stage {stage!r} is not among the stages")
+            seeds = [run.seed for run in arm.runs]
+            if len(set(seeds)) < len(seeds):
+                raise ValueError(f"arm {arm.name!r} has two runs of one seed")
+        return self
+
+
+class Experiment:
+    """The content of a `results.json`, checked, with the statistics of its arms; arms and seeds may be missing while it runs.
+
+    Raises `DataError` naming `source` and the key that is wrong.
+    """
+
+    def __init__(self, results: Any, source: str = "results.json") -> None:
+        try:
+            checked = _Results.model_validate(results)
+        except ValidationError as error:
+            first = error.errors()[0]
+            key = ".".join(str(part) for part in first["loc"]) or "the whole file"
+            raise DataError(
+                f"{source}: {printable(key)}: {printable(first['msg'])}; correct it, or run `gradprism experiment` again"
+            ) from None
+        self.results: dict[str, Any] = checked.model_dump()
+        self.arms: dict[str, dict[str, Any]] = {arm["name"]: arm for arm in self.results["arms"]}
+        self.stages: dict[str, dict[str, Any]] = self.results["stages"]
+        self.splits: list[str] = self.results["splits"] or list(self.results["tasks"])
+        self._kept: dict[tuple[Any, ...], Any] = {}
+
+    def _keep(self, key: tuple[Any, ...], make: Callable[[], Any]) -> Any:
+        """What `make` gives, made once: ten thousand draws are not free, and the same figure stands in several tables."""
+        if key not in self._kept:
+            self._kept[key] = make()
+        return self._kept[key]
+
+    def of_group(self, group: str) -> list[str]:
+        """Names of the arms of a group, in order."""
+        return [name for name, arm in self.arms.items() if arm["group"] == group]
+
+    def title(self, arm: str) -> str:
+        """What tables call an arm."""
+        return self.arms[arm]["title"] if arm in self.arms else arm
+
+    def runs(self, arm: str, split: str | None = None) -> list[dict[str, Any]]:
+        """The arm's runs that have been evaluated on a split (default the first), in the order of their seeds; none where it is absent."""
+        split = split or self.splits[0]
+        runs = self.arms[arm]["runs"] if arm in self.arms else []
+        return sorted((run for run in runs if run["success"].get(split)), key=lambda run: run["seed"])
+
+    def values(self, arm: str, split: str, what: str = "success") -> NDArray[np.float64]:
+        """Success (0 or 1) or score of every run and task, `[S, T]`; S is 0 where nothing is there, or a run lacks its score."""
+        runs = [run[what].get(split) for run in self.runs(arm, split)]
+        known = [list(map(float, values)) for values in runs if values]
+        return np.array(known if len(known) == len(runs) else [], dtype=np.float64).reshape(-1, len(self.results["tasks"][split]))
+
+    def mean(self, arm: str, split: str | None = None, what: str = "success") -> Interval | None:
+        """Mean and interval of an arm on a split (default the first), a fraction."""
+        values = self.values(arm, split or self.splits[0], what)
+        return self._keep(("mean", arm, split or self.splits[0], what), lambda: bootstrap(values)) if values.size else None
+
+    def difference(self, first: str, second: str, split: str | None = None, what: str = "success") -> Interval | None:
+        """Mean of `first` less that of `second`, a fraction; None where either has no result."""
+        split = split or self.splits[0]
+        a, b = self.values(first, split, what), self.values(second, split, what)
+        same = [run["seed"] for run in self.runs(first, split)] == [run["seed"] for run in self.runs(second, split)]
+        if not a.size or not b.size:
+            return None
+        return self._keep(("difference", first, second, split, what), lambda: difference(a, b, same_seeds=same))
+
+    def p(self, first: str, second: str, split: str | None = None) -> float | None:
+        """Paired permutation p of two arms' successes, not corrected; None where either has no result."""
+        split = split or self.splits[0]
+        a, b = self.values(first, split), self.values(second, split)
+        return self._keep(("p", first, second, split), lambda: permutation_p(a, b)) if a.size and b.size else None
+
+    def costs(self, arm: str) -> list[Cost]:
+        """What each run of an arm cost; none for an arm without stages (the base)."""
+        return [run_cost(run, self.stages) for run in self.runs(arm) if run["stages"]]
+
+    def speedup(self, arm: str, what: str = "wall_seconds") -> Speedup | None:
+        """Speed-up of an arm over full RL."""
+        return speedup(self.costs(arm), self.costs(self.results["full_rl_arm"] or ""), what)
+
+    def detectable(self) -> float | None:
+        """Smallest difference on the main split, a fraction, that 80 % of such experiments would find: over Table 1 and the references."""
+        references, arms = self.results["reference_arms"], self.of_group(MAIN_GROUP)
+        known = [
+            self.difference(arm, other) for other in references for arm in arms if arm not in (other, self.results["base_arm"])
+        ]
+        errors = [interval.standard_error for interval in known if interval]
+        return detectable_difference(errors) if errors else None
+
+
+def read_experiment(folder: Path) -> Experiment:
+    """Reads and checks `folder`/results.json; raises `MissingFileError`, or `DataError` with the file and the key that is wrong."""
+    path = Path(folder) / "results.json"
+    if not path.is_file():
+        what = "holds no results.json" if Path(folder).is_dir() else "no such folder"
+        raise MissingFileError(f"{folder}: {what}; name a folder that `gradprism experiment` has written")
+    return Experiment(read_json(path), str(path))

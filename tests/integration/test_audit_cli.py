@@ -1,0 +1,185 @@
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from gradprism.concentration import gini
+from gradprism.files import write_jsonl
+from gradprism.probing.attempts import Attempt
+from gradprism.probing.store import ProbeStore
+from gradprism.routing.audit import agreement
+from gradprism.routing.folder import route_probe
+from gradprism.routing.measures import View, measure_views
+from helpers.cli import assert_refused
+from helpers.probes import COUNT, N, make_probe
+from helpers.tiny import sample_trajectories
+
+
+@pytest.fixture
+def audit(cli, tmp_path):
+    """Audits `tmp_path`/probe; gives exit code, stdout and stderr."""
+    return lambda *arguments: cli("audit", tmp_path / "probe", *arguments)
+
+
+def audited(audit, *arguments):
+    code, out, err = audit("--json", *arguments)
+    assert (code, err) == (0, "")
+    return json.loads(out)
+
+
+def test_the_audit_begins_with_the_route_s(audit, tmp_path):
+    make_probe(tmp_path / "probe")
+    for metric, policy in (("gini", "concentration"), ("cv", "inverse"), ("kurtosis", "soft")):
+        result = audited(audit, "--metric", metric, "--policy", policy, "--seed", "3")
+        expected = route_probe(tmp_path / "probe", tmp_path / policy, metric=metric, policy=policy, seed=3)["audit"]
+        assert expected.pop("agreement")["metrics"] == result["agreement"]["metrics"]
+        assert {key: result[key] for key in expected} == expected
+        assert (result["metric"], result["policy"], result["seed"], result["n_trajectories"]) == (metric, policy, 3, COUNT)
+
+
+@pytest.mark.parametrize("normalise", ["none", "per_weight_norm"])
+def test_agreement_between_normalisations_and_layers(audit, tmp_path, normalise):
+    norms = make_probe(tmp_path / "probe")
+    result = audited(audit, "--normalise", normalise)["agreement"]
+    sizes = np.arange(1, N + 1)  # √ of the numbers of parameters, and the weights' norms
+    assert result["normalisations"] == {
+        "none – per_parameter": agreement(gini(norms), gini(norms / sizes)),
+        "none – per_weight_norm": agreement(gini(norms), gini(norms / sizes)),
+        "per_parameter – per_weight_norm": {"spearman": pytest.approx(1), "same_side": 1, "jaccard": 1},
+    }
+    used = norms if normalise == "none" else norms / sizes
+    first, second, whole = gini(used[:, :7]), gini(used[:, 7:]), gini(used)
+    assert result["layers"] == {
+        "first half – second half": agreement(first, second),
+        "first half – all layers": agreement(first, whole),
+        "second half – all layers": agreement(second, whole),
+        "even layers – odd layers": agreement(first, second),  # of two layers
+    }
+    assert result["probes"] == {}
+
+
+def test_layers_are_told_by_the_first_number_of_a_unit_s_name(audit, tmp_path):
+    """Of an odd number of layers the second half has one more; names may be paths, with experts' numbers behind the layer's."""
+    kinds = ["attn.q", "experts.7.up", "experts.10.up"]
+    units = [f"h.{layer}.{kind}" for layer in (2, 10, 30) for kind in kinds]
+    sizes = {"n_parameters": [1] * len(units), "weight_norms": [1.0] * len(units)}
+    norms = make_probe(tmp_path / "probe", manifest={"units": units, **sizes})
+    first, second, odd = gini(norms[:, :3]), gini(norms[:, 3:]), gini(norms[:, 3:6])
+    layers = audited(audit)["agreement"]["layers"]
+    assert layers["first half – second half"] == agreement(first, second)
+    assert layers["even layers – odd layers"] == agreement(gini(norms[:, [0, 1, 2, 6, 7, 8]]), odd)
+
+
+def test_what_cannot_be_compared_is_noted(audit, tmp_path):
+    def no_gradient_in_the_first_layer(norms):
+        norms[4, :7] = 0
+
+    make_probe(tmp_path / "probe", change=no_gradient_in_the_first_layer, manifest={"n_parameters": None})
+    result = audited(audit)
+    assert list(result["agreement"]["normalisations"]) == ["none – per_weight_norm"]
+    assert list(result["agreement"]["layers"]) == ["second half – all layers"]
+    assert "the probe's manifest.json has no 'n_parameters'" in result["notes"][0]
+    assert (
+        result["notes"][1] == "no comparison of first half and second half: the metric is undefined there for 1 of 21 trajectories"
+    )
+    assert "\nnote: no comparison of first half" in audit()[1]
+
+
+def test_two_matrices_are_too_few_for_half_of_the_layers(cli, tmp_path):
+    units = ["layers.0.q_proj", "layers.0.k_proj", *(f"layers.1.{kind}_proj" for kind in "qkvo")]
+    make_probe(tmp_path / "probe", manifest={"units": units, "n_parameters": [1] * 6, "weight_norms": [1.0] * 6})
+    result = json.loads(cli("audit", tmp_path / "probe", "--json")[1])
+    assert (result["agreement"]["layers"], result["notes"]) == (
+        {},
+        ["no comparison of layers: half of the 2 has fewer than 3 matrices"],
+    )
+
+
+def test_views_are_undefined_row_by_row(tmp_path):
+    norms = make_probe(tmp_path / "probe", change=lambda norms: norms.__setitem__((5, slice(0, 3)), 0))
+    scores = measure_views(ProbeStore(tmp_path / "probe"), [View("gini"), View("gini", None, np.array([0, 1, 2]))])
+    np.testing.assert_allclose(scores[:, 0], gini(norms))
+    assert np.flatnonzero(np.isnan(scores[:, 1])).tolist() == [5]
+    np.testing.assert_allclose(np.delete(scores[:, 1], 5), gini(np.delete(norms[:, :3], 5, axis=0)))
+
+
+def test_probes_are_compared_by_trajectory_id(audit, tmp_path):
+    norms = make_probe(tmp_path / "probe", manifest={"dtype": "float32", "context_length": 64, "model": "m"})
+    # The same trajectories in another order, of which two were left out.
+    some = sample_trajectories(COUNT)[::-1][2:]
+    noise = np.random.default_rng(5).gamma(2.0, size=(COUNT - 2, N)).astype(np.float32)
+
+    def change(other):
+        other[:] = noise
+
+    manifest = {"dtype": "bfloat16", "context_length": 64, "model": "m"}
+    make_probe(tmp_path / "a" / "bf16", change=change, manifest=manifest, trajectories=some)
+    make_probe(tmp_path / "b" / "bf16", manifest={"dtype": "float32", "context_length": 64, "model": "m"})
+    result = audited(audit, "--compare", tmp_path / "a" / "bf16")["agreement"]["probes"]
+    ours, theirs = gini(norms[: COUNT - 2]), gini(noise)[::-1]
+    differs = result["bf16"].pop("differs")
+    assert result == {"bf16": {**agreement(ours, theirs), "shared": COUNT - 2}}
+    assert differs.keys() == {"dtype", "corpus_sha256"}
+    assert differs["dtype"] == ["float32", "bfloat16"]
+    # Folders of one name are told apart; a policy's own score is compared.
+    result = audited(audit, "--policy", "loss", "--compare", tmp_path / "a" / "bf16", "--compare", tmp_path / "b" / "bf16")
+    same = result["agreement"]["probes"][str(tmp_path / "b" / "bf16")]
+    assert same == {"spearman": pytest.approx(1), "same_side": 1.0, "jaccard": 1.0, "shared": COUNT, "differs": {}}
+
+
+def test_probes_that_share_nothing_are_refused(audit, tmp_path):
+    make_probe(tmp_path / "probe")
+    make_probe(tmp_path / "other", trajectories=sample_trajectories(1))
+    assert_refused(audit("--compare", tmp_path / "other"), "other: shares 1 trajectories with", "probes of the same corpus")
+    assert_refused(audit("--compare", tmp_path / "none"), "none: no such folder")
+
+
+def test_the_probe_s_time_against_what_it_saves(audit, tmp_path):
+    make_probe(tmp_path / "probe")
+    hours = ("--full-rl-hours", "2", "--routed-hours")
+    assert_refused(audit(*hours, "1"), "attempts.jsonl: tells no time that the probe took")
+    attempt = Attempt(tmp_path / "probe")
+    attempt._wall -= 7200
+    attempt.add(COUNT, 100)
+    cost = audited(audit, *hours, "1")
+    assert cost["cost"] == {"probe_seconds": pytest.approx(7200, abs=5), "saved_seconds": 3600}
+    assert "the probe took 7200 s and its routing saves 3600 s: it costs more than it saves" in cost["warnings"]
+    assert audited(audit, "--full-rl-hours", "9", *hours[2:], "1")["warnings"] == audited(audit)["warnings"]
+    assert audited(audit)["cost"] is None
+    assert_refused(audit("--full-rl-hours", "2"), "give both, or neither")
+    assert_refused(audit(*hours, "nan"), "--routed-hours nan: must be a number of hours")
+    assert_refused(audit(*hours, "-1"), "--routed-hours -1.0: must be a number of hours")
+
+
+def test_pass_rates_and_what_is_printed(audit, tmp_path):
+    make_probe(tmp_path / "probe")
+    write_jsonl(tmp_path / "episodes.jsonl", [{"id": f"sample-{i:04d}", "success": i % 3 == 0} for i in range(COUNT)])
+    make_probe(tmp_path / "[red]", manifest={"dtype": "float16"})
+    arguments = ("--policy", "pass_rate", "--pass-rates", tmp_path / "episodes.jsonl", "--compare", tmp_path / "[red]")
+    out = tmp_path / "new" / "audit.json"
+    code, printed, err = audit(*arguments, "--out", out)
+    assert (code, err) == (0, "")
+    assert json.loads(out.read_text()) == audited(audit, *arguments)
+    for words in (
+        "21 trajectories, pass_rate of gini, median split",
+        "success",
+        "[red]: 21 shared trajectories; dtype: None → float16",
+    ):
+        assert words in printed
+    assert_refused(audit("--policy", "pass_rate"), "needs pass rates; give --pass-rates")
+
+
+def test_bad_choices_are_one_line(audit, tmp_path):
+    assert_refused(audit(), "probe: no such folder")
+    make_probe(tmp_path / "probe", rows=15)
+    assert_refused(audit(), "6 of 21 trajectories are not probed yet")
+    assert_refused(audit("--metric", "entropy"), "metric 'entropy': choose one of gini, cv, kurtosis")
+    assert_refused(audit("--policy", "best"), "policy 'best'")
+    assert_refused(audit("--normalise", "by_size"), "choose one of none, per_parameter, per_weight_norm")
+
+
+def test_audits_need_no_torch():
+    code = "import sys, gradprism.routing.stability; print({'torch', 'transformers', 'textworld'} & set(sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"

@@ -1,0 +1,114 @@
+"""Arms x seeds to a graph of stages."""
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from gradprism.errors import ConfigError
+from gradprism.experiments.arms import ExperimentConfig, arm_config, plan
+from gradprism.experiments.config import load_config
+
+MINI = [Path("configs/alfworld-mini.toml"), Path("configs/webshop-mini.toml")]
+
+
+def load(file, *overrides):
+    return load_config(file, overrides, ExperimentConfig)
+
+
+def kinds(planned, run):
+    return [planned.graph.kinds[name] for name in run.stages]
+
+
+def runs_of(planned, name):
+    return [run for run in planned.runs if run.arm.name == name]
+
+
+@pytest.mark.parametrize("file", MINI)
+def test_every_arm_of_the_issue_is_there(file):
+    config = load(file)
+    names = {arm.name for arm in config.arms}
+    assert names >= {"base", "sft", "grpo", "gigpo", "sft-then-rl", "random", "pass-rate", "gini", "cv", "kurtosis"}
+    assert names >= {"inverse-gini", "inverse-cv", "inverse-kurtosis", "magnitude", "loss", "length", "uncertainty"}
+    assert names >= {f"{metric}-{share}" for metric in ("gini", "cv") for share in (10, 30, 70, 90)}
+    assert names >= {"gini-refreshed", "gini-soft"}
+    assert all(len(arm.seeds or config.seeds) >= 3 for arm in config.arms if arm.group == "table1" and arm.name != "base")
+    assert config.evaluation.seed == 0, "evaluations of all arms draw alike"
+
+
+def test_what_arms_have_in_common_runs_once():
+    planned = plan(load(MINI[0], "seeds=[0, 1]"))
+    count = Counter(planned.graph.kinds.values())
+    names = [stage.name for stage in planned.graph.stages]
+    assert len(set(names)) == len(names)
+    assert count["collect"] == 1
+    assert count["probe"] == 1 + len(planned.audits) - 1, "one for all metrics, and those that the audit compares"
+    assert count["evaluate"] == len(planned.runs)
+    # Both seeds of Gini learn from one route; both of the random split have their own.
+    assert len({run.route for run in runs_of(planned, "gini")}) == 1
+    assert len({run.route for run in runs_of(planned, "random")}) == 2
+    # SFT on everything is the first half of SFT then RL.
+    for sft, both in zip(runs_of(planned, "sft"), runs_of(planned, "sft-then-rl"), strict=True):
+        assert sft.stages[-1] in both.stages
+    # The refreshed arm goes on from what Gini's SFT has learnt.
+    [gini, _], [refreshed, _] = runs_of(planned, "gini"), runs_of(planned, "gini-refreshed")
+    assert kinds(planned, gini) == ["probe", "route", "sft", "rl"]
+    assert kinds(planned, refreshed) == ["probe", "route", "sft", "refresh", "sft", "rl"]
+    assert refreshed.stages[:3] == gini.stages[:3]
+    assert kinds(planned, runs_of(planned, "pass-rate")[0]) == ["probe", "pass-rates", "route", "sft", "rl"]
+    assert runs_of(planned, "base")[0].stages == ()
+
+
+def test_earlier_groups_and_seeds_come_first():
+    planned = plan(load(MINI[0], "seeds=[0, 1]"))
+    order = [stage.name for stage in planned.graph.stages]
+    last = {run.arm.group: order.index(run.evaluation) for run in planned.runs}
+    assert list(last) == ["table1", "controls", "sweep", "refresh"] and sorted(last.values()) == list(last.values())
+    table1 = [order.index(run.evaluation) for run in planned.runs if run.arm.group == "table1"]
+    seeds = [run.seed for run in planned.runs if run.arm.group == "table1"]
+    assert seeds == sorted(seeds) and table1 == sorted(table1)
+
+
+def test_an_arms_part_of_rl_is_its_share_and_seeds_are_the_trainings():
+    config = load(MINI[0], "rl.steps=30")
+    arms = {arm.name: arm for arm in config.arms}
+    assert {name: arm_config(config, arms[name], 1).rl.steps for name in ("grpo", "gini", "gini-10", "gini-90", "sft-then-rl")} == {
+        "grpo": 30,
+        "gini": 15,
+        "gini-10": 3,
+        "gini-90": 27,
+        "sft-then-rl": 30,
+    }
+    own = arm_config(config, arms["gigpo"], 2)
+    assert (own.rl.algorithm, own.rl.seed, own.sft.seed, own.evaluation.seed) == ("gigpo", 2, 2, 0)
+
+
+def test_a_changed_setting_changes_only_what_depends_on_it():
+    before, after = (plan(load(MINI[0], "seeds=[0]", *more)) for more in ([], ["rl.learning_rate=0.001"]))
+    same = {stage.name for stage in before.graph.stages} & {stage.name for stage in after.graph.stages}
+    assert {before.graph.kinds[name] for name in same} == {"collect", "probe", "route", "sft", "pass-rates", "refresh", "evaluate"}
+    changed = {stage.name for stage in before.graph.stages} - same
+    assert {before.graph.kinds[name] for name in changed} == {"rl", "evaluate"}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["full_rl_arm=ppo"], r"no arm is called ppo"),
+        (['claims=[{text="x", better="gini", worse="nobody"}]'], r"no arm is called nobody"),
+        (["seeds=[]"], r"seeds: "),
+        (["arms=[]"], r"arms: "),
+        (['corpus.files=["a.jsonl"]'], r"corpus: .*either files or collect"),
+        (["evaluation.splits={hidden=3}"], r"split 'hidden'"),
+    ],
+)
+def test_mistakes_are_said_before_anything_runs(overrides, message):
+    with pytest.raises(ConfigError, match=message):
+        plan(load(MINI[0], *overrides))
+
+
+def test_two_arms_of_one_name_are_refused(tmp_path):
+    text = MINI[0].read_text().replace('name = "cv"', 'name = "gini"').replace("../models", str(Path("models").resolve()))
+    (tmp_path / "twice.toml").write_text(text)
+    with pytest.raises(ConfigError, match=r"arms gini: appear twice"):
+        load(tmp_path / "twice.toml")

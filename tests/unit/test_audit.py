@@ -1,0 +1,194 @@
+"""Audits of a split: every figure against a slow reference or a value worked out by hand, and a split that provokes each warning."""
+
+import math
+
+import numpy as np
+import pytest
+import scipy.stats
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from gradprism.routing.audit import (
+    agreement,
+    audit,
+    average_ranks,
+    correlation_ratio,
+    median_standard_error,
+    probe_pays,
+    spearman,
+    split_by,
+)
+from gradprism.routing.measures import split_table
+from gradprism.routing.thresholds import median_threshold, route_by_median
+from helpers.probes import measures_table
+
+# Few distinct values make ties common.
+tied = hnp.arrays(np.float64, st.integers(1, 40), elements=st.sampled_from([0.1, 0.2, 0.25, 0.5, 0.7]))
+
+
+@given(tied, st.integers(0, 1000))
+def test_spearman_agrees_with_scipy(a, seed):
+    b = np.random.default_rng(seed).integers(0, 5, len(a)).astype(float)
+    ours = spearman(a, b)
+    if ours is None:
+        assert len(a) < 2 or np.ptp(a) == 0 or np.ptp(b) == 0
+    else:
+        assert ours == pytest.approx(scipy.stats.spearmanr(a, b)[0], abs=1e-12)
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 10, 51])
+def test_standard_error_of_the_median_equals_a_plain_bootstrap(n):
+    scores = np.random.default_rng(n).gamma(2.0, size=n)
+    picks = np.random.default_rng(0).integers(0, n, (40_000, n))
+    plain = np.median(scores[picks], axis=1).std(ddof=1)
+    assert median_standard_error(scores, seed=1) == pytest.approx(plain, rel=0.04, abs=1e-12)
+
+
+@given(tied, st.integers(0, 1000))
+def test_agreement_compares_the_median_splits(a, seed):
+    b = np.random.default_rng(seed).integers(0, 5, len(a)).astype(float)
+    result = agreement(a, b)
+    first, second = ({i for i, chosen in enumerate(route_by_median(scores)) if chosen} for scores in (a, b))
+    assert result["spearman"] == spearman(a, b)
+    same = [i for i in range(len(a)) if (i in first) == (i in second)]
+    assert result["same_side"] == pytest.approx(len(same) / len(a))
+    assert result["jaccard"] == (len(first & second) / len(first | second) if first | second else None)
+
+
+def test_agreement_by_hand():
+    # Of 1 2 3 4 the last two go to RL, of 1 3 2 4 the second and the last: one of three, and two of four on the same side.
+    assert agreement(np.array([1.0, 2, 3, 4]), np.array([1.0, 3, 2, 4])) == {
+        "spearman": pytest.approx(0.8),
+        "same_side": 0.5,
+        "jaccard": pytest.approx(1 / 3),
+    }
+
+
+def test_split_by_takes_the_better_direction():
+    to_rl = np.array([False, False, True, True, True])
+    assert split_by(to_rl, np.array([5.0, 4, 3, 2, 1])) == {"rl": "low", "same_side": 4 / 5, "jaccard": 2 / 3}
+    assert split_by(to_rl, np.array([1.0, 2, 3, 4, 5])) == {"rl": "high", "same_side": 4 / 5, "jaccard": 2 / 3}
+    # What equals the median goes to SFT in both directions: here all.
+    assert split_by(to_rl, np.ones(5)) == {"rl": "high", "same_side": 2 / 5, "jaccard": 0.0}
+
+
+@given(tied, st.integers(0, 1000))
+def test_correlation_ratio_is_the_share_of_the_sum_of_squares_between_groups(values, seed):
+    groups = np.random.default_rng(seed).choice(["pick", "look", "heat"], len(values)).tolist()
+    mean = sum(values) / len(values)
+    between = 0.0
+    for group in set(groups):
+        own = [value for value, g in zip(values, groups, strict=True) if g == group]
+        between += len(own) * (sum(own) / len(own) - mean) ** 2
+    total = sum((value - mean) ** 2 for value in values)
+    ours = correlation_ratio(values, groups)
+    if np.ptp(values) == 0:
+        assert ours is None
+    else:
+        assert ours == pytest.approx(between / total, abs=1e-9)
+
+
+def test_correlation_ratio_by_hand():
+    # Means 2 and 5 about 3.5: between 4·1.5² = 9; total 2.5² + 0.5² + 0.5² + 2.5² = 13.
+    assert correlation_ratio(np.array([1.0, 3, 4, 6]), ["a", "a", "b", "b"]) == pytest.approx(9 / 13)
+
+
+def audited(score, policy="concentration", cut=None, task_types=None, **columns):
+    score = np.asarray(score, dtype=float)
+    table = split_table(measures_table(len(score), **columns), score, median_threshold(score) if cut is None else cut)
+    return audit(table, "gini", policy, seed=0, task_types=task_types, fixed_threshold=cut is not None)
+
+
+def test_audit_of_a_sound_split_warns_of_nothing():
+    score = np.random.default_rng(9).random(200)
+    result = audited(score)
+    assert result["warnings"] == []
+    assert set(result["spearman"]) == {"loss", "l2", "n_tokens", "n_response_tokens", "n_turns", "gini", "cv", "kurtosis"}
+    expected = (np.abs(score - np.median(score)) <= result["median_standard_error"]).mean()
+    assert result["share_within_one_standard_error"] == pytest.approx(expected)
+    assert expected == pytest.approx(1 / math.sqrt(200), abs=0.03)
+    assert result["task_type_eta_squared"] is None
+
+
+def test_audit_s_figures_are_those_of_its_parts():
+    rng = np.random.default_rng(1)
+    score, rates, types = rng.random(150), rng.integers(0, 3, 150) / 2, rng.choice(["a", "b"], 150).tolist()
+    table = measures_table(150, pass_rate=rates)
+    result = audited(score, task_types=types, pass_rate=rates)
+    to_rl = score > np.median(score)
+    for name, column in (("loss", "loss"), ("l2", "l2"), ("n_turns", "n_turns"), ("success", "pass_rate")):
+        values = table[column].to_numpy()
+        assert result["spearman"][name] == pytest.approx(scipy.stats.spearmanr(score, values)[0])
+        assert result["split_by"][name] == split_by(to_rl, values)
+    assert list(result["split_by"]) == ["loss", "l2", "n_tokens", "n_response_tokens", "n_turns", "success"]
+    assert result["task_type_eta_squared"] == correlation_ratio(score, types)
+    gini, cv = table["gini"].to_numpy(), table["cv"].to_numpy()
+    assert list(result["agreement"]["metrics"]) == ["gini – cv", "gini – kurtosis", "cv – kurtosis"]
+    assert result["agreement"]["metrics"]["gini – cv"] == agreement(gini, cv)
+    np.testing.assert_array_equal(average_ranks(rates), scipy.stats.rankdata(rates))
+
+
+def test_saturated_scores_are_warned_of():
+    assert [w.split(":")[0] for w in audited(np.full(20, 0.3))["warnings"]] == [
+        "the scores have no spread",
+        "all 20 trajectories go to SFT",
+    ]
+    rng = np.random.default_rng(0)
+    near = 0.3 + 1e-5 * rng.random(200)
+    [warning] = audited(near)["warnings"]
+    assert warning.startswith("95% of the scores lie within 9.")
+    assert warning.endswith("e-06 of each other: they are saturated, and the split says little")
+    # A few that stand apart do not hide it, and 6 % do.
+    near[:9] = 0.9
+    assert "saturated" in audited(near)["warnings"][0]
+    near[:12] = 0.9 + 0.01 * np.arange(12)
+    assert audited(near)["warnings"] == []
+
+
+def test_saturation_is_asked_of_what_a_policy_ranks_by():
+    score = np.random.default_rng(0).random(200)  # spread by chance
+    assert audited(score, policy="soft", gini=np.full(200, 0.3))["warnings"] == [
+        "the scores have no spread: the split says nothing about the trajectories"
+    ]
+    assert audited(score, policy="soft")["warnings"] == []
+    [warning] = audited(score, policy="pass_rate", pass_rate=[1.0] * 10 + [0.0] * 190)["warnings"]
+    assert warning.startswith("95% of the pass rates lie within 0 of each other")
+
+
+def test_one_sided_routing_is_warned_of_where_the_threshold_was_a_number():
+    score = np.linspace(0, 1, 200)
+    assert audited(score, cut=0.951)["warnings"] == [
+        "190 of 200 trajectories go to SFT at this threshold: choose another, or the median"
+    ]
+    assert audited(score, cut=0.0)["warnings"] == [
+        "199 of 200 trajectories go to RL at this threshold: choose another, or the median"
+    ]
+    assert audited(score, cut=0.9)["warnings"] == []
+    assert audited(score, cut=2)["warnings"] == ["all 200 trajectories go to SFT: the other stage has nothing to train on"]
+
+
+def test_an_unstable_threshold_is_warned_of():
+    rng = np.random.default_rng(3)
+    [few] = audited(rng.random(30))["warnings"]  # about 1/√30
+    assert "lie within one standard error of the threshold, which is unstable" in few
+    clustered = np.concatenate([rng.normal(0, 1, 500), np.full(201, 0.01)])
+    assert "unstable" in audited(clustered)["warnings"][0]
+    assert audited(rng.random(30), policy="random")["warnings"] == []
+
+
+def test_a_confound_is_warned_of_unless_it_was_asked_for():
+    score = np.random.default_rng(9).random(200)
+    words = "the score follows {} (Spearman {}): compare with a split by that measure"
+    assert audited(score, n_tokens=score**2)["warnings"] == [words.format("n_tokens", "1.00")]
+    assert audited(score, policy="inverse", pass_rate=1 - score)["warnings"] == [words.format("success", "-1.00")]
+    assert audited(score, policy="length", n_tokens=score**2)["warnings"] == []
+    # A soft score follows nothing closely; what it is drawn by does.
+    assert audited(score, policy="soft", gini=score[::-1], loss=score[::-1] * 2)["warnings"] == [words.format("loss", "1.00")]
+
+
+def test_a_probe_that_costs_more_than_it_saves():
+    assert probe_pays(60, 3600) is None
+    assert probe_pays(3600, 60) == "the probe took 3600 s and its routing saves 60 s: it costs more than it saves"
+    assert "costs more" in (probe_pays(60, 60) or "")
+    assert probe_pays(60, -10) == "training as routed takes 10 s more than RL on everything: routing saves nothing"

@@ -1,0 +1,121 @@
+"""Costs of arms by hand."""
+
+from typing import Any
+
+import pytest
+
+from gradprism.experiments import costs
+
+STAGES: dict[str, dict[str, Any]] = {
+    "probe": {"kind": "probe", "wall_seconds": 10.0, "flops": 6.0, "peak_memory_mib": 500.0, "tokens_forward": 7},
+    "route": {"kind": "route", "wall_seconds": 2.0},
+    "sft": {
+        "kind": "sft",
+        "wall_seconds": 120.0,
+        "evaluation_seconds": 20.0,
+        "cpu_seconds": 150.0,
+        "flops": 60.0,
+        "peak_memory_mib": 900.0,
+    },
+    "rl": {"kind": "rl", "wall_seconds": 400.0, "evaluation_seconds": 100.0, "flops": 200.0, "environment_steps": 50},
+    "all": {"kind": "rl", "wall_seconds": 700.0, "evaluation_seconds": 100.0, "flops": 600.0},
+    "slow": {"kind": "rl", "wall_seconds": 1000.0, "flops": 600.0},
+    "refresh": {"kind": "refresh", "wall_seconds": 5.0},
+}
+
+
+def point(stage: str, fraction: float, success: float) -> dict[str, Any]:
+    return {"stage": stage, "fraction": fraction, "success": success, "tasks": 10}
+
+
+RUN = {
+    "stages": ["probe", "route", "sft", "rl", "sft"],
+    "curve": [point("base", 0, 0.1), point("sft", 0.5, 0.2), point("rl", 0.25, 0.3), point("rl", 1, 0.5)],
+}
+FULL = [costs.run_cost({"stages": [name]}, STAGES) for name in ("all", "slow")]
+
+
+def test_flops_by_hand() -> None:
+    assert costs.stage_flops(10, 5, 3) == 10 * (2 * 5 + 4 * 3)
+    assert costs.stage_flops(10, 0, 0) == 0
+
+
+def test_a_run_costs_each_of_its_stages_once_less_evaluations() -> None:
+    cost = costs.run_cost(RUN, STAGES)
+    assert cost == {
+        "wall_seconds": 10 + 2 + 100 + 300,
+        "cpu_seconds": 150,
+        "flops": 266,
+        "tokens_forward": 7,
+        "tokens_backward": 0,
+        "tokens_generated": 0,
+        "environment_steps": 50,
+        "peak_memory_mib": 900,
+    }
+    choosing, training = (costs.run_cost(RUN, STAGES, choosing=side)["wall_seconds"] for side in (True, False))
+    assert (choosing, training) == (12, 400)
+    assert costs.run_cost({"stages": []}, STAGES)["wall_seconds"] == 0
+
+
+def test_means_take_the_largest_peak() -> None:
+    mean = costs.mean_cost([{**dict.fromkeys(costs.ADDED, x), "peak_memory_mib": x} for x in (1.0, 3.0)])
+    assert (mean["wall_seconds"], mean["peak_memory_mib"]) == (2.0, 3.0)
+
+
+def test_speedup_is_a_ratio_of_means_with_the_range_of_runs() -> None:
+    arm = [costs.run_cost({"stages": stages}, STAGES) for stages in (["sft"], ["rl"])]
+    found = costs.speedup(arm, FULL, "wall_seconds")
+    assert found == costs.Speedup(800 / 200, 800 / 300, 800 / 100)
+    assert costs.speedup(FULL, FULL, "wall_seconds") == costs.Speedup(1.0, 0.8, 800 / 600)
+    assert costs.speedup([], FULL, "flops") is None
+    assert costs.speedup(arm, [], "flops") is None
+    assert costs.speedup([costs.run_cost({"stages": ["route"]}, STAGES)], FULL, "flops") is None
+
+
+@pytest.mark.parametrize(("probe", "pays"), [(10.0, True), (397.0, True), (398.0, False)])
+def test_choosing_pays_while_it_costs_less_than_training_saves(probe: float, pays: bool) -> None:
+    stages = {**STAGES, "probe": {**STAGES["probe"], "wall_seconds": probe}}
+    found = costs.saving([RUN], FULL, stages, "wall_seconds")
+    assert found == costs.Saving(probe + 2, 800 - 400)
+    assert found is not None and found.pays is pays
+
+
+def test_there_is_no_saving_without_choosing_or_without_full_rl() -> None:
+    assert costs.saving([{"stages": ["sft"]}], FULL, STAGES, "wall_seconds") is None
+    assert costs.saving([RUN], [], STAGES, "wall_seconds") is None
+    assert costs.saving([], FULL, STAGES, "wall_seconds") is None
+
+
+@pytest.mark.parametrize(
+    ("stage", "fraction", "cost"),
+    [("base", 0.0, 0.0), ("sft", 0.0, 12.0), ("sft", 0.5, 62.0), ("rl", 0.25, 187.0), ("rl", 1.0, 412.0)],
+)
+def test_cost_grows_evenly_within_a_stage(stage: str, fraction: float, cost: float) -> None:
+    assert costs.cost_at(RUN, STAGES, stage, fraction, "wall_seconds") == cost
+
+
+def test_what_comes_after_a_stage_is_not_paid_for_within_it() -> None:
+    run = {"stages": ["probe", "sft", "refresh", "rl"]}
+    assert costs.cost_at(run, STAGES, "sft", 1.0, "wall_seconds") == 110
+    assert costs.cost_at(run, STAGES, "rl", 0.0, "wall_seconds") == 115
+
+
+def test_probing_again_between_two_stages_of_a_kind_is_part_of_them() -> None:
+    stages = {**STAGES, "more": {"kind": "sft", "wall_seconds": 45.0}}
+    run = {"stages": ["probe", "sft", "refresh", "more", "rl"]}
+    assert costs.cost_at(run, stages, "sft", 1.0, "wall_seconds") == 10 + 100 + 5 + 45
+    assert costs.cost_at(run, stages, "rl", 0.0, "wall_seconds") == 160
+
+
+def test_cost_to_reach_is_that_of_the_first_point_there() -> None:
+    assert costs.cost_to_reach(RUN, STAGES, 0.05, "wall_seconds") == 0
+    assert costs.cost_to_reach(RUN, STAGES, 0.3, "wall_seconds") == 187
+    assert costs.cost_to_reach(RUN, STAGES, 0.3, "flops") == 66 + 0.25 * 200
+    assert costs.cost_to_reach(RUN, STAGES, 0.51, "wall_seconds") is None
+    assert costs.cost_to_reach({"stages": []}, STAGES, 0.1, "wall_seconds") is None
+    assert costs.cost_to_reach(RUN, STAGES, sum([0.1] * 5), "wall_seconds") == 412
+
+
+def test_final_success_is_the_mean_of_last_points() -> None:
+    assert costs.final_success([RUN, {"curve": [point("rl", 1, 0.7)]}, {"curve": []}, {}]) == pytest.approx(0.6)
+    assert costs.final_success([{}]) is None
