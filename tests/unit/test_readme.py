@@ -36,6 +36,8 @@ def test_every_command_and_option_that_the_readme_shows_exists():
         "report",
         "collect",
         "export",
+        "audit",
+        "experiment",
         "alfworld",
         "webshop",
     }

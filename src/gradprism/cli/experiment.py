@@ -85,11 +85,15 @@ def status(
 @app.command("tables")
 def tables(
     folder: Annotated[Path, typer.Argument(help="Results folder, for example results/alfworld-mini.")],
+    page: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="FILE", help="Also fill this Markdown file's blocks of that folder. May be repeated."),
+    ] = None,
     check: Annotated[bool, typer.Option("--check", help="Write nothing; fail where a table or figure is out of date.")] = False,
 ) -> None:
     """Rebuilds every table and figure from results.json."""
     from gradprism.errors import DataError
-    from gradprism.reporting.experiment_tables import tables_are_current, write_tables
+    from gradprism.reporting.experiment_tables import fill_page, tables_are_current, write_tables
 
     if check:
         if stale := tables_are_current(folder):
@@ -97,4 +101,7 @@ def tables(
         print(f"{folder}: up to date")
         return
     for path in write_tables(folder):
+        print(path)
+    for path in page or ():
+        fill_page(folder, path)
         print(path)

@@ -1,5 +1,6 @@
 """`gradprism experiment`: every arm with every seed, then what came of it."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,17 +24,33 @@ def run_experiment(
     from gradprism.reporting.experiment_tables import write_tables
 
     config, planned, out, earlier = _prepare(file, overrides, results, extend)
-    write_json(config.folder / "config.json", config.model_dump())
-    jobs = jobs or default_workers()
+    wanted = _wanted(planned, groups, earlier)
+    if wanted:
+        write_json(config.folder / "config.json", config.model_dump())
     try:
-        run_jobs(planned.graph, _wanted(planned, groups, earlier), planned.labels, jobs, config.threads)
+        run_jobs(planned.graph, wanted, planned.labels, jobs or default_workers(), config.threads)
     finally:
         found = gather(config, planned, earlier)
         if any(arm["runs"] for arm in found["arms"]):
             out.mkdir(parents=True, exist_ok=True)
             write_json(out / RESULTS, found)
+            write_json(out / "config.json", _portable(config, out))
             write_tables(out)
     return out, found
+
+
+def _portable(config: ExperimentConfig, out: Path) -> dict[str, Any]:
+    """The configuration with paths relative to `out`, so that it replays the experiment from another checkout."""
+
+    def relative(path: str) -> str:
+        return os.path.relpath(path, out.resolve()) if Path(path).is_absolute() else path
+
+    values = config.model_dump()
+    values["model"]["path"] = relative(config.model.path)
+    if config.model.chat_template:
+        values["model"]["chat_template"] = relative(config.model.chat_template)
+    values["corpus"]["files"] = [relative(file) for file in config.corpus.files]
+    return values
 
 
 def describe_experiment(

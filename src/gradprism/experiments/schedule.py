@@ -32,11 +32,10 @@ def run_jobs(graph: StageGraph, wanted: Sequence[str], labels: Mapping[str, str]
     A stage that fails is said at once; all that does not need it still runs. Raises `StageError` at the end where any did, and
     `FolderInUseError` where another command runs the same experiment.
     """
-    owed = owed_stages(graph, wanted)
+    if not owed_stages(graph, wanted):
+        return
     with _sole(graph.folder):
-        if not owed:
-            return
-        graph.folder.mkdir(parents=True, exist_ok=True)
+        owed = owed_stages(graph, wanted)
         context = multiprocessing.get_context("spawn")
         failed: dict[str, str] = {}
         started, total = time.monotonic(), len(owed)
@@ -45,7 +44,7 @@ def run_jobs(graph: StageGraph, wanted: Sequence[str], labels: Mapping[str, str]
         try:
             left = list(owed)
             while left or running:
-                for name in [n for n in left if len(running) < jobs]:
+                for name in list(left):
                     stage = _stage(graph, name)
                     if any(need in failed for need in stage.needs.values()):
                         failed[name] = "a stage that it needs failed"

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from gradprism.errors import DataError
+from gradprism.errors import DataError, MissingFileError
 from gradprism.experiments import costs
 from gradprism.experiments.statistics import Interval, holm
 from gradprism.files import atomic_write
@@ -487,6 +487,17 @@ def write_tables(folder: Path) -> list[Path]:
         if f"{name}.svg" not in files:
             (folder / f"{name}.svg").unlink(missing_ok=True)
     return [folder / name for name in files]
+
+
+def fill_page(folder: Path, page: Path) -> None:
+    """Fills the blocks of a Markdown page elsewhere that name the results of `folder`: `<!-- gradprism: FOLDER success gini -->`."""
+    if not page.is_file():
+        raise MissingFileError(f"{page}: no such file")
+    text = page.read_text(encoding="utf-8")
+    filled = fill_blocks(text, read_experiment(folder), str(page), prefix=Path(folder).resolve().name)
+    if filled != text:
+        with atomic_write(page) as file:
+            file.write(filled)
 
 
 def tables_are_current(folder: Path) -> list[str]:

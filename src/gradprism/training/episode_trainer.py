@@ -160,7 +160,7 @@ class EpisodeTrainer(CountedTokens, AtomicCheckpoints, GRPOTrainer):
 
     def _get_per_token_logps_and_entropies(
         self, model: Any, input_ids: Any, attention_mask: Any, logits_to_keep: int, *_: Any, **__: Any
-    ) -> tuple[torch.Tensor, torch.Tensor, None]:
+    ) -> tuple[Any, Any, None]:
         """Log-probabilities and entropies [B, C] of the actions' tokens under `model`; zero for all others.
 
         TRL's head scores every token of an episode where it has no Triton kernel. Most are observations, and with a small model the head
@@ -170,11 +170,15 @@ class EpisodeTrainer(CountedTokens, AtomicCheckpoints, GRPOTrainer):
         if not actions.any():  # an idle row: one token is scored, which no loss counts, so that the result depends on the model
             actions = actions.index_fill(1, torch.tensor([0], device=actions.device), True)
         rows, columns = actions.nonzero(as_tuple=True)
-        first = input_ids.shape[1] - logits_to_keep
-        before = first - 1 + columns  # a token is predicted by the one before it
+        # Without padding on the left no mask is needed, since nothing looks right, and attention keeps its fast causal path.
+        width = input_ids.shape[1]
+        pads = (attention_mask[:, : width - logits_to_keep] == 0).sum(1)
+        places = (torch.arange(width, device=pads.device) + pads[:, None]).clamp(max=width - 1)
+        token_ids = input_ids.gather(1, places)
+        scored = width - logits_to_keep + columns - pads[rows]
 
         def pick(module: Any, args: Any, output: Any) -> Any:
-            output.last_hidden_state = output.last_hidden_state[rows, before][None]
+            output.last_hidden_state = output.last_hidden_state[rows, scored - 1][None]  # a token is predicted by the one before it
             return output
 
         unwrapped = self.accelerator.unwrap_model(model)
@@ -182,16 +186,12 @@ class EpisodeTrainer(CountedTokens, AtomicCheckpoints, GRPOTrainer):
         handle = backbone.register_forward_hook(pick)
         try:
             with self.accelerator.autocast():
-                found = model(
-                    input_ids=input_ids,
-                    attention_mask=attention_mask,
-                    shift_labels=input_ids[rows, first + columns][None],
-                    fused_lm_head=True,
-                )
+                found = model(input_ids=token_ids, shift_labels=token_ids[rows, scored][None], fused_lm_head=True)
         finally:
             handle.remove()
         logps, entropies = (
-            value.new_zeros(actions.shape).index_put((rows, columns), value[0]) for value in (found.log_probs, found.entropy)
+            None if value is None else value.new_zeros(actions.shape).index_put((rows, columns), value[0])
+            for value in (found.log_probs, found.entropy)  # a reference model gives no entropy
         )
         return logps, entropies, None
 

@@ -1,0 +1,190 @@
+"""`gradprism experiment`: killed, started again, extended, and what it writes."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from helpers.cli import assert_refused
+
+ARMS = """
+[[arms]]
+name = "base"
+sft = "none"
+rl = "none"
+seeds = [0]
+
+[[arms]]
+name = "sft"
+sft = "all"
+rl = "none"
+
+[[arms]]
+name = "grpo"
+sft = "none"
+rl = "all"
+
+[[arms]]
+name = "random"
+route = { policy = "random" }
+
+[[arms]]
+name = "pass-rate"
+group = "controls"
+route = { policy = "pass_rate" }
+
+[[arms]]
+name = "gini"
+group = "controls"
+refresh = { after_sft = true, every_k_steps = 1 }
+
+[[sweeps]]
+title = "Share"
+arms = { "0.5" = "gini", "1" = "grpo" }
+
+[[claims]]
+text = "Gini beats a random split"
+better = "gini"
+worse = "random"
+"""
+CONFIG = f"""
+name = "small"
+seeds = [0, 1]
+threads = 1
+reference_arms = ["random"]
+[model]
+path = "{Path("models/alfworld-tiny").resolve()}"
+[corpus]
+collect = {{ count = 18, max_steps = 15 }}
+[environment]
+options = {{ difficulty = "tiny" }}
+workers = 1
+[sft]
+epochs = 1
+learning_rate = 5e-4
+[rl]
+steps = 2
+groups = 2
+rollouts = 2
+max_steps = 6
+evaluate_every = 1
+evaluate_split = "unseen"
+evaluate_tasks = 3
+save_every = 1
+[pass_rate]
+rollouts = 2
+[evaluation]
+splits = {{ unseen = 6, seen = 3 }}
+max_steps = 6
+[audit]
+checkpoints = ["sft"]
+{ARMS}
+"""
+
+
+def command(folder, *more):
+    return [sys.executable, "-m", "gradprism", "experiment", "small.toml", "--jobs", "2", *more]
+
+
+def run(folder, *more):
+    return subprocess.run(command(folder, *more), cwd=folder, capture_output=True, text=True)
+
+
+def results(folder):
+    return json.loads((folder / "results" / "small" / "results.json").read_text())
+
+
+def numbers(found):
+    """What must not depend on kills and processes: everything but the clock and the memory."""
+    arms = {arm["name"]: arm["runs"] for arm in found["arms"]}
+    counts = {
+        name: {
+            key: stage[key] for key in stage if key not in ("wall_seconds", "cpu_seconds", "peak_memory_mib", "evaluation_seconds")
+        }
+        for name, stage in found["stages"].items()
+    }
+    return arms, counts, found["tasks"], found["audits"]
+
+
+@pytest.mark.slow
+def test_killed_at_random_moments_it_finds_what_an_undisturbed_run_finds(tmp_path):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    for folder in (whole, killed):
+        folder.mkdir()
+        (folder / "small.toml").write_text(CONFIG)
+    first = run(whole)
+    assert first.returncode == 0, first.stderr
+    assert "PRISM" not in first.stdout and "| gini |" in first.stdout, "the tables are printed"
+
+    stages = [json.loads(line)["stage"] for line in (whole / "runs/small/ledger.jsonl").read_text().splitlines()]
+    assert len(set(stages)) == len(stages), "each stage ran once"
+    kinds = [name.rpartition("-")[0] for name in stages]
+    assert (kinds.count("collect"), kinds.count("probe"), kinds.count("evaluate")) == (1, 2, 11)
+    assert kinds.count("refresh") == 2 and kinds.count("pass-rates") == 2
+
+    for seconds in (9, 14, 20):
+        process = subprocess.Popen(command(killed), cwd=killed, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        time.sleep(seconds)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        time.sleep(0.5)  # its workers end with it
+    again = run(killed)
+    assert again.returncode == 0, again.stderr
+    found, expected = results(killed), results(whole)
+    arms, counts, tasks, audits = numbers(found)
+    assert (arms, tasks, audits) == (numbers(expected)[0], numbers(expected)[2], numbers(expected)[3])
+    assert {name: stage["tokens_backward"] for name, stage in counts.items() if stage["kind"] != "rl"} == {
+        name: stage["tokens_backward"] for name, stage in numbers(expected)[1].items() if stage["kind"] != "rl"
+    }
+
+    status = run(whole, "--dry-run")
+    said = json.loads(status.stdout)
+    assert (len(said["owed"]), said["running"], said["seconds_left"]) == (0, [], 0.0)
+
+    # results.json is enough for the tables, and stands in for the run folder.
+    folder = whole / "results" / "small"
+    assert subprocess.run([*_gradprism(), "experiment", "tables", folder, "--check"], cwd=whole).returncode == 0
+    (whole / "runs" / "small").rename(whole / "elsewhere")
+    before = numbers(expected)[0]
+    extended = run(whole, "--extend")
+    assert extended.returncode == 0, extended.stderr
+    assert not (whole / "runs/small/ledger.jsonl").exists(), "nothing had to be run"
+    assert numbers(results(whole))[0] == before
+    text = (folder / "tables.md").read_text()
+    (folder / "tables.md").write_text(text + "better by hand\n")
+    check = subprocess.run([*_gradprism(), "experiment", "tables", folder, "--check"], cwd=whole, capture_output=True, text=True)
+    assert check.returncode == 2 and "out of date: tables.md" in check.stderr
+    # Another arm is all that is made when results are extended by it.
+    more = CONFIG.replace(
+        '[[sweeps]]\ntitle = "Share"',
+        '[[arms]]\nname = "length"\nseeds = [0]\nroute = {policy="length"}\n\n[[sweeps]]\ntitle = "Share"',
+    )
+    (whole / "small.toml").write_text(more)
+    assert run(whole, "--extend").returncode == 0
+    arms = numbers(results(whole))[0]
+    assert len(arms["length"]) == 1 and {name: runs for name, runs in arms.items() if name != "length"} == before
+
+
+def _gradprism():
+    return [sys.executable, "-m", "gradprism"]
+
+
+def test_mistakes_are_said_in_a_line(cli, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "small.toml").write_text(CONFIG)
+    assert_refused(cli("experiment", "none.toml"), "none.toml: no such file")
+    assert_refused(cli("experiment", "small.toml", "--set", "rl.groups=x"), "small.toml: rl.groups", "got 'x'")
+    assert_refused(
+        cli("experiment", "small.toml", "--group", "mine"), "--group mine: no arm is in it; choose from controls, table1"
+    )
+    assert_refused(cli("experiment", "small.toml", "--extend"), "results.json: no such file, so there is nothing to extend")
+    assert_refused(cli("experiment", "tables", "nowhere"), "nowhere")
+    assert_refused(cli("experiment", "small.toml", "--set", "sft_arm=nobody"), "no arm is called nobody")
+    code, out, _ = cli("experiment", "status", "small.toml")
+    assert code == 0 and "time left: unknown" in out
+    assert not (tmp_path / "runs").exists() and not (tmp_path / "results").exists(), "asking writes nothing"
+    assert [path.name for path in tmp_path.iterdir()] == ["small.toml"]
