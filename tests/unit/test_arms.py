@@ -55,7 +55,10 @@ def test_what_arms_have_in_common_runs_once():
     assert kinds(planned, gini) == ["probe", "route", "sft", "rl"]
     assert kinds(planned, refreshed) == ["probe", "route", "sft", "refresh", "sft", "rl"]
     assert refreshed.stages[:3] == gini.stages[:3]
-    assert kinds(planned, runs_of(planned, "pass-rate")[0]) == ["probe", "pass-rates", "route", "sft", "rl"]
+    # What looks at no gradient pays for none.
+    assert kinds(planned, runs_of(planned, "pass-rate")[0]) == ["pass-rates", "route", "sft", "rl"]
+    assert kinds(planned, runs_of(planned, "random")[0]) == ["route", "sft", "rl"]
+    assert kinds(planned, runs_of(planned, "loss")[0]) == ["probe", "route", "sft", "rl"]
     assert runs_of(planned, "base")[0].stages == ()
 
 
@@ -99,7 +102,7 @@ def test_a_changed_setting_changes_only_what_depends_on_it():
         (["seeds=[]"], r"seeds: "),
         (["arms=[]"], r"arms: "),
         (['corpus.files=["a.jsonl"]'], r"corpus: .*either files or collect"),
-        (["evaluation.splits={hidden=3}"], r"split 'hidden'"),
+        (["evaluation.splits={hidden=3}", "rl.evaluate_split=hidden", "rl.evaluate_tasks=3"], r"split 'hidden'"),
     ],
 )
 def test_mistakes_are_said_before_anything_runs(overrides, message):

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gradprism.errors import DataError, MissingDependencyError, MissingFileError
+from gradprism.errors import DataError, MissingFileError
 from gradprism.experiments.statistics import Interval
 from gradprism.reporting import experiment_figures as figures
 from gradprism.reporting import experiment_tables as tables
@@ -143,9 +143,9 @@ def row_of(table: str, name: str) -> dict[str, str]:
 @pytest.mark.parametrize(
     ("interval", "text"),
     [
-        (Interval(0.021, -0.01, 0.053, 0), "+2.1 [−1.0, 5.3]"),
-        (Interval(-0.1, -0.2, -0.05, 0), "−10.0 [−20.0, −5.0]"),
-        (Interval(0.0004, -0.0004, 0.01, 0), "0.0 [0.0, 1.0]"),
+        (Interval(0.021, -0.01, 0.053, 0, 1), "+2.1 [−1.0, 5.3]"),
+        (Interval(-0.1, -0.2, -0.05, 0, 1), "−10.0 [−20.0, −5.0]"),
+        (Interval(0.0004, -0.0004, 0.01, 0, 1), "0.0 [0.0, 1.0]"),
     ],
 )
 def test_differences_have_true_minus_signs_and_no_negative_zero(interval: Interval, text: str) -> None:
@@ -195,8 +195,26 @@ def test_claims_are_judged_by_their_intervals(whole: Experiment) -> None:
     assert row_of(table, "Gini beats a random split")["verdict"] == "**holds**"
     assert row_of(table, "SFT alone beats RL alone")["verdict"] == "**does not hold**"
     unmeasured = row_of(table, "Gini beats CV")
-    assert (unmeasured["verdict"], unmeasured["p (Holm)"], unmeasured["seeds"]) == ("not measured yet", "–", "3 / 0")
-    assert tables.verdict(Interval(0.1, -0.01, 0.2, 0.05)) == "cannot be told apart"
+    assert (unmeasured["verdict"], unmeasured["p (Holm)"], unmeasured["seeds"]) == ("not measured yet", "–", "0")
+    above, across = Interval(0.1, 0.01, 0.2, 0.05, 2), Interval(0.1, -0.01, 0.2, 0.05, 2)
+    assert tables.verdict(across, 0.01, 3) == "cannot be told apart"
+    assert tables.verdict(above, 0.06, 3) == "cannot be told apart", "p must be clear too"
+    assert tables.verdict(above, 0.04, 3) == "**holds**"
+    assert tables.verdict(above, 0.001, 1) == "one seed: not decided"
+
+
+def test_pairs_are_of_the_seeds_that_both_have_and_the_base_is_everyones() -> None:
+    results = synthetic()
+    arms = {arm["name"]: arm for arm in results["arms"]}
+    arms["gini"]["runs"] = arms["gini"]["runs"][1:]
+    experiment = Experiment(results)
+    random_, gini = experiment.values("random", "unseen"), experiment.values("gini", "unseen")
+    a, b = experiment.pairs("gini", "random", "unseen")
+    assert (a == gini).all() and (b == random_[1:]).all() and len(a) == 2
+    a, b = experiment.pairs("gini", "base", "unseen")
+    assert len(a) == len(b) == 2 and (b == experiment.values("base", "unseen")[0]).all()
+    arms["gini"]["runs"][0]["seed"], arms["gini"]["runs"][1]["seed"] = 7, 8
+    assert Experiment(results).difference("gini", "random") is None
 
 
 @pytest.mark.parametrize(
@@ -374,13 +392,6 @@ def test_figures_carry_the_names_of_arms_and_no_date(whole: Experiment) -> None:
         assert figures.drawn_by(svg) == figures.matplotlib_version()
         assert "<dc:date>" not in svg
         assert not re.search(r"[ \t]$", svg, flags=re.MULTILINE)
-
-
-def test_without_matplotlib_tables_can_be_checked_but_not_written(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "matplotlib", None)
-    with pytest.raises(MissingDependencyError, match=r"matplotlib is not installed.*gradprism\[dev\]"):
-        tables.write_tables(folder)
-    assert [path.name for path in folder.iterdir()] == ["results.json"]
 
 
 def test_a_wrong_block_leaves_everything_as_it_was(folder: Path) -> None:

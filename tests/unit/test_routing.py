@@ -179,6 +179,15 @@ def test_equal_pass_rates_are_split_by_the_seed():
     assert (splits[0] != splits[1]).any()
 
 
+def test_equal_pass_rates_are_split_apart_from_the_random_policy():
+    t = table(400, pass_rate=np.zeros(400))
+    same = [
+        (route_by_median(get_policy("pass_rate")(t, "gini", seed)) == route_by_median(get_policy("random")(t, "gini", seed))).mean()
+        for seed in range(20)
+    ]
+    assert 0.45 < np.mean(same) < 0.55 and np.std(same) < 0.1
+
+
 def test_pass_rates_that_were_not_given():
     with pytest.raises(ConfigError, match=r"needs pass rates; give --pass-rates, the episodes\.jsonl"):
         get_policy("pass_rate")(table(), "gini", 0)

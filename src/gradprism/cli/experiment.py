@@ -34,6 +34,7 @@ def run(
     extend: Annotated[
         bool, typer.Option("--extend", help="Keep the runs that results.json already has, and make only those that it lacks.")
     ] = False,
+    replace: Annotated[bool, typer.Option("--replace", help="Give up the runs of results.json that were not made here.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would run, then stop.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON and no progress.")] = False,
 ) -> None:
@@ -46,7 +47,7 @@ def run(
     if dry_run:
         print_json(describe_experiment(config, set_ or [], jobs, group, results, extend))
         return
-    folder, found = run_experiment(config, set_ or [], jobs, group, results, extend)
+    folder, found = run_experiment(config, set_ or [], jobs, group, results, extend, replace)
     if as_json:
         print_json(found)
         return

@@ -16,6 +16,8 @@ from gradprism.training.rl_config import RlConfig
 
 # Policies whose routes differ from seed to seed; all others route alike for every training seed.
 SEEDED = frozenset({"random", "soft", "pass_rate"})
+# Policies that look at no gradient: whoever routes so pays for no probe, though here the probe lists the corpus for them too.
+WITHOUT_PROBE = frozenset({"random", "length", "pass_rate"})
 Data = Literal["none", "routed", "all"]
 
 
@@ -93,6 +95,15 @@ class ExperimentConfig(RunConfig):
         wanted |= {name for sweep in self.sweeps for name in sweep.arms.values()}
         if missing := wanted - set(names):
             raise ValueError(f"no arm is called {', '.join(sorted(missing))}")
+        for arm in self.arms:
+            if arm.refresh != RefreshConfig() and arm.route.policy == "pass_rate":
+                raise ValueError(f"arm {arm.name}: a refresh probes again, which tells no pass rates")
+        main = next(iter(self.evaluation.splits))
+        if self.rl.evaluate_every and (self.rl.evaluate_split != main or self.rl.evaluate_tasks > self.evaluation.splits[main]):
+            raise ValueError(
+                f"rl.evaluate_split: must be {main!r}, the evaluation's first split, and rl.evaluate_tasks no more than its "
+                f"{self.evaluation.splits[main]} tasks, so that curves end where the evaluation does"
+            )
         return self
 
 
@@ -184,7 +195,8 @@ def _run(builder: _Builder, config: ExperimentConfig, arm: ArmConfig, seed: int)
     if arm.is_routed:
         probe = _probe(builder, config, corpus)
         needs = {"probe": probe}
-        cost.append(probe)
+        if arm.route.policy not in WITHOUT_PROBE:
+            cost.append(probe)
         if arm.route.policy == "pass_rate":
             needs["pass_rates"] = builder.add("pass-rates", label, own, steps.pass_rates, reads.pass_rates, corpus)
             cost.append(needs["pass_rates"])

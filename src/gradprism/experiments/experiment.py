@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from gradprism.environments.pool import default_workers
-from gradprism.errors import ConfigError, MissingFileError
+from gradprism.errors import ConfigError, FolderInUseError, MissingFileError
 from gradprism.experiments.arms import ExperimentConfig, Plan, plan
 from gradprism.experiments.config import load_config
 from gradprism.experiments.gather import RESULTS, gather, reusable
@@ -15,16 +15,25 @@ from gradprism.files import read_json, write_json
 
 
 def run_experiment(
-    file: Path, overrides: Sequence[str], jobs: int | None, groups: Sequence[str] | None, results: Path | None, extend: bool
+    file: Path,
+    overrides: Sequence[str],
+    jobs: int | None,
+    groups: Sequence[str] | None,
+    results: Path | None,
+    extend: bool,
+    replace: bool,
 ) -> tuple[Path, dict[str, Any]]:
     """Runs what is not done and writes `results.json`, tables and figures; the results folder, and the results.
 
-    What is done when a stage fails is written all the same.
+    What is done when a stage fails is written all the same. Raises `FolderInUseError` where the results folder holds runs that this
+    would lose, unless it is to `replace` them.
     """
     from gradprism.reporting.experiment_tables import write_tables
 
     config, planned, out, earlier = _prepare(file, overrides, results, extend)
     wanted = _wanted(planned, groups, earlier)
+    if not replace:
+        _check_nothing_is_lost(planned, out, earlier)
     if wanted:
         write_json(config.folder / "config.json", config.model_dump())
     try:
@@ -37,6 +46,19 @@ def run_experiment(
             write_json(out / "config.json", _portable(config, out))
             write_tables(out)
     return out, found
+
+
+def _check_nothing_is_lost(planned: Plan, out: Path, earlier: dict[str, Any] | None) -> None:
+    """Raises `FolderInUseError` where `out` has runs that are neither in the run folder nor kept by `--extend`."""
+    if not (out / RESULTS).is_file():
+        return
+    kept = set(reusable(planned, earlier or {})) | {run.evaluation for run in planned.runs if planned.graph.is_done(run.evaluation)}
+    there = [run.get("evaluation") for arm in read_json(out / RESULTS)["arms"] for run in arm["runs"]]
+    if lost := [name for name in there if name not in kept]:
+        why = "are of other settings" if earlier is not None else "were not made here; give --extend to keep them"
+        raise FolderInUseError(
+            f"{out / RESULTS}: {len(lost)} of its {len(there)} runs {why}; choose another --results, or --replace to give them up"
+        )
 
 
 def _portable(config: ExperimentConfig, out: Path) -> dict[str, Any]:
@@ -78,7 +100,9 @@ def _wanted(planned: Plan, groups: Sequence[str] | None, earlier: dict[str, Any]
     known = {run.arm.group for run in planned.runs}
     if unknown := set(groups or ()) - known:
         raise ConfigError(f"--group {sorted(unknown)[0]}: no arm is in it; choose from {', '.join(sorted(known))}")
-    there = reusable(planned, earlier)
+    there = reusable(planned, earlier or {})
     runs = [run for run in planned.runs if (not groups or run.arm.group in groups) and run.evaluation not in there]
-    audits = [] if earlier is not None and earlier.get("audits") else list(planned.audits.values())
+    # Audits that results have, with all probes that are asked for, need none of them again.
+    known = set((earlier or {}).get("stages", {})) if (earlier or {}).get("audits") else set()
+    audits = [] if known >= set(planned.audits.values()) else list(planned.audits.values())
     return [run.evaluation for run in runs] + audits

@@ -10,47 +10,49 @@ from gradprism.concentration import METRICS
 from gradprism.experiments.arms import ExperimentConfig, Plan, Run
 from gradprism.experiments.costs import stage_flops
 from gradprism.experiments.stages import COUNTS, StageGraph, machine
-from gradprism.experiments.steps import PASS_RATES, playable
+from gradprism.experiments.steps import PASS_RATES
 from gradprism.files import read_json
 
 RESULTS = "results.json"
 
 
 def gather(config: ExperimentConfig, plan: Plan, earlier: dict[str, Any] | None = None) -> dict[str, Any]:
-    """The results of all runs that are evaluated; those of `earlier` results stand in for runs that were not made here."""
+    """The results of all runs that are evaluated; those of `earlier` results stand in for what was not made here."""
     from gradprism import __version__
 
-    graph = plan.graph
-    parameters = _parameters(config, plan)
+    graph, earlier = plan.graph, earlier or {}
     earlier_runs = reusable(plan, earlier)
+    model = _model(config, plan) or earlier.get("model") or {"id": Path(config.model.path).name}
     arms, stages = [], {}
     for arm in config.arms:
         runs = []
         for run in [run for run in plan.runs if run.arm.name == arm.name]:
             if graph.is_done(run.evaluation):
                 runs.append(_run(config, graph, run))
-                stages |= {name: _stage(graph, name, parameters["matmul"]) for name in (*run.stages, run.evaluation)}
-            elif run.evaluation in earlier_runs and earlier is not None:
+                stages |= {name: _stage(graph, name, model.get("matmul", 0)) for name in (*run.stages, run.evaluation)}
+            elif run.evaluation in earlier_runs:
                 found = earlier_runs[run.evaluation]
-                runs.append(found)
+                runs.append({**found, "seed": run.seed})
                 stages |= {name: earlier["stages"][name] for name in (*found["stages"], run.evaluation)}
-        arms.append({"name": arm.name, "title": arm.title or arm.name, "group": arm.group, "runs": runs})
+        seeds = arm.seeds or config.seeds
+        arms.append({"name": arm.name, "title": arm.title or arm.name, "group": arm.group, "seeds": seeds, "runs": runs})
     for name in plan.audits.values():
         if graph.is_done(name):
-            stages[name] = _stage(graph, name, parameters["matmul"])
-    audits = _audits(config, plan)
+            stages[name] = _stage(graph, name, model.get("matmul", 0))
+        elif name in earlier.get("stages", {}):
+            stages[name] = earlier["stages"][name]
+    complete = all(graph.is_done(name) for name in plan.audits.values())
+    # An audit that lacks some of its probes does not replace one that has them.
+    audits = earlier.get("audits", {}) if earlier.get("audits") and not complete else _audits(config, plan)
     return {
         "name": config.name,
         "environment": config.environment.name,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": _versions(__version__),
         "machine": {**machine(), "threads": config.threads},
-        "model": {"id": Path(config.model.path).name, **parameters},
-        "corpus": {"trajectories": _corpus_size(plan)},
-        "tasks": {
-            split: [{"id": task.id, "task_type": task.reference().get("task_type")} for task in playable(config).tasks(split, n)]
-            for split, n in config.evaluation.splits.items()
-        },
+        "model": model,
+        "corpus": _corpus(plan) or earlier.get("corpus", {}),
+        "tasks": _tasks(config, plan) or earlier.get("tasks", {}),
         "splits": list(config.evaluation.splits),
         "seeds": config.seeds,
         **{name: getattr(config, name) for name in ("reference_arms", "full_rl_arm", "base_arm", "sft_arm")},
@@ -59,29 +61,27 @@ def gather(config: ExperimentConfig, plan: Plan, earlier: dict[str, Any] | None 
         "sweeps": [sweep.model_dump() for sweep in config.sweeps],
         "arms": arms,
         "stages": stages,
-        "audits": audits or (earlier or {}).get("audits", {}),
+        "audits": audits,
     }
 
 
-def reusable(plan: Plan, earlier: dict[str, Any] | None) -> dict[str, dict[str, Any]]:
+def reusable(plan: Plan, earlier: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """The runs of earlier results that are those of the plan, by their evaluation stage."""
-    if earlier is None:
-        return {}
     wanted = {run.evaluation for run in plan.runs}
-    return {run["evaluation"]: run for arm in earlier["arms"] for run in arm["runs"] if run.get("evaluation") in wanted}
+    return {run["evaluation"]: run for arm in earlier.get("arms", []) for run in arm["runs"] if run.get("evaluation") in wanted}
 
 
 def _run(config: ExperimentConfig, graph: StageGraph, run: Run) -> dict[str, Any]:
-    lines = (graph.path(run.evaluation) / "evaluation" / "episodes.jsonl").read_text(encoding="utf-8").splitlines()
-    episodes = [json.loads(line) for line in lines]
+    episodes = _episodes(graph, run.evaluation)
     of = {split: [e for e in episodes if e["split"] == split] for split in config.evaluation.splits}
     routing = graph.record(run.route).summary["routing"] if run.route else {}
+    moved = sum(graph.record(name).summary["moved_to_sft"] for name in run.stages if graph.kinds[name] == "refresh")
     return {
         "seed": run.seed,
         "success": {split: "".join("01"[e["success"]] for e in chosen) for split, chosen in of.items()},
         "score": {split: [round(e["score"], 4) for e in chosen] for split, chosen in of.items()},
-        "n_sft": routing.get("n_sft"),
-        "n_rl": routing.get("n_rl"),
+        "n_sft": routing["n_sft"] + moved if routing else None,
+        "n_rl": routing["n_rl"] - moved if routing else None,
         "stages": list(run.stages),
         "evaluation": run.evaluation,
         "curve": _curve(config, graph, run, of),
@@ -102,9 +102,9 @@ def _curve(config: ExperimentConfig, graph: StageGraph, run: Run, of: dict[str, 
         {"stage": "rl", "fraction": point["step"] / summary["optimizer_steps"], "success": point["success"], "tasks": n}
         for point in summary["evaluation"]
     ]
-    if not points or points[-1]["fraction"] < 1:
-        points.append({"stage": "rl", "fraction": 1.0, "success": final, "tasks": n})
-    return points
+    # The last point is the final evaluation, as it is for arms without RL.
+    points = [point for point in points if point["fraction"] < 1]
+    return [*points, {"stage": "rl", "fraction": 1.0, "success": final, "tasks": n}]
 
 
 def _stage(graph: StageGraph, name: str, parameters: int) -> dict[str, Any]:
@@ -118,24 +118,44 @@ def _stage(graph: StageGraph, name: str, parameters: int) -> dict[str, Any]:
     }
 
 
-def _parameters(config: ExperimentConfig, plan: Plan) -> dict[str, int]:
-    """All parameters, and those that every token is multiplied by: the probed matrices and the output embeddings."""
+def _model(config: ExperimentConfig, plan: Plan) -> dict[str, Any] | None:
+    """Its name, all its parameters, and those that every token is multiplied by: the probed matrices and the output embeddings."""
     from transformers import AutoConfig
 
     probe = plan.audits.get("probe")
     if probe is None or not plan.graph.is_done(probe):
-        return {"parameters": 0, "matmul": 0}
+        return None
     manifest = read_json(plan.graph.path(probe) / "probe" / "manifest.json")
     known = AutoConfig.from_pretrained(config.model.path, trust_remote_code=False).get_text_config()
     return {
+        "id": Path(config.model.path).name,
         "parameters": manifest["parameters"],
         "matmul": sum(manifest["n_parameters"]) + known.vocab_size * known.hidden_size,
     }
 
 
-def _corpus_size(plan: Plan) -> int:
+def _corpus(plan: Plan) -> dict[str, Any] | None:
     probe = plan.audits.get("probe")
-    return int(plan.graph.record(probe).summary["corpus"]["trajectories"]) if probe and plan.graph.is_done(probe) else 0
+    if probe is None or not plan.graph.is_done(probe):
+        return None
+    return {"trajectories": int(plan.graph.record(probe).summary["corpus"]["trajectories"])}
+
+
+def _tasks(config: ExperimentConfig, plan: Plan) -> dict[str, Any] | None:
+    """The tasks that were played, in order: the same for every arm."""
+    done = next((run.evaluation for run in plan.runs if plan.graph.is_done(run.evaluation)), None)
+    if done is None:
+        return None
+    episodes = _episodes(plan.graph, done)
+    return {
+        split: [{"id": e["id"], "task_type": e.get("task_type")} for e in episodes if e["split"] == split]
+        for split in config.evaluation.splits
+    }
+
+
+def _episodes(graph: StageGraph, evaluation: str) -> list[dict[str, Any]]:
+    lines = (graph.path(evaluation) / "evaluation" / "episodes.jsonl").read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines]
 
 
 def _audits(config: ExperimentConfig, plan: Plan) -> dict[str, Any]:
@@ -146,6 +166,8 @@ def _audits(config: ExperimentConfig, plan: Plan) -> dict[str, Any]:
     done = {label: graph.path(name) / "probe" for label, name in plan.audits.items() if graph.is_done(name)}
     if "probe" not in done:
         return {}
+    by_folder = {folder: label for label, folder in reversed(done.items())}  # two labels may be one probe
+    done = {label: folder for label, folder in done.items() if by_folder[folder] == label}
     probe = done.pop("probe")
     rates = next((s.name for s in graph.stages if graph.kinds[s.name] == "pass-rates" and graph.is_done(s.name)), None)
     audits = {}

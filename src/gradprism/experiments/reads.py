@@ -9,6 +9,7 @@ from gradprism.experiments.config import RunConfig
 from gradprism.experiments.steps import playable
 from gradprism.files import sha256_file, sha256_folder
 from gradprism.models import check_model_name, check_trainable
+from gradprism.routing.policies import TIES
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,8 @@ class Reads:
 
     @property
     def route(self) -> dict[str, Any]:
-        return {"route": self.config.route.model_dump(), "seed": self.config.seed}
+        ties = {"ties": TIES} if self.config.route.policy == "pass_rate" else {}
+        return {"route": self.config.route.model_dump(), "seed": self.config.seed, **ties}
 
     @property
     def sft(self) -> dict[str, Any]:

@@ -80,8 +80,9 @@ def reroute(
         "mean_score": both["score"].mean(),
         "spearman": both.select(pl.corr("score_before", "score", method="spearman")).item() if len(both) > 2 else None,
         "moved": moved.select("id", "score_before", "score").to_dicts(),
-        "tokens_forward": summary["tokens_forward"],
-        "tokens_backward": summary["tokens_backward"],
+        # All attempts at the probe.
+        "tokens_forward": summary["tokens_forward"] + summary["earlier"]["tokens"],
+        "tokens_backward": summary["tokens_backward"] + summary["earlier"]["tokens"],
     }
     write_json(out / CHANGES, changes)
     return changes

@@ -13,7 +13,7 @@ from gradprism.environments.protocol import Environment
 from gradprism.environments.registry import make_environment
 from gradprism.errors import ConfigError
 from gradprism.experiments.config import RunConfig
-from gradprism.files import atomic_write
+from gradprism.files import atomic_write, read_json
 from gradprism.trajectories.record import Trajectory
 
 Inputs = dict[str, Path]
@@ -181,7 +181,7 @@ def refresh(config: RunConfig, folder: Path, inputs: Inputs) -> dict[str, Any]:
 
 def rl(config: RunConfig, folder: Path, inputs: Inputs) -> dict[str, Any]:
     """Trains on the RL tasks of the route in role `tasks`, or on every task of the corpus."""
-    from gradprism.experiments.refresh import RefreshEvery, remaining
+    from gradprism.experiments.refresh import CHANGES, RefreshEvery, remaining
     from gradprism.training.rl import read_tasks, train_rl
 
     environment = playable(config)
@@ -220,6 +220,10 @@ def rl(config: RunConfig, folder: Path, inputs: Inputs) -> dict[str, Any]:
         device=config.model.device,
         refresh=refresh,
     )
+    for path in sorted((folder / "refreshes").glob(f"*/{CHANGES}")):  # what was probed on the way
+        changes = read_json(path)
+        for name in ("tokens_forward", "tokens_backward"):
+            summary[name] += changes[name]
     played = [row for row in summary["history"] if "success" in row]
     first_success, last_success = (sum(row["success"] for row in part) / len(part) for part in _ends(played))
     line = f"success while sampling {100 * first_success:.1f} % → {100 * last_success:.1f} % on {len(tasks)} tasks"

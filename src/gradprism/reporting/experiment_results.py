@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from gradprism.errors import DataError, MissingFileError
 from gradprism.experiments.costs import Cost, Speedup, run_cost, speedup
-from gradprism.experiments.statistics import Interval, bootstrap, detectable_difference, difference, permutation_p
+from gradprism.experiments.statistics import Interval, detectable_difference, difference, interval, permutation_p
 from gradprism.files import read_json
 from gradprism.reporting.tables import printable
 
@@ -68,6 +68,7 @@ class _Arm(_Part):
     name: str
     title: str
     group: str
+    seeds: list[int] = []
     runs: list[_Run] = []
 
 
@@ -178,22 +179,36 @@ class Experiment:
     def mean(self, arm: str, split: str | None = None, what: str = "success") -> Interval | None:
         """Mean and interval of an arm on a split (default the first), a fraction."""
         values = self.values(arm, split or self.splits[0], what)
-        return self._keep(("mean", arm, split or self.splits[0], what), lambda: bootstrap(values)) if values.size else None
+        return self._keep(("mean", arm, split or self.splits[0], what), lambda: interval(values)) if values.size else None
+
+    def pairs(self, first: str, second: str, split: str, what: str = "success") -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Values `[S, T]` of two arms with the seeds that both have; an arm that trains nothing is the same with every seed.
+
+        S is 0 where they have none in common.
+        """
+        a, b = self.values(first, split, what), self.values(second, split, what)
+        runs_a, runs_b = self.runs(first, split), self.runs(second, split)
+        seeds_a, seeds_b = [run["seed"] for run in runs_a], [run["seed"] for run in runs_b]
+        if not a.size or not b.size:
+            return a[:0], b[:0]
+        if not any(run["stages"] for run in runs_a):
+            return np.repeat(a[:1], len(b), 0), b
+        if not any(run["stages"] for run in runs_b):
+            return a, np.repeat(b[:1], len(a), 0)
+        both = [seed for seed in seeds_a if seed in seeds_b]
+        return a[[seeds_a.index(seed) for seed in both]], b[[seeds_b.index(seed) for seed in both]]
 
     def difference(self, first: str, second: str, split: str | None = None, what: str = "success") -> Interval | None:
-        """Mean of `first` less that of `second`, a fraction; None where either has no result."""
+        """Mean of `first` less that of `second` over the seeds that both have, a fraction; None where there are none."""
         split = split or self.splits[0]
-        a, b = self.values(first, split, what), self.values(second, split, what)
-        same = [run["seed"] for run in self.runs(first, split)] == [run["seed"] for run in self.runs(second, split)]
-        if not a.size or not b.size:
-            return None
-        return self._keep(("difference", first, second, split, what), lambda: difference(a, b, same_seeds=same))
+        a, b = self.pairs(first, second, split, what)
+        return self._keep(("difference", first, second, split, what), lambda: difference(a, b)) if a.size else None
 
     def p(self, first: str, second: str, split: str | None = None) -> float | None:
-        """Paired permutation p of two arms' successes, not corrected; None where either has no result."""
+        """Paired permutation p of two arms' successes over the seeds that both have, not corrected; None where there are none."""
         split = split or self.splits[0]
-        a, b = self.values(first, split), self.values(second, split)
-        return self._keep(("p", first, second, split), lambda: permutation_p(a, b)) if a.size and b.size else None
+        a, b = self.pairs(first, second, split)
+        return self._keep(("p", first, second, split), lambda: permutation_p(a, b)) if a.size else None
 
     def costs(self, arm: str) -> list[Cost]:
         """What each run of an arm cost; none for an arm without stages (the base)."""
@@ -209,8 +224,8 @@ class Experiment:
         known = [
             self.difference(arm, other) for other in references for arm in arms if arm not in (other, self.results["base_arm"])
         ]
-        errors = [interval.standard_error for interval in known if interval]
-        return detectable_difference(errors) if errors else None
+        found = [each for each in known if each]
+        return detectable_difference(found) if found else None
 
 
 def read_experiment(folder: Path) -> Experiment:

@@ -172,16 +172,19 @@ def claims_table(experiment: Experiment) -> str:
     rows = []
     for i, claim in enumerate(claims):
         found = experiment.difference(claim["better"], claim["worse"])
-        seeds = " / ".join(str(len(experiment.runs(claim[side]))) for side in ("better", "worse"))
-        rows.append([claim["text"], verdict(found), points(found), p_value(corrected.get(i)), seeds])
+        seeds = len(experiment.pairs(claim["better"], claim["worse"], experiment.splits[0])[0])
+        rows.append([claim["text"], verdict(found, corrected.get(i), seeds), points(found), p_value(corrected.get(i)), str(seeds)])
     return markdown(["claim", "verdict", "difference, points", "p (Holm)", "seeds"], rows, 1)
 
 
-def verdict(found: Interval | None) -> str:
-    """What the interval of "better less worse" says of a claim."""
-    if found is None:
+def verdict(found: Interval | None, p: float | None, seeds: int) -> str:
+    """What the interval of "better less worse" and its corrected p say of a claim: both must be clear, with two seeds or more."""
+    if found is None or p is None:
         return "not measured yet"
-    return {1: "**holds**", -1: "**does not hold**", 0: "cannot be told apart"}[found.sign]
+    if seeds < 2:
+        return "one seed: not decided"
+    sign = found.sign if p < 0.05 else 0
+    return {1: "**holds**", -1: "**does not hold**", 0: "cannot be told apart"}[sign]
 
 
 def sweep_table(experiment: Experiment, sweep: dict[str, Any]) -> str:
@@ -348,17 +351,21 @@ def tables_text(experiment: Experiment) -> str:
 
 
 HOW_TO_READ = (
-    "Brackets are 95 % intervals over training seeds and tasks, both resampled (crossed bootstrap, 10,000 draws); they err to the wide "
-    "side. With one seed they know of tasks alone. p values are those of paired sign-flip tests over tasks on the mean over seeds, "
-    "two-sided, for these trained models, corrected by Holm's method over the comparisons of one column with the same reference. "
-    "The intervals are what carries training seeds, so they decide the verdicts."
+    "Brackets are 95 % intervals for other training seeds and other tasks (crossed random effects, Student's t). With one seed they are "
+    "bootstraps over tasks and know nothing of training. Differences are over the seeds that both arms have. p values are those of "
+    "paired sign-flip tests over tasks on the mean over seeds, two-sided, for these trained models, corrected by Holm's method over the "
+    "comparisons of one column with the same reference."
 )
-CLAIMS_NOTE = "A claim holds where the interval lies clear of zero on its side; p is corrected over the claims."
+CLAIMS_NOTE = (
+    "A claim holds where the interval lies clear of zero on its side and p, corrected over the claims, is below 0.05; with one seed "
+    "nothing is decided."
+)
 COST_NOTE = (
     "Means over seeds; in parentheses the range over seeds. Evaluations are not in the wall time. Speed-ups are over full RL. "
     "Choosing is all that is not training: probing, routing, sampling. FLOPs are estimates: 2 a parameter and token read, 4 a parameter "
     "and token of a backward pass. The last columns say at which part of full RL's whole cost an arm first got the success that full "
-    "RL ended with, on the tasks of the curves, and how many seeds did."
+    "RL ended with, on the tasks of the curves, and how many seeds did: a first crossing of a noisy curve, and for SFT the whole of it, "
+    "since it is only evaluated at its end."
 )
 
 
@@ -373,9 +380,9 @@ def _facts(experiment: Experiment) -> str:
     facts += [", ".join(f"{name} {version}" for name, version in results["versions"].items())] if results["versions"] else []
     said = f"{printable('; '.join(facts))}. Written by `gradprism experiment tables` from `results.json`; edit neither."
     missing = [
-        f"{printable(arm['title'])} ({len(experiment.runs(name))} of {len(results['seeds'])})"
+        f"{printable(arm['title'])} ({len(experiment.runs(name))} of {len(arm['seeds'] or results['seeds'])})"
         for name, arm in experiment.arms.items()
-        if name != results["base_arm"] and len(experiment.runs(name)) < len(results["seeds"])
+        if len(experiment.runs(name)) < (1 if name == results["base_arm"] else len(arm["seeds"] or results["seeds"]))
     ]
     return said + (f"\n\n**Unfinished**, seeds done: {', '.join(missing)}." if missing else "")
 

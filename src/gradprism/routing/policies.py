@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 
 from gradprism.errors import ConfigError
 
+# The stream of chance by which equal pass rates are ordered: not that of the random policy, or one split would be the other's reverse.
+TIES = 1
 # (table with the columns that `routing.measures.measure` makes, `pass_rate` where rates were given, metric, seed) -> scores
 Policy = Callable[[pl.DataFrame, str, int], NDArray[np.float64]]
 
@@ -79,7 +81,8 @@ def pass_rate(table: pl.DataFrame, metric: str, seed: int) -> NDArray[np.float64
         )
     rates = table["pass_rate"].to_numpy().astype(np.float64)
     gap = np.diff(np.unique(np.append(rates, 0.0))).min(initial=1.0)  # also to 0: what was won once stays above it
-    return rates - gap * random(table, metric, seed)
+    n = len(table)
+    return rates - gap * np.random.default_rng([seed, TIES]).permutation(n) / max(1, n)
 
 
 POLICIES: dict[str, Policy] = {
