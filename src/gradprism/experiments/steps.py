@@ -150,8 +150,11 @@ def sft(config: RunConfig, folder: Path, inputs: Inputs) -> dict[str, Any]:
     from gradprism.training.sft import train_sft
     from gradprism.trajectories.readers import read_trajectories
 
-    routed = "route" in inputs
-    trajectories = read_trajectories([inputs["route"] / "route" / "sft.jsonl"]) if routed else read_corpus(config, inputs)
+    if "route" not in inputs:
+        trajectories = read_corpus(config, inputs)
+    else:
+        file = inputs["route"] / "route" / "sft.jsonl"
+        trajectories = read_trajectories([file]) if file.stat().st_size else []  # a refresh may move nothing
     model, renderer = load(config, inputs, "cpu")  # the trainer places it
     if not trajectories:
         save_checkpoint(model, renderer.tokenizer, folder)
