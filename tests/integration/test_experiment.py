@@ -126,7 +126,7 @@ def test_killed_at_random_moments_it_finds_what_an_undisturbed_run_finds(tmp_pat
     assert (kinds.count("collect"), kinds.count("probe"), kinds.count("evaluate")) == (1, 2, 11)
     assert kinds.count("refresh") == 2 and kinds.count("pass-rates") == 2
 
-    for seconds in (9, 14, 20):
+    for seconds in (9, 15):
         process = subprocess.Popen(command(killed), cwd=killed, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         time.sleep(seconds)
         process.send_signal(signal.SIGKILL)
