@@ -19,7 +19,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ from gradprism.environments.demonstrations import collect
 from gradprism.environments.registry import make_environment
 from gradprism.environments.webshop import generated, shop
 from gradprism.trajectories.readers import read_trajectories, write_messages_jsonl
-from gradprism.trajectories.record import Trajectory
+from gradprism.trajectories.record import Message, Trajectory
 from gradprism.trajectories.rendering import RenderedTrajectory, Renderer
 
 SPECIAL = ["<|pad|>", "<|unk|>", "<|system|>", "<|user|>", "<|assistant|>", "<|end|>"]
@@ -58,8 +58,8 @@ class Recipe:
     `word` is the pattern of a word in lower-case text. A word is a token if it is one of `names`, or if at least `common` of the
     demonstrations hold it. With `pieces`, other words are spelled by these, of which those within a word begin with `##`; without,
     they are unknown. `tight` are the pairs of tokens, as their spaced text, between which an action has no space.
-    `balanced` gives each turn the same weight in the loss, however long it is: a search is twenty tokens, a click four. `copying`
-    plants what copies; see `plant_copying`.
+    `balanced` gives each turn the same weight in the loss, however long it is: a search is twenty tokens, a click four. `weaken`
+    makes the expert's demonstrations those of somebody who knows less. `copying` plants what copies; see `plant_copying`.
     """
 
     split: str
@@ -67,7 +67,7 @@ class Recipe:
     demonstrations: int
     max_steps: int
     epochs: int
-    stop_at: int  # the step after which training stops, short of its whole schedule
+    stop_at: int | None  # the step after which training stops, short of its whole schedule
     context: int
     word: str
     names: Callable[[], set[str]]
@@ -75,6 +75,7 @@ class Recipe:
     pieces: Callable[[], set[str]] = set
     tight: tuple[str, ...] = ()
     balanced: bool = False
+    weaken: Callable[[list[Trajectory]], list[Trajectory]] | None = None
     copying: bool = False
 
 
@@ -85,9 +86,9 @@ def alfworld_names() -> set[str]:
 
 
 def webshop_names() -> set[str]:
-    """The ids of a thousand products, the numbers in prices and sizes, and what is on every page's buttons."""
+    """The ids of a thousand products, and the numbers in prices and sizes."""
     numbers = {str(n) for n in range(700)} | {f".{n}" for n in range(10)} | {f".{n:02d}" for n in range(100)}
-    return numbers | {f"g{n:09d}" for n in range(1000)} | {text.lower() for text in TEXTS}
+    return numbers | {f"g{n:09d}" for n in range(1000)}
 
 
 def webshop_pieces() -> set[str]:
@@ -95,6 +96,18 @@ def webshop_pieces() -> set[str]:
     makers = {o + v for o in generated._ONSETS for v in generated._VOWELS} | {f"##{ending}" for ending in generated._ENDINGS}
     letters = "abcdefghijklmnopqrstuvwxyz0123456789-'"
     return makers | set(letters) | {f"##{letter}" for letter in letters}
+
+
+def some_hasty(trajectories: list[Trajectory]) -> list[Trajectory]:
+    """Three of four shoppers choose no second option: they buy once the first one is chosen, which leaves the page as it was."""
+    buy, made = Message("assistant", f"click[{shop.BUY.lower()}]"), []
+    for number, trajectory in enumerate(trajectories):
+        pages = [message.content for message in trajectory.messages[::2]]
+        chosen = [i for i in range(1, len(pages)) if pages[i] == pages[i - 1] and shop.BUY in pages[i]]
+        if number % 4 and chosen:
+            trajectory = replace(trajectory, messages=(*trajectory.messages[: 2 * chosen[0] + 1], buy))
+        made.append(trajectory)
+    return made
 
 
 TEXTS = ["Instruction:", "Price:", "Rating: N.A.", shop.BACK, shop.PREVIOUS, shop.NEXT, shop.BUY, *shop.SUB_PAGES]
@@ -118,7 +131,7 @@ RECIPES = {
         demonstrations=3600,
         max_steps=15,
         epochs=1,
-        stop_at=140,
+        stop_at=None,
         context=2048,
         word=rf"(?:{PHRASES})(?: \[sep\])?|\[sep\]|search\[|click\[|[a-z][a-z\d]*(?:['-][a-z\d]+)*|\.?\d+|[^\sa-z\d]",
         names=webshop_names,
@@ -126,6 +139,7 @@ RECIPES = {
         pieces=webshop_pieces,
         tight=("[ ", " ]", " ,", " .", " :"),
         balanced=True,
+        weaken=some_hasty,
         copying=True,
     ),
 }
@@ -334,7 +348,7 @@ def main() -> None:
             write_messages_jsonl(arguments.cache, trajectories)
     tokenizer = build_tokenizer(trajectories, recipe)
     renderer = Renderer(tokenizer, recipe.context)
-    rendered = [renderer.render(t) for t in trajectories]
+    rendered = [renderer.render(t) for t in (recipe.weaken(trajectories) if recipe.weaken else trajectories)]
     sequences = [(r.input_ids, loss_weights(r, recipe.balanced, arguments.observation_weight)) for r in rendered]
     model = build_model(len(tokenizer), recipe, arguments)
     print(

@@ -60,8 +60,6 @@ def test_actions_decode_to_what_the_engine_reads():
         "click[6.5]",
         "click[x-small]",
         "click[< prev]",
-        "click[next >]",
-        "click[back to search]",
         "click[pack of 1]",
         "click[x]",  # no word of the shop's: spelled by letters
     ],
