@@ -150,6 +150,8 @@ def test_killed_at_random_moments_it_finds_what_an_undisturbed_run_finds(tmp_pat
     assert subprocess.run([*_gradprism(), "experiment", "tables", folder, "--check"], cwd=whole).returncode == 0
     (whole / "runs" / "small").rename(whole / "elsewhere")
     before = numbers(expected)[0]
+    refused = run(whole)
+    assert refused.returncode == 2 and "11 of its 11 runs were not made here; give --extend to keep them" in refused.stderr
     extended = run(whole, "--extend")
     assert extended.returncode == 0, extended.stderr
     assert not (whole / "runs/small/ledger.jsonl").exists(), "nothing had to be run"
@@ -165,8 +167,12 @@ def test_killed_at_random_moments_it_finds_what_an_undisturbed_run_finds(tmp_pat
     )
     (whole / "small.toml").write_text(more)
     assert run(whole, "--extend").returncode == 0
-    arms = numbers(results(whole))[0]
+    found = results(whole)
+    arms = numbers(found)[0]
     assert len(arms["length"]) == 1 and {name: runs for name, runs in arms.items() if name != "length"} == before
+    for part in ("model", "corpus", "tasks", "audits"):
+        assert found[part] == expected[part], "what was not measured again is kept"
+    assert all(stage["flops"] > 0 for stage in found["stages"].values() if stage["kind"] in ("sft", "rl"))
 
 
 def _gradprism():
