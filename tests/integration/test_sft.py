@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 from gradprism.errors import ConfigError, FolderInUseError, MissingDependencyError, ModelError
-from gradprism.experiments import pipeline
+from gradprism.experiments import pipeline, steps
 from gradprism.experiments.config import build_config
 from gradprism.files import read_json, sha256_file, write_json
 from gradprism.models import check_model_name, load_model
@@ -662,8 +662,8 @@ def test_the_stage_of_a_run_goes_on_and_tells_what_all_attempts_cost(shared, tmp
     with monkeypatch.context() as patch:
         interrupted(3, patch)
         with pytest.raises(KeyboardInterrupt):
-            pipeline._sft(config, folder, inputs)
-    summary = pipeline._sft(config, folder, inputs)
+            steps.sft(config, folder, inputs)
+    summary = steps.sft(config, folder, inputs)
     assert (summary["resumed_at"], summary["steps"], len(summary["history"])) == (2, 4, 4)
     assert summary["earlier_cost"]["wall_seconds"] > 0
     assert summary["headline"].endswith("on 8 trajectories")
