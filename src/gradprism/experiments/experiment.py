@@ -1,5 +1,6 @@
 """`gradprism experiment`: every arm with every seed, then what came of it."""
 
+import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +12,7 @@ from gradprism.experiments.arms import ExperimentConfig, Plan, plan
 from gradprism.experiments.config import load_config
 from gradprism.experiments.gather import RESULTS, gather, reusable
 from gradprism.experiments.schedule import run_jobs, summary
-from gradprism.files import read_json, write_json
+from gradprism.files import atomic_write, read_json, write_json
 
 
 def run_experiment(
@@ -35,7 +36,7 @@ def run_experiment(
     if not replace:
         _check_nothing_is_lost(planned, out, earlier)
     if wanted:
-        write_json(config.folder / "config.json", config.model_dump())
+        _write_config(config.folder / "config.json", config.model_dump())
     try:
         run_jobs(planned.graph, wanted, planned.labels, jobs or default_workers(), config.threads)
     finally:
@@ -43,7 +44,7 @@ def run_experiment(
         if any(arm["runs"] for arm in found["arms"]):
             out.mkdir(parents=True, exist_ok=True)
             write_json(out / RESULTS, found)
-            write_json(out / "config.json", _portable(config, out))
+            _write_config(out / "config.json", _portable(config, out))
             write_tables(out)
     return out, found
 
@@ -59,6 +60,12 @@ def _check_nothing_is_lost(planned: Plan, out: Path, earlier: dict[str, Any] | N
         raise FolderInUseError(
             f"{out / RESULTS}: {len(lost)} of its {len(there)} runs {why}; choose another --results, or --replace to give them up"
         )
+
+
+def _write_config(path: Path, values: dict[str, Any]) -> None:
+    """As JSON in the order of the configuration, where the first of the evaluation's splits is the main one."""
+    with atomic_write(path) as file:
+        file.write(json.dumps(values, indent=2, ensure_ascii=False) + "\n")
 
 
 def _portable(config: ExperimentConfig, out: Path) -> dict[str, Any]:

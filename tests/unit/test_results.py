@@ -1,0 +1,44 @@
+"""The committed results: every table, figure and number in prose is what results.json gives."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from gradprism.files import read_json
+from gradprism.reporting.experiment_results import read_experiment
+from gradprism.reporting.experiment_tables import fill_blocks, tables_are_current
+
+FOLDERS = sorted(path.parent for path in Path("results").glob("*/results.json"))
+
+
+def test_there_are_results_of_both_environments():
+    assert {folder.name for folder in FOLDERS} >= {"alfworld-mini", "webshop-mini"}
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=str)
+def test_tables_and_figures_are_current(folder):
+    assert tables_are_current(folder) == []
+    assert (folder / "README.md").is_file() and (folder / "config.json").is_file()
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=str)
+def test_the_results_were_made_with_the_config_beside_them(folder):
+    results, config = read_json(folder / "results.json"), read_json(folder / "config.json")
+    assert [arm["name"] for arm in results["arms"]] == [arm["name"] for arm in config["arms"]]
+    assert results["seeds"] == config["seeds"] and results["splits"] == list(config["evaluation"]["splits"])
+    assert {split: len(tasks) for split, tasks in results["tasks"].items()} == config["evaluation"]["splits"]
+    by_name = {arm["name"]: arm for arm in results["arms"]}
+    for arm in config["arms"]:
+        if arm["group"] == "table1":
+            assert [run["seed"] for run in by_name[arm["name"]]["runs"]] == (arm["seeds"] or config["seeds"])
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/training.md"])
+def test_numbers_in_other_pages_come_from_the_results(page):
+    text = Path(page).read_text(encoding="utf-8")
+    blocks = re.findall(r"<!-- gradprism: (\S+) ", text)
+    assert blocks, "no number of the results is shown"
+    for folder in FOLDERS:
+        text = fill_blocks(text, read_experiment(folder), page, prefix=folder.name)
+    assert text == Path(page).read_text(encoding="utf-8")
