@@ -5,6 +5,7 @@ import fcntl
 import hashlib
 import json
 import os
+import platform
 import shutil
 import tempfile
 import time
@@ -148,6 +149,36 @@ def differences(old: dict[str, Any], new: dict[str, Any], but: frozenset[str] = 
     """`key: old → new; …` for the keys in which two manifests differ, those in `but` left out; empty where they agree."""
     keys = sorted((old.keys() | new.keys()) - but)
     return "; ".join(f"{key}: {_short(old.get(key))} → {_short(new.get(key))}" for key in keys if old.get(key) != new.get(key))
+
+
+@contextlib.contextmanager
+def sole(folder: Path, lock: str, doing: str) -> Iterator[None]:
+    """A block in which no other process holds the file `lock` of `folder`, which is made if need be; `doing` as in "is being trained".
+
+    Raises `FolderInUseError` where one does. On a file system without locks nothing is held.
+    """
+    path = folder / lock
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        file = open(path, "a+", encoding="utf-8")  # noqa: SIM115 # closed below
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            holder = file.read().strip() or "another process"
+            raise FolderInUseError(f"{folder}: {doing} by {holder}; let it end first") from None
+        except OSError:
+            pass
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {platform.node()}")
+        file.flush()
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                folder.rmdir()  # where nothing came of it
 
 
 def claim_output_folder(path: Path) -> Path:

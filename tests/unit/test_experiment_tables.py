@@ -11,6 +11,7 @@ import pytest
 from gradprism.errors import DataError, MissingFileError
 from gradprism.experiments.statistics import Interval
 from gradprism.reporting import experiment_figures as figures
+from gradprism.reporting import experiment_pages as pages
 from gradprism.reporting import experiment_tables as tables
 from gradprism.reporting.experiment_results import Experiment, read_experiment
 from gradprism.reporting.tables import SHORT_NAMES
@@ -306,13 +307,13 @@ def test_equal_results_give_equal_text() -> None:
 
 def test_blocks_are_replaced_in_their_places() -> None:
     text = "a <!-- gradprism: x -->old<!-- /gradprism --> b\n<!-- gradprism: y -->\nold\n<!-- /gradprism -->\n"
-    once = tables.replace_block(text, "x", r"1 \g")
+    once = pages.replace_block(text, "x", r"1 \g")
     assert once == text.replace(">old<", r">1 \g<")
-    table = tables.replace_block(once, "y", "| a |\n| - |\n")
+    table = pages.replace_block(once, "y", "| a |\n| - |\n")
     assert table.endswith("<!-- gradprism: y -->\n\n| a |\n| - |\n\n<!-- /gradprism -->\n")
-    assert tables.replace_block(table, "y", "| a |\n| - |\n") == table
+    assert pages.replace_block(table, "y", "| a |\n| - |\n") == table
     with pytest.raises(DataError, match="no block 'z'"):
-        tables.replace_block(text, "z", "")
+        pages.replace_block(text, "z", "")
 
 
 def block(name: str) -> str:
@@ -321,7 +322,7 @@ def block(name: str) -> str:
 
 def test_inline_numbers_are_those_of_the_tables(whole: Experiment) -> None:
     names = ["success gini", "success gini seen", "difference gini random", "speedup gini", "speedup-flops gini", "detectable"]
-    filled = tables.fill_blocks("\n".join(f"x {block(name)}" for name in names), whole, "README.md")
+    filled = pages.fill_blocks("\n".join(f"x {block(name)}" for name in names), whole, "README.md")
     shown = re.findall("-->(.*?)<!--", filled)
     assert re.fullmatch(r"\d+\.\d % \[\d+\.\d, \d+\.\d\]", shown[0])
     assert shown[0].replace(" %", "") == tables.percent(whole.mean("gini"))
@@ -334,7 +335,7 @@ def test_inline_numbers_are_those_of_the_tables(whole: Experiment) -> None:
 
 def test_a_prefix_leaves_other_experiments_alone(whole: Experiment) -> None:
     text = block("alfworld-mini main") + block("webshop-mini main") + block("anything")
-    filled = tables.fill_blocks(text, whole, "README.md", prefix="alfworld-mini")
+    filled = pages.fill_blocks(text, whole, "README.md", prefix="alfworld-mini")
     assert filled.endswith(block("webshop-mini main") + block("anything"))
     assert "PRISM, Gini" in filled
 
@@ -351,7 +352,7 @@ def test_a_prefix_leaves_other_experiments_alone(whole: Experiment) -> None:
 )
 def test_wrong_blocks_are_named(whole: Experiment, text: str, message: str) -> None:
     with pytest.raises(DataError, match=message):
-        tables.fill_blocks(text, whole, "R.md")
+        pages.fill_blocks(text, whole, "R.md")
 
 
 # --- files
@@ -359,30 +360,30 @@ def test_wrong_blocks_are_named(whole: Experiment, text: str, message: str) -> N
 
 def test_what_is_written_is_current_until_something_changes(folder: Path) -> None:
     (folder / "README.md").write_text(f"# Mini\n\n{block('main')}\n\nGini: {block('success gini')}.\n")
-    assert set(tables.tables_are_current(folder)) == {"tables.md", "README.md", *(f"{name}.svg" for name in figures.FIGURES)}
-    written = tables.write_tables(folder)
+    assert set(pages.tables_are_current(folder)) == {"tables.md", "README.md", *(f"{name}.svg" for name in figures.FIGURES)}
+    written = pages.write_tables(folder)
     assert {path.name for path in written} == {"tables.md", "README.md", *(f"{name}.svg" for name in figures.FIGURES)}
-    assert tables.tables_are_current(folder) == []
+    assert pages.tables_are_current(folder) == []
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
-    tables.write_tables(folder)
+    pages.write_tables(folder)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
     with open(folder / "tables.md", "a") as file:
         file.write("by hand")
     svg = (folder / "cost.svg").read_text()
     (folder / "cost.svg").write_text(svg.replace("</svg>", "<g/></svg>"))
-    assert tables.tables_are_current(folder) == ["tables.md", "cost.svg"]
+    assert pages.tables_are_current(folder) == ["tables.md", "cost.svg"]
     # Another version of matplotlib draws in other bytes, which says nothing of the data.
     (folder / "cost.svg").write_text(re.sub(r"Matplotlib v[\d.]+", "Matplotlib v3.0.0", svg))
-    assert tables.tables_are_current(folder) == ["tables.md"]
+    assert pages.tables_are_current(folder) == ["tables.md"]
 
     results = synthetic()
     del results["sweeps"]
     (folder / "results.json").write_text(json.dumps(results))
-    assert {"sweeps.svg", "tables.md"} <= set(tables.tables_are_current(folder))
-    assert folder / "sweeps.svg" not in tables.write_tables(folder)
+    assert {"sweeps.svg", "tables.md"} <= set(pages.tables_are_current(folder))
+    assert folder / "sweeps.svg" not in pages.write_tables(folder)
     assert not (folder / "sweeps.svg").exists()
-    assert tables.tables_are_current(folder) == []
+    assert pages.tables_are_current(folder) == []
 
 
 def test_figures_carry_the_names_of_arms_and_no_date(whole: Experiment) -> None:
@@ -397,7 +398,7 @@ def test_figures_carry_the_names_of_arms_and_no_date(whole: Experiment) -> None:
 def test_a_wrong_block_leaves_everything_as_it_was(folder: Path) -> None:
     (folder / "README.md").write_text(block("nonsense"))
     with pytest.raises(DataError, match="nonsense"):
-        tables.write_tables(folder)
+        pages.write_tables(folder)
     assert sorted(path.name for path in folder.iterdir()) == ["README.md", "results.json"]
 
 

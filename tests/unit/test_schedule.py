@@ -87,7 +87,7 @@ def test_a_killed_command_leaves_no_process_and_nobody_else_runs_meanwhile(tmp_p
     process = subprocess.Popen([sys.executable, "command.py", "out"], cwd=tmp_path, env={"PYTHONPATH": "tests", **_environment()})
     graph = StageGraph(tmp_path / "out", [stage("a"), stage("b", ("a",), seconds=60)])
     until(lambda: state_of(graph, "b") == "running")
-    with pytest.raises(FolderInUseError, match="another command runs this experiment"):
+    with pytest.raises(FolderInUseError, match="the experiment is being run by process"):
         run_jobs(graph, ["b"], {}, 1)
     worker = int(json.loads((tmp_path / "out" / "running" / "b.json").read_text())["pid"])
     process.send_signal(signal.SIGKILL)

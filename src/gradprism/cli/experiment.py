@@ -94,7 +94,7 @@ def tables(
 ) -> None:
     """Rebuilds every table and figure from results.json."""
     from gradprism.errors import DataError
-    from gradprism.reporting.experiment_tables import fill_page, tables_are_current, write_tables
+    from gradprism.reporting.experiment_pages import fill_page, tables_are_current, write_tables
 
     if check:
         if stale := tables_are_current(folder):

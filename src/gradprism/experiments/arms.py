@@ -175,10 +175,8 @@ def arm_config(config: ExperimentConfig, arm: ArmConfig, seed: int) -> RunConfig
     rl: dict[str, Any] = {"seed": seed, "steps": max(1, round(config.rl.steps * share))}
     if arm.algorithm is not None:
         rl["algorithm"] = arm.algorithm
-    values = {name: getattr(config, name) for name in RunConfig.model_fields}
-    return RunConfig.model_construct(
-        **values
-        | {
+    return _plain(config).model_copy(
+        update={
             "seed": seed if arm.route.policy in SEEDED else config.seed,
             "route": arm.route,
             "refresh": arm.refresh,

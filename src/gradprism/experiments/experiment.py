@@ -29,7 +29,7 @@ def run_experiment(
     What is done when a stage fails is written all the same. Raises `FolderInUseError` where the results folder holds runs that this
     would lose, unless it is to `replace` them.
     """
-    from gradprism.reporting.experiment_tables import write_tables
+    from gradprism.reporting.experiment_pages import write_tables
 
     config, planned, out, earlier = _prepare(file, overrides, results, extend)
     wanted = _wanted(planned, groups, earlier)

@@ -5,22 +5,21 @@ it, so none is left to write into a folder that a second command has taken over.
 """
 
 import contextlib
-import fcntl
 import multiprocessing
 import os
 import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
-from gradprism.errors import FolderInUseError, GradprismError, StageError
+from gradprism.errors import GradprismError, StageError
 from gradprism.experiments.stages import Stage, StageGraph
-from gradprism.files import read_json, write_json, writing
+from gradprism.files import read_json, sole, write_json
 from gradprism.progress import say, set_quiet
 
 RUNNING, LOCK, LOG = "running", ".experiment.tmp", "workers.log"
@@ -34,7 +33,7 @@ def run_jobs(graph: StageGraph, wanted: Sequence[str], labels: Mapping[str, str]
     """
     if not owed_stages(graph, wanted):
         return
-    with _sole(graph.folder):
+    with sole(graph.folder, LOCK, "the experiment is being run"):
         owed = owed_stages(graph, wanted)
         context = multiprocessing.get_context("spawn")
         failed: dict[str, str] = {}
@@ -193,22 +192,6 @@ def _run(graph: StageGraph, stage: Stage) -> str | None:
     finally:
         marker.unlink(missing_ok=True)
     return None
-
-
-@contextlib.contextmanager
-def _sole(folder: Path) -> Iterator[None]:
-    """A block in which no other command runs the experiment of `folder`."""
-    with writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        file = open(folder / LOCK, "a+", encoding="utf-8")  # noqa: SIM115 # closed below
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise FolderInUseError(f"{folder}: another command runs this experiment; let it end first") from None
-        except OSError:  # a file system without locks
-            pass
-        yield
 
 
 def summary(graph: StageGraph, wanted: Sequence[str], labels: Mapping[str, str], jobs: int) -> dict[str, Any]:

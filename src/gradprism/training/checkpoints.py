@@ -6,9 +6,7 @@ half written has a name that starts with a dot, and is deleted by the next attem
 """
 
 import contextlib
-import fcntl
 import json
-import os
 import platform
 import re
 import shutil
@@ -26,6 +24,7 @@ from gradprism.files import (
     is_temporary,
     read_json,
     remove_stale_temporaries,
+    sole,
     write_json,
     writing,
 )
@@ -146,29 +145,8 @@ def sole_training(out: Path, ranks: Ranks | None) -> Iterator[None]:
     if ranks is not None and not ranks.is_first:
         yield
         return
-    path = out / _LOCK
-    with writing(out):
-        out.mkdir(parents=True, exist_ok=True)
-        file = open(path, "a+", encoding="utf-8")  # noqa: SIM115 # closed below
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            raise FolderInUseError(
-                f"{out}: is being trained by {file.read().strip() or 'another process'}; let it end first"
-            ) from None
-        except OSError:  # a file system without locks
-            pass
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {platform.node()}")
-        file.flush()
-        try:
-            yield
-        finally:
-            path.unlink(missing_ok=True)
-            with contextlib.suppress(OSError):
-                out.rmdir()  # where nothing came of it
+    with sole(out, _LOCK, "is being trained"):
+        yield
 
 
 def claim_training_folder(out: Path, manifest: dict[str, Any], on_existing: OnExisting = "resume") -> Path | None:
