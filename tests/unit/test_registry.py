@@ -1,5 +1,7 @@
 """Environments by name, and their options."""
 
+import sys
+
 import pytest
 
 from gradprism.environments.registry import environment_names, make_environment
@@ -36,3 +38,9 @@ def test_a_class_of_ones_own():
 def test_what_is_refused(name, options, words):
     with pytest.raises(ConfigError, match=words):
         make_environment(name, options)
+
+
+def test_a_built_in_environment_that_is_not_installed_says_how_to_install_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "gradprism.environments.webshop.environment", None)
+    with pytest.raises(ConfigError, match=r"environment 'webshop': .*; pip install 'gradprism\[webshop\]'"):
+        make_environment("webshop")

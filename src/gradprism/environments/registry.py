@@ -40,7 +40,9 @@ def _find(name: str) -> Any:
     try:
         kind = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as error:
-        raise ConfigError(f"environment {name!r}: {error}") from None
+        # A built-in environment has an extra of its name.
+        install = "" if ":" in name else f"; pip install 'gradprism[{name}]'"
+        raise ConfigError(f"environment {name!r}: {error}{install}") from None
     if not (isinstance(kind, type) and dataclasses.is_dataclass(kind)):
         raise ConfigError(f"environment {name!r}: {attribute} is not a dataclass")
     return kind

@@ -41,6 +41,8 @@ def run_experiment(
         run_jobs(planned.graph, wanted, planned.labels, jobs or default_workers(), config.threads)
     finally:
         found = gather(config, planned, earlier)
+        if earlier and found["stages"] == earlier["stages"]:  # nothing was made, so when and where it was made is as it was
+            found |= {name: earlier[name] for name in ("created", "versions", "machine")}
         if any(arm["runs"] for arm in found["arms"]):
             out.mkdir(parents=True, exist_ok=True)
             write_json(out / RESULTS, found)
