@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import shutil
 import tempfile
 import time
@@ -88,10 +89,14 @@ def removed_on_failure(folder: Path) -> Iterator[None]:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes `value` as indented JSON with sorted keys; NaN and infinities are refused (`ValueError`)."""
+    """Writes `value` as indented JSON with sorted keys and lists of numbers on one line; NaN and infinities are refused (`ValueError`)."""
     text = json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
     with atomic_write(path) as file:
-        file.write(text + "\n")
+        file.write(_NUMBERS.sub(lambda match: " ".join(match[0].split()).replace("[ ", "[").replace(" ]", "]"), text) + "\n")
+
+
+# In JSON a line feed is never part of a string, so none is taken for a list.
+_NUMBERS = re.compile(r"\[\n *-?\d[\d.eE+-]*(?:,\n *-?\d[\d.eE+-]*)*\n *\]")
 
 
 def write_jsonl(path: Path, rows: Iterable[Any]) -> None:

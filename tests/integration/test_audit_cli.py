@@ -153,6 +153,26 @@ def test_the_probe_s_time_against_what_it_saves(audit, tmp_path):
     assert_refused(audit(*hours, "-1"), "--routed-hours -1.0: must be a number of hours")
 
 
+def test_what_the_probe_saves_is_projected_from_a_run_s_ledger(audit, tmp_path):
+    make_probe(tmp_path / "probe")
+    attempt = Attempt(tmp_path / "probe")
+    attempt._wall -= 100
+    attempt.add(COUNT, 100)
+    ledger = tmp_path / "ledger.jsonl"
+    lines = [("probe", 90.0), ("sft", 999.0), ("sft", 50.0), ("rl", 300.0), ("evaluate-rl", 40.0)]
+    write_jsonl(ledger, [{"stage": stage, "wall_seconds": seconds} for stage, seconds in lines])
+    # RL on all takes twice what half took: 600 less the last SFT's 50 and 300.
+    assert audited(audit, "--ledger", ledger)["cost"] == {"probe_seconds": pytest.approx(100, abs=5), "saved_seconds": 250}
+    write_jsonl(ledger, [{"stage": stage, "wall_seconds": seconds} for stage, seconds in [*lines, ("refresh", 220.0)]])
+    assert "its routing saves 30 s: it costs more than it saves" in "".join(audited(audit, "--ledger", ledger)["warnings"])
+    assert_refused(audit("--ledger", ledger, "--full-rl-hours", "2"), "--ledger and hours exclude each other")
+    assert_refused(audit("--ledger", tmp_path / "none"), "none: no such file")
+    write_jsonl(ledger, [{"stage": "sft", "wall_seconds": 1.0}])
+    assert_refused(audit("--ledger", ledger), "ledger.jsonl: has no stages 'sft' and 'rl'")
+    write_jsonl(ledger, [{"stage": "sft"}])
+    assert_refused(audit("--ledger", ledger), "ledger.jsonl:1: is no line of a ledger")
+
+
 def test_pass_rates_and_what_is_printed(audit, tmp_path):
     make_probe(tmp_path / "probe")
     write_jsonl(tmp_path / "episodes.jsonl", [{"id": f"sample-{i:04d}", "success": i % 3 == 0} for i in range(COUNT)])

@@ -16,7 +16,7 @@ ARMS = """
 name = "base"
 sft = "none"
 rl = "none"
-seeds = [0]
+max_seeds = 1
 
 [[arms]]
 name = "sft"
@@ -35,13 +35,13 @@ route = { policy = "random" }
 [[arms]]
 name = "pass-rate"
 group = "controls"
-seeds = [0]
+max_seeds = 1
 route = { policy = "pass_rate" }
 
 [[arms]]
 name = "gini"
 group = "controls"
-seeds = [0]
+max_seeds = 1
 refresh = { after_sft = true, every_k_steps = 1 }
 
 [[sweeps]]
@@ -165,7 +165,7 @@ def test_killed_at_random_moments_it_finds_what_an_undisturbed_run_finds(tmp_pat
     # Another arm is all that is made when results are extended by it.
     more = CONFIG.replace(
         '[[sweeps]]\ntitle = "Share"',
-        '[[arms]]\nname = "length"\nseeds = [0]\nroute = {policy="length"}\n\n[[sweeps]]\ntitle = "Share"',
+        '[[arms]]\nname = "length"\nmax_seeds = 1\nroute = {policy="length"}\n\n[[sweeps]]\ntitle = "Share"',
     )
     (whole / "small.toml").write_text(more)
     assert run(whole, "--extend").returncode == 0
@@ -174,6 +174,7 @@ def test_killed_at_random_moments_it_finds_what_an_undisturbed_run_finds(tmp_pat
     assert len(arms["length"]) == 1 and {name: runs for name, runs in arms.items() if name != "length"} == before
     for part in ("model", "corpus", "tasks", "audits"):
         assert found[part] == expected[part], "what was not measured again is kept"
+    assert found["machines"] == expected["machines"] and {stage["machine"] for stage in found["stages"].values()} == {0}
     assert all((stage["flops"] > 0) == (stage["tokens_forward"] > 0) for stage in found["stages"].values())
 
 
@@ -191,6 +192,16 @@ def test_mistakes_are_said_in_a_line(cli, tmp_path, monkeypatch):
     )
     assert_refused(cli("experiment", "small.toml", "--extend"), "results.json: no such file, so there is nothing to extend")
     assert_refused(cli("experiment", "tables", "nowhere"), "nowhere")
+    damaged = tmp_path / "results" / "small" / "results.json"
+    damaged.parent.mkdir(parents=True)
+    for text in ("{}", "[]", '{"arms": [{}]}'):
+        damaged.write_text(text)
+        assert_refused(cli("experiment", "small.toml", "--extend"), "results.json: ")
+        assert_refused(cli("experiment", "small.toml"), "results.json: ")
+        assert damaged.read_text() == text
+    damaged.unlink()
+    damaged.parent.rmdir()
+    damaged.parent.parent.rmdir()
     assert_refused(cli("experiment", "small.toml", "--set", "sft_arm=nobody"), "no arm is called nobody")
     code, out, _ = cli("experiment", "status", "small.toml")
     assert code == 0 and "time left: unknown" in out

@@ -2,10 +2,13 @@
 
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+import gradprism.training.rl as rl_module
 from gradprism.errors import ConfigError
+from gradprism.experiments import steps
 from gradprism.experiments.arms import ExperimentConfig, arm_config, plan
 from gradprism.experiments.config import load_config
 
@@ -32,7 +35,8 @@ def test_every_arm_of_the_issue_is_there(file):
     assert names >= {"inverse-gini", "inverse-cv", "inverse-kurtosis", "magnitude", "loss", "length", "uncertainty"}
     assert names >= {f"{metric}-{share}" for metric in ("gini", "cv") for share in (10, 30, 70, 90)}
     assert names >= {"gini-refreshed", "gini-soft"}
-    assert all(len(arm.seeds or config.seeds) >= 3 for arm in config.arms if arm.group == "table1" and arm.name != "base")
+    assert all(len(config.seeds_of(arm)) >= 3 for arm in config.arms if arm.name != "base")
+    assert all(config.seeds_of(arm) == config.seeds for arm in config.arms if arm.group == "table1" and arm.name != "base")
     assert config.evaluation.seed == 0, "evaluations of all arms draw alike"
 
 
@@ -60,6 +64,10 @@ def test_what_arms_have_in_common_runs_once():
     assert kinds(planned, runs_of(planned, "random")[0]) == ["route", "sft", "rl"]
     assert kinds(planned, runs_of(planned, "loss")[0]) == ["probe", "route", "sft", "rl"]
     assert runs_of(planned, "base")[0].stages == ()
+    # Of a probe whose losses alone are read, the forward pass.
+    for arm in ("loss", "uncertainty"):
+        assert runs_of(planned, arm)[0].forward_only == runs_of(planned, arm)[0].stages[:1]
+    assert runs_of(planned, "gini")[0].forward_only == runs_of(planned, "random")[0].forward_only == ()
 
 
 def test_earlier_groups_and_seeds_come_first():
@@ -86,6 +94,38 @@ def test_an_arms_part_of_rl_is_its_share_and_seeds_are_the_trainings():
     assert (own.rl.algorithm, own.rl.seed, own.sft.seed, own.evaluation.seed) == ("gigpo", 2, 2, 0)
 
 
+def test_an_arm_whose_share_is_not_known_yet_plays_in_proportion(tmp_path, monkeypatch):
+    played = []
+    monkeypatch.setattr(steps, "rl", lambda config, folder, inputs: played.append(config.rl.steps) or {})
+    lengths = {"corpus": 100, "route": 50, "tasks": 20, "none": 0}
+    monkeypatch.setattr(steps, "read_corpus", lambda config, inputs: [SimpleNamespace(task=i) for i in range(lengths["corpus"])])
+    monkeypatch.setattr(rl_module, "read_tasks", lambda path, environment: range(lengths[path.parts[-3]]))
+    monkeypatch.setattr(steps, "playable", lambda config: SimpleNamespace(task=lambda i: SimpleNamespace(id=i)))
+    config = load(MINI[0], "rl.steps=30")
+    arms = {arm.name: arm for arm in config.arms}
+
+    def rounds(arm, **inputs):
+        steps.rl_in_proportion(arm_config(config, arms[arm], 0), tmp_path, {role: tmp_path / name for role, name in inputs.items()})
+        return played[-1]
+
+    assert rounds("gini", route="route", tasks="route") == 15
+    assert rounds("gini-refreshed", route="route", tasks="tasks") == 6, "20 of its 50 tasks are left"
+    assert rounds("gini-refreshed", route="route", tasks="none") == 15, "nothing is left, so all are played"
+    assert rounds("pass-rate-hpt", route="tasks", tasks="tasks", corpus="corpus") == 6, "20 of 100 lie above the threshold"
+    assert rounds("grpo", corpus="corpus") == 30
+
+
+def test_a_threshold_is_part_of_a_route_and_needs_the_corpus_for_its_share():
+    planned = plan(load(MINI[0], "seeds=[0]"))
+    stages = {stage.name: stage for stage in planned.graph.stages}
+    [hpt, *_] = runs_of(planned, "pass-rate-hpt")
+    [pass_rate, *_] = runs_of(planned, "pass-rate")
+    for run, has_it in ((hpt, True), (pass_rate, False)):
+        assert run.route is not None and run.model is not None
+        assert ("threshold" in stages[run.route].reads["route"]) == ("corpus" in stages[run.model].needs) == has_it
+    assert hpt.stages[0] == pass_rate.stages[0], "the base is asked once"
+
+
 def test_a_changed_setting_changes_only_what_depends_on_it():
     before, after = (plan(load(MINI[0], "seeds=[0]", *more)) for more in ([], ["rl.learning_rate=0.001"]))
     same = {stage.name for stage in before.graph.stages} & {stage.name for stage in after.graph.stages}
@@ -101,6 +141,10 @@ def test_a_changed_setting_changes_only_what_depends_on_it():
         (['claims=[{text="x", better="gini", worse="nobody"}]'], r"no arm is called nobody"),
         (["seeds=[]"], r"seeds: "),
         (["arms=[]"], r"arms: "),
+        (["seeds=[-1]"], r"seeds\.0: .*greater than or equal to 0"),
+        (["seeds=[4294967296]"], r"seeds\.0: .*less than 4294967296"),
+        (["seeds=[0, 1, 0]"], r"seeds: 0, 1, 0 has one twice"),
+        (["audit.context_lengths=[4]"], r"audit\.context_lengths\.0: .*greater than or equal to 8"),
         (['corpus.files=["a.jsonl"]'], r"corpus: .*either files or collect"),
         (["evaluation.splits={hidden=3}", "rl.evaluate_split=hidden", "rl.evaluate_tasks=3"], r"split 'hidden'"),
     ],

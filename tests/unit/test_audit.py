@@ -14,13 +14,14 @@ from gradprism.routing.audit import (
     audit,
     average_ranks,
     correlation_ratio,
-    median_standard_error,
+    drawn_by_chance,
     probe_pays,
     spearman,
     split_by,
+    threshold_standard_error,
 )
 from gradprism.routing.measures import split_table
-from gradprism.routing.thresholds import median_threshold, route_by_median
+from gradprism.routing.thresholds import choose_threshold, median_threshold, quantile_threshold, route_by_median
 from helpers.probes import measures_table
 
 # Few distinct values make ties common.
@@ -37,12 +38,17 @@ def test_spearman_agrees_with_scipy(a, seed):
         assert ours == pytest.approx(scipy.stats.spearmanr(a, b)[0], abs=1e-12)
 
 
-@pytest.mark.parametrize("n", [1, 2, 3, 10, 51])
-def test_standard_error_of_the_median_equals_a_plain_bootstrap(n):
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.8])
+@pytest.mark.parametrize("n", [2, 3, 10, 51])
+def test_standard_error_of_the_threshold_equals_a_plain_bootstrap(n, share):
     scores = np.random.default_rng(n).gamma(2.0, size=n)
-    picks = np.random.default_rng(0).integers(0, n, (40_000, n))
-    plain = np.median(scores[picks], axis=1).std(ddof=1)
-    assert median_standard_error(scores, seed=1) == pytest.approx(plain, rel=0.04, abs=1e-12)
+    found = threshold_standard_error(scores, share, seed=1)
+    if not 0 < math.floor(share * n) < n:
+        assert found is None, "nothing bounds it on both sides"
+        return
+    picks = np.random.default_rng(0).integers(0, n, (20_000, n))
+    cut = median_threshold if share == 0.5 else lambda drawn: quantile_threshold(drawn, share)
+    assert found == pytest.approx(np.std([cut(drawn) for drawn in scores[picks]], ddof=1), rel=0.05)
 
 
 @given(tied, st.integers(0, 1000))
@@ -67,10 +73,34 @@ def test_agreement_by_hand():
 
 def test_split_by_takes_the_better_direction():
     to_rl = np.array([False, False, True, True, True])
-    assert split_by(to_rl, np.array([5.0, 4, 3, 2, 1])) == {"rl": "low", "same_side": 4 / 5, "jaccard": 2 / 3}
-    assert split_by(to_rl, np.array([1.0, 2, 3, 4, 5])) == {"rl": "high", "same_side": 4 / 5, "jaccard": 2 / 3}
-    # What equals the median goes to SFT in both directions: here all.
-    assert split_by(to_rl, np.ones(5)) == {"rl": "high", "same_side": 2 / 5, "jaccard": 0.0}
+    assert split_by(to_rl, np.array([5.0, 4, 3, 2, 1])) == {"rl": "low", "same_side": 1.0, "jaccard": 1.0}
+    assert split_by(to_rl, np.array([1.0, 4, 3, 2, 5])) == {"rl": "high", "same_side": 3 / 5, "jaccard": 2 / 4}
+    # Three drawn from five equals meet 9/5 of the three on average.
+    assert split_by(to_rl, np.ones(5)) == {
+        "rl": "high",
+        "same_side": pytest.approx((5 - 6 + 2 * 9 / 5) / 5),
+        "jaccard": pytest.approx(9 / 5 / (6 - 9 / 5)),
+    }
+    assert split_by(np.zeros(5, dtype=bool), np.arange(5.0)) == {"rl": "high", "same_side": 1.0, "jaccard": None}
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_equals_at_the_cut_count_as_drawn_by_chance(seed):
+    rng = np.random.default_rng(seed)
+    values, to_rl = rng.integers(0, 3, 12).astype(float), rng.permutation(12) < 5
+    drawn = []
+    for _ in range(8000):
+        order = np.lexsort((rng.random(12), values))  # equals in a random order
+        chosen = np.zeros(12, dtype=bool)
+        chosen[order[-5:]] = True
+        drawn.append((chosen == to_rl).mean())
+    found = split_by(to_rl, values)
+    low = split_by(to_rl, -values)
+    assert found["same_side"] == low["same_side"] and found["rl"] != low["rl"]
+    if found["rl"] == "high":
+        assert found["same_side"] == pytest.approx(np.mean(drawn), abs=0.01)
+    else:
+        assert found["same_side"] >= np.mean(drawn) - 0.01
 
 
 @given(tied, st.integers(0, 1000))
@@ -97,7 +127,7 @@ def test_correlation_ratio_by_hand():
 def audited(score, policy="concentration", cut=None, task_types=None, **columns):
     score = np.asarray(score, dtype=float)
     table = split_table(measures_table(len(score), **columns), score, median_threshold(score) if cut is None else cut)
-    return audit(table, "gini", policy, seed=0, task_types=task_types, fixed_threshold=cut is not None)
+    return audit(table, "gini", policy, seed=0, task_types=task_types, rl_share=0.5 if cut is None else None)
 
 
 def test_audit_of_a_sound_split_warns_of_nothing():
@@ -105,7 +135,7 @@ def test_audit_of_a_sound_split_warns_of_nothing():
     result = audited(score)
     assert result["warnings"] == []
     assert set(result["spearman"]) == {"loss", "l2", "n_tokens", "n_response_tokens", "n_turns", "gini", "cv", "kurtosis"}
-    expected = (np.abs(score - np.median(score)) <= result["median_standard_error"]).mean()
+    expected = (np.abs(score - np.median(score)) <= result["threshold_standard_error"]).mean()
     assert result["share_within_one_standard_error"] == pytest.approx(expected)
     assert expected == pytest.approx(1 / math.sqrt(200), abs=0.03)
     assert result["task_type_eta_squared"] is None
@@ -152,7 +182,7 @@ def test_saturation_is_asked_of_what_a_policy_ranks_by():
         "the scores have no spread: the split says nothing about the trajectories"
     ]
     assert audited(score, policy="soft")["warnings"] == []
-    [warning] = audited(score, policy="pass_rate", pass_rate=[1.0] * 10 + [0.0] * 190)["warnings"]
+    warning, _ = audited(score, policy="pass_rate", pass_rate=[1.0] * 10 + [0.0] * 190)["warnings"]
     assert warning.startswith("95% of the pass rates lie within 0 of each other")
 
 
@@ -175,6 +205,31 @@ def test_an_unstable_threshold_is_warned_of():
     clustered = np.concatenate([rng.normal(0, 1, 500), np.full(201, 0.01)])
     assert "unstable" in audited(clustered)["warnings"][0]
     assert audited(rng.random(30), policy="random")["warnings"] == []
+    # A number is no estimate, so nothing moves it.
+    given = audited(rng.random(30), cut=0.5)
+    assert given["threshold_standard_error"] is None and given["share_within_one_standard_error"] is None
+    assert given["warnings"] == []
+
+
+def test_the_threshold_of_a_share_is_judged_where_it_cuts():
+    score = np.random.default_rng(2).lognormal(size=400)
+    table = split_table(measures_table(400), score, choose_threshold(score, rl_share=0.1))
+    of_share, of_median = (audit(table, "gini", "concentration", seed=0, rl_share=share) for share in (0.1, 0.5))
+    # Its tail is thin, so the cut there is much less firm than the median.
+    assert of_share["threshold_standard_error"] > 3 * of_median["threshold_standard_error"]
+
+
+def test_what_pass_rates_leave_to_chance_is_counted_and_warned_of():
+    rates = np.array([0.0] * 30 + [0.25] * 5 + [1.0] * 5)
+    jittered = rates - 1e-3 * np.random.default_rng(0).permutation(40)
+    result = audited(jittered, policy="pass_rate", pass_rate=rates)
+    # Half of 40 go to RL: the ten that were won, and ten of the thirty that never were.
+    assert result["rl_by_chance"] == 10
+    assert result["warnings"][-1].startswith("10 of the 20 trajectories that go to RL were drawn by chance among equal pass rates")
+    won = audited(jittered, policy="pass_rate", pass_rate=rates, cut=0.0)
+    assert (won["rl_by_chance"], won["warnings"]) == (0, [])
+    assert audited(jittered, pass_rate=rates)["rl_by_chance"] is None
+    assert drawn_by_chance(measures_table(4)) is None
 
 
 def test_a_confound_is_warned_of_unless_it_was_asked_for():

@@ -44,13 +44,15 @@ def test_a_run_costs_each_of_its_stages_once_less_evaluations() -> None:
     cost = costs.run_cost(RUN, STAGES)
     assert cost == {
         "wall_seconds": 10 + 2 + 100 + 300,
-        "cpu_seconds": 150,
+        "cpu_seconds": 150 * 100 / 120,  # the share of the evaluations taken off
+        "gpu_seconds": 0,
         "flops": 266,
         "tokens_forward": 7,
         "tokens_backward": 0,
         "tokens_generated": 0,
         "environment_steps": 50,
         "peak_memory_mib": 900,
+        "peak_gpu_memory_mib": 0,
     }
     choosing, training = (costs.run_cost(RUN, STAGES, choosing=side)["wall_seconds"] for side in (True, False))
     assert (choosing, training) == (12, 400)
@@ -58,7 +60,7 @@ def test_a_run_costs_each_of_its_stages_once_less_evaluations() -> None:
 
 
 def test_means_take_the_largest_peak() -> None:
-    mean = costs.mean_cost([{**dict.fromkeys(costs.ADDED, x), "peak_memory_mib": x} for x in (1.0, 3.0)])
+    mean = costs.mean_cost([dict.fromkeys((*costs.ADDED, *costs.PEAKS), x) for x in (1.0, 3.0)])
     assert (mean["wall_seconds"], mean["peak_memory_mib"]) == (2.0, 3.0)
 
 
@@ -119,3 +121,33 @@ def test_cost_to_reach_is_that_of_the_first_point_there() -> None:
 def test_final_success_is_the_mean_of_last_points() -> None:
     assert costs.final_success([RUN, {"curve": [point("rl", 1, 0.7)]}, {"curve": []}, {}]) == pytest.approx(0.6)
     assert costs.final_success([{}]) is None
+
+
+def test_what_needs_no_backward_pass_is_charged_for_none() -> None:
+    probe = {
+        "kind": "probe",
+        "wall_seconds": 9.0,
+        "cpu_seconds": 18.0,
+        "tokens_forward": 100,
+        "tokens_backward": 100,
+        "flops": 600.0,
+    }
+    stages = {**STAGES, "both": probe}
+    whole, forward = (
+        costs.run_cost({"stages": ["both", "sft"], "forward_only": only}, stages, choosing=True) for only in ([], ["both"])
+    )
+    # Of 2 + 4 a token a forward pass is 2.
+    assert whole["flops"] == 600 and forward["flops"] == pytest.approx(200)
+    assert (forward["wall_seconds"], forward["cpu_seconds"]) == (pytest.approx(3), pytest.approx(6))
+    assert (forward["tokens_forward"], forward["tokens_backward"]) == (100, 0)
+    run = {"stages": ["both", "sft"], "forward_only": ["both"]}
+    assert costs.cost_at(run, stages, "sft", 0.5, "wall_seconds") == pytest.approx(3 + 50)
+
+
+def test_the_best_point_is_of_the_mean_curve() -> None:
+    runs = [
+        {"curve": [point("rl", 0.5, 0.9), point("rl", 1, 0.4)]},
+        {"curve": [point("rl", 0.25, 1.0), point("rl", 0.5, 0.3), point("rl", 1, 0.5)]},
+    ]
+    assert costs.best_success(runs) == pytest.approx(0.6)
+    assert costs.best_success([{"curve": []}]) is None

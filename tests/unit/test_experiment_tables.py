@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from gradprism.errors import DataError, MissingFileError
-from gradprism.experiments.statistics import Interval
+from gradprism.experiments.statistics import Interval, holm
 from gradprism.reporting import experiment_figures as figures
 from gradprism.reporting import experiment_pages as pages
 from gradprism.reporting import experiment_tables as tables
@@ -81,8 +81,7 @@ def synthetic(seeds: int = 3) -> dict[str, Any]:
         "name": "alfworld-mini",
         "environment": "alfworld",
         "created": "2026-01-01T00:00:00+00:00",
-        "versions": {"gradprism": "0.1.0"},
-        "machine": {"cpu": "Xeon", "cores": 2, "memory_gib": 24},
+        "machines": [{"cpu": "Xeon", "cores": 2, "memory_gib": 24, "versions": {"gradprism": "0.1.0"}}],
         "model": {"id": "models/alfworld-tiny", "parameters": 2500000},
         "corpus": {"trajectories": 600},
         "tasks": tasks,
@@ -106,7 +105,7 @@ def synthetic(seeds: int = 3) -> dict[str, Any]:
                 "spearman": {"loss": -0.16, "n_response_tokens": None},
                 "eta_squared": 0.31,
                 "agreement": {"loss": {"same_side": 0.55, "jaccard": 0.38}},
-                "median_standard_error": 0.0041,
+                "threshold_standard_error": 0.0041,
                 "share_within_one_standard_error": 0.035,
                 "stability": {"another context length": {"jaccard": 0.9, "same_side": 0.95, "spearman": 0.99}},
                 "warnings": ["the score follows | loss"],
@@ -183,25 +182,32 @@ def test_a_score_that_is_not_the_success_gets_a_column() -> None:
 
 def test_every_arm_is_compared_with_each_reference_but_itself(whole: Experiment) -> None:
     headings, _, *rows = cells(tables.difference_table(whole, whole.of_group("table1"), "unseen"))
-    assert headings == ["arm", "less Random 50:50", "p (Holm)", "less SFT then RL, 100:100", "p (Holm)"]
+    p_values = ["p, these models", "p, any trainings"]
+    assert headings == ["arm", "less Random 50:50", *p_values, "less SFT then RL, 100:100", *p_values]
     by_name = {row[0]: row[1:] for row in rows}
-    assert by_name["Random 50:50"][:2] == ["–", "–"]
-    assert by_name["SFT then RL, 100:100"][2:] == ["–", "–"]
+    assert by_name["Random 50:50"][:3] == ["–", "–", "–"]
+    assert by_name["SFT then RL, 100:100"][3:] == ["–", "–", "–"]
     assert by_name["PRISM, Gini 50:50"][0] == tables.points(whole.difference("gini", "random"))
     assert by_name["Base"][1] == "<0.001"
 
 
-def test_claims_are_judged_by_their_intervals(whole: Experiment) -> None:
-    table = tables.claims_table(whole)
-    assert row_of(table, "Gini beats a random split")["verdict"] == "**holds**"
-    assert row_of(table, "SFT alone beats RL alone")["verdict"] == "**does not hold**"
-    unmeasured = row_of(table, "Gini beats CV")
-    assert (unmeasured["verdict"], unmeasured["p (Holm)"], unmeasured["seeds"]) == ("not measured yet", "–", "0")
-    above, across = Interval(0.1, 0.01, 0.2, 0.05, 2), Interval(0.1, -0.01, 0.2, 0.05, 2)
-    assert tables.verdict(across, 0.01, 3) == "cannot be told apart"
-    assert tables.verdict(above, 0.06, 3) == "cannot be told apart", "p must be clear too"
-    assert tables.verdict(above, 0.04, 3) == "**holds**"
-    assert tables.verdict(above, 0.001, 1) == "one seed: not decided"
+def test_claims_are_judged_by_the_p_of_any_trainings(whole: Experiment) -> None:
+    row = row_of(tables.claims_table(whole), "Gini beats a random split")
+    claims = [(c["better"], c["worse"]) for c in synthetic()["claims"]]
+    known = [p for pair in claims if (p := whole.training_p(*pair)) is not None]
+    assert len(known) == 3, "Gini beats CV is not measured"
+    assert row["p, any trainings"] == tables.p_value(holm(known)[0])
+    of_models = [p for pair in claims if (p := whole.p(*pair)) is not None]
+    assert row["p, these models"] == tables.p_value(holm(of_models)[0])
+    unmeasured = row_of(tables.claims_table(whole), "Gini beats CV")
+    assert (unmeasured["verdict"], unmeasured["p, any trainings"], unmeasured["seeds"]) == ("not measured yet", "–", "0")
+    above, below = Interval(0.1, 0.01, 0.2, 0.05, 2), Interval(-0.1, -0.2, -0.01, 0.05, 2)
+    assert tables.verdict(above, 0.06) == "suggested: holds", "clear by itself, not among so many"
+    assert tables.verdict(below, 0.06) == "suggested: does not hold"
+    assert tables.verdict(Interval(0.1, -0.01, 0.2, 0.05, 2), 0.04) == "cannot be told apart"
+    assert tables.verdict(above, 0.04) == "**holds**"
+    assert tables.verdict(below, 0.04) == "**does not hold**"
+    assert tables.verdict(above, None) == "one seed: not decided"
 
 
 def test_pairs_are_of_the_seeds_that_both_have_and_the_base_is_everyones() -> None:
@@ -248,14 +254,56 @@ def test_costs_by_hand(whole: Experiment) -> None:
 
 def test_a_probe_that_costs_more_than_it_saves_is_flagged() -> None:
     results = synthetic()
-    assert "PRISM, Gini 50:50: pays: choosing costs 37.8 s, training saves 57.8 min" in "\n".join(
-        tables.saving_lines(Experiment(results))
+    assert "PRISM, Gini 50:50: in wall time pays (choosing costs 37.8 s, training saves 57.8 min against full RL); in FLOPs" in (
+        "\n".join(tables.saving_lines(Experiment(results)))
     )
     for name, stage in results["stages"].items():
         if name.startswith("probe-gini-"):
             stage["wall_seconds"] = 1e5
     text = tables.tables_text(Experiment(results))
-    assert "- PRISM, Gini 50:50: **does not pay: choosing costs more than it saves**" in text
+    assert "- PRISM, Gini 50:50: in wall time **does not pay** (choosing costs" in text
+    assert "against full RL); in FLOPs pays (" in text
+
+
+def test_one_seed_decides_nothing() -> None:
+    experiment = Experiment(synthetic(seeds=1))
+    assert "above the base: +" in (text := tables.regime_text(experiment))
+    assert "points: not known." in text and "two-sided 5 %): –." in text
+    assert row_of(tables.claims_table(experiment), "Gini beats a random split")["verdict"] == "one seed: not decided"
+
+
+def test_times_of_different_machines_are_not_compared() -> None:
+    results = synthetic()
+    results["machines"] += [{"cpu": "Other", "cores": 64}]
+    for name, stage in results["stages"].items():
+        stage["machine"] = int(name.startswith("rl-gini-"))
+    row = row_of(tables.cost_table(Experiment(results)), "PRISM, Gini 50:50")
+    assert (row["speed-up, wall"], row["speed-up, CPU"]) == ("–", "–") and row["speed-up, FLOPs"] != "–"
+    assert row_of(tables.cost_table(Experiment(results)), "SFT, all")["speed-up, wall"] != "–"
+    # The same kind of machine with other versions of libraries.
+    results["machines"][1] = {**results["machines"][0], "versions": {"gradprism": "0.2.0"}}
+    assert row_of(tables.cost_table(Experiment(results)), "PRISM, Gini 50:50")["speed-up, wall"] != "–"
+    results["stages"][next(iter(results["stages"]))]["machine"] = 2
+    with pytest.raises(DataError, match="is not among the machines"):
+        Experiment(results)
+
+
+def test_a_gpu_s_time_and_memory_are_shown_where_there_is_one() -> None:
+    results = synthetic()
+    assert "GPU" not in tables.work_table(Experiment(results))
+    for stage in results["stages"].values():
+        stage |= {"gpu_seconds": 60.0, "peak_gpu_memory_mib": 7000.0}
+    row = row_of(tables.work_table(Experiment(results)), "SFT, all")
+    assert row["peak GPU MiB"] == "7000" and row["GPU time"] != "-"
+
+
+def test_what_was_drawn_by_chance_is_said() -> None:
+    results = synthetic()
+    for place, run in enumerate(results["arms"][5]["runs"]):
+        run["n_rl_by_chance"] = 100 + place
+    assert row_of(tables.success_table(Experiment(results), ["gini"], "unseen"), "PRISM, Gini 50:50")["SFT / RL"] == (
+        "300 / 300 (100–102 by chance)"
+    )
 
 
 def test_audits_skip_what_is_missing(whole: Experiment) -> None:
@@ -277,7 +325,9 @@ def test_names_from_the_data_do_not_break_a_table() -> None:
     assert r"a\|b\_\<i\>" in table
 
 
-@pytest.mark.parametrize("missing", ["seeds", "reference_arms", "full_rl_arm", "base_arm", "claims", "sweeps", "audits", "machine"])
+@pytest.mark.parametrize(
+    "missing", ["seeds", "reference_arms", "full_rl_arm", "base_arm", "claims", "sweeps", "audits", "machines"]
+)
 def test_any_optional_part_may_be_missing(missing: str) -> None:
     results = synthetic(seeds=1)
     del results[missing]
@@ -293,7 +343,7 @@ def test_an_unfinished_experiment_shows_what_is_there() -> None:
     text = tables.tables_text(experiment)
     assert "**Unfinished**, seeds done: PRISM, Gini 50:50 (2 of 3)." in text
     assert row_of(tables.success_table(experiment, ["gini"], "seen"), "PRISM, Gini 50:50")["seeds"] == "1"
-    assert "SFT on all is clearly above the base: –: not known yet." in text
+    assert "SFT on all is clearly above the base: –: not known." in text
     assert tables.main_table(experiment)
     assert tables.tables_text(Experiment({**results, "arms": []}))
 
@@ -321,7 +371,15 @@ def block(name: str) -> str:
 
 
 def test_inline_numbers_are_those_of_the_tables(whole: Experiment) -> None:
-    names = ["success gini", "success gini seen", "difference gini random", "speedup gini", "speedup-flops gini", "detectable"]
+    names = [
+        "success gini",
+        "success gini seen",
+        "difference gini random",
+        "speedup gini",
+        "speedup-flops gini",
+        "detectable",
+        "score gini",
+    ]
     filled = pages.fill_blocks("\n".join(f"x {block(name)}" for name in names), whole, "README.md")
     shown = re.findall("-->(.*?)<!--", filled)
     assert re.fullmatch(r"\d+\.\d % \[\d+\.\d, \d+\.\d\]", shown[0])
@@ -331,6 +389,7 @@ def test_inline_numbers_are_those_of_the_tables(whole: Experiment) -> None:
     assert shown[3].startswith("1.83× (")
     assert shown[4] == "1.83×"
     assert re.fullmatch(r"\d+\.\d points", shown[5])
+    assert shown[6] == tables.percent(whole.mean("gini", what="score"))
 
 
 def test_a_prefix_leaves_other_experiments_alone(whole: Experiment) -> None:

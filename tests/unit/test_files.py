@@ -36,6 +36,14 @@ def test_written_files_have_the_usual_permissions(tmp_path):
     assert stat.S_IMODE((tmp_path / "a.json").stat().st_mode) == stat.S_IMODE((tmp_path / "b").stat().st_mode)
 
 
+def test_lists_of_numbers_take_one_line_and_strings_stay_as_they_are(tmp_path):
+    value = {"a": [1, -2.5, 1e-07], "b": [[3], []], "c": "[\n  1,\n  2\n]", "d": ["x", 1], "e": [True, None]}
+    write_json(tmp_path / "a.json", value)
+    text = (tmp_path / "a.json").read_text()
+    assert json.loads(text) == value
+    assert '"a": [1, -2.5, 1e-07]' in text and "[3]" in text
+
+
 def test_broken_and_missing_json_are_named(tmp_path):
     (tmp_path / "bad.json").write_text("{")
     with pytest.raises(DataError, match=r"bad\.json: not valid JSON"):

@@ -1,6 +1,7 @@
 """Stages in several processes."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -10,7 +11,7 @@ import pytest
 
 from gradprism.errors import FolderInUseError, StageError
 from gradprism.experiments.schedule import LOG, owed_stages, run_jobs, state_of, summary, time_left
-from gradprism.experiments.stages import StageGraph
+from gradprism.experiments.stages import Stage, StageGraph
 from helpers.stages import stage
 
 
@@ -74,7 +75,7 @@ COMMAND = """
 import sys
 from pathlib import Path
 from gradprism.experiments.schedule import run_jobs
-from gradprism.experiments.stages import StageGraph
+from gradprism.experiments.stages import Stage, StageGraph
 from helpers.stages import stage
 if __name__ == "__main__":
     folder = Path(sys.argv[1])
@@ -117,3 +118,18 @@ def until(condition, seconds=60):
     while not condition():
         assert time.monotonic() < end, "it never came"
         time.sleep(0.05)
+
+
+def own_process(folder, inputs):
+    loaded = "wave" in sys.modules
+    return {"headline": f"{os.getpid()} {loaded}"}
+
+
+def test_each_stage_has_a_process_of_its_own_that_has_imported_its_libraries(tmp_path):
+    # A module that nothing else imports.
+    imports = {"a": (), "b": ("wave",)}
+    graph = StageGraph(tmp_path, [Stage(name, own_process, {"name": name}, imports=names) for name, names in imports.items()])
+    run_jobs(graph, ["a", "b"], {}, jobs=1)
+    (first, without), (second, with_it) = (graph.record(name).summary["headline"].split() for name in ("a", "b"))
+    assert first != second and (without, with_it) == ("False", "True")
+    assert graph.record("a").machine["cores"] >= 1 and "torch" in graph.record("a").machine["versions"]

@@ -2,6 +2,7 @@ import json
 
 import pytest
 
+from gradprism.experiments import stages
 from gradprism.experiments.stages import Stage, StageGraph
 
 
@@ -78,3 +79,15 @@ def test_the_ledger_has_one_line_a_stage_that_ran(tmp_path):
     rows = [json.loads(line) for line in (tmp_path / "ledger.jsonl").read_text().splitlines()]
     assert [row["stage"] for row in rows] == ["a", "b", "c", "d", "b", "c"]
     assert all(row["wall_seconds"] >= 0 and row["peak_memory_mib"] > 1 and row["tokens_forward"] == 5 for row in rows)
+
+
+def test_a_stage_that_used_a_gpu_holds_it_for_as_long_as_it_took(tmp_path, monkeypatch):
+    monkeypatch.setattr(stages, "peak_gpu_memory_mib", lambda: 700.0)
+    monkeypatch.setattr(stages, "gpu_name", lambda: "Some GPU")
+
+    def run(folder, inputs):
+        return {"earlier_cost": {"wall_seconds": 50.0, "cpu_seconds": 60.0}}
+
+    [record] = StageGraph(tmp_path, [Stage("a", run)]).run().values()
+    assert record.cost["gpu_seconds"] == record.cost["wall_seconds"] > 50
+    assert (record.cost["peak_gpu_memory_mib"], record.machine["gpu"]) == (700.0, "Some GPU")

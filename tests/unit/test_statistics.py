@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from gradprism.experiments import statistics
-from gradprism.experiments.statistics import Interval, detectable_difference, difference, holm, interval, permutation_p
+from gradprism.experiments.statistics import Interval, detectable_difference, difference, holm, interval, permutation_p, training_p
 
 
 def successes(rng: np.random.Generator, S: int, T: int, task: NDArray[np.float64], seed_spread: float = 0.0) -> NDArray[np.float64]:
@@ -174,6 +174,46 @@ def test_a_clear_difference_is_found() -> None:
     rng = np.random.default_rng(8)
     task = rng.normal(0, 1, (1, 134))
     assert permutation_p(successes(rng, 3, 134, task + 1), successes(rng, 3, 134, task)) < 0.001
+
+
+@pytest.mark.parametrize("S", [2, 3, 6])
+def test_p_of_any_trainings_is_student_s_with_one_degree_less_than_seeds(S: int) -> None:
+    rng = np.random.default_rng(S)
+    task = rng.normal(0, 1, (1, 50))
+    first, second = successes(rng, S, 50, task + 1, 0.3), successes(rng, S, 50, task, 0.3)
+    found = difference(first, second)
+    slow = 2 * stats.t.sf(abs(found.mean) / found.standard_error, min(found.degrees, S - 1))
+    assert training_p(first, second) == pytest.approx(slow)
+    assert training_p(second, first) == training_p(first, second)
+
+
+def test_p_of_any_trainings_at_its_edges() -> None:
+    ones, zeros = np.ones((3, 5)), np.zeros((3, 5))
+    assert training_p(ones, zeros) == 0.0, "no training and no task differed otherwise"
+    assert training_p(ones, ones) == 1.0
+    assert training_p(ones[:1], zeros[:1]) is None, "one seed"
+
+
+def test_claims_of_no_effect_are_seldom_borne_out_however_many_they_are() -> None:
+    rng, n, wrong = np.random.default_rng(11), 120, {"at most one less than seeds": 0, "Satterthwaite": 0, "interval": 0}
+    for _ in range(n):
+        task = rng.normal(0, 1.5, (1, 100))
+        arms = [successes(rng, 3, 100, task, 0.45) for _ in range(8)]
+        pairs = list(itertools.combinations(arms[:3], 2)) + [(a, b) for a in arms[:2] for b in arms[3:]]
+        wrong["at most one less than seeds"] += min(holm([training_p(a, b) or 0.0 for a, b in pairs])) < 0.05
+        found = [difference(a, b) for a, b in pairs]
+        wrong["interval"] += any(i.sign for i in found)
+        p = [float(2 * stats.t.sf(abs(i.mean) / i.standard_error, i.degrees)) for i in found]
+        wrong["Satterthwaite"] += min(holm(p)) < 0.05
+    assert wrong["at most one less than seeds"] / n <= 0.05
+    assert wrong["Satterthwaite"] / n > 0.1, "what would go wrong"
+    assert 0.35 < wrong["interval"] / n < 0.7, "uncorrected, about every second experiment suggests one"
+
+
+def test_one_task_has_student_s_interval_over_seeds() -> None:
+    found = interval([[1.0], [1.0], [0.0]])
+    low, high = stats.t.interval(0.95, 2, 2 / 3, stats.sem([1, 1, 0]))
+    assert (found.mean, found.low, found.high) == (pytest.approx(2 / 3), pytest.approx(low), pytest.approx(high))
 
 
 def test_holm_by_hand() -> None:

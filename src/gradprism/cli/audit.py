@@ -25,6 +25,10 @@ def command(
         float | None, typer.Option(help="Hours that RL on everything would take (with --routed-hours).")
     ] = None,
     routed_hours: Annotated[float | None, typer.Option(help="Hours that SFT and RL take as routed, without the probe.")] = None,
+    ledger: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="ledger.jsonl of a `gradprism run` with the median split, instead of those hours."),
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of what goes by chance, and of the bootstrap.")] = 0,
     out: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write the audit there, as JSON.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the audit as JSON.")] = False,
@@ -44,6 +48,7 @@ def command(
         pass_rates=pass_rates,
         full_rl_hours=full_rl_hours,
         routed_hours=routed_hours,
+        ledger=ledger,
     )
     if out is not None:
         write_json(out, audit)
@@ -70,7 +75,7 @@ def _print(audit: dict[str, Any]) -> None:
         console.print(f"Share of the score's variance that task types explain (η²): {audit['task_type_eta_squared']:.3f}")
     share = audit["share_within_one_standard_error"]
     console.print(
-        f"Standard error of the median: {audit['median_standard_error']:.4g}; within one of it: {share:.1%} of the trajectories"
+        f"Standard error of the median: {audit['threshold_standard_error']:.4g}; within one of it: {share:.1%} of the trajectories"
     )
     for kind, pairs in audit["agreement"].items():
         if pairs:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -18,7 +18,12 @@ from gradprism.training.rl_config import RlConfig
 SEEDED = frozenset({"random", "soft", "pass_rate"})
 # Policies that look at no gradient: whoever routes so pays for no probe, though here the probe lists the corpus for them too.
 WITHOUT_PROBE = frozenset({"random", "length", "pass_rate"})
+# Policies that need a probe's losses alone, and so no backward pass: their arms are charged for a forward pass.
+FORWARD_ONLY = frozenset({"loss", "uncertainty"})
+# What stages import, for some seconds, but those that do little.
+LIBRARIES, LIGHT = ("gradprism.training.episode_trainer", "gradprism.training.sft_trainer"), ("collect", "route")
 Data = Literal["none", "routed", "all"]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
 
 
 class ArmConfig(Section):
@@ -32,7 +37,7 @@ class ArmConfig(Section):
     route: RouteConfig = Field(default=RouteConfig(), description="The route.")
     refresh: RefreshConfig = Field(default=RefreshConfig(), description="Routing again while the model changes.")
     algorithm: Literal["grpo", "gigpo"] | None = Field(default=None, description="RL's, where it is not `rl.algorithm`.")
-    seeds: list[int] | None = Field(default=None, description="Training seeds, where they are not the experiment's.")
+    max_seeds: int | None = Field(default=None, ge=1, description="Only so many of the experiment's seeds, the first.")
 
     @property
     def is_routed(self) -> bool:
@@ -67,14 +72,14 @@ class AuditConfig(Section):
     """Probes beside the experiment's own, to see what routes depend on."""
 
     dtypes: list[Literal["float32", "bfloat16"]] = Field(default=[], description="Types of the weights.")
-    context_lengths: list[int] = Field(default=[], description="Lengths that trajectories are cut to.")
+    context_lengths: list[Annotated[int, Field(ge=8)]] = Field(default=[], description="Lengths that trajectories are cut to.")
     checkpoints: list[str] = Field(default=[], description="Arms whose first seed's model is probed.")
 
 
 class ExperimentConfig(RunConfig):
     """Everything that `gradprism experiment` does. `rl.steps` are for the whole corpus."""
 
-    seeds: list[int] = Field(default=[0, 1, 2], min_length=1, description="Training seeds.")
+    seeds: list[Seed] = Field(default=[0, 1, 2], min_length=1, description="Training seeds.")
     arms: list[ArmConfig] = Field(min_length=1, description="Arms, in the order of the tables; earlier groups run first.")
     base_arm: str = Field(default="base", description="Arm that trains nothing.")
     sft_arm: str = Field(default="sft", description="Arm of SFT on everything.")
@@ -84,6 +89,10 @@ class ExperimentConfig(RunConfig):
     sweeps: list[SweepConfig] = Field(default=[], description="Arms along an axis.")
     regime: RegimeConfig = RegimeConfig()
     audit: AuditConfig = AuditConfig()
+
+    def seeds_of(self, arm: ArmConfig) -> list[int]:
+        """The training seeds of an arm."""
+        return self.seeds[: arm.max_seeds]
 
     @model_validator(mode="after")
     def _names(self) -> Self:
@@ -95,6 +104,8 @@ class ExperimentConfig(RunConfig):
         wanted |= {name for sweep in self.sweeps for name in sweep.arms.values()}
         if missing := wanted - set(names):
             raise ValueError(f"no arm is called {', '.join(sorted(missing))}")
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"seeds: {', '.join(map(str, self.seeds))} has one twice")
         for arm in self.arms:
             if arm.refresh != RefreshConfig() and arm.route.policy == "pass_rate":
                 raise ValueError(f"arm {arm.name}: a refresh probes again, which tells no pass rates")
@@ -109,7 +120,10 @@ class ExperimentConfig(RunConfig):
 
 @dataclass(frozen=True)
 class Run:
-    """An arm with a seed: the stages that make its model, in order, and the one that evaluates it; `model` is None for the base."""
+    """An arm with a seed: the stages that make its model, in order, and the one that evaluates it; `model` is None for the base.
+
+    `forward_only` are those of its stages of which it needs the forward pass alone.
+    """
 
     arm: ArmConfig
     seed: int
@@ -117,6 +131,7 @@ class Run:
     evaluation: str
     route: str | None = None
     model: str | None = None
+    forward_only: tuple[str, ...] = ()
 
 
 @dataclass
@@ -151,7 +166,7 @@ class _Builder:
         key = stage_key(stage, self.keys)
         name = f"{kind}-{key}"
         if name not in self.stages:
-            self.stages[name] = Stage(name, stage.run, reads, needs, resumes, kind)
+            self.stages[name] = Stage(name, stage.run, reads, needs, resumes, kind, () if kind in LIGHT else LIBRARIES)
             self.keys[name], self.labels[name] = key, f"{kind} {label}"
         return name
 
@@ -162,16 +177,16 @@ def plan(config: ExperimentConfig) -> Plan:
     groups = list(dict.fromkeys(arm.group for arm in config.arms))
     for group in groups:
         arms = [arm for arm in config.arms if arm.group == group]
-        seeds = list(dict.fromkeys(seed for arm in arms for seed in (arm.seeds or config.seeds)))
-        for seed in seeds:
-            runs += [_run(builder, config, arm, seed) for arm in arms if seed in (arm.seeds or config.seeds)]
+        for seed in config.seeds:
+            runs += [_run(builder, config, arm, seed) for arm in arms if seed in config.seeds_of(arm)]
     audits = _audits(builder, config, runs)
     return Plan(StageGraph(config.folder, list(builder.stages.values())), runs, audits, builder.labels)
 
 
 def arm_config(config: ExperimentConfig, arm: ArmConfig, seed: int) -> RunConfig:
     """What an arm does with a seed, as the configuration of a run."""
-    share = {"none": 0.0, "all": 1.0, "routed": arm.route.rl_share}[arm.rl]
+    # What a threshold sends to RL is known once it is routed: `steps.rl_in_proportion` then takes that share of the rounds.
+    share = {"none": 0.0, "all": 1.0, "routed": arm.route.rl_share if arm.route.threshold is None else 1.0}[arm.rl]
     rl: dict[str, Any] = {"seed": seed, "steps": max(1, round(config.rl.steps * share))}
     if arm.algorithm is not None:
         rl["algorithm"] = arm.algorithm
@@ -214,14 +229,15 @@ def _run(builder: _Builder, config: ExperimentConfig, arm: ArmConfig, seed: int)
     if arm.rl != "none":
         needs = {"model": model} if model else {}
         if arm.rl == "routed" and probe and route and tasks:
-            needs |= {"probe": probe, "route": route, "tasks": tasks}
+            needs |= {"probe": probe, "route": route, "tasks": tasks} | (corpus if arm.route.threshold is not None else {})
         else:
             needs |= corpus
-        model = builder.add("rl", label, own, steps.rl, reads.rl, needs, resumes=True)
+        model = builder.add("rl", label, own, steps.rl_in_proportion, reads.rl, needs, resumes=True)
         cost.append(model)
     needs = {"model": model} if model else {}
     evaluation = builder.add("evaluate", label, own, steps.evaluate, reads.evaluate, needs)
-    return Run(arm, seed, tuple(cost), evaluation, route, model)
+    forward_only = (probe,) if probe and arm.route.policy in FORWARD_ONLY else ()
+    return Run(arm, seed, tuple(cost), evaluation, route, model, forward_only)
 
 
 def _corpus(builder: _Builder, config: RunConfig) -> dict[str, str]:

@@ -79,6 +79,7 @@ class RouteConfig(Section):
         default="none", description="What norms are divided by before they are compared: nothing, or each matrix's size."
     )
     rl_share: float = Field(default=0.5, gt=0, lt=1, description="Share that goes to RL; 0.5 splits at the median.")
+    threshold: float | None = Field(default=None, description="Send what scores above this number to RL, whatever share that is.")
 
 
 class PassRateConfig(Section):

@@ -8,12 +8,22 @@ from dataclasses import dataclass
 from typing import Any
 
 Cost = dict[str, float]
-ADDED = ("wall_seconds", "cpu_seconds", "flops", "tokens_forward", "tokens_backward", "tokens_generated", "environment_steps")
+ADDED = (
+    "wall_seconds",
+    "cpu_seconds",
+    "gpu_seconds",
+    "flops",
+    "tokens_forward",
+    "tokens_backward",
+    "tokens_generated",
+    "environment_steps",
+)
+PEAKS = ("peak_memory_mib", "peak_gpu_memory_mib")
 # All else that an arm's model cost is the choosing: probing, routing, probing again, sampling for pass rates.
 TRAINING = ("sft", "rl")
 
 
-def stage_flops(parameters_in_matmuls: int, tokens_forward: int, tokens_backward: int) -> float:
+def stage_flops(parameters_in_matmuls: int, tokens_forward: float, tokens_backward: float) -> float:
     """Floating-point operations of a stage, estimated: 2 a parameter and token read, 4 a parameter and token of a backward pass.
 
     `parameters_in_matmuls` leaves out embeddings that are looked up. The counts are those of a stage's cost. `tokens_generated` is not
@@ -28,39 +38,51 @@ def stage_flops(parameters_in_matmuls: int, tokens_forward: int, tokens_backward
     return parameters_in_matmuls * (2.0 * tokens_forward + 4.0 * tokens_backward)
 
 
-def stage_cost(stage: Mapping[str, Any]) -> Cost:
-    """The `ADDED` costs of a stage and its peak memory in MiB (0 where unknown).
+def stage_cost(stage: Mapping[str, Any], *, forward_only: bool = False) -> Cost:
+    """The `ADDED` costs of a stage and its `PEAKS` in MiB (0 where unknown).
 
-    Evaluations that it stopped for are no part of its wall time; their CPU time was not measured apart, and stays in.
+    Evaluations that it stopped for are no part of its times: their wall time was measured, and of CPU and GPU time the same share is
+    taken off. With `forward_only`, what a probe would cost that stops before the backward pass: no backward tokens, and times by the
+    share of the FLOPs that is left, an estimate.
     """
     cost = {name: float(stage.get(name) or 0) for name in ADDED}
-    cost["wall_seconds"] -= stage.get("evaluation_seconds") or 0
-    return {**cost, "peak_memory_mib": float(stage.get("peak_memory_mib") or 0)}
+    if cost["wall_seconds"]:
+        kept = 1 - (stage.get("evaluation_seconds") or 0) / cost["wall_seconds"]
+        cost |= {name: kept * cost[name] for name in _TIMES}
+    if forward_only:
+        forward, backward = (stage_flops(1, *tokens) for tokens in ((cost["tokens_forward"], 0), (0, cost["tokens_backward"])))
+        left = forward / (forward + backward) if forward else 1.0
+        cost |= {name: left * cost[name] for name in (*_TIMES, "flops")} | {"tokens_backward": 0.0}
+    return {**cost, **{name: float(stage.get(name) or 0) for name in PEAKS}}
+
+
+_TIMES = ("wall_seconds", "cpu_seconds", "gpu_seconds")
 
 
 def total(costs: Sequence[Cost]) -> Cost:
-    """Sum of the `ADDED` costs, and the largest peak."""
+    """Sum of the `ADDED` costs, and the largest of each peak."""
     return {
         **{name: sum(cost[name] for cost in costs) for name in ADDED},
-        "peak_memory_mib": max((cost["peak_memory_mib"] for cost in costs), default=0.0),
+        **{name: max((cost[name] for cost in costs), default=0.0) for name in PEAKS},
     }
 
 
 def run_cost(run: Mapping[str, Any], stages: Mapping[str, Mapping[str, Any]], *, choosing: bool | None = None) -> Cost:
     """What a run's model cost: its distinct stages; only those that are not training (`choosing`), or only those that are."""
-    return total(
-        [
-            stage_cost(stages[name])
-            for name in dict.fromkeys(run["stages"])
-            if choosing is None or choosing == (stages[name]["kind"] not in TRAINING)
-        ]
-    )
+    return total([cost for kind, cost in _stage_costs(run, stages) if choosing is None or choosing == (kind not in TRAINING)])
+
+
+def _stage_costs(run: Mapping[str, Any], stages: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, Cost]]:
+    """Kind and cost of each of a run's distinct stages, in order; of those in `forward_only` it is charged only what it reads."""
+    forward_only = run.get("forward_only") or ()
+    names = dict.fromkeys(run["stages"])
+    return [(stages[name]["kind"], stage_cost(stages[name], forward_only=name in forward_only)) for name in names]
 
 
 def mean_cost(costs: Sequence[Cost]) -> Cost:
-    """Mean over an arm's runs; the peak is the largest."""
+    """Mean over an arm's runs; of the peaks the largest."""
     added = total(costs)
-    return {name: value if name == "peak_memory_mib" else value / len(costs) for name, value in added.items()}
+    return {name: value if name in PEAKS else value / len(costs) for name, value in added.items()}
 
 
 @dataclass(frozen=True)
@@ -113,9 +135,8 @@ def cost_at(run: Mapping[str, Any], stages: Mapping[str, Mapping[str, Any]], sta
     """
     if stage == "base":
         return 0.0
-    names = list(dict.fromkeys(run["stages"]))
-    own = [stages[each]["kind"] == stage for each in names]
-    costs = [stage_cost(stages[each])[name] for each in names]
+    each = _stage_costs(run, stages)
+    own, costs = [kind == stage for kind, _ in each], [cost[name] for _, cost in each]
     if not any(own):
         return sum(costs)
     first, last = own.index(True), len(own) - own[::-1].index(True)
@@ -126,6 +147,16 @@ def final_success(runs: Sequence[Mapping[str, Any]]) -> float | None:
     """Mean over an arm's runs of the last point of their training curves, a fraction; None where no run has one."""
     last = [run["curve"][-1]["success"] for run in runs if run.get("curve")]
     return sum(last) / len(last) if last else None
+
+
+def best_success(runs: Sequence[Mapping[str, Any]]) -> float | None:
+    """The highest point of an arm's mean training curve, a fraction; None where no run has one.
+
+    The mean is over runs, at the points that all of them have.
+    """
+    curves = [{(p["stage"], round(p["fraction"], 6)): p["success"] for p in run["curve"]} for run in runs if run.get("curve")]
+    shared = [point for point in (curves[0] if curves else {}) if all(point in curve for curve in curves)]
+    return max((sum(curve[point] for curve in curves) / len(curves) for point in shared), default=None)
 
 
 def cost_to_reach(run: Mapping[str, Any], stages: Mapping[str, Mapping[str, Any]], target: float, name: str) -> float | None:

@@ -29,8 +29,6 @@ def run_experiment(
     What is done when a stage fails is written all the same. Raises `FolderInUseError` where the results folder holds runs that this
     would lose, unless it is to `replace` them.
     """
-    from gradprism.reporting.experiment_pages import write_tables
-
     config, planned, out, earlier = _prepare(file, overrides, results, extend)
     wanted = _wanted(planned, groups, earlier)
     if not replace:
@@ -39,16 +37,27 @@ def run_experiment(
         _write_config(config.folder / "config.json", config.model_dump())
     try:
         run_jobs(planned.graph, wanted, planned.labels, jobs or default_workers(), config.threads)
-    finally:
-        found = gather(config, planned, earlier)
-        if earlier and found["stages"] == earlier["stages"]:  # nothing was made, so when and where it was made is as it was
-            found |= {name: earlier[name] for name in ("created", "versions", "machine")}
-        if any(arm["runs"] for arm in found["arms"]):
-            out.mkdir(parents=True, exist_ok=True)
-            write_json(out / RESULTS, found)
-            _write_config(out / "config.json", _portable(config, out))
-            write_tables(out)
-    return out, found
+    except FolderInUseError:  # another command runs it, and will write the results
+        raise
+    except BaseException:
+        _write_results(config, planned, out, earlier)
+        raise
+    return out, _write_results(config, planned, out, earlier)
+
+
+def _write_results(config: ExperimentConfig, planned: Plan, out: Path, earlier: dict[str, Any] | None) -> dict[str, Any]:
+    """Gathers and writes what is done, where anything is."""
+    from gradprism.reporting.experiment_pages import write_tables
+
+    found = gather(config, planned, earlier)
+    if earlier and found["stages"] == earlier["stages"]:  # nothing was made
+        found["created"] = earlier["created"]
+    if any(arm["runs"] for arm in found["arms"]):
+        out.mkdir(parents=True, exist_ok=True)
+        write_json(out / RESULTS, found)
+        _write_config(out / "config.json", _portable(config, out))
+        write_tables(out)
+    return found
 
 
 def _check_nothing_is_lost(planned: Plan, out: Path, earlier: dict[str, Any] | None) -> None:
@@ -56,7 +65,7 @@ def _check_nothing_is_lost(planned: Plan, out: Path, earlier: dict[str, Any] | N
     if not (out / RESULTS).is_file():
         return
     kept = set(reusable(planned, earlier or {})) | {run.evaluation for run in planned.runs if planned.graph.is_done(run.evaluation)}
-    there = [run.get("evaluation") for arm in read_json(out / RESULTS)["arms"] for run in arm["runs"]]
+    there = [run.get("evaluation") for arm in _read_results(out)["arms"] for run in arm["runs"]]
     if lost := [name for name in there if name not in kept]:
         why = "are of other settings" if earlier is not None else "were not made here; give --extend to keep them"
         raise FolderInUseError(
@@ -101,7 +110,15 @@ def _prepare(
     out = results or Path("results") / config.name
     if extend and not (out / RESULTS).is_file():
         raise MissingFileError(f"{out / RESULTS}: no such file, so there is nothing to extend")
-    return config, plan(config), out, read_json(out / RESULTS) if extend else None
+    return config, plan(config), out, _read_results(out) if extend else None
+
+
+def _read_results(out: Path) -> dict[str, Any]:
+    """The `results.json` of a folder, checked; raises `DataError` naming what is wrong."""
+    from gradprism.reporting.experiment_results import read_experiment
+
+    read_experiment(out)
+    return read_json(out / RESULTS)
 
 
 def _wanted(planned: Plan, groups: Sequence[str] | None, earlier: dict[str, Any] | None) -> list[str]:

@@ -6,21 +6,23 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import polars as pl
+
 from gradprism.concentration import METRICS
 from gradprism.experiments.arms import ExperimentConfig, Plan, Run
 from gradprism.experiments.costs import stage_flops
-from gradprism.experiments.stages import COUNTS, StageGraph, machine
+from gradprism.experiments.stages import COUNTS, StageGraph
 from gradprism.experiments.steps import PASS_RATES
 from gradprism.files import read_json
+from gradprism.routing.audit import drawn_by_chance
 
 RESULTS = "results.json"
 
 
 def gather(config: ExperimentConfig, plan: Plan, earlier: dict[str, Any] | None = None) -> dict[str, Any]:
     """The results of all runs that are evaluated; those of `earlier` results stand in for what was not made here."""
-    from gradprism import __version__
-
     graph, earlier = plan.graph, earlier or {}
+    machines: list[dict[str, Any]] = list(earlier.get("machines", []))
     earlier_runs = reusable(plan, earlier)
     model = _model(config, plan) or earlier.get("model") or {"id": Path(config.model.path).name}
     arms, stages = [], {}
@@ -29,18 +31,24 @@ def gather(config: ExperimentConfig, plan: Plan, earlier: dict[str, Any] | None 
         for run in [run for run in plan.runs if run.arm.name == arm.name]:
             if graph.is_done(run.evaluation):
                 runs.append(_run(config, graph, run))
-                stages |= {name: _stage(graph, name, model.get("matmul", 0)) for name in (*run.stages, run.evaluation)}
+                stages |= {
+                    name: _stage(config, graph, name, model.get("matmul", 0), machines) for name in (*run.stages, run.evaluation)
+                }
             elif run.evaluation in earlier_runs:
                 found = earlier_runs[run.evaluation]
                 runs.append({**found, "seed": run.seed})
                 stages |= {name: earlier["stages"][name] for name in (*found["stages"], run.evaluation)}
-        seeds = arm.seeds or config.seeds
+        seeds = config.seeds_of(arm)
         arms.append({"name": arm.name, "title": arm.title or arm.name, "group": arm.group, "seeds": seeds, "runs": runs})
     for name in plan.audits.values():
         if graph.is_done(name):
-            stages[name] = _stage(graph, name, model.get("matmul", 0))
+            stages[name] = _stage(config, graph, name, model.get("matmul", 0), machines)
         elif name in earlier.get("stages", {}):
             stages[name] = earlier["stages"][name]
+    # Only those that a stage is of: earlier ones may be gone with their runs.
+    used = sorted({stage["machine"] for stage in stages.values()})
+    machines = [machines[place] for place in used]
+    stages = {name: {**stage, "machine": used.index(stage["machine"])} for name, stage in stages.items()}
     complete = all(graph.is_done(name) for name in plan.audits.values())
     # An audit that lacks some of its probes does not replace one that has them.
     audits = earlier.get("audits", {}) if earlier.get("audits") and not complete else _audits(config, plan)
@@ -48,8 +56,7 @@ def gather(config: ExperimentConfig, plan: Plan, earlier: dict[str, Any] | None 
         "name": config.name,
         "environment": config.environment.name,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "versions": _versions(__version__),
-        "machine": {**machine(), "threads": config.threads},
+        "machines": machines,
         "model": model,
         "corpus": _corpus(plan) or earlier.get("corpus", {}),
         "tasks": _tasks(config, plan) or earlier.get("tasks", {}),
@@ -75,14 +82,17 @@ def _run(config: ExperimentConfig, graph: StageGraph, run: Run) -> dict[str, Any
     episodes = _episodes(graph, run.evaluation)
     of = {split: [e for e in episodes if e["split"] == split] for split in config.evaluation.splits}
     routing = graph.record(run.route).summary["routing"] if run.route else {}
+    by_chance = drawn_by_chance(pl.read_parquet(graph.path(run.route) / "route" / "routes.parquet")) if run.route else None
     moved = sum(graph.record(name).summary["moved_to_sft"] for name in run.stages if graph.kinds[name] == "refresh")
     return {
         "seed": run.seed,
         "success": {split: "".join("01"[e["success"]] for e in chosen) for split, chosen in of.items()},
         "score": {split: [round(e["score"], 4) for e in chosen] for split, chosen in of.items()},
         "n_sft": routing["n_sft"] + moved if routing else None,
-        "n_rl": routing["n_rl"] - moved if routing else None,
+        "n_rl": (routing["n_rl"] - moved or routing["n_rl"]) if routing else None,  # with nothing left RL plays what it first had
+        "n_rl_by_chance": by_chance,
         "stages": list(run.stages),
+        "forward_only": list(run.forward_only),
         "evaluation": run.evaluation,
         "curve": _curve(config, graph, run, of),
     }
@@ -107,11 +117,19 @@ def _curve(config: ExperimentConfig, graph: StageGraph, run: Run, of: dict[str, 
     return [*points, {"stage": "rl", "fraction": 1.0, "success": final, "tasks": n}]
 
 
-def _stage(graph: StageGraph, name: str, parameters: int) -> dict[str, Any]:
+def _stage(
+    config: ExperimentConfig, graph: StageGraph, name: str, parameters: int, machines: list[dict[str, Any]]
+) -> dict[str, Any]:
+    """What a stage cost, and the place in `machines`, which may grow, of what it ran on."""
     record = graph.record(name)
-    cost = {key: record.cost.get(key, 0) for key in ("wall_seconds", "cpu_seconds", "peak_memory_mib", *COUNTS)}
+    machine = {**record.machine, "threads": config.threads}
+    if machine not in machines:
+        machines.append(machine)
+    times, peaks = ("wall_seconds", "cpu_seconds", "gpu_seconds"), ("peak_memory_mib", "peak_gpu_memory_mib")
+    cost = {key: record.cost.get(key, 0) for key in (*times, *peaks, *COUNTS)}
     return {
         "kind": graph.kinds[name],
+        "machine": machines.index(machine),
         **{key: round(value, 2) for key, value in cost.items()},
         "evaluation_seconds": round(record.summary.get("evaluation_seconds", 0.0), 2),
         "flops": stage_flops(parameters, int(cost["tokens_forward"]), int(cost["tokens_backward"])),
@@ -187,15 +205,9 @@ def _audits(config: ExperimentConfig, plan: Plan) -> dict[str, Any]:
             "spearman": found["spearman"],
             "eta_squared": found["task_type_eta_squared"],
             "agreement": found["split_by"],
-            "median_standard_error": found["median_standard_error"],
+            "threshold_standard_error": found["threshold_standard_error"],
             "share_within_one_standard_error": found["share_within_one_standard_error"],
             "stability": stability,
             "warnings": found["warnings"],
         }
     return audits
-
-
-def _versions(own: str) -> dict[str, str]:
-    from importlib.metadata import version
-
-    return {"gradprism": own, **{name: version(name) for name in ("torch", "transformers", "trl", "numpy")}}

@@ -72,7 +72,7 @@ class Reads:
     @property
     def route(self) -> dict[str, Any]:
         ties = {"ties": TIES} if self.config.route.policy == "pass_rate" else {}
-        return {"route": self.config.route.model_dump(), "seed": self.config.seed, **ties}
+        return {"route": self.config.route.model_dump(exclude_none=True), "seed": self.config.seed, **ties}
 
     @property
     def sft(self) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Runs a graph of stages in several processes at once, and says what is done, running and owed.
 
-Each process imports the training libraries once and then runs one stage after another. A process ends with the command that started
-it, so none is left to write into a folder that a second command has taken over.
+Each stage has a process of its own, so that its peak memory is its own. A process ends with the command that started it, so none is left
+to write into a folder that a second command has taken over.
 """
 
 import contextlib
@@ -35,10 +35,10 @@ def run_jobs(graph: StageGraph, wanted: Sequence[str], labels: Mapping[str, str]
         return
     with sole(graph.folder, LOCK, "the experiment is being run"):
         owed = owed_stages(graph, wanted)
-        context = multiprocessing.get_context("spawn")
+        context = multiprocessing.get_context("spawn")  # forked children would inherit the threads and locks of libraries
         failed: dict[str, str] = {}
         started, total = time.monotonic(), len(owed)
-        pool = ProcessPoolExecutor(jobs, context, _begin, (str(graph.folder / LOG), threads))
+        pool = ProcessPoolExecutor(jobs, context, _begin, (str(graph.folder / LOG), threads), max_tasks_per_child=1)
         running: dict[Future[str | None], str] = {}
         try:
             left = list(owed)
@@ -177,6 +177,7 @@ def _begin(log: str, threads: int | None) -> None:
 def _run(graph: StageGraph, stage: Stage) -> str | None:
     """Runs a stage in a worker; the error's message where it fails, whose trace goes to the log."""
     import traceback
+    from importlib import import_module
 
     import psutil
 
@@ -184,6 +185,8 @@ def _run(graph: StageGraph, stage: Stage) -> str | None:
     marker.parent.mkdir(parents=True, exist_ok=True)
     write_json(marker, {"pid": os.getpid(), "created": psutil.Process().create_time()})
     try:
+        for library in stage.imports:
+            import_module(library)
         graph.run_stage(stage)
     except Exception as error:
         print(f"{stage.name}:", file=sys.stderr)

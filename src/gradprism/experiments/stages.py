@@ -17,7 +17,7 @@ from typing import Any
 
 from gradprism import __version__
 from gradprism.files import append_jsonl, read_json, sha256_json, write_json
-from gradprism.memory import peak_memory_mib, reset_peak_memory
+from gradprism.memory import gpu_name, peak_gpu_memory_mib, peak_memory_mib, reset_peak_gpu_memory, reset_peak_memory
 from gradprism.progress import say
 
 # What a stage's summary may say about its cost, beside the clock and the memory that the graph measures itself.
@@ -34,7 +34,8 @@ class Stage:
     """One node. `run(folder, inputs)` writes into `folder`, reads the folders of `needs` and returns a JSON-serialisable summary.
 
     `needs` says which stage plays which role. `reads` is what the result depends on besides: configuration values and fingerprints of
-    files. Stages of one `kind` (by default the name) that read the same are the same, whatever they are called.
+    files. Stages of one `kind` (by default the name) that read the same are the same, whatever they are called. A process of its own
+    imports `imports` before the stage's clock starts.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Stage:
     needs: Mapping[str, str] = field(default_factory=dict)
     resumes: bool = False
     kind: str = ""
+    imports: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,7 @@ class Record:
     reused: bool
     summary: dict[str, Any]
     cost: dict[str, float]
+    machine: dict[str, Any]
 
 
 class StageGraph:
@@ -98,17 +101,22 @@ class StageGraph:
             shutil.rmtree(folder)
         folder.mkdir(parents=True, exist_ok=True)
         reset_peak_memory()
+        reset_peak_gpu_memory()
         started, wall, cpu = datetime.now(UTC), time.perf_counter(), _cpu_seconds()
         summary = stage.run(folder, {role: self.path(name) for role, name in stage.needs.items()})
+        on_gpu = peak_gpu_memory_mib()
         cost = {
             "wall_seconds": time.perf_counter() - wall,
             "cpu_seconds": _cpu_seconds() - cpu,
             "peak_memory_mib": peak_memory_mib(),
+            "peak_gpu_memory_mib": on_gpu or 0.0,
             **{name: summary.pop(name, 0) for name in COUNTS},
         }
         # What attempts that were cut short have cost a stage that resumes.
         for name, value in summary.pop("earlier_cost", {}).items():
             cost[name] += value
+        # A stage is one process and holds one GPU from its first second to its last, busy or not: that is what is paid for.
+        cost["gpu_seconds"] = 0.0 if on_gpu is None else cost["wall_seconds"]
         key = self.keys[stage.name]
         record = {
             "name": stage.name,
@@ -116,6 +124,7 @@ class StageGraph:
             "reads": stage.reads,
             "needs": {role: self.keys[name] for role, name in stage.needs.items()},
             "started": started.isoformat(timespec="seconds"),
+            "machine": {**machine(), "versions": versions()},
             "summary": summary,
             "cost": cost,
         }
@@ -126,7 +135,7 @@ class StageGraph:
         """The record of a stage that is done."""
         folder = self.path(name)
         stored = read_json(folder / RECORD)
-        return Record(name, self.keys[name], folder, reused, stored["summary"], stored["cost"])
+        return Record(name, self.keys[name], folder, reused, stored["summary"], stored["cost"], stored["machine"])
 
 
 def stage_key(stage: Stage, keys: Mapping[str, str]) -> str:
@@ -135,8 +144,15 @@ def stage_key(stage: Stage, keys: Mapping[str, str]) -> str:
     return sha256_json({"stage": stage.kind or stage.name, "reads": stage.reads, "needs": needs, "version": __version__})[:16]
 
 
+def versions() -> dict[str, str]:
+    """Those of this package and of the libraries that figures depend on."""
+    from importlib.metadata import version
+
+    return {"gradprism": __version__, **{name: version(name) for name in ("torch", "transformers", "trl", "numpy")}}
+
+
 def machine() -> dict[str, Any]:
-    """What the figures were measured on."""
+    """What the figures were measured on; the GPU where this process uses one."""
     import psutil
 
     names = [line.split(":", 1)[1].strip() for line in _cpu_info() if line.startswith("model name")]
@@ -145,6 +161,7 @@ def machine() -> dict[str, Any]:
         "cores": len(psutil.Process().cpu_affinity() or []),
         "memory_gib": round(psutil.virtual_memory().total / 2**30),
         "python": platform.python_version(),
+        **({"gpu": gpu} if (gpu := gpu_name()) else {}),
     }
 
 

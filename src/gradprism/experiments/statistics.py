@@ -12,7 +12,7 @@ from functools import lru_cache
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import stdtrit
+from scipy.special import stdtr, stdtrit
 
 DRAWS = 10_000
 FLIPS = 20_000
@@ -46,15 +46,18 @@ def interval(values: ArrayLike, seed: int = 0) -> Interval:
     resamples of three seeds never leave their range, and simulated it covers 76–92 % where whole trainings differ by 8 points and
     more; this interval covers 92–98 % throughout (`tests/unit/test_statistics.py`).
 
-    With one seed: the percentile bootstrap over tasks, `DRAWS` resamples, which knows nothing of training.
+    With one seed: the percentile bootstrap over tasks, `DRAWS` resamples, which knows nothing of training. With one task: Student's
+    over seeds.
     """
     values_ST = np.asarray(values, dtype=np.float64)
     S, T = values_ST.shape
     mean = float(values_ST.mean())
-    if S == 1 or T == 1:
-        draws_D = _task_means(values_ST.mean(0), seed) if S == 1 else values_ST[np.zeros(DRAWS, dtype=int), 0]
+    if S == 1:
+        draws_D = _task_means(values_ST[0], seed)
         low, high = np.quantile(draws_D, [0.025, 0.975])
         return Interval(mean, float(low), float(high), float(draws_D.std(ddof=1)), max(1.0, T - 1.0))
+    if T == 1:
+        return _student(mean, float(values_ST.std(ddof=1)) / math.sqrt(S), S - 1.0)
     seeds_S, tasks_T = values_ST.mean(1) - mean, values_ST.mean(0) - mean
     rest_ST = values_ST - mean - seeds_S[:, None] - tasks_T
     ms_seeds, ms_tasks = T * (seeds_S**2).sum() / (S - 1), S * (tasks_T**2).sum() / (T - 1)
@@ -68,9 +71,12 @@ def interval(values: ArrayLike, seed: int = 0) -> Interval:
     if total <= 0:  # all values are equal
         return Interval(mean, mean, mean, 0.0, float(df_rest))
     degrees = total**2 / sum(square**2 / df for square, _, df in parts)
-    error = math.sqrt(total / (S * T))
+    return _student(mean, math.sqrt(total / (S * T)), float(degrees))
+
+
+def _student(mean: float, error: float, degrees: float) -> Interval:
     half = float(stdtrit(degrees, 0.975)) * error
-    return Interval(mean, mean - half, mean + half, error, float(degrees))
+    return Interval(mean, mean - half, mean + half, error, degrees)
 
 
 def difference(first: ArrayLike, second: ArrayLike, seed: int = 0) -> Interval:
@@ -80,6 +86,23 @@ def difference(first: ArrayLike, second: ArrayLike, seed: int = 0) -> Interval:
     """
     first_ST, second_ST = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)
     return interval(first_ST - second_ST, seed)
+
+
+def training_p(first: ArrayLike, second: ArrayLike) -> float | None:
+    """Two-sided p of no difference between two arms' values `[S, T]`, for other training seeds and other tasks; None with one seed.
+
+    Student's t of `difference`, with at most S − 1 degrees of freedom. Satterthwaite's, which suit an interval, are too many for the
+    small p that a correction over many comparisons asks for: where three seeds lie close by chance, they say that all seeds would.
+    Simulated with fourteen claims of no effect, Holm's correction of those finds a false one in 3 to 39 % of experiments, of these in
+    0 to 3 % (`tests/unit/test_statistics.py`). The price is that three seeds decide next to nothing; with five, next to nothing is lost.
+    """
+    found, S = difference(first, second), len(np.asarray(first))
+    if S < 2:
+        return None
+    if found.standard_error == 0:
+        return float(found.mean == 0)
+    t = abs(found.mean) / found.standard_error
+    return float(2 * stdtr(min(found.degrees, S - 1.0), -t))
 
 
 def _task_means(values_T: NDArray[np.float64], seed: int) -> NDArray[np.float64]:

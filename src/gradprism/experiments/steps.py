@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from gradprism.environments.protocol import Environment
+from gradprism.environments.protocol import Environment, Task
 from gradprism.environments.registry import make_environment
 from gradprism.errors import ConfigError
 from gradprism.experiments.config import RunConfig
@@ -96,7 +96,7 @@ def pass_rates(config: RunConfig, folder: Path, inputs: Inputs) -> dict[str, Any
     from gradprism.progress import Progress
 
     environment, rollouts, rl = playable(config), config.pass_rate.rollouts, config.rl
-    tasks = list({t.id: t for t in (environment.task(t.task) for t in read_corpus(config, inputs))}.values())
+    tasks = rl_tasks(config, environment, inputs)
     model, renderer = load(config, inputs)
     play = EvaluationConfig(
         max_steps=rl.max_steps,
@@ -133,7 +133,8 @@ def route(config: RunConfig, folder: Path, inputs: Inputs) -> dict[str, Any]:
         metric=route.metric,
         policy=route.policy,
         normalise=route.normalise,
-        rl_share=None if route.rl_share == 0.5 else route.rl_share,
+        rl_share=None if route.rl_share == 0.5 or route.threshold is not None else route.rl_share,
+        threshold="median" if route.threshold is None else route.threshold,
         seed=config.seed,
         pass_rates=inputs["pass_rates"] / PASS_RATES if "pass_rates" in inputs else None,
         on_existing="replace",
@@ -182,20 +183,38 @@ def refresh(config: RunConfig, folder: Path, inputs: Inputs) -> dict[str, Any]:
     return {**changes, "headline": f"{changes['moved_to_sft']} of {changes['trajectories']} moved to SFT"}
 
 
+def rl_tasks(config: RunConfig, environment: Environment, inputs: Inputs) -> list[Task]:
+    """The RL tasks of the route in role `tasks`, else of the one in role `route`, else every task of the corpus once."""
+    from gradprism.training.rl import read_tasks
+
+    if routed := inputs.get("tasks", inputs.get("route")):
+        return read_tasks(routed / "route" / "rl.jsonl", environment)
+    return list({t.id: t for t in (environment.task(t.task) for t in read_corpus(config, inputs))}.values())
+
+
+def rl_in_proportion(config: RunConfig, folder: Path, inputs: Inputs) -> dict[str, Any]:
+    """`rl` with a share of `rl.steps`, for an arm whose number of tasks was not known when those were set.
+
+    They were set for the route's tasks, of which a refresh may leave fewer, or for the whole corpus, of which a threshold takes what is
+    above it.
+    """
+    environment = playable(config)
+    unknown = ("tasks", "route") if config.route.threshold is not None else ("tasks",)
+    planned = rl_tasks(config, environment, {role: path for role, path in inputs.items() if role not in unknown})
+    share = len(rl_tasks(config, environment, inputs) or planned) / len(planned)
+    steps = max(1, round(config.rl.steps * share))
+    return rl(config.model_copy(update={"rl": config.rl.model_copy(update={"steps": steps})}), folder, inputs)
+
+
 def rl(config: RunConfig, folder: Path, inputs: Inputs) -> dict[str, Any]:
-    """Trains on the RL tasks of the route in role `tasks`, or on every task of the corpus."""
+    """Trains on `rl_tasks`."""
     from gradprism.experiments.refresh import CHANGES, RefreshEvery, remaining
-    from gradprism.training.rl import read_tasks, train_rl
+    from gradprism.training.rl import train_rl
 
     environment = playable(config)
-    if "tasks" in inputs:
-        tasks = read_tasks(inputs["tasks"] / "route" / "rl.jsonl", environment)
-        if (
-            not tasks and inputs["tasks"] != inputs["route"]
-        ):  # all has fallen below the threshold: RL plays what the first route sent
-            tasks = read_tasks(inputs["route"] / "route" / "rl.jsonl", environment)
-    else:
-        tasks = list({t.id: t for t in (environment.task(t.task) for t in read_corpus(config, inputs))}.values())
+    tasks = rl_tasks(config, environment, inputs)
+    if not tasks and "route" in inputs:  # all has fallen below the threshold: RL plays what the first route sent
+        tasks = rl_tasks(config, environment, {"route": inputs["route"]})
     model, renderer = load(config, inputs, "cpu")
     refresh = None
     if config.refresh.every_k_steps and "route" in inputs:

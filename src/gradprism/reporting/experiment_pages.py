@@ -51,9 +51,10 @@ def replace_block(text: str, name: str, table: str) -> str:
 def fill_blocks(text: str, experiment: Experiment, source: str, prefix: str = "") -> str:
     """`text` with all its blocks filled in; `source` is the file that errors name.
 
-    Blocks are `main`, `claims`, `regime`, `cost`, and within a line `success ARM [SPLIT]`, `difference ARM ARM [SPLIT]`, `speedup ARM`,
-    `speedup-flops ARM`, `detectable`. With a prefix, only blocks whose names begin with it are filled ("PREFIX success gini"), so that one
-    file can show several experiments. (A line that begins with a marker is HTML to Markdown: begin it with a word.)
+    Blocks are `main`, `claims`, `regime`, `cost`, and within a line `success ARM [SPLIT]`, `score ARM [SPLIT]`, `speedup ARM`,
+    `difference ARM ARM [SPLIT]`, `speedup-flops ARM`, `detectable`. With a prefix, only blocks whose names begin with it are filled
+    ("PREFIX success gini"), so that one file can show several experiments. (A line that begins with a marker is HTML to Markdown:
+    begin it with a word.)
 
     Raises `DataError` for a block that is none of these, an unknown arm or split, or a block that does not end before the next.
     """
@@ -71,8 +72,8 @@ def _block(name: str, experiment: Experiment, source: str) -> str:
     what, *words = name.split() or [""]
     if what in _TABLE_BLOCKS and not words:
         return _TABLE_BLOCKS[what](experiment)
-    n_arms = {"success": 1, "difference": 2, "speedup": 1, "speedup-flops": 1, "detectable": 0}.get(what)
-    n_splits = int(what in ("success", "difference"))
+    n_arms = {"success": 1, "score": 1, "difference": 2, "speedup": 1, "speedup-flops": 1, "detectable": 0}.get(what)
+    n_splits = int(what in ("success", "score", "difference"))
     if n_arms is None or not n_arms <= len(words) <= n_arms + n_splits:
         raise DataError(f"{source}: no block is called {printable(name)!r}; see `fill_blocks` for those that are")
     arms, split = words[:n_arms], next(iter(words[n_arms:]), None)
@@ -83,6 +84,8 @@ def _block(name: str, experiment: Experiment, source: str) -> str:
             )
     if what == "success":
         return percent(experiment.mean(arms[0], split), " %")
+    if what == "score":
+        return percent(experiment.mean(arms[0], split, "score"))
     if what == "difference":
         return points(experiment.difference(arms[0], arms[1], split), " points")
     if what == "detectable":

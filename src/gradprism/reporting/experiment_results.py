@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from gradprism.errors import DataError, MissingFileError
 from gradprism.experiments.costs import Cost, Speedup, run_cost, speedup
-from gradprism.experiments.statistics import Interval, detectable_difference, difference, interval, permutation_p
+from gradprism.experiments.statistics import Interval, detectable_difference, difference, interval, permutation_p, training_p
 from gradprism.files import read_json
 from gradprism.reporting.tables import printable
 
@@ -60,7 +60,9 @@ class _Run(_Part):
     score: dict[str, list[float]] = {}
     n_sft: int | None = None
     n_rl: int | None = None
+    n_rl_by_chance: int | None = None
     stages: list[str] = []
+    forward_only: list[str] = []
     curve: list[_Point] = []
 
 
@@ -76,13 +78,16 @@ class _Stage(_Part):
     kind: str
     wall_seconds: Count
     cpu_seconds: Count = 0
+    gpu_seconds: Count = 0
     peak_memory_mib: Count | None = None
+    peak_gpu_memory_mib: Count = 0
     tokens_forward: Count = 0
     tokens_backward: Count = 0
     tokens_generated: Count = 0
     environment_steps: Count = 0
     flops: Count = 0
     evaluation_seconds: Count = 0
+    machine: int | None = None
 
 
 class _Results(_Part):
@@ -94,8 +99,7 @@ class _Results(_Part):
     splits: list[str] = []
     seeds: list[int] = []
     created: str | None = None
-    versions: dict[str, Any] = {}
-    machine: dict[str, Any] = {}
+    machines: list[dict[str, Any]] = []
     model: dict[str, Any] = {}
     corpus: dict[str, Any] = {}
     reference_arms: list[str] = []
@@ -123,6 +127,8 @@ class _Results(_Part):
                 for stage in run.stages:
                     if stage not in self.stages:
                         raise ValueError(f"{where}: stage {stage!r} is not among the stages")
+                    if (self.stages[stage].machine or 0) not in range(max(1, len(self.machines))):
+                        raise ValueError(f"{where}: the machine of stage {stage!r} is not among the machines")
             seeds = [run.seed for run in arm.runs]
             if len(set(seeds)) < len(seeds):
                 raise ValueError(f"arm {arm.name!r} has two runs of one seed")
@@ -210,19 +216,40 @@ class Experiment:
         a, b = self.pairs(first, second, split)
         return self._keep(("p", first, second, split), lambda: permutation_p(a, b)) if a.size else None
 
+    def training_p(self, first: str, second: str, split: str | None = None) -> float | None:
+        """p of two arms' successes for other seeds and tasks, not corrected; None where they have not two seeds in common."""
+        split = split or self.splits[0]
+        a, b = self.pairs(first, second, split)
+        return self._keep(("training_p", first, second, split), lambda: training_p(a, b)) if a.size else None
+
     def costs(self, arm: str) -> list[Cost]:
         """What each run of an arm cost; none for an arm without stages (the base)."""
         return [run_cost(run, self.stages) for run in self.runs(arm) if run["stages"]]
 
     def speedup(self, arm: str, what: str = "wall_seconds") -> Speedup | None:
-        """Speed-up of an arm over full RL."""
-        return speedup(self.costs(arm), self.costs(self.results["full_rl_arm"] or ""), what)
+        """Speed-up of an arm over full RL; None also of times that are not all of one kind of machine."""
+        full_rl = self.results["full_rl_arm"] or ""
+        if what != "flops" and len(self._machines(arm) | self._machines(full_rl)) > 1:
+            return None
+        return speedup(self.costs(arm), self.costs(full_rl), what)
+
+    def _machines(self, arm: str) -> set[str]:
+        """What an arm's stages ran on, library versions apart."""
+        places = {self.stages[name]["machine"] for run in self.runs(arm) for name in run["stages"]}
+        known = [self.results["machines"][place] if place is not None else {} for place in places]
+        return {str({key: machine.get(key) for key in ("cpu", "cores", "gpu", "threads")}) for machine in known}
 
     def detectable(self) -> float | None:
-        """Smallest difference on the main split, a fraction, that 80 % of such experiments would find: over Table 1 and the references."""
-        references, arms = self.results["reference_arms"], self.of_group(MAIN_GROUP)
+        """Smallest difference on the main split, a fraction, that 80 % of such experiments would find: over Table 1 and the references.
+
+        None where no two of them have two seeds in common: one says nothing of other trainings.
+        """
+        references, arms, split = self.results["reference_arms"], self.of_group(MAIN_GROUP), self.splits[0]
         known = [
-            self.difference(arm, other) for other in references for arm in arms if arm not in (other, self.results["base_arm"])
+            self.difference(arm, other)
+            for other in references
+            for arm in arms
+            if arm not in (other, self.results["base_arm"]) and len(self.pairs(arm, other, split)[0]) > 1
         ]
         found = [each for each in known if each]
         return detectable_difference(found) if found else None

@@ -61,13 +61,16 @@ def _optional(number: float | None, digits: int) -> str:
 
 
 def _trained_on(runs: Sequence[dict[str, Any]]) -> str:
-    """`1540 / 1540`: trajectories to SFT and tasks to RL; a range where seeds differ."""
-    sides = []
-    for key in ("n_sft", "n_rl"):
-        known = [run[key] for run in runs if run[key] is not None]
-        low, high = min(known, default=None), max(known, default=None)
-        sides.append("–" if low is None else str(low) if low == high else f"{low}–{high}")
-    return "–" if sides == ["–", "–"] else " / ".join(sides)
+    """`1540 / 1540`: trajectories to SFT and tasks to RL; a range where seeds differ, and how many of RL's were drawn among equals."""
+    sides = [_range([run[key] for run in runs if run[key] is not None]) for key in ("n_sft", "n_rl")]
+    drawn = [run["n_rl_by_chance"] for run in runs if run["n_rl_by_chance"]]
+    by_chance = f" ({_range(drawn)} by chance)" if drawn else ""
+    return "–" if sides == ["–", "–"] else " / ".join(sides) + by_chance
+
+
+def _range(known: Sequence[int]) -> str:
+    low, high = min(known, default=None), max(known, default=None)
+    return "–" if low is None else str(low) if low == high else f"{low}–{high}"
 
 
 # --- tables
@@ -84,50 +87,70 @@ def success_table(experiment: Experiment, arms: Sequence[str], split: str) -> st
     of_types = np.array([task["task_type"] for task in experiment.results["tasks"][split]], dtype=object)
     types = _task_types(experiment, split)
     means = {arm: experiment.mean(arm, split) for arm in arms}
-    scores = {arm: experiment.mean(arm, split, "score") for arm in arms}
-    graded = any(s and m and abs(s.mean - m.mean) > 1e-9 for s, m in zip(scores.values(), means.values(), strict=True))
+    scores = _scores(experiment, arms, split)
     headings = ["arm", "SFT / RL", "seeds", *(f"{short_name(t)} ({int((of_types == t).sum())})" for t in types)]
-    headings += [f"{'All' if types else 'success'} ({len(of_types)})", *(["score"] if graded else [])]
+    headings += [f"{'All' if types else 'success'} ({len(of_types)})", *(["score"] if scores else [])]
     rows = []
     for arm in arms:
         values, runs = experiment.values(arm, split), experiment.runs(arm, split)
         by_type = [f"{100 * values[:, of_types == t].mean():.1f}" if values.size else "–" for t in types]
-        score = [percent(scores[arm])] if graded else []
+        score = [percent(scores[arm])] if scores else []
         rows.append([experiment.title(arm), _trained_on(runs), str(len(runs)), *by_type, percent(means[arm]), *score])
     return markdown(headings, rows, 1)
 
 
+def _scores(experiment: Experiment, arms: Sequence[str], split: str) -> dict[str, Interval | None]:
+    """Each arm's mean score, where any differs from its success; else nothing."""
+    scores = {arm: experiment.mean(arm, split, "score") for arm in arms}
+    means = [experiment.mean(arm, split) for arm in arms]
+    graded = any(s and m and abs(s.mean - m.mean) > 1e-9 for s, m in zip(scores.values(), means, strict=True))
+    return scores if graded else {}
+
+
+def _corrected(p_values: dict[Any, float | None]) -> dict[Any, float]:
+    """Those that are known, corrected by Holm's method for their number."""
+    known = {key: p for key, p in p_values.items() if p is not None}
+    return dict(zip(known, holm(list(known.values())), strict=True))
+
+
 def difference_table(experiment: Experiment, arms: Sequence[str], split: str) -> str:
-    """Success of arms less that of each reference arm in points, with interval and p, Holm's over the column's comparisons."""
+    """Success of arms less that of each reference arm in points, with interval and both p, Holm's over the column's comparisons."""
     references = [arm for arm in experiment.results["reference_arms"] if experiment.runs(arm, split)]
     cells: dict[str, list[str]] = {arm: [] for arm in arms}
     for reference in references:
-        p_of = {arm: p for arm in arms if arm != reference and (p := experiment.p(arm, reference, split)) is not None}
-        corrected = dict(zip(p_of, holm(list(p_of.values())), strict=True))
+        others = [arm for arm in arms if arm != reference]
+        of_models = _corrected({arm: experiment.p(arm, reference, split) for arm in others})
+        of_trainings = _corrected({arm: experiment.training_p(arm, reference, split) for arm in others})
         for arm, row in cells.items():
             found = None if arm == reference else experiment.difference(arm, reference, split)
-            row += [points(found), p_value(corrected.get(arm))]
-    headings = ["arm", *(text for r in references for text in (f"less {experiment.title(r)}", "p (Holm)"))]
+            row += [points(found), p_value(of_models.get(arm)), p_value(of_trainings.get(arm))]
+    headings = ["arm", *(text for r in references for text in (f"less {experiment.title(r)}", *_P))]
     return markdown(headings, [[experiment.title(arm), *row] for arm, row in cells.items()], 1) if references else ""
 
 
+_P = ("p, these models", "p, any trainings")
+
+
 def main_table(experiment: Experiment) -> str:
-    """Table 1 in short: arm, success on the main split, difference to the first reference arm, speed-ups over full RL."""
+    """Table 1 in short: arm, success and score on the main split, difference to the first reference arm, speed-ups over full RL."""
     split, references = experiment.splits[0], experiment.results["reference_arms"]
-    headings = ["arm", "seeds", f"{split} success, %"]
+    arms = experiment.of_group(MAIN_GROUP)
+    scores = _scores(experiment, arms, split)
+    headings = ["arm", "seeds", f"{split} success, %", *(["score"] if scores else [])]
     headings += [f"less {experiment.title(references[0])}, points"] if references else []
     headings += ["speed-up, wall clock", "speed-up, FLOPs"]
     rows = []
-    for arm in experiment.of_group(MAIN_GROUP):
+    for arm in arms:
         found = [points(None if arm == r else experiment.difference(arm, r)) for r in references[:1]]
         speedups = [times(experiment.speedup(arm, what)) for what in ("wall_seconds", "flops")]
+        score = [percent(scores[arm])] if scores else []
         runs = str(len(experiment.runs(arm)))
-        rows.append([experiment.title(arm), runs, percent(experiment.mean(arm)), *found, *speedups])
+        rows.append([experiment.title(arm), runs, percent(experiment.mean(arm)), *score, *found, *speedups])
     return markdown(headings, rows, 1)
 
 
 def regime(experiment: Experiment) -> list[tuple[bool | None, str]]:
-    """Whether the experiment could show anything: for each condition, met or not (None for not known yet), and a sentence."""
+    """Whether the experiment could show anything: for each condition, met or not (None for not known), and a sentence."""
     results, split = experiment.results, experiment.splits[0]
     limits, base, sft = results["regime"], results["base_arm"] or "", results["sft_arm"] or ""
     low, high, ceiling = (f"{100 * limits[key]:g}" for key in ("base_low", "base_high", "ceiling"))
@@ -138,7 +161,10 @@ def regime(experiment: Experiment) -> list[tuple[bool | None, str]]:
             None if at_base is None else limits["base_low"] <= at_base.mean <= limits["base_high"],
             f"The base succeeds on {low}–{high} % of {split} tasks: {percent(at_base, ' %')}",
         ),
-        (None if gain is None else gain.sign > 0, f"SFT on all is clearly above the base: {points(gain, ' points')}"),
+        (
+            None if gain is None or len(experiment.runs(sft)) < 2 else gain.sign > 0,  # one seed says nothing of others
+            f"SFT on all is clearly above the base: {points(gain, ' points')}",
+        ),
         (
             None if best is None else best[0] <= limits["ceiling"],
             f"No arm is above {ceiling} %: " + ("–" if best is None else f"the highest is {best[1]} with {100 * best[0]:.1f} %"),
@@ -148,7 +174,7 @@ def regime(experiment: Experiment) -> list[tuple[bool | None, str]]:
 
 def regime_text(experiment: Experiment) -> str:
     """The regime's conditions as a list, and the difference that the experiment can detect."""
-    said = {True: "pass", False: "**fail**", None: "not known yet"}
+    said = {True: "pass", False: "**fail**", None: "not known"}
     lines = [f"- {sentence}: {said[met]}." for met, sentence in regime(experiment)]
     return "\n".join([*lines, f"- Detectable difference (80 % power, two-sided 5 %): {detectable_text(experiment)}."]) + "\n"
 
@@ -160,26 +186,29 @@ def detectable_text(experiment: Experiment) -> str:
 
 
 def claims_table(experiment: Experiment) -> str:
-    """Each claim's difference on the main split, its p (Holm's over the claims), and whether the interval bears it out."""
+    """Each claim's difference on the main split, its p values (Holm's over the claims), and whether it is borne out."""
     claims = experiment.results["claims"]
-    p_of = {i: p for i, claim in enumerate(claims) if (p := experiment.p(claim["better"], claim["worse"])) is not None}
-    corrected = dict(zip(p_of, holm(list(p_of.values())), strict=True))
+    arms = {i: (claim["better"], claim["worse"]) for i, claim in enumerate(claims)}
+    of_models = _corrected({i: experiment.p(*pair) for i, pair in arms.items()})
+    of_trainings = _corrected({i: experiment.training_p(*pair) for i, pair in arms.items()})
     rows = []
-    for i, claim in enumerate(claims):
-        found = experiment.difference(claim["better"], claim["worse"])
-        seeds = len(experiment.pairs(claim["better"], claim["worse"], experiment.splits[0])[0])
-        rows.append([claim["text"], verdict(found, corrected.get(i), seeds), points(found), p_value(corrected.get(i)), str(seeds)])
-    return markdown(["claim", "verdict", "difference, points", "p (Holm)", "seeds"], rows, 1)
+    for i, pair in arms.items():
+        found, seeds = experiment.difference(*pair), len(experiment.pairs(*pair, experiment.splits[0])[0])
+        said = verdict(found, of_trainings.get(i))
+        rows.append([claims[i]["text"], said, points(found), p_value(of_models.get(i)), p_value(of_trainings.get(i)), str(seeds)])
+    return markdown(["claim", "verdict", "difference, points", *_P, "seeds"], rows, 1)
 
 
-def verdict(found: Interval | None, p: float | None, seeds: int) -> str:
-    """What the interval of "better less worse" and its corrected p say of a claim: both must be clear, with two seeds or more."""
-    if found is None or p is None:
+def verdict(found: Interval | None, p: float | None) -> str:
+    """What the interval of "better less worse" and its corrected p for any trainings say of a claim."""
+    if found is None:
         return "not measured yet"
-    if seeds < 2:
+    if p is None:
         return "one seed: not decided"
-    sign = found.sign if p < 0.05 else 0
-    return {1: "**holds**", -1: "**does not hold**", 0: "cannot be told apart"}[sign]
+    said = {1: "holds", -1: "does not hold"}.get(found.sign)
+    if said is None:
+        return "cannot be told apart"
+    return f"**{said}**" if p < 0.05 else f"suggested: {said}"
 
 
 def sweep_table(experiment: Experiment, sweep: dict[str, Any]) -> str:
@@ -187,9 +216,9 @@ def sweep_table(experiment: Experiment, sweep: dict[str, Any]) -> str:
     rows = []
     for value, arm in sweep["arms"].items():
         runs = experiment.runs(arm)
-        cells = [_trained_on(runs), str(len(runs)), percent(experiment.mean(arm)), times(experiment.speedup(arm))]
+        cells = [_trained_on(runs), str(len(runs)), percent(experiment.mean(arm)), times(experiment.speedup(arm, "flops"))]
         rows.append([value, experiment.title(arm), *cells])
-    headings = ["value", "arm", "SFT / RL", "seeds", f"{experiment.splits[0]} success, %", "speed-up, wall clock"]
+    headings = ["value", "arm", "SFT / RL", "seeds", f"{experiment.splits[0]} success, %", "speed-up, FLOPs"]
     return markdown(headings, rows, 2)
 
 
@@ -201,6 +230,7 @@ def cost_table(experiment: Experiment) -> str:
     for arm in _costed(experiment):
         runs, spent = experiment.runs(arm), costs.mean_cost(experiment.costs(arm))
         row = [experiment.title(arm), str(len(runs)), duration(spent["wall_seconds"]), times(experiment.speedup(arm))]
+        row += [duration(spent["cpu_seconds"]), times(experiment.speedup(arm, "cpu_seconds"))]
         row += [_tera(spent["flops"]), times(experiment.speedup(arm, "flops"))]
         for what in ("wall_seconds", "flops"):
             choosing = costs.mean_cost([costs.run_cost(run, experiment.stages, choosing=True) for run in runs])[what]
@@ -213,6 +243,8 @@ def cost_table(experiment: Experiment) -> str:
         "seeds",
         "wall time",
         "speed-up, wall",
+        "CPU time",
+        "speed-up, CPU",
         "TFLOP",
         "speed-up, FLOPs",
         "choosing, of wall",
@@ -238,44 +270,60 @@ def _reach(experiment: Experiment, runs: Sequence[Any], target: float | None, wh
 
 def work_table(experiment: Experiment) -> str:
     """What each arm's cost consists of: means over its runs, and the largest peak."""
-    rows = [[experiment.title(arm), *_work(costs.mean_cost(experiment.costs(arm)))] for arm in _costed(experiment)]
-    return markdown(["arm", *_WORK], rows, 1)
+    headings = ["arm", *_work_headings(experiment)]
+    rows = [
+        [experiment.title(arm), *_work(costs.mean_cost(experiment.costs(arm)), len(headings) - 1)] for arm in _costed(experiment)
+    ]
+    return markdown(headings, rows, 1)
 
 
-_WORK = ("CPU time", "tokens forward", "tokens backward", "tokens generated", "env. steps", "peak MiB")
+_WORK = ("tokens forward", "tokens backward", "tokens generated", "env. steps", "CPU time", "peak MiB")
 
 
-def _work(cost: costs.Cost) -> list[str]:
-    counts = [count(cost[name]) for name in ("tokens_forward", "tokens_backward", "tokens_generated", "environment_steps")]
-    return [duration(cost["cpu_seconds"]), *counts, f"{cost['peak_memory_mib']:.0f}" if cost["peak_memory_mib"] else "–"]
+def _work_headings(experiment: Experiment) -> tuple[str, ...]:
+    """With the GPU's where anything ran on one."""
+    return _WORK + (("GPU time", "peak GPU MiB") if any(stage["gpu_seconds"] for stage in experiment.stages.values()) else ())
+
+
+def _work(cost: costs.Cost, columns: int) -> list[str]:
+    """The first `columns` of `_WORK` and the GPU's."""
+    cells = [count(cost[name]) for name in ("tokens_forward", "tokens_backward", "tokens_generated", "environment_steps")]
+    for seconds, peak in (("cpu_seconds", "peak_memory_mib"), ("gpu_seconds", "peak_gpu_memory_mib")):
+        cells += [duration(cost[seconds]), f"{cost[peak]:.0f}" if cost[peak] else "–"]
+    return cells[:columns]
 
 
 def ledger_table(experiment: Experiment) -> str:
     """All that was run, each stage once, by kind; the last row is the total."""
     kinds = list(dict.fromkeys(stage["kind"] for stage in experiment.stages.values()))
+    work = _work_headings(experiment)
     rows = []
     for kind in [*kinds, None]:
         chosen = [stage for stage in experiment.stages.values() if kind in (None, stage["kind"])]
         spent = costs.total([costs.stage_cost(stage) for stage in chosen])
         evaluating = sum(stage["evaluation_seconds"] for stage in chosen)
         row = [kind or "total", str(len(chosen)), duration(spent["wall_seconds"]), duration(evaluating) if evaluating else "-"]
-        rows.append([*row, _tera(spent["flops"]), *_work(spent)])
-    return markdown(["stages", "number", "wall time", "evaluating meanwhile", "TFLOP", *_WORK], rows, 1)
+        rows.append([*row, _tera(spent["flops"]), *_work(spent, len(work))])
+    return markdown(["stages", "number", "wall time", "evaluating meanwhile", "TFLOP", *work], rows, 1)
 
 
 def saving_lines(experiment: Experiment) -> list[str]:
-    """Whether choosing the data pays, for each arm that chooses: the failure signature "the probe costs more than it saves"."""
-    whole, lines = experiment.costs(experiment.results["full_rl_arm"] or ""), []
+    """Whether choosing the data pays, in wall time and in FLOPs, for each arm that chooses: the failure signature "the probe costs more
+    than it saves".
+    """
+    runs_of, whole, lines = experiment.runs, experiment.costs(experiment.results["full_rl_arm"] or ""), []
     for arm in _costed(experiment):
-        found = costs.saving(experiment.runs(arm), whole, experiment.stages, "wall_seconds")
-        if found is None:
-            continue
-        title, choosing = printable(experiment.title(arm)), duration(found.choosing)
-        if found.saved <= 0:
-            lines.append(f"- {title}: **does not pay**: choosing costs {choosing}, and training is no cheaper than full RL.")
-        else:
-            pays = "pays" if found.pays else "**does not pay: choosing costs more than it saves**"
-            lines.append(f"- {title}: {pays}: choosing costs {choosing}, training saves {duration(found.saved)} against full RL.")
+        said = []
+        for what, text in (("wall_seconds", duration), ("flops", lambda flops: f"{_tera(flops)} TFLOP")):
+            if (found := costs.saving(runs_of(arm), whole, experiment.stages, what)) is not None:
+                pays = "pays" if found.pays else "**does not pay**"
+                saved = f"saves {text(found.saved)}" if found.saved > 0 else "saves nothing"
+                said.append(f"{pays} (choosing costs {text(found.choosing)}, training {saved} against full RL)")
+        if said:
+            names = ("in wall time", "in FLOPs")
+            lines.append(
+                f"- {printable(experiment.title(arm))}: " + "; ".join(f"{n} {t}" for n, t in zip(names, said, strict=False)) + "."
+            )
     return lines
 
 
@@ -296,8 +344,14 @@ def audits_text(experiment: Experiment) -> str:
         if any(cell != "–" for row in rows for cell in row[names:]):
             parts.append(f"{title}\n\n{markdown(headings, rows, names)}")
 
-    scalars = {"eta_squared": 2, "median_standard_error": 4, "share_within_one_standard_error": 3}
-    headings = ["metric", *(f"ρ {name}" for name in keys_of("spearman")), "η² task type", "SE of the median", "share within one SE"]
+    scalars = {"eta_squared": 2, "threshold_standard_error": 4, "share_within_one_standard_error": 3}
+    headings = [
+        "metric",
+        *(f"ρ {name}" for name in keys_of("spearman")),
+        "η² task type",
+        "SE of the threshold",
+        "share within one SE",
+    ]
     rows = []
     for metric, audit in audits.items():
         rhos = [_optional(of(audit, "spearman", name), 2) for name in keys_of("spearman")]
@@ -335,7 +389,13 @@ def tables_text(experiment: Experiment) -> str:
     for sweep in results["sweeps"]:
         parts += [f"## Sweep: {printable(sweep['title'])}", sweep_table(experiment, sweep)]
     parts += _picture(experiment, "sweeps")
-    parts += ["## Table 3: cost", cost_table(experiment), COST_NOTE, work_table(experiment), *_picture(experiment, "cost")]
+    parts += [
+        "## Table 3: cost",
+        cost_table(experiment),
+        f"{COST_NOTE} {_target(experiment)}",
+        work_table(experiment),
+        *_picture(experiment, "cost"),
+    ]
     parts += _picture(experiment, "curves")
     if lines := saving_lines(experiment):
         parts += ["### Does choosing pay?", "\n".join(lines)]
@@ -346,33 +406,48 @@ def tables_text(experiment: Experiment) -> str:
 
 
 HOW_TO_READ = (
-    "Brackets are 95 % intervals for other training seeds and other tasks (crossed random effects, Student's t). With one seed they are "
-    "bootstraps over tasks and know nothing of training. Differences are over the seeds that both arms have. p values are those of "
-    "paired sign-flip tests over tasks on the mean over seeds, two-sided, for these trained models, corrected by Holm's method over the "
-    "comparisons of one column with the same reference."
+    "Brackets are 95 % intervals for other training seeds and other tasks (crossed random effects, Student's t), each by itself. With one "
+    "seed they are bootstraps over tasks and know nothing of training. Differences are over the seeds that both arms have. p values are "
+    "two-sided and corrected by Holm's method over the comparisons of one column with the same reference: *these models* by a paired "
+    "sign-flip test over tasks on the mean over seeds, which asks whether the models that were trained differ; *any trainings* by "
+    "Student's t with at most one degree of freedom less than there are seeds, which asks whether arms do, trained again. Of SFT / RL, "
+    "*by chance* are those of RL's that were drawn among equal pass rates."
 )
 CLAIMS_NOTE = (
-    "A claim holds where the interval lies clear of zero on its side and p, corrected over the claims, is below 0.05; with one seed "
-    "nothing is decided."
+    "A claim holds where p for any trainings, corrected over the claims, is below 0.05. It is suggested where only the interval, which is "
+    "not corrected, is clear of zero: of fourteen claims of no effect one is suggested in about every second experiment. After the "
+    "correction three seeds decide next to nothing, whatever their interval; with one seed nothing is decided."
 )
 COST_NOTE = (
-    "Means over seeds; in parentheses the range over seeds. Evaluations are not in the wall time. Speed-ups are over full RL. "
-    "Choosing is all that is not training: probing, routing, sampling. FLOPs are estimates: 2 a parameter and token read, 4 a parameter "
-    "and token of a backward pass. The last columns say at which part of full RL's whole cost an arm first got the success that full "
-    "RL ended with, on the tasks of the curves, and how many seeds did: a first crossing of a noisy curve, and for SFT the whole of it, "
-    "since it is only evaluated at its end."
+    "Means over seeds; in parentheses the range over seeds. Evaluations are not in the times. Wall clocks are of machines that may have "
+    "done other work, stages side by side among it: CPU time and FLOPs compare better, and wall clocks of different machines are not "
+    "compared at all. Speed-ups are over full RL. Choosing is all that is not training: probing, routing, sampling; of a policy that "
+    "reads losses alone it is the forward part of the probe, its time estimated by its FLOPs. FLOPs are estimates: 2 a parameter and "
+    "token read, 4 a parameter and token of a backward pass. The last columns say at which part of full RL's whole cost an arm first got "
+    "the success that full RL ended with, on the tasks of the curves, and how many seeds did: a first crossing of a noisy curve, and for "
+    "SFT the whole of it, since it is only evaluated at its end."
 )
+
+
+def _target(experiment: Experiment) -> str:
+    """What full RL ended with on the tasks of the curves, and the best that it had been at."""
+    runs = experiment.runs(experiment.results["full_rl_arm"] or "")
+    last, best = costs.final_success(runs), costs.best_success(runs)
+    if last is None or best is None:
+        return ""
+    return f"Full RL ended with {100 * last:.1f} % on them; the highest point of its mean curve is {100 * best:.1f} %."
 
 
 def _facts(experiment: Experiment) -> str:
     results = experiment.results
-    model, corpus, machine = results["model"], results["corpus"], results["machine"]
+    model, corpus = results["model"], results["corpus"]
     facts = [f"Environment {results['environment']}"]
     facts += [f"model {model['id']} ({count(model.get('parameters', 0))} parameters)"] if "id" in model else []
     facts += [f"{corpus['trajectories']} trajectories"] if "trajectories" in corpus else []
     facts += [f"seeds {', '.join(map(str, results['seeds']))}"] if results["seeds"] else []
-    facts += [f"{machine['cpu']}, {machine.get('cores', '?')} cores"] if "cpu" in machine else []
-    facts += [", ".join(f"{name} {version}" for name, version in results["versions"].items())] if results["versions"] else []
+    for machine in results["machines"]:
+        where = [machine["cpu"], machine.get("gpu"), f"{machine.get('cores', '?')} cores"] if "cpu" in machine else []
+        facts += [", ".join(filter(None, [*where, *(f"{name} {v}" for name, v in machine.get("versions", {}).items())]))]
     said = f"{printable('; '.join(facts))}. Written by `gradprism experiment tables` from `results.json`; edit neither."
     missing = [
         f"{printable(arm['title'])} ({len(experiment.runs(name))} of {len(arm['seeds'] or results['seeds'])})"

@@ -22,6 +22,8 @@ STRONG = 0.7
 ALMOST_ALL, NARROW = 0.95, 1e-3
 # Share within one standard error of the threshold above which that is said to be unstable.
 UNSTABLE = 0.1
+# Share of the RL set above which a pass-rate split is said to be drawn by chance.
+BY_CHANCE = 0.1
 DRAWS = 10_000
 # Policies that rank by the metric, for which following a plain measure is news.
 _BY_METRIC = ("concentration", "inverse", "soft")
@@ -62,13 +64,38 @@ def _overlap(a: NDArray[np.bool_], b: NDArray[np.bool_]) -> dict[str, float | No
 
 
 def split_by(to_rl: NDArray[np.bool_], values: NDArray[np.float64]) -> dict[str, Any]:
-    """How alike a split `[n]` and a median split by plain values `[n]` route, in the direction in which they are more alike.
+    """How alike a split `[n]` and one by plain values `[n]` that sends as many to RL route, in the direction in which they are more alike.
 
-    `rl`: which values that split sends to RL, `high` or `low` ones, and then `same_side` and `jaccard` as in `agreement`.
+    `rl`: which values that split sends to RL, `high` or `low` ones, and then `same_side` and `jaccard` as in `agreement`. Where equal
+    values stand at its cut, both are of the overlap that drawing among them would give on average.
     """
-    middle = np.median(values)
-    splits = ({"rl": rl, **_overlap(to_rl, chosen)} for rl, chosen in (("high", values > middle), ("low", values < middle)))
+    n, n_rl = len(to_rl), int(to_rl.sum())
+    splits = []
+    for rl, ranking in (("high", values), ("low", -values)):
+        both = float(_chances_of_rl(ranking, n_rl)[to_rl].sum())
+        jaccard = both / (2 * n_rl - both) if n_rl else None
+        splits.append({"rl": rl, "same_side": (n - 2 * n_rl + 2 * both) / n, "jaccard": jaccard})
     return max(splits, key=lambda split: split["same_side"])
+
+
+def _chances_of_rl(values: NDArray[np.float64], n_rl: int) -> NDArray[np.float64]:
+    """The probability `[n]` that each is among the `n_rl` highest, where equals are drawn by chance."""
+    if n_rl == 0:
+        return np.zeros(len(values))
+    cut = np.partition(values, -n_rl)[-n_rl]
+    above, tied = values > cut, values == cut
+    return np.where(above, 1.0, np.where(tied, (n_rl - above.sum()) / tied.sum(), 0.0))
+
+
+def drawn_by_chance(table: pl.DataFrame) -> int | None:
+    """How many that a pass-rate split sends to RL have the rate of one that it sends to SFT, and so were drawn among equals.
+
+    None for a table (`measures.split_table`'s) without pass rates.
+    """
+    if "pass_rate" not in table.columns:
+        return None
+    sides = {side: table.filter(pl.col("route") == side)["pass_rate"] for side in ("sft", "rl")}
+    return int(sides["rl"].is_in(sides["sft"].unique().implode()).sum())
 
 
 def correlation_ratio(values: NDArray[np.float64], groups: Sequence[str]) -> float | None:
@@ -85,18 +112,21 @@ def correlation_ratio(values: NDArray[np.float64], groups: Sequence[str]) -> flo
     return float(min(1.0, between.sum() / (deviation**2).sum()))
 
 
-def median_standard_error(scores: NDArray[np.float64], seed: int) -> float:
-    """Bootstrap standard error of the median of scores `[n]`, from `DRAWS` seeded resamples.
+def threshold_standard_error(scores: NDArray[np.float64], rl_share: float, seed: int) -> float | None:
+    """Bootstrap standard error of the threshold above which a share of scores `[n]` lies, from `DRAWS` seeded resamples.
 
-    A resample of n is n uniform draws u, each taking the score at ⌊u·n⌋ of the sorted scores, so its k-th smallest value is the
-    score at ⌊u₍ₖ₎·n⌋, and uniform order statistics are Beta variates: exact, and a resample costs two draws instead of n.
+    None where that is none or all of them, which no score bounds on both sides. A resample of n is n uniform draws u, each taking the
+    score at ⌊u·n⌋ of the sorted scores, so its k-th smallest value is the score at ⌊u₍ₖ₎·n⌋, and uniform order statistics are Beta
+    variates: exact, and a resample costs two draws instead of n.
     """
     ascending, n = np.sort(scores), len(scores)
+    k = n - math.floor(rl_share * n + 1e-9)  # the threshold separates the k-th smallest from the next
+    if not 0 < k < n:
+        return None
     rng = np.random.default_rng(seed)
-    k = (n + 1) // 2
     lower = rng.beta(k, n + 1 - k, DRAWS)
-    # For even n the median also takes u₍ₖ₊₁₎: given u₍ₖ₎, the smallest of the n − k draws left above it.
-    upper = lower if n % 2 else lower + (1 - lower) * rng.beta(1, n - k, DRAWS)
+    # u₍ₖ₊₁₎, given u₍ₖ₎, is the smallest of the n − k draws left above it. The median of an odd number is its middle score.
+    upper = lower if n % 2 and rl_share == 0.5 else lower + (1 - lower) * rng.beta(1, n - k, DRAWS)
     picks = (np.minimum((u * n).astype(np.intp), n - 1) for u in (lower, upper))
     return float(np.mean([ascending[pick] for pick in picks], axis=0).std(ddof=1))
 
@@ -108,14 +138,14 @@ def audit(
     seed: int,
     *,
     task_types: Sequence[str] | None = None,
-    fixed_threshold: bool = False,
+    rl_share: float | None = 0.5,
 ) -> dict[str, Any]:
     """The audit of one split, as plain values: confounds, firmness of the threshold, agreement of the metrics, and warnings.
 
     `table` is `measures.split_table`'s; its `pass_rate`, where it has one, is the confound `success`. `task_types`: one a row.
-    `fixed_threshold` says that the threshold was given as a number. The threshold is called unstable where more than `UNSTABLE` of
-    the trajectories lie within one standard error of it: for a smooth density that share is about 1/√n, so the corpus has fewer than
-    100 trajectories, or its scores cluster at the median.
+    `rl_share` is the share whose quantile the threshold is, None where that was given as a number, which another corpus would not
+    move. The threshold is called unstable where more than `UNSTABLE` of the trajectories lie within one standard error of it: for a
+    smooth density that share is about 1/√n at the median, so the corpus has fewer than 100 trajectories, or its scores cluster there.
     """
     score = table["score"].to_numpy()
     to_rl = (table["route"] == "rl").to_numpy()
@@ -124,15 +154,17 @@ def audit(
     ranked = table.select(pl.col("score", *names.values(), *METRICS).rank("average")).to_dict()
     ranks = {name: column.to_numpy() for name, column in ranked.items()}
     confounds = {name: ranks[column] for name, column in names.items()}
-    error = median_standard_error(score, seed)
+    error = None if rl_share is None else threshold_standard_error(score, rl_share, seed)
+    chance = drawn_by_chance(table) if policy == "pass_rate" else None
     result = {
         "spearman": {
             name: _correlation(ranks["score"], column) for name, column in {**confounds, **{m: ranks[m] for m in METRICS}}.items()
         },
         "split_by": {name: split_by(to_rl, column) for name, column in confounds.items()},
         "task_type_eta_squared": None if task_types is None else correlation_ratio(score, task_types),
-        "median_standard_error": error,
-        "share_within_one_standard_error": float((np.abs(table["margin"].to_numpy()) <= error).mean()),
+        "threshold_standard_error": error,
+        "share_within_one_standard_error": None if error is None else float((np.abs(table["margin"].to_numpy()) <= error).mean()),
+        "rl_by_chance": chance,
         "agreement": {
             "metrics": {f"{a} – {b}": _rank_agreement(ranks[a], ranks[b]) for a, b in itertools.combinations(METRICS, 2)},
         },
@@ -140,9 +172,11 @@ def audit(
     # Soft and pass-rate scores are spread by chance: what they rank by is asked.
     source = {"soft": metric, "pass_rate": "pass_rate"}.get(policy, "score")
     warnings = list(_saturation(table[source].to_numpy(), "pass rates" if source == "pass_rate" else "scores"))
-    if not warnings and policy != "random":
+    if not warnings and policy != "random" and error is not None:
         warnings += _unstable(result["share_within_one_standard_error"])
-    warnings += _one_sided(to_rl, fixed_threshold)
+    warnings += _one_sided(to_rl, rl_share is None)
+    if chance is not None:
+        warnings += _by_chance(chance, int(to_rl.sum()))
     if policy in _BY_METRIC:
         warnings += _follows({name: _correlation(ranks[source], column) for name, column in confounds.items()})
     return {**result, "warnings": warnings}
@@ -185,6 +219,14 @@ def _one_sided(to_rl: NDArray[np.bool_], fixed_threshold: bool) -> Iterator[str]
         yield f"all {n} trajectories go to {stage}: the other stage has nothing to train on"
     elif fixed_threshold and most >= ALMOST_ALL * n:
         yield f"{most} of {n} trajectories go to {stage} at this threshold: choose another, or the median"
+
+
+def _by_chance(chance: int, n_rl: int) -> Iterator[str]:
+    if chance > BY_CHANCE * n_rl:
+        yield (
+            f"{chance} of the {n_rl} trajectories that go to RL were drawn by chance among equal pass rates: play more episodes a task, "
+            "or cut between rates with --threshold"
+        )
 
 
 def _follows(correlations: dict[str, float | None]) -> Iterator[str]:

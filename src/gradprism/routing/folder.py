@@ -96,8 +96,8 @@ def route_probe(
     }
     with whole_folder(out, on_existing, "routing.json", "route folder") as folder, ThreadPoolExecutor(1) as pool:
         # Beside the writing, which is most of the work.
-        by_hand = threshold not in ("median", "quantile")
-        auditing = pool.submit(audit, table, metric, policy, seed, task_types=task_types, fixed_threshold=by_hand)
+        of_share = (0.5 if rl_share is None else rl_share) if threshold in ("median", "quantile") else None
+        auditing = pool.submit(audit, table, metric, policy, seed, task_types=task_types, rl_share=of_share)
         with atomic_write(folder / "routes.parquet", "wb") as file:
             table.write_parquet(file)
         with atomic_write(folder / "sft.jsonl", "wb") as sft, atomic_write(folder / "rl.jsonl", "wb") as rl:

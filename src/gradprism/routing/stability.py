@@ -23,6 +23,7 @@ from gradprism.routing.measures import NORMALISATIONS, View, measure, measure_vi
 from gradprism.routing.policies import Policy, get_policy
 from gradprism.routing.tasks import measure_tasks
 from gradprism.routing.thresholds import median_threshold
+from gradprism.trajectories.corpus_files import iter_records
 
 # What a probe of the same corpus may have been taken with otherwise.
 CONDITIONS = ("model", "weights_sha256", "dtype", "context_length", "corpus_sha256")
@@ -41,14 +42,15 @@ def audit_probe(
     pass_rates: Path | None = None,
     full_rl_hours: float | None = None,
     routed_hours: float | None = None,
+    ledger: Path | None = None,
 ) -> dict[str, Any]:
     """Audits the median split of a complete probe folder: what `audit.audit` tells, and how stable the split is.
 
     Agreements, as `audit.agreement` gives them, are of the metric under each normalisation (`normalisations`), of the metric read from
     halves of the layers (`layers`), and of the policy's score with that of each probe folder in `compare`, matched by trajectory id
     (`probes`, by the folder's name, with `shared` trajectories and what `differs`: `[here, there]`). `notes` say what could not be
-    computed. Hours of RL on everything and of SFT and RL as routed, both or neither, are set against what the probe took (`cost`, in
-    seconds).
+    computed. What RL on everything takes, and SFT and RL as routed, is set against what the probe took (`cost`, in seconds): hours, both
+    or neither, or the `ledger.jsonl` of a `gradprism run`, whose RL is taken to grow with its share of the trajectories.
 
     Raises what `route_probe` does for probe and pass rates, `DataError` for a folder to compare that shares fewer than two
     trajectories, and `ConfigError` for hours that are no such.
@@ -57,7 +59,7 @@ def audit_probe(
         raise ConfigError(f"metric {metric!r}: choose one of {', '.join(METRICS)}")
     score_of = get_policy(policy)
     store, others = ProbeStore(probe), [ProbeStore(folder) for folder in compare]
-    cost = _cost(store, full_rl_hours, routed_hours)
+    cost = _cost(store, full_rl_hours, routed_hours, ledger)
     measures, task_types = measure_tasks(store, normalise, pass_rates)
     score = score_of(measures, metric, seed)
     result = audit(split_table(measures, score, median_threshold(score)), metric, policy, seed, task_types=task_types)
@@ -95,18 +97,45 @@ def audit_probe(
     }
 
 
-def _cost(store: ProbeStore, full_rl_hours: float | None, routed_hours: float | None) -> dict[str, float] | None:
-    if full_rl_hours is None and routed_hours is None:
+def _cost(
+    store: ProbeStore, full_rl_hours: float | None, routed_hours: float | None, ledger: Path | None
+) -> dict[str, float] | None:
+    if ledger is not None:
+        if full_rl_hours is not None or routed_hours is not None:
+            raise ConfigError("--ledger and hours exclude each other; give one")
+        saved = _projected_saving(ledger)
+    elif full_rl_hours is None and routed_hours is None:
         return None
-    if full_rl_hours is None or routed_hours is None:
+    elif full_rl_hours is None or routed_hours is None:
         raise ConfigError("--full-rl-hours and --routed-hours: give both, or neither")
-    for option, hours in (("--full-rl-hours", full_rl_hours), ("--routed-hours", routed_hours)):
-        if not (math.isfinite(hours) and hours >= 0):
-            raise ConfigError(f"{option} {hours}: must be a number of hours, 0 or more")
+    else:
+        for option, hours in (("--full-rl-hours", full_rl_hours), ("--routed-hours", routed_hours)):
+            if not (math.isfinite(hours) and hours >= 0):
+                raise ConfigError(f"{option} {hours}: must be a number of hours, 0 or more")
+        saved = 3600 * (full_rl_hours - routed_hours)
     seconds = total_cost(store.folder)["wall_seconds"]
     if not seconds:
-        raise DataError(f"{store.folder / 'attempts.jsonl'}: tells no time that the probe took; leave --full-rl-hours out")
-    return {"probe_seconds": seconds, "saved_seconds": 3600 * (full_rl_hours - routed_hours)}
+        raise DataError(f"{store.folder / 'attempts.jsonl'}: tells no time that the probe took; leave the costs out")
+    return {"probe_seconds": seconds, "saved_seconds": saved}
+
+
+def _projected_saving(ledger: Path) -> float:
+    """Seconds that a run's training takes less than RL on everything would: its RL over the share that it played, less SFT and RL.
+
+    Of each stage the last line counts, which is that of the latest settings. The median split sends half to RL.
+    """
+    seconds: dict[str, float] = {}
+    for record in iter_records(ledger):
+        line = record.value
+        if not (
+            isinstance(line, dict) and isinstance(line.get("stage"), str) and isinstance(line.get("wall_seconds"), int | float)
+        ):
+            raise DataError(f"{record.place}: is no line of a ledger, which has 'stage' and 'wall_seconds'")
+        seconds[line["stage"]] = float(line["wall_seconds"])
+    if "sft" not in seconds or "rl" not in seconds:
+        raise DataError(f"{ledger}: has no stages 'sft' and 'rl'; give the ledger.jsonl of a finished `gradprism run`")
+    routed = sum(taken for stage, taken in seconds.items() if stage in ("sft", "refresh", "sft-refreshed", "rl"))
+    return seconds["rl"] / 0.5 - routed
 
 
 def _normalisations(store: ProbeStore, metric: str, notes: list[str]) -> dict[str, View]:
