@@ -415,7 +415,7 @@ HOW_TO_READ = (
 )
 CLAIMS_NOTE = (
     "A claim holds where p for any trainings, corrected over the claims, is below 0.05. It is suggested where only the interval, which is "
-    "not corrected, is clear of zero: of fourteen claims of no effect one is suggested in about every second experiment. After the "
+    "not corrected, is clear of zero: of a dozen claims of no effect one is suggested in about every second experiment. After the "
     "correction three seeds decide next to nothing, whatever their interval; with one seed nothing is decided."
 )
 COST_NOTE = (
