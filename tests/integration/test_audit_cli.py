@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from gradprism.concentration import gini
-from gradprism.files import write_jsonl
+from gradprism.files import write_json, write_jsonl
 from gradprism.probing.attempts import Attempt
 from gradprism.probing.store import ProbeStore
 from gradprism.routing.audit import agreement
@@ -153,24 +153,34 @@ def test_the_probe_s_time_against_what_it_saves(audit, tmp_path):
     assert_refused(audit(*hours, "-1"), "--routed-hours -1.0: must be a number of hours")
 
 
-def test_what_the_probe_saves_is_projected_from_a_run_s_ledger(audit, tmp_path):
+def test_what_the_probe_saves_is_projected_from_a_run(audit, tmp_path):
     make_probe(tmp_path / "probe")
     attempt = Attempt(tmp_path / "probe")
     attempt._wall -= 100
     attempt.add(COUNT, 100)
-    ledger = tmp_path / "ledger.jsonl"
-    lines = [("probe", 90.0), ("sft", 999.0), ("sft", 50.0), ("rl", 300.0), ("evaluate-rl", 40.0)]
-    write_jsonl(ledger, [{"stage": stage, "wall_seconds": seconds} for stage, seconds in lines])
-    # RL on all takes twice what half took: 600 less the last SFT's 50 and 300.
-    assert audited(audit, "--ledger", ledger)["cost"] == {"probe_seconds": pytest.approx(100, abs=5), "saved_seconds": 250}
-    write_jsonl(ledger, [{"stage": stage, "wall_seconds": seconds} for stage, seconds in [*lines, ("refresh", 220.0)]])
-    assert "its routing saves 30 s: it costs more than it saves" in "".join(audited(audit, "--ledger", ledger)["warnings"])
-    assert_refused(audit("--ledger", ledger, "--full-rl-hours", "2"), "--ledger and hours exclude each other")
-    assert_refused(audit("--ledger", tmp_path / "none"), "none: no such file")
-    write_jsonl(ledger, [{"stage": "sft", "wall_seconds": 1.0}])
-    assert_refused(audit("--ledger", ledger), "ledger.jsonl: has no stages 'sft' and 'rl'")
-    write_jsonl(ledger, [{"stage": "sft"}])
-    assert_refused(audit("--ledger", ledger), "ledger.jsonl:1: is no line of a ledger")
+
+    def write(n_rl, *stages):
+        rows = [{"name": name, "wall_seconds": seconds} for name, seconds in stages]
+        write_json(tmp_path / "run" / "results.json", {"stages": rows, "routing": {"n_rl": n_rl, "n_trajectories": 12}})
+
+    (tmp_path / "run").mkdir()
+    of_run = [("probe", 90.0), ("sft", 50.0), ("rl", 300.0), ("evaluate-rl", 40.0)]
+    write(3, *of_run)
+    # RL on all takes four times what a quarter took: 1200 less SFT's 50 and RL's 300.
+    assert audited(audit, "--run", tmp_path / "run")["cost"] == {"probe_seconds": pytest.approx(100, abs=5), "saved_seconds": 850}
+    write(6, *of_run, ("refresh", 220.0))
+    assert "its routing saves 30 s: it costs more than it saves" in "".join(audited(audit, "--run", tmp_path / "run")["warnings"])
+    assert_refused(audit("--run", tmp_path / "run", "--full-rl-hours", "2"), "--run and hours exclude each other")
+    assert_refused(audit("--run", tmp_path / "none"), "results.json: no such file")
+    for wrong in ((3, ("sft", 1.0)), (0, *of_run)):
+        write(*wrong)
+        assert_refused(audit("--run", tmp_path / "run"), "results.json: tells no stages and routing")
+
+
+def test_one_trajectory_has_no_threshold_to_be_sure_of(cli, tmp_path):
+    make_probe(tmp_path / "one", trajectories=sample_trajectories(1), rows=1)
+    code, out, err = cli("audit", tmp_path / "one")
+    assert (code, err) == (0, "") and "all 1 trajectories go to SFT" in out and "Standard error" not in out
 
 
 def test_pass_rates_and_what_is_printed(audit, tmp_path):

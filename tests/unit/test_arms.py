@@ -10,7 +10,8 @@ import gradprism.training.rl as rl_module
 from gradprism.errors import ConfigError
 from gradprism.experiments import steps
 from gradprism.experiments.arms import ExperimentConfig, arm_config, plan
-from gradprism.experiments.config import load_config
+from gradprism.experiments.config import RouteConfig, load_config
+from helpers.probes import make_probe
 
 MINI = [Path("configs/alfworld-mini.toml"), Path("configs/webshop-mini.toml")]
 
@@ -35,7 +36,7 @@ def test_every_arm_of_the_issue_is_there(file):
     assert names >= {"inverse-gini", "inverse-cv", "inverse-kurtosis", "magnitude", "loss", "length", "uncertainty"}
     assert names >= {f"{metric}-{share}" for metric in ("gini", "cv") for share in (10, 30, 70, 90)}
     assert names >= {"gini-refreshed", "gini-soft"}
-    assert all(len(config.seeds_of(arm)) >= 3 for arm in config.arms if arm.name != "base")
+    assert all(len(config.seeds_of(arm)) >= 3 for arm in config.arms if arm.name != "base" and arm.group != "sweep")
     assert all(config.seeds_of(arm) == config.seeds for arm in config.arms if arm.group == "table1" and arm.name != "base")
     assert config.evaluation.seed == 0, "evaluations of all arms draw alike"
 
@@ -111,8 +112,17 @@ def test_an_arm_whose_share_is_not_known_yet_plays_in_proportion(tmp_path, monke
     assert rounds("gini", route="route", tasks="route") == 15
     assert rounds("gini-refreshed", route="route", tasks="tasks") == 6, "20 of its 50 tasks are left"
     assert rounds("gini-refreshed", route="route", tasks="none") == 15, "nothing is left, so all are played"
+    assert rounds("pass-rate-hpt", route="tasks", tasks="none", corpus="corpus") == 6, "nothing is left of its route"
     assert rounds("pass-rate-hpt", route="tasks", tasks="tasks", corpus="corpus") == 6, "20 of 100 lie above the threshold"
     assert rounds("grpo", corpus="corpus") == 30
+
+
+def test_a_threshold_that_sends_nothing_to_rl_is_said_before_sft_is_paid_for(tmp_path):
+    make_probe(tmp_path / "probe")
+    config = load(MINI[0])
+    nothing = config.model_copy(update={"route": RouteConfig(policy="length", threshold=1e9)})
+    with pytest.raises(ConfigError, match="nothing scores above 1e\\+09, so RL would have no task"):
+        steps.route(nothing, tmp_path / "out", {"probe": tmp_path})
 
 
 def test_a_threshold_is_part_of_a_route_and_needs_the_corpus_for_its_share():
@@ -144,6 +154,7 @@ def test_a_changed_setting_changes_only_what_depends_on_it():
         (["seeds=[-1]"], r"seeds\.0: .*greater than or equal to 0"),
         (["seeds=[4294967296]"], r"seeds\.0: .*less than 4294967296"),
         (["seeds=[0, 1, 0]"], r"seeds: 0, 1, 0 has one twice"),
+        (["arms=[{name='a', route={rl_share=0.3, threshold=1}}]"], r"arms\.0\.route: .*either rl_share or threshold"),
         (["audit.context_lengths=[4]"], r"audit\.context_lengths\.0: .*greater than or equal to 8"),
         (['corpus.files=["a.jsonl"]'], r"corpus: .*either files or collect"),
         (["evaluation.splits={hidden=3}", "rl.evaluate_split=hidden", "rl.evaluate_tasks=3"], r"split 'hidden'"),

@@ -170,6 +170,14 @@ def test_success_is_the_mean_over_seeds_and_tasks_by_type(whole: Experiment) -> 
     assert (row["seeds"], row["SFT / RL"]) == ("3", "300 / 300")
 
 
+def test_an_interval_ends_where_a_success_does() -> None:
+    results = synthetic()
+    for place, run in enumerate(results["arms"][5]["runs"]):
+        run["success"]["unseen"] = ("1" if place else "0") * 60
+    found = Experiment(results).mean("gini")
+    assert found is not None and (found.mean, found.low, found.high) == (pytest.approx(2 / 3), 0.0, 1.0)
+
+
 def test_a_score_that_is_not_the_success_gets_a_column() -> None:
     results = synthetic()
     for arm in results["arms"]:
@@ -268,7 +276,7 @@ def test_a_probe_that_costs_more_than_it_saves_is_flagged() -> None:
 def test_one_seed_decides_nothing() -> None:
     experiment = Experiment(synthetic(seeds=1))
     assert "above the base: +" in (text := tables.regime_text(experiment))
-    assert "points: not known." in text and "two-sided 5 %): –." in text
+    assert "points: not known." in text and "by itself: –; as one of the 4 claims, corrected: –." in text
     assert row_of(tables.claims_table(experiment), "Gini beats a random split")["verdict"] == "one seed: not decided"
 
 
@@ -280,9 +288,17 @@ def test_times_of_different_machines_are_not_compared() -> None:
     row = row_of(tables.cost_table(Experiment(results)), "PRISM, Gini 50:50")
     assert (row["speed-up, wall"], row["speed-up, CPU"]) == ("–", "–") and row["speed-up, FLOPs"] != "–"
     assert row_of(tables.cost_table(Experiment(results)), "SFT, all")["speed-up, wall"] != "–"
+    assert row["to full RL's success, wall"] == "–" and "× (" in row["to full RL's success, FLOPs"]
+    [line] = [line for line in tables.saving_lines(Experiment(results)) if "PRISM, Gini 50:50" in line]
+    assert "in wall time" not in line and "in FLOPs pays" in line
     # The same kind of machine with other versions of libraries.
     results["machines"][1] = {**results["machines"][0], "versions": {"gradprism": "0.2.0"}}
     assert row_of(tables.cost_table(Experiment(results)), "PRISM, Gini 50:50")["speed-up, wall"] != "–"
+    # What has no use for a GPU does not know of it.
+    results["machines"] = [{"cpu": "Xeon", "gpu": "H100"}, {"cpu": "Xeon"}]
+    text = tables.tables_text(Experiment(results))
+    assert row_of(tables.cost_table(Experiment(results)), "PRISM, Gini 50:50")["speed-up, wall"] != "–"
+    assert text.count("Xeon") == 1, "said once"
     results["stages"][next(iter(results["stages"]))]["machine"] = 2
     with pytest.raises(DataError, match="is not among the machines"):
         Experiment(results)
@@ -300,10 +316,13 @@ def test_a_gpu_s_time_and_memory_are_shown_where_there_is_one() -> None:
 def test_what_was_drawn_by_chance_is_said() -> None:
     results = synthetic()
     for place, run in enumerate(results["arms"][5]["runs"]):
-        run["n_rl_by_chance"] = 100 + place
+        run["n_rl_by_chance"] = 5 * place
     assert row_of(tables.success_table(Experiment(results), ["gini"], "unseen"), "PRISM, Gini 50:50")["SFT / RL"] == (
-        "300 / 300 (100–102 by chance)"
+        "300 / 300 (0–10 by chance)"
     )
+    for run in results["arms"][5]["runs"]:
+        run["n_rl_by_chance"] = 0
+    assert "chance" not in tables.success_table(Experiment(results), ["gini"], "unseen")
 
 
 def test_audits_skip_what_is_missing(whole: Experiment) -> None:

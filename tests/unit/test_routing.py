@@ -188,6 +188,15 @@ def test_equal_pass_rates_are_split_apart_from_the_random_policy():
     assert 0.45 < np.mean(same) < 0.55 and np.std(same) < 0.1
 
 
+def test_a_threshold_that_is_a_number_draws_no_equals_apart():
+    t = table(40, pass_rate=[0.0, 0.25, 0.5, 1.0] * 10)
+    score = get_policy("pass_rate", fixed_threshold=True)(t, "gini", 0)
+    np.testing.assert_array_equal(score, t["pass_rate"].to_numpy())
+    np.testing.assert_array_equal(get_policy("loss", fixed_threshold=True)(t, "gini", 0), t["loss"].to_numpy())
+    with pytest.raises(ConfigError, match="needs pass rates"):
+        get_policy("pass_rate", fixed_threshold=True)(table(4), "gini", 0)
+
+
 def test_pass_rates_that_were_not_given():
     with pytest.raises(ConfigError, match=r"needs pass rates; give --pass-rates, the episodes\.jsonl"):
         get_policy("pass_rate")(table(), "gini", 0)

@@ -9,7 +9,16 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from gradprism.experiments import statistics
-from gradprism.experiments.statistics import Interval, detectable_difference, difference, holm, interval, permutation_p, training_p
+from gradprism.experiments.statistics import (
+    Interval,
+    at_most,
+    detectable_difference,
+    difference,
+    holm,
+    interval,
+    permutation_p,
+    training_p,
+)
 
 
 def successes(rng: np.random.Generator, S: int, T: int, task: NDArray[np.float64], seed_spread: float = 0.0) -> NDArray[np.float64]:
@@ -210,6 +219,18 @@ def test_claims_of_no_effect_are_seldom_borne_out_however_many_they_are() -> Non
     assert 0.35 < wrong["interval"] / n < 0.7, "uncorrected, about every second experiment suggests one"
 
 
+@pytest.mark.parametrize(("S", "shift", "least", "most"), [(3, 1.3, 0.0, 0.1), (5, 1.3, 0.8, 1.0), (5, 0.65, 0.0, 0.4)])
+def test_what_seeds_can_decide_as_one_of_fourteen_claims(S: int, shift: float, least: float, most: float) -> None:
+    rng, n, found, effect = np.random.default_rng(12), 60, 0, 0.0
+    for _ in range(n):
+        task = rng.normal(0, 1.5, (1, 300))
+        better, worse = successes(rng, S, 300, task + shift, 0.15), successes(rng, S, 300, task, 0.15)
+        found += 14 * (training_p(better, worse) or 0.0) < 0.05
+        effect += float(better.mean() - worse.mean()) / n
+    assert effect == pytest.approx(0.2 if shift > 1 else 0.1, abs=0.03), "points"
+    assert least <= found / n <= most
+
+
 def test_one_task_has_student_s_interval_over_seeds() -> None:
     found = interval([[1.0], [1.0], [0.0]])
     low, high = stats.t.interval(0.95, 2, 2 / 3, stats.sem([1, 1, 0]))
@@ -230,6 +251,16 @@ def test_detectable_difference_by_hand() -> None:
     # Of 2: 4.303 + 1.061.
     assert detectable_difference([Interval(0, 0, 0, 0.01, 2.0)]) == pytest.approx(0.0536, abs=1e-4)
     assert math.isnan(detectable_difference([]))
+
+
+def test_a_corrected_difference_is_larger_by_the_quantile() -> None:
+    found = at_most(Interval(0.1, 0.0, 0.2, 0.01, 50.0), 4)
+    half = 0.01 * float(stats.t.ppf(0.975, 4))
+    assert (found.mean, found.standard_error, found.degrees) == (0.1, 0.01, 4.0)
+    assert (found.low, found.high) == (pytest.approx(0.1 - half), pytest.approx(0.1 + half))
+    assert at_most(found, 9).degrees == 4
+    expected = 0.01 * (stats.t.ppf(1 - 0.05 / 28, 4) + stats.t.ppf(0.8, 4))
+    assert detectable_difference([found], 0.05 / 14) == pytest.approx(expected)
 
 
 def test_a_detectable_difference_is_found_in_80_percent() -> None:

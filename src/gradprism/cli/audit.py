@@ -25,9 +25,8 @@ def command(
         float | None, typer.Option(help="Hours that RL on everything would take (with --routed-hours).")
     ] = None,
     routed_hours: Annotated[float | None, typer.Option(help="Hours that SFT and RL take as routed, without the probe.")] = None,
-    ledger: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="ledger.jsonl of a `gradprism run` with the median split, instead of those hours."),
+    run: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Folder of a `gradprism run` to project them from, instead of those hours.")
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of what goes by chance, and of the bootstrap.")] = 0,
     out: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write the audit there, as JSON.")] = None,
@@ -48,7 +47,7 @@ def command(
         pass_rates=pass_rates,
         full_rl_hours=full_rl_hours,
         routed_hours=routed_hours,
-        ledger=ledger,
+        run=run,
     )
     if out is not None:
         write_json(out, audit)
@@ -73,10 +72,9 @@ def _print(audit: dict[str, Any]) -> None:
     console.print(_table("The score against", ("", "Spearman", "its split: RL", "same side", "Jaccard"), confounds))
     if audit["task_type_eta_squared"] is not None:
         console.print(f"Share of the score's variance that task types explain (η²): {audit['task_type_eta_squared']:.3f}")
-    share = audit["share_within_one_standard_error"]
-    console.print(
-        f"Standard error of the median: {audit['threshold_standard_error']:.4g}; within one of it: {share:.1%} of the trajectories"
-    )
+    error, share = audit["threshold_standard_error"], audit["share_within_one_standard_error"]
+    if error is not None:
+        console.print(f"Standard error of the median: {error:.4g}; within one of it: {share:.1%} of the trajectories")
     for kind, pairs in audit["agreement"].items():
         if pairs:
             rows = [[name, _number(pair["spearman"]), *_overlap(pair)] for name, pair in pairs.items()]

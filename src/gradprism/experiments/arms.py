@@ -232,7 +232,9 @@ def _run(builder: _Builder, config: ExperimentConfig, arm: ArmConfig, seed: int)
             needs |= {"probe": probe, "route": route, "tasks": tasks} | (corpus if arm.route.threshold is not None else {})
         else:
             needs |= corpus
-        model = builder.add("rl", label, own, steps.rl_in_proportion, reads.rl, needs, resumes=True)
+        # How many rounds such an arm plays is not in its configuration.
+        rounds = {"rounds": "in proportion"} if arm.refresh.after_sft or arm.route.threshold is not None else {}
+        model = builder.add("rl", label, own, steps.rl_in_proportion, reads.rl | rounds, needs, resumes=True)
         cost.append(model)
     needs = {"model": model} if model else {}
     evaluation = builder.add("evaluate", label, own, steps.evaluate, reads.evaluate, needs)

@@ -81,6 +81,12 @@ class RouteConfig(Section):
     rl_share: float = Field(default=0.5, gt=0, lt=1, description="Share that goes to RL; 0.5 splits at the median.")
     threshold: float | None = Field(default=None, description="Send what scores above this number to RL, whatever share that is.")
 
+    @model_validator(mode="after")
+    def _one_cut(self) -> Self:
+        if self.threshold is not None and self.rl_share != 0.5:
+            raise ValueError("give either rl_share or threshold")
+        return self
+
 
 class PassRateConfig(Section):
     """Episodes that the base plays for `route.policy = "pass_rate"`, as RL's rollouts would."""

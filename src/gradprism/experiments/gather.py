@@ -22,7 +22,8 @@ RESULTS = "results.json"
 def gather(config: ExperimentConfig, plan: Plan, earlier: dict[str, Any] | None = None) -> dict[str, Any]:
     """The results of all runs that are evaluated; those of `earlier` results stand in for what was not made here."""
     graph, earlier = plan.graph, earlier or {}
-    machines: list[dict[str, Any]] = list(earlier.get("machines", []))
+    machines: list[dict[str, Any]] = list(earlier.get("machines") or ([{}] if earlier else []))
+    kept: dict[str, Any] = {}  # what earlier runs cost stays what it was, though a stage of theirs was made again
     earlier_runs = reusable(plan, earlier)
     model = _model(config, plan) or earlier.get("model") or {"id": Path(config.model.path).name}
     arms, stages = [], {}
@@ -37,7 +38,7 @@ def gather(config: ExperimentConfig, plan: Plan, earlier: dict[str, Any] | None 
             elif run.evaluation in earlier_runs:
                 found = earlier_runs[run.evaluation]
                 runs.append({**found, "seed": run.seed})
-                stages |= {name: earlier["stages"][name] for name in (*found["stages"], run.evaluation)}
+                kept |= {name: earlier["stages"][name] for name in (*found["stages"], run.evaluation)}
         seeds = config.seeds_of(arm)
         arms.append({"name": arm.name, "title": arm.title or arm.name, "group": arm.group, "seeds": seeds, "runs": runs})
     for name in plan.audits.values():
@@ -45,6 +46,7 @@ def gather(config: ExperimentConfig, plan: Plan, earlier: dict[str, Any] | None 
             stages[name] = _stage(config, graph, name, model.get("matmul", 0), machines)
         elif name in earlier.get("stages", {}):
             stages[name] = earlier["stages"][name]
+    stages = {name: {"machine": 0, **stage} for name, stage in (stages | kept).items()}
     # Only those that a stage is of: earlier ones may be gone with their runs.
     used = sorted({stage["machine"] for stage in stages.values()})
     machines = [machines[place] for place in used]

@@ -135,7 +135,7 @@ class StageGraph:
         """The record of a stage that is done."""
         folder = self.path(name)
         stored = read_json(folder / RECORD)
-        return Record(name, self.keys[name], folder, reused, stored["summary"], stored["cost"], stored["machine"])
+        return Record(name, self.keys[name], folder, reused, stored["summary"], stored["cost"], stored.get("machine", {}))
 
 
 def stage_key(stage: Stage, keys: Mapping[str, str]) -> str:

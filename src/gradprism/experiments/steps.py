@@ -140,6 +140,10 @@ def route(config: RunConfig, folder: Path, inputs: Inputs) -> dict[str, Any]:
         on_existing="replace",
     )
     routing = result["routing"]
+    if not routing["n_rl"]:
+        raise ConfigError(
+            f"route: nothing scores above {routing['threshold']:.4g}, so RL would have no task; choose another threshold"
+        )
     what = route.metric if route.policy in ("concentration", "inverse", "soft") else route.policy
     line = f"{routing['n_sft']} to SFT, {routing['n_rl']} to RL at {what} {routing['threshold']:.4f}"
     return {**result, "headline": line}
@@ -184,11 +188,15 @@ def refresh(config: RunConfig, folder: Path, inputs: Inputs) -> dict[str, Any]:
 
 
 def rl_tasks(config: RunConfig, environment: Environment, inputs: Inputs) -> list[Task]:
-    """The RL tasks of the route in role `tasks`, else of the one in role `route`, else every task of the corpus once."""
+    """The RL tasks of the route in role `tasks`, else of the one in role `route`, else every task of the corpus once.
+
+    Where a refresh has left nothing in `tasks`, RL plays what the first route sent.
+    """
     from gradprism.training.rl import read_tasks
 
-    if routed := inputs.get("tasks", inputs.get("route")):
-        return read_tasks(routed / "route" / "rl.jsonl", environment)
+    for role in ("tasks", "route"):
+        if role in inputs and (tasks := read_tasks(inputs[role] / "route" / "rl.jsonl", environment)):
+            return tasks
     return list({t.id: t for t in (environment.task(t.task) for t in read_corpus(config, inputs))}.values())
 
 
@@ -201,8 +209,7 @@ def rl_in_proportion(config: RunConfig, folder: Path, inputs: Inputs) -> dict[st
     environment = playable(config)
     unknown = ("tasks", "route") if config.route.threshold is not None else ("tasks",)
     planned = rl_tasks(config, environment, {role: path for role, path in inputs.items() if role not in unknown})
-    share = len(rl_tasks(config, environment, inputs) or planned) / len(planned)
-    steps = max(1, round(config.rl.steps * share))
+    steps = max(1, round(config.rl.steps * len(rl_tasks(config, environment, inputs)) / len(planned)))
     return rl(config.model_copy(update={"rl": config.rl.model_copy(update={"steps": steps})}), folder, inputs)
 
 
@@ -213,8 +220,6 @@ def rl(config: RunConfig, folder: Path, inputs: Inputs) -> dict[str, Any]:
 
     environment = playable(config)
     tasks = rl_tasks(config, environment, inputs)
-    if not tasks and "route" in inputs:  # all has fallen below the threshold: RL plays what the first route sent
-        tasks = rl_tasks(config, environment, {"route": inputs["route"]})
     model, renderer = load(config, inputs, "cpu")
     refresh = None
     if config.refresh.every_k_steps and "route" in inputs:

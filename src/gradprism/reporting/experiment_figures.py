@@ -203,9 +203,9 @@ def _positions(values: Sequence[str]) -> list[float]:
 
 
 def _curve_data(experiment: Experiment) -> list[tuple[str, list[tuple[float, float]]]]:
-    """Arm, and (wall time so far over full RL's whole, success) where all its seeds with a curve have a point; means over them."""
+    """Arm, and (FLOPs so far over full RL's whole, success) where all its seeds with a curve have a point; means over them."""
     whole = experiment.costs(experiment.results["full_rl_arm"] or "")
-    if not whole or not (unit := costs.mean_cost(whole)["wall_seconds"]):
+    if not whole or not (unit := costs.mean_cost(whole)["flops"]):
         return []
     rows = []
     for arm in experiment.of_group(MAIN_GROUP):
@@ -213,7 +213,7 @@ def _curve_data(experiment: Experiment) -> list[tuple[str, list[tuple[float, flo
         of_runs = [{(point["stage"], point["fraction"]): point["success"] for point in run["curve"]} for run in runs]
         points = []
         for stage, fraction in dict.fromkeys(key for of_run in of_runs[:1] for key in of_run if all(key in o for o in of_runs)):
-            spent = [costs.cost_at(run, experiment.stages, stage, fraction, "wall_seconds") for run in runs]
+            spent = [costs.cost_at(run, experiment.stages, stage, fraction, "flops") for run in runs]
             success = [of_run[stage, fraction] for of_run in of_runs]
             points.append((sum(spent) / len(runs) / unit, sum(success) / len(runs)))
         if points:
@@ -230,7 +230,7 @@ def _draw_curves(figure: Any, experiment: Experiment, data: list[tuple[str, list
     target = costs.final_success(experiment.runs(experiment.results["full_rl_arm"] or ""))
     if target is not None:
         axes.axhline(100 * target, color=INK, linewidth=0.8, linestyle="--", zorder=1, label="where full RL ends")
-    axes.set_xlabel("wall time so far, of full RL's whole")
+    axes.set_xlabel("FLOPs so far, of full RL's whole")
     axes.set_ylabel(f"{experiment.splits[0]} success, % (mean over seeds)")
     axes.set_xlim(left=0)
     axes.set_ylim(bottom=0)

@@ -1,6 +1,7 @@
 """An experiment's `results.json`, checked, and the statistics of its arms that tables and figures show."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Self
 
@@ -10,7 +11,15 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from gradprism.errors import DataError, MissingFileError
 from gradprism.experiments.costs import Cost, Speedup, run_cost, speedup
-from gradprism.experiments.statistics import Interval, detectable_difference, difference, interval, permutation_p, training_p
+from gradprism.experiments.statistics import (
+    Interval,
+    at_most,
+    detectable_difference,
+    difference,
+    interval,
+    permutation_p,
+    training_p,
+)
 from gradprism.files import read_json
 from gradprism.reporting.tables import printable
 
@@ -62,6 +71,7 @@ class _Run(_Part):
     n_rl: int | None = None
     n_rl_by_chance: int | None = None
     stages: list[str] = []
+    evaluation: str | None = None
     forward_only: list[str] = []
     curve: list[_Point] = []
 
@@ -87,7 +97,7 @@ class _Stage(_Part):
     environment_steps: Count = 0
     flops: Count = 0
     evaluation_seconds: Count = 0
-    machine: int | None = None
+    machine: Annotated[int, Field(ge=0)] = 0
 
 
 class _Results(_Part):
@@ -118,6 +128,9 @@ class _Results(_Part):
             raise ValueError(f"two arms have the same name: {sorted({n for n in names if names.count(n) > 1})}")
         if self.splits and sorted(self.splits) != sorted(self.tasks):
             raise ValueError(f"splits are {', '.join(self.splits)}, but there are tasks of {', '.join(self.tasks)}")
+        for name, stage in self.stages.items():
+            if stage.machine >= max(1, len(self.machines)):  # without any, all are of one that is not known
+                raise ValueError(f"the machine of stage {name!r} is not among the machines")
         for arm in self.arms:
             for run in arm.runs:
                 where = f"arm {arm.name!r}, seed {run.seed}"
@@ -127,8 +140,8 @@ class _Results(_Part):
                 for stage in run.stages:
                     if stage not in self.stages:
                         raise ValueError(f"{where}: stage {stage!r} is not among the stages")
-                    if (self.stages[stage].machine or 0) not in range(max(1, len(self.machines))):
-                        raise ValueError(f"{where}: the machine of stage {stage!r} is not among the machines")
+                if run.evaluation is not None and run.evaluation not in self.stages:
+                    raise ValueError(f"{where}: evaluation {run.evaluation!r} is not among the stages")
             seeds = [run.seed for run in arm.runs]
             if len(set(seeds)) < len(seeds):
                 raise ValueError(f"arm {arm.name!r} has two runs of one seed")
@@ -183,9 +196,12 @@ class Experiment:
         return np.array(known if len(known) == len(runs) else [], dtype=np.float64).reshape(-1, len(self.results["tasks"][split]))
 
     def mean(self, arm: str, split: str | None = None, what: str = "success") -> Interval | None:
-        """Mean and interval of an arm on a split (default the first), a fraction."""
+        """Mean and interval of an arm on a split (default the first), a fraction; what lies outside 0 and 1 is cut off the interval."""
         values = self.values(arm, split or self.splits[0], what)
-        return self._keep(("mean", arm, split or self.splits[0], what), lambda: interval(values)) if values.size else None
+        if not values.size:
+            return None
+        found: Interval = self._keep(("mean", arm, split or self.splits[0], what), lambda: interval(values))
+        return replace(found, low=max(0.0, found.low), high=min(1.0, found.high))
 
     def pairs(self, first: str, second: str, split: str, what: str = "success") -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Values `[S, T]` of two arms with the seeds that both have; an arm that trains nothing is the same with every seed.
@@ -227,32 +243,35 @@ class Experiment:
         return [run_cost(run, self.stages) for run in self.runs(arm) if run["stages"]]
 
     def speedup(self, arm: str, what: str = "wall_seconds") -> Speedup | None:
-        """Speed-up of an arm over full RL; None also of times that are not all of one kind of machine."""
-        full_rl = self.results["full_rl_arm"] or ""
-        if what != "flops" and len(self._machines(arm) | self._machines(full_rl)) > 1:
+        """Speed-up of an arm over full RL; None also of times that cannot be compared."""
+        if what != "flops" and not self.times_compare(arm):
             return None
-        return speedup(self.costs(arm), self.costs(full_rl), what)
+        return speedup(self.costs(arm), self.costs(self.results["full_rl_arm"] or ""), what)
 
-    def _machines(self, arm: str) -> set[str]:
-        """What an arm's stages ran on, library versions apart."""
-        places = {self.stages[name]["machine"] for run in self.runs(arm) for name in run["stages"]}
-        known = [self.results["machines"][place] if place is not None else {} for place in places]
-        return {str({key: machine.get(key) for key in ("cpu", "cores", "gpu", "threads")}) for machine in known}
+    def times_compare(self, arm: str) -> bool:
+        """Whether an arm's stages and full RL's all ran on one kind of machine; versions of libraries may differ."""
+        runs = [*self.runs(arm), *self.runs(self.results["full_rl_arm"] or "")]
+        places = {self.stages[name]["machine"] for run in runs for name in run["stages"]}
+        machines = [self.results["machines"][place] for place in places] if self.results["machines"] else []
+        hosts = {tuple(machine.get(key) for key in ("cpu", "cores", "threads")) for machine in machines}
+        # A stage that has no use for a GPU does not say which there is.
+        return len(hosts) <= 1 and len({machine["gpu"] for machine in machines if "gpu" in machine}) <= 1
 
-    def detectable(self) -> float | None:
+    def detectable(self, comparisons: int = 1) -> float | None:
         """Smallest difference on the main split, a fraction, that 80 % of such experiments would find: over Table 1 and the references.
 
-        None where no two of them have two seeds in common: one says nothing of other trainings.
+        By the interval of one comparison by itself; or as one of several `comparisons`, corrected by Holm's first step, by the p for any
+        trainings. None where no two arms have two seeds in common: one says nothing of other trainings.
         """
         references, arms, split = self.results["reference_arms"], self.of_group(MAIN_GROUP), self.splits[0]
         known = [
-            self.difference(arm, other)
+            (found, len(self.pairs(arm, other, split)[0]))
             for other in references
             for arm in arms
-            if arm not in (other, self.results["base_arm"]) and len(self.pairs(arm, other, split)[0]) > 1
+            if arm not in (other, self.results["base_arm"]) and (found := self.difference(arm, other))
         ]
-        found = [each for each in known if each]
-        return detectable_difference(found) if found else None
+        found = [each if comparisons == 1 else at_most(each, S - 1) for each, S in known if S > 1]
+        return detectable_difference(found, 0.05 / comparisons) if found else None
 
 
 def read_experiment(folder: Path) -> Experiment:

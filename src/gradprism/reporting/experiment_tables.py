@@ -63,8 +63,8 @@ def _optional(number: float | None, digits: int) -> str:
 def _trained_on(runs: Sequence[dict[str, Any]]) -> str:
     """`1540 / 1540`: trajectories to SFT and tasks to RL; a range where seeds differ, and how many of RL's were drawn among equals."""
     sides = [_range([run[key] for run in runs if run[key] is not None]) for key in ("n_sft", "n_rl")]
-    drawn = [run["n_rl_by_chance"] for run in runs if run["n_rl_by_chance"]]
-    by_chance = f" ({_range(drawn)} by chance)" if drawn else ""
+    drawn = [run["n_rl_by_chance"] for run in runs if run["n_rl_by_chance"] is not None]
+    by_chance = f" ({_range(drawn)} by chance)" if any(drawn) else ""
     return "–" if sides == ["–", "–"] else " / ".join(sides) + by_chance
 
 
@@ -176,12 +176,15 @@ def regime_text(experiment: Experiment) -> str:
     """The regime's conditions as a list, and the difference that the experiment can detect."""
     said = {True: "pass", False: "**fail**", None: "not known"}
     lines = [f"- {sentence}: {said[met]}." for met, sentence in regime(experiment)]
-    return "\n".join([*lines, f"- Detectable difference (80 % power, two-sided 5 %): {detectable_text(experiment)}."]) + "\n"
+    lines.append(f"- Detectable difference (80 % power, two-sided 5 %) of one comparison by itself: {detectable_text(experiment)}.")
+    if n := len(experiment.results["claims"]):
+        lines[-1] = f"{lines[-1].removesuffix('.')}; as one of the {n} claims, corrected: {detectable_text(experiment, n)}."
+    return "\n".join(lines) + "\n"
 
 
-def detectable_text(experiment: Experiment) -> str:
+def detectable_text(experiment: Experiment, comparisons: int = 1) -> str:
     """`5.9 points`."""
-    detectable = experiment.detectable()
+    detectable = experiment.detectable(comparisons)
     return "–" if detectable is None else f"{100 * detectable:.1f} points"
 
 
@@ -236,7 +239,8 @@ def cost_table(experiment: Experiment) -> str:
             choosing = costs.mean_cost([costs.run_cost(run, experiment.stages, choosing=True) for run in runs])[what]
             row.append(share(choosing / spent[what]) if spent[what] else "–")
         for what in ("wall_seconds", "flops"):
-            row.append(_reach(experiment, runs, target, whole, what))
+            compares = what == "flops" or experiment.times_compare(arm)
+            row.append(_reach(experiment, runs, target, whole, what) if compares else "–")
         rows.append(row)
     headings = [
         "arm",
@@ -314,16 +318,18 @@ def saving_lines(experiment: Experiment) -> list[str]:
     runs_of, whole, lines = experiment.runs, experiment.costs(experiment.results["full_rl_arm"] or ""), []
     for arm in _costed(experiment):
         said = []
-        for what, text in (("wall_seconds", duration), ("flops", lambda flops: f"{_tera(flops)} TFLOP")):
+        for what, unit, text in (
+            ("wall_seconds", "wall time", duration),
+            ("flops", "FLOPs", lambda flops: f"{_tera(flops)} TFLOP"),
+        ):
+            if what != "flops" and not experiment.times_compare(arm):
+                continue
             if (found := costs.saving(runs_of(arm), whole, experiment.stages, what)) is not None:
                 pays = "pays" if found.pays else "**does not pay**"
                 saved = f"saves {text(found.saved)}" if found.saved > 0 else "saves nothing"
-                said.append(f"{pays} (choosing costs {text(found.choosing)}, training {saved} against full RL)")
+                said.append(f"in {unit} {pays} (choosing costs {text(found.choosing)}, training {saved} against full RL)")
         if said:
-            names = ("in wall time", "in FLOPs")
-            lines.append(
-                f"- {printable(experiment.title(arm))}: " + "; ".join(f"{n} {t}" for n, t in zip(names, said, strict=False)) + "."
-            )
+            lines.append(f"- {printable(experiment.title(arm))}: {'; '.join(said)}.")
     return lines
 
 
@@ -445,7 +451,10 @@ def _facts(experiment: Experiment) -> str:
     facts += [f"model {model['id']} ({count(model.get('parameters', 0))} parameters)"] if "id" in model else []
     facts += [f"{corpus['trajectories']} trajectories"] if "trajectories" in corpus else []
     facts += [f"seeds {', '.join(map(str, results['seeds']))}"] if results["seeds"] else []
-    for machine in results["machines"]:
+    known = results["machines"]
+    for machine in known:
+        if any(machine.items() < other.items() for other in known):  # the same, by a stage that had no use for its GPU
+            continue
         where = [machine["cpu"], machine.get("gpu"), f"{machine.get('cores', '?')} cores"] if "cpu" in machine else []
         facts += [", ".join(filter(None, [*where, *(f"{name} {v}" for name, v in machine.get("versions", {}).items())]))]
     said = f"{printable('; '.join(facts))}. Written by `gradprism experiment tables` from `results.json`; edit neither."

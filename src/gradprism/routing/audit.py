@@ -225,7 +225,7 @@ def _by_chance(chance: int, n_rl: int) -> Iterator[str]:
     if chance > BY_CHANCE * n_rl:
         yield (
             f"{chance} of the {n_rl} trajectories that go to RL were drawn by chance among equal pass rates: play more episodes a task, "
-            "or cut between rates with --threshold"
+            "or give a --threshold: what has a higher rate goes to RL"
         )
 
 

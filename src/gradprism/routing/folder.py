@@ -71,7 +71,8 @@ def route_probe(
     if metric not in METRICS:
         raise ConfigError(f"metric {metric!r}: choose one of {', '.join(METRICS)}")
     check_on_existing(on_existing)
-    score_of = get_policy(policy)
+    by_hand = threshold not in ("median", "quantile")
+    score_of = get_policy(policy, fixed_threshold=by_hand)
     store = ProbeStore(probe)
     measures, task_types = measure_tasks(store, normalise, pass_rates)
     score = score_of(measures, metric, seed)
@@ -96,7 +97,7 @@ def route_probe(
     }
     with whole_folder(out, on_existing, "routing.json", "route folder") as folder, ThreadPoolExecutor(1) as pool:
         # Beside the writing, which is most of the work.
-        of_share = (0.5 if rl_share is None else rl_share) if threshold in ("median", "quantile") else None
+        of_share = (0.5 if rl_share is None else rl_share) if not by_hand else None
         auditing = pool.submit(audit, table, metric, policy, seed, task_types=task_types, rl_share=of_share)
         with atomic_write(folder / "routes.parquet", "wb") as file:
             table.write_parquet(file)

@@ -69,18 +69,22 @@ def uncertainty(table: pl.DataFrame, metric: str, seed: int) -> NDArray[np.float
     return 1 - (p - p.mean()) ** 2
 
 
-def pass_rate(table: pl.DataFrame, metric: str, seed: int) -> NDArray[np.float64]:
-    """The share of a task's episodes that the base model wins, as HPT gates by: what it fails goes to SFT.
-
-    Equal rates stand in a seeded random order, by subtracting less than the smallest gap between rates, so that any share can be cut
-    exactly. A threshold of 0 sends every task to RL that was ever won. Raises `ConfigError` where the table has no `pass_rate`.
-    """
+def _plain_rates(table: pl.DataFrame, metric: str, seed: int) -> NDArray[np.float64]:
     if "pass_rate" not in table.columns:
         raise ConfigError(
             "policy pass_rate: needs pass rates; give --pass-rates, the episodes.jsonl of a `gradprism evaluate` of the base model"
         )
-    rates = table["pass_rate"].to_numpy().astype(np.float64)
-    gap = np.diff(np.unique(np.append(rates, 0.0))).min(initial=1.0)  # also to 0: what was won once stays above it
+    return table["pass_rate"].to_numpy().astype(np.float64)
+
+
+def pass_rate(table: pl.DataFrame, metric: str, seed: int) -> NDArray[np.float64]:
+    """The share of a task's episodes that the base model wins, as HPT gates by: what it fails goes to SFT.
+
+    Equal rates stand in a seeded random order, by subtracting less than the smallest gap between rates, so that any share can be cut
+    exactly. Raises `ConfigError` where the table has no `pass_rate`.
+    """
+    rates = _plain_rates(table, metric, seed)
+    gap = np.diff(np.unique(np.append(rates, 0.0))).min(initial=1.0)  # also to 0: what was won once scores above it
     n = len(table)
     return rates - gap * np.random.default_rng([seed, TIES]).permutation(n) / max(1, n)
 
@@ -90,8 +94,12 @@ POLICIES: dict[str, Policy] = {
 }
 
 
-def get_policy(name: str) -> Policy:
-    """The policy of that name; raises `ConfigError` where there is none."""
+def get_policy(name: str, *, fixed_threshold: bool = False) -> Policy:
+    """The policy of that name; raises `ConfigError` where there is none.
+
+    With a `fixed_threshold`, a number that was given, pass rates are themselves the score: equals need no order, and none may be drawn to
+    the other side.
+    """
     if name not in POLICIES:
         raise ConfigError(f"policy {name!r}: choose one of {', '.join(POLICIES)}")
-    return POLICIES[name]
+    return _plain_rates if fixed_threshold and name == "pass_rate" else POLICIES[name]

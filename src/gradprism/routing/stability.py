@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from gradprism.concentration import METRICS
 from gradprism.errors import ConfigError, DataError
-from gradprism.files import sha256_file
+from gradprism.files import read_json, sha256_file
 from gradprism.probing.attempts import total_cost
 from gradprism.probing.store import ProbeStore
 from gradprism.routing.audit import agreement, audit, probe_pays
@@ -23,7 +23,6 @@ from gradprism.routing.measures import NORMALISATIONS, View, measure, measure_vi
 from gradprism.routing.policies import Policy, get_policy
 from gradprism.routing.tasks import measure_tasks
 from gradprism.routing.thresholds import median_threshold
-from gradprism.trajectories.corpus_files import iter_records
 
 # What a probe of the same corpus may have been taken with otherwise.
 CONDITIONS = ("model", "weights_sha256", "dtype", "context_length", "corpus_sha256")
@@ -42,7 +41,7 @@ def audit_probe(
     pass_rates: Path | None = None,
     full_rl_hours: float | None = None,
     routed_hours: float | None = None,
-    ledger: Path | None = None,
+    run: Path | None = None,
 ) -> dict[str, Any]:
     """Audits the median split of a complete probe folder: what `audit.audit` tells, and how stable the split is.
 
@@ -50,7 +49,7 @@ def audit_probe(
     halves of the layers (`layers`), and of the policy's score with that of each probe folder in `compare`, matched by trajectory id
     (`probes`, by the folder's name, with `shared` trajectories and what `differs`: `[here, there]`). `notes` say what could not be
     computed. What RL on everything takes, and SFT and RL as routed, is set against what the probe took (`cost`, in seconds): hours, both
-    or neither, or the `ledger.jsonl` of a `gradprism run`, whose RL is taken to grow with its share of the trajectories.
+    or neither, or the folder of a `gradprism run`, whose RL is taken to grow with its share of the trajectories.
 
     Raises what `route_probe` does for probe and pass rates, `DataError` for a folder to compare that shares fewer than two
     trajectories, and `ConfigError` for hours that are no such.
@@ -59,7 +58,7 @@ def audit_probe(
         raise ConfigError(f"metric {metric!r}: choose one of {', '.join(METRICS)}")
     score_of = get_policy(policy)
     store, others = ProbeStore(probe), [ProbeStore(folder) for folder in compare]
-    cost = _cost(store, full_rl_hours, routed_hours, ledger)
+    cost = _cost(store, full_rl_hours, routed_hours, run)
     measures, task_types = measure_tasks(store, normalise, pass_rates)
     score = score_of(measures, metric, seed)
     result = audit(split_table(measures, score, median_threshold(score)), metric, policy, seed, task_types=task_types)
@@ -97,13 +96,11 @@ def audit_probe(
     }
 
 
-def _cost(
-    store: ProbeStore, full_rl_hours: float | None, routed_hours: float | None, ledger: Path | None
-) -> dict[str, float] | None:
-    if ledger is not None:
+def _cost(store: ProbeStore, full_rl_hours: float | None, routed_hours: float | None, run: Path | None) -> dict[str, float] | None:
+    if run is not None:
         if full_rl_hours is not None or routed_hours is not None:
-            raise ConfigError("--ledger and hours exclude each other; give one")
-        saved = _projected_saving(ledger)
+            raise ConfigError("--run and hours exclude each other; give one")
+        saved = _projected_saving(run)
     elif full_rl_hours is None and routed_hours is None:
         return None
     elif full_rl_hours is None or routed_hours is None:
@@ -119,23 +116,17 @@ def _cost(
     return {"probe_seconds": seconds, "saved_seconds": saved}
 
 
-def _projected_saving(ledger: Path) -> float:
-    """Seconds that a run's training takes less than RL on everything would: its RL over the share that it played, less SFT and RL.
-
-    Of each stage the last line counts, which is that of the latest settings. The median split sends half to RL.
-    """
-    seconds: dict[str, float] = {}
-    for record in iter_records(ledger):
-        line = record.value
-        if not (
-            isinstance(line, dict) and isinstance(line.get("stage"), str) and isinstance(line.get("wall_seconds"), int | float)
-        ):
-            raise DataError(f"{record.place}: is no line of a ledger, which has 'stage' and 'wall_seconds'")
-        seconds[line["stage"]] = float(line["wall_seconds"])
-    if "sft" not in seconds or "rl" not in seconds:
-        raise DataError(f"{ledger}: has no stages 'sft' and 'rl'; give the ledger.jsonl of a finished `gradprism run`")
-    routed = sum(taken for stage, taken in seconds.items() if stage in ("sft", "refresh", "sft-refreshed", "rl"))
-    return seconds["rl"] / 0.5 - routed
+def _projected_saving(run: Path) -> float:
+    """Seconds that a run's training takes less than RL on everything would: its RL over the share that it played, less SFT and RL."""
+    file = run / "results.json"
+    results = read_json(file)
+    try:
+        seconds = {str(stage["name"]): float(stage["wall_seconds"]) for stage in results["stages"]}
+        share = results["routing"]["n_rl"] / results["routing"]["n_trajectories"]
+        full_rl = seconds["rl"] / share
+    except (KeyError, TypeError, ValueError, ZeroDivisionError):
+        raise DataError(f"{file}: tells no stages and routing; give the folder of a finished `gradprism run`") from None
+    return full_rl - sum(seconds.get(stage, 0.0) for stage in ("sft", "refresh", "sft-refreshed", "rl"))
 
 
 def _normalisations(store: ProbeStore, metric: str, notes: list[str]) -> dict[str, View]:
