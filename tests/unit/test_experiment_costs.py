@@ -144,10 +144,10 @@ def test_what_needs_no_backward_pass_is_charged_for_none() -> None:
     assert costs.cost_at(run, stages, "sft", 0.5, "wall_seconds") == pytest.approx(3 + 50)
 
 
-def test_the_best_point_is_of_the_mean_curve() -> None:
+def test_a_mean_curve_is_of_the_points_that_all_runs_have() -> None:
     runs = [
         {"curve": [point("rl", 0.5, 0.9), point("rl", 1, 0.4)]},
         {"curve": [point("rl", 0.25, 1.0), point("rl", 0.5, 0.3), point("rl", 1, 0.5)]},
     ]
-    assert costs.best_success(runs) == pytest.approx(0.6)
-    assert costs.best_success([{"curve": []}]) is None
+    assert costs.mean_curve(runs) == [("rl", 0.5, pytest.approx(0.6)), ("rl", 1, pytest.approx(0.45))]
+    assert costs.mean_curve([{"curve": []}]) == []

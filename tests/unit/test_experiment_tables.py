@@ -260,6 +260,20 @@ def test_costs_by_hand(whole: Experiment) -> None:
     assert int(total["number"]) == len(whole.stages)
 
 
+def test_while_training_an_arm_may_have_been_better_than_at_its_end() -> None:
+    results = synthetic()
+    for place, run in enumerate(results["arms"][5]["runs"]):
+        levels = [("sft", 1.0, 0.9), ("rl", 0.0, 0.2), ("rl", 0.5, 0.5 + 0.1 * place), ("rl", 1.0, 0.4)]
+        run["curve"] = [{"stage": s, "fraction": f, "success": y, "tasks": 9} for s, f, y in levels]
+        run["score"]["unseen"] = [0.0] * 15 * (place + 1) + [0.5] * (60 - 15 * (place + 1))
+    row = row_of(tables.training_table(Experiment(results)), "PRISM, Gini 50:50")
+    assert (row["before RL"], row["highest (at, of RL)"], row["end"]) == ("20.0", "60.0 (50 %)", "40.0")
+    assert row["score 0, all tasks"] == "50.0", "a quarter, a half and three quarters"
+    assert "SFT, all" not in tables.training_table(Experiment(results))
+    results["arms"] = [arm for arm in results["arms"] if arm["name"] in ("base", "sft")]
+    assert tables.training_table(Experiment(results)) == ""
+
+
 def test_a_probe_that_costs_more_than_it_saves_is_flagged() -> None:
     results = synthetic()
     assert "PRISM, Gini 50:50: in wall time pays (choosing costs 37.8 s, training saves 57.8 min against full RL); in FLOPs" in (

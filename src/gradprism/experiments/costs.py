@@ -149,14 +149,11 @@ def final_success(runs: Sequence[Mapping[str, Any]]) -> float | None:
     return sum(last) / len(last) if last else None
 
 
-def best_success(runs: Sequence[Mapping[str, Any]]) -> float | None:
-    """The highest point of an arm's mean training curve, a fraction; None where no run has one.
-
-    The mean is over runs, at the points that all of them have.
-    """
-    curves = [{(p["stage"], round(p["fraction"], 6)): p["success"] for p in run["curve"]} for run in runs if run.get("curve")]
+def mean_curve(runs: Sequence[Mapping[str, Any]]) -> list[tuple[str, float, float]]:
+    """Stage, fraction and mean success of the points that all runs with a curve have, in order; empty where there is none."""
+    curves = [{(p["stage"], p["fraction"]): p["success"] for p in run["curve"]} for run in runs if run.get("curve")]
     shared = [point for point in (curves[0] if curves else {}) if all(point in curve for curve in curves)]
-    return max((sum(curve[point] for curve in curves) / len(curves) for point in shared), default=None)
+    return [(*point, sum(curve[point] for curve in curves) / len(curves)) for point in shared]
 
 
 def cost_to_reach(run: Mapping[str, Any], stages: Mapping[str, Mapping[str, Any]], target: float, name: str) -> float | None:

@@ -210,12 +210,10 @@ def _curve_data(experiment: Experiment) -> list[tuple[str, list[tuple[float, flo
     rows = []
     for arm in experiment.of_group(MAIN_GROUP):
         runs = [run for run in experiment.runs(arm) if run["curve"] and run["stages"]]
-        of_runs = [{(point["stage"], point["fraction"]): point["success"] for point in run["curve"]} for run in runs]
         points = []
-        for stage, fraction in dict.fromkeys(key for of_run in of_runs[:1] for key in of_run if all(key in o for o in of_runs)):
+        for stage, fraction, success in costs.mean_curve(runs):
             spent = [costs.cost_at(run, experiment.stages, stage, fraction, "flops") for run in runs]
-            success = [of_run[stage, fraction] for of_run in of_runs]
-            points.append((sum(spent) / len(runs) / unit, sum(success) / len(runs)))
+            points.append((sum(spent) / len(runs) / unit, success))
         if points:
             rows.append((arm, points))
     return rows

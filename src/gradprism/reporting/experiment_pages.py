@@ -18,6 +18,7 @@ from gradprism.reporting.experiment_tables import (
     regime_text,
     tables_text,
     times,
+    training_table,
 )
 from gradprism.reporting.tables import printable
 
@@ -31,6 +32,7 @@ _TABLE_BLOCKS: dict[str, Callable[[Experiment], str]] = {
     "claims": claims_table,
     "regime": regime_text,
     "cost": cost_table,
+    "training": training_table,
 }
 
 
@@ -51,7 +53,7 @@ def replace_block(text: str, name: str, table: str) -> str:
 def fill_blocks(text: str, experiment: Experiment, source: str, prefix: str = "") -> str:
     """`text` with all its blocks filled in; `source` is the file that errors name.
 
-    Blocks are `main`, `claims`, `regime`, `cost`, and within a line `success ARM [SPLIT]`, `score ARM [SPLIT]`, `speedup ARM`,
+    Blocks are `main`, `claims`, `regime`, `cost`, `training`, and within a line `success ARM [SPLIT]`, `score ARM [SPLIT]`, `speedup ARM`,
     `difference ARM ARM [SPLIT]`, `speedup-flops ARM`, `detectable`. With a prefix, only blocks whose names begin with it are filled
     ("PREFIX success gini"), so that one file can show several experiments. (A line that begins with a marker is HTML to Markdown:
     begin it with a word.)

@@ -225,6 +225,28 @@ def sweep_table(experiment: Experiment, sweep: dict[str, Any]) -> str:
     return markdown(headings, rows, 2)
 
 
+def training_table(experiment: Experiment) -> str:
+    """Where RL began, was at its best and ended, of the arms that play it, on the tasks of the curves; empty where none does."""
+    rows = []
+    for arm in experiment.arms:
+        runs = [run for run in experiment.runs(arm) if run["stages"]]
+        curve = [(fraction, success) for stage, fraction, success in costs.mean_curve(runs) if stage == "rl"]
+        if len(curve) < 2:
+            continue
+        at, best = max(curve, key=lambda point: point[1])
+        zero = [_share_of_zero(run, experiment.splits[0]) for run in runs]
+        cells = [f"{100 * curve[0][1]:.1f}", f"{100 * best:.1f} ({100 * at:.0f} %)", f"{100 * curve[-1][1]:.1f}"]
+        rows.append([experiment.title(arm), str(len(runs)), *cells, f"{100 * sum(zero) / len(zero):.1f}"])
+    headings = ["arm", "seeds", "before RL", "highest (at, of RL)", "end", "score 0, all tasks"]
+    return markdown(headings, rows, 1) if rows else ""
+
+
+def _share_of_zero(run: dict[str, Any], split: str) -> float:
+    """The share of a run's episodes whose score is 0; of one without scores, that are no success."""
+    scores = run["score"].get(split) or [float(won) for won in run["success"][split]]
+    return sum(score == 0 for score in scores) / len(scores)
+
+
 def cost_table(experiment: Experiment) -> str:
     """Table 3: wall time and FLOPs of each arm against full RL, what choosing took of them, and the cost of full RL's success."""
     full_rl = experiment.results["full_rl_arm"] or ""
@@ -398,11 +420,12 @@ def tables_text(experiment: Experiment) -> str:
     parts += [
         "## Table 3: cost",
         cost_table(experiment),
-        f"{COST_NOTE} {_target(experiment)}",
+        COST_NOTE,
         work_table(experiment),
         *_picture(experiment, "cost"),
     ]
-    parts += _picture(experiment, "curves")
+    if training := training_table(experiment):
+        parts += ["## While training", training, TRAINING_NOTE, *_picture(experiment, "curves")]
     if lines := saving_lines(experiment):
         parts += ["### Does choosing pay?", "\n".join(lines)]
     parts += ["### All that was run", ledger_table(experiment)]
@@ -424,6 +447,10 @@ CLAIMS_NOTE = (
     "not corrected, is clear of zero: of a dozen claims of no effect one is suggested in about every second experiment. After the "
     "correction three seeds decide next to nothing, whatever their interval; with one seed nothing is decided."
 )
+TRAINING_NOTE = (
+    "Success in % on the tasks of the curves, the first of the evaluation's, means over seeds. The highest point of a mean curve is that "
+    "of several, and so flatters. Last, the share of all evaluated episodes that ended with nothing."
+)
 COST_NOTE = (
     "Means over seeds; in parentheses the range over seeds. Evaluations are not in the times. Wall clocks are of machines that may have "
     "done other work, stages side by side among it: CPU time and FLOPs compare better, and wall clocks of different machines are not "
@@ -433,15 +460,6 @@ COST_NOTE = (
     "the success that full RL ended with, on the tasks of the curves, and how many seeds did: a first crossing of a noisy curve, and for "
     "SFT the whole of it, since it is only evaluated at its end."
 )
-
-
-def _target(experiment: Experiment) -> str:
-    """What full RL ended with on the tasks of the curves, and the best that it had been at."""
-    runs = experiment.runs(experiment.results["full_rl_arm"] or "")
-    last, best = costs.final_success(runs), costs.best_success(runs)
-    if last is None or best is None:
-        return ""
-    return f"Full RL ended with {100 * last:.1f} % on them; the highest point of its mean curve is {100 * best:.1f} %."
 
 
 def _facts(experiment: Experiment) -> str:
