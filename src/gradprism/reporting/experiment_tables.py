@@ -226,25 +226,29 @@ def sweep_table(experiment: Experiment, sweep: dict[str, Any]) -> str:
 
 
 def training_table(experiment: Experiment) -> str:
-    """Where RL began, was at its best and ended, of the arms that play it, on the tasks of the curves; empty where none does."""
-    rows = []
+    """Where RL began, was at its best and ended, of the arms that play it, on the tasks of the curves; empty where none does.
+
+    Where scores are not successes, also the share of all evaluated episodes whose score is 0.
+    """
+    graded, rows = bool(_scores(experiment, list(experiment.arms), experiment.splits[0])), []
     for arm in experiment.arms:
         runs = [run for run in experiment.runs(arm) if run["stages"]]
         curve = [(fraction, success) for stage, fraction, success in costs.mean_curve(runs) if stage == "rl"]
         if len(curve) < 2:
             continue
         at, best = max(curve, key=lambda point: point[1])
-        zero = [_share_of_zero(run, experiment.splits[0]) for run in runs]
+        zeros = experiment.values(arm, experiment.splits[0], "score") == 0
         cells = [f"{100 * curve[0][1]:.1f}", f"{100 * best:.1f} ({100 * at:.0f} %)", f"{100 * curve[-1][1]:.1f}"]
-        rows.append([experiment.title(arm), str(len(runs)), *cells, f"{100 * sum(zero) / len(zero):.1f}"])
-    headings = ["arm", "seeds", "before RL", "highest (at, of RL)", "end", "score 0, all tasks"]
+        rows.append(
+            [
+                experiment.title(arm),
+                str(len(runs)),
+                *cells,
+                *([f"{100 * zeros.mean():.1f}" if zeros.size else "–"] if graded else []),
+            ]
+        )
+    headings = ["arm", "seeds", "before RL", "highest (at, of RL)", "end", *(["score 0, all tasks"] if graded else [])]
     return markdown(headings, rows, 1) if rows else ""
-
-
-def _share_of_zero(run: dict[str, Any], split: str) -> float:
-    """The share of a run's episodes whose score is 0; of one without scores, that are no success."""
-    scores = run["score"].get(split) or [float(won) for won in run["success"][split]]
-    return sum(score == 0 for score in scores) / len(scores)
 
 
 def cost_table(experiment: Experiment) -> str:
@@ -449,7 +453,7 @@ CLAIMS_NOTE = (
 )
 TRAINING_NOTE = (
     "Success in % on the tasks of the curves, the first of the evaluation's, means over seeds. The highest point of a mean curve is that "
-    "of several, and so flatters. Last, the share of all evaluated episodes that ended with nothing."
+    "of several, and so flatters. Score 0: the share of all evaluated episodes that ended with nothing."
 )
 COST_NOTE = (
     "Means over seeds; in parentheses the range over seeds. Evaluations are not in the times. Wall clocks are of machines that may have "
