@@ -8,7 +8,6 @@ import pytest
 
 from gradprism import memory
 
-
 PEAKS = """
 import numpy as np
 from gradprism.memory import peak_memory_mib, reset_peak_memory
