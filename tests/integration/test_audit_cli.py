@@ -167,7 +167,10 @@ def test_what_the_probe_saves_is_projected_from_a_run(audit, tmp_path):
     of_run = [("probe", 90.0), ("sft", 50.0), ("rl", 300.0), ("evaluate-rl", 40.0)]
     write(3, *of_run)
     # RL on all takes four times what a quarter took: 1200 less SFT's 50 and RL's 300.
-    assert audited(audit, "--run", tmp_path / "run")["cost"] == {"probe_seconds": pytest.approx(100, abs=5), "saved_seconds": 850}
+    assert audited(audit, "--run", tmp_path / "run")["cost"] == {
+        "probe_seconds": pytest.approx(100, abs=5),
+        "saved_seconds": pytest.approx(850),
+    }
     write(6, *of_run, ("refresh", 220.0))
     assert "its routing saves 30 s: it costs more than it saves" in "".join(audited(audit, "--run", tmp_path / "run")["warnings"])
     assert_refused(audit("--run", tmp_path / "run", "--full-rl-hours", "2"), "--run and hours exclude each other")

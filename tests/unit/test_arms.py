@@ -161,8 +161,9 @@ def test_a_changed_setting_changes_only_what_depends_on_it():
     ],
 )
 def test_mistakes_are_said_before_anything_runs(overrides, message):
-    with pytest.raises(ConfigError, match=message):
+    with pytest.raises(ConfigError, match=message) as caught:
         plan(load(MINI[0], *overrides))
+    assert "Value error" not in str(caught.value) and len(str(caught.value)) < 250, "no configuration is poured out"
 
 
 def test_two_arms_of_one_name_are_refused(tmp_path):

@@ -34,9 +34,15 @@ def command(
 ) -> None:
     """Audits the median split of a probe: what its score goes along with, and what the split depends on. Writes no route."""
     from gradprism.cli.options import print_json
+    from gradprism.errors import ConfigError
+    from gradprism.experiments.costs import projected_hours
     from gradprism.files import write_json
     from gradprism.routing.stability import audit_probe
 
+    if run is not None:
+        if full_rl_hours is not None or routed_hours is not None:
+            raise ConfigError("--run and hours exclude each other; give one")
+        full_rl_hours, routed_hours = projected_hours(run)
     audit = audit_probe(
         probe,
         metric=metric,
@@ -47,7 +53,6 @@ def command(
         pass_rates=pass_rates,
         full_rl_hours=full_rl_hours,
         routed_hours=routed_hours,
-        run=run,
     )
     if out is not None:
         write_json(out, audit)

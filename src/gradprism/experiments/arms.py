@@ -229,12 +229,13 @@ def _run(builder: _Builder, config: ExperimentConfig, arm: ArmConfig, seed: int)
     if arm.rl != "none":
         needs = {"model": model} if model else {}
         if arm.rl == "routed" and probe and route and tasks:
-            needs |= {"probe": probe, "route": route, "tasks": tasks} | (corpus if arm.route.threshold is not None else {})
-        else:
+            needs |= {"probe": probe, "route": route, "tasks": tasks}
+        if arm.rl == "all" or arm.route.threshold is not None:
             needs |= corpus
-        # How many rounds such an arm plays is not in its configuration.
-        rounds = {"rounds": "in proportion"} if arm.refresh.after_sft or arm.route.threshold is not None else {}
-        model = builder.add("rl", label, own, steps.rl_in_proportion, reads.rl | rounds, needs, resumes=True)
+        play, of_rl = steps.rl, reads.rl
+        if arm.rl == "routed" and (arm.refresh.after_sft or arm.route.threshold is not None):  # how many tasks is not known yet
+            play, of_rl = steps.rl_in_proportion, {**reads.rl, "rounds": "in proportion"}
+        model = builder.add("rl", label, own, play, of_rl, needs, resumes=True)
         cost.append(model)
     needs = {"model": model} if model else {}
     evaluation = builder.add("evaluate", label, own, steps.evaluate, reads.evaluate, needs)

@@ -163,7 +163,9 @@ def build_config(values: dict[str, Any], base: Path, source: str, kind: type[_Co
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(map(str, first["loc"]))
-        raise ConfigError(f"{source}: {key}: {first['msg']}; got {first['input']!r}"[:500]) from None
+        where, message = f"{key}: " if key else "", first["msg"].removeprefix("Value error, ")
+        got = "" if isinstance(first["input"], dict) else f"; got {first['input']!r}"  # a whole section says nothing
+        raise ConfigError(f"{source}: {where}{message}{got}"[:500]) from None
     return config.model_copy(
         update={
             "model": config.model.model_copy(

@@ -5,7 +5,11 @@ Runs and stages are the plain values of an experiment's `results.json`: a run na
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+
+from gradprism.errors import DataError
+from gradprism.files import read_json
 
 Cost = dict[str, float]
 ADDED = (
@@ -162,3 +166,19 @@ def cost_to_reach(run: Mapping[str, Any], stages: Mapping[str, Mapping[str, Any]
         if point["success"] >= target - 1e-9:  # a mean of equal successes may be a rounding above each
             return cost_at(run, stages, point["stage"], point["fraction"], name)
     return None
+
+
+def projected_hours(run: Path) -> tuple[float, float]:
+    """Hours that RL on everything would take, and that SFT and RL as routed took, by the `results.json` of a `gradprism run`.
+
+    The former is the run's RL over the share of the trajectories that it played. Raises `MissingFileError`, and `DataError` for a file
+    that is of no finished run.
+    """
+    file = run / "results.json"
+    results = read_json(file)
+    try:
+        seconds = {str(stage["name"]): float(stage["wall_seconds"]) for stage in results["stages"]}
+        full_rl = seconds["rl"] * results["routing"]["n_trajectories"] / results["routing"]["n_rl"]
+    except (KeyError, TypeError, ValueError, ZeroDivisionError):
+        raise DataError(f"{file}: tells no stages and routing; give the folder of a finished `gradprism run`") from None
+    return full_rl / 3600, sum(seconds.get(stage, 0.0) for stage in ("sft", "refresh", "sft-refreshed", "rl")) / 3600

@@ -115,10 +115,11 @@ def _prepare(
 
 def _read_results(out: Path) -> dict[str, Any]:
     """The `results.json` of a folder, checked; raises `DataError` naming what is wrong."""
-    from gradprism.reporting.experiment_results import read_experiment
+    from gradprism.reporting.experiment_results import Experiment
 
-    read_experiment(out)
-    return read_json(out / RESULTS)
+    results = read_json(out / RESULTS)
+    Experiment(results, str(out / RESULTS))
+    return results
 
 
 def _wanted(planned: Plan, groups: Sequence[str] | None, earlier: dict[str, Any] | None) -> list[str]:

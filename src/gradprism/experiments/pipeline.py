@@ -9,7 +9,7 @@ from typing import Any
 from gradprism.experiments import steps
 from gradprism.experiments.config import RunConfig
 from gradprism.experiments.reads import Reads
-from gradprism.experiments.stages import Record, Stage, StageGraph, Step, machine
+from gradprism.experiments.stages import Record, Stage, StageGraph, Step, machine, versions
 from gradprism.files import read_json, write_json
 
 # (stage, the stage whose checkpoint it evaluates, how the report calls the model)
@@ -78,10 +78,6 @@ def describe(config: RunConfig) -> dict[str, Any]:
 def gather_results(config: RunConfig, records: dict[str, Record]) -> dict[str, Any]:
     """Everything that the report shows, read from the stages' own artefacts."""
     import torch
-    import transformers
-    import trl
-
-    from gradprism import __version__
 
     probe, route = records["probe"].summary, records["route"].summary
     route_folder = records["route"].folder / "route"
@@ -94,12 +90,7 @@ def gather_results(config: RunConfig, records: dict[str, Record]) -> dict[str, A
         "name": config.name,
         "seed": config.seed,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "versions": {
-            "gradprism": __version__,
-            "torch": str(torch.__version__),
-            "transformers": transformers.__version__,
-            "trl": trl.__version__,
-        },
+        "versions": versions(),
         "machine": {**machine(), "device": probe["device"], "threads": torch.get_num_threads()},
         "config": config.model_dump(),
         "model": {"id": config.model.path, "parameters": probe["parameters"]},

@@ -133,7 +133,7 @@ def route(config: RunConfig, folder: Path, inputs: Inputs) -> dict[str, Any]:
         metric=route.metric,
         policy=route.policy,
         normalise=route.normalise,
-        rl_share=None if route.rl_share == 0.5 or route.threshold is not None else route.rl_share,
+        rl_share=None if route.rl_share == 0.5 else route.rl_share,
         threshold="median" if route.threshold is None else route.threshold,
         seed=config.seed,
         pass_rates=inputs["pass_rates"] / PASS_RATES if "pass_rates" in inputs else None,

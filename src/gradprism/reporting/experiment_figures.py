@@ -39,6 +39,11 @@ def drawn_by(svg: str) -> str | None:
     return found[1] if found else None
 
 
+def picture(experiment: Experiment, name: str) -> list[str]:
+    """The figure in Markdown, or nothing where there is nothing to draw."""
+    return [f"![{CAPTIONS[name]}]({name}.svg)"] if has_figure(experiment, name) else []
+
+
 def has_figure(experiment: Experiment, name: str) -> bool:
     """Whether the results hold enough for a figure."""
     return bool(_DATA[name](experiment))

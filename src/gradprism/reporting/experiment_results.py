@@ -1,6 +1,6 @@
 """An experiment's `results.json`, checked, and the statistics of its arms that tables and figures show."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Self
@@ -161,7 +161,7 @@ class Experiment:
             first = error.errors()[0]
             key = ".".join(str(part) for part in first["loc"]) or "the whole file"
             raise DataError(
-                f"{source}: {printable(key)}: {printable(first['msg'])}; correct it, or run `gradprism experiment` again"
+                f"{source}: {printable(key)}: {printable(first['msg'].removeprefix('Value error, '))}; correct it, or run `gradprism experiment` again"
             ) from None
         self.results: dict[str, Any] = checked.model_dump()
         self.arms: dict[str, dict[str, Any]] = {arm["name"]: arm for arm in self.results["arms"]}
@@ -202,6 +202,13 @@ class Experiment:
             return None
         found: Interval = self._keep(("mean", arm, split or self.splits[0], what), lambda: interval(values))
         return replace(found, low=max(0.0, found.low), high=min(1.0, found.high))
+
+    def scores(self, arms: Sequence[str], split: str | None = None) -> dict[str, Interval | None]:
+        """Each arm's mean score on a split (default the first), where any differs from its success; else nothing."""
+        scores = {arm: self.mean(arm, split, "score") for arm in arms}
+        means = [self.mean(arm, split) for arm in arms]
+        graded = any(s and m and abs(s.mean - m.mean) > 1e-9 for s, m in zip(scores.values(), means, strict=True))
+        return scores if graded else {}
 
     def pairs(self, first: str, second: str, split: str, what: str = "success") -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Values `[S, T]` of two arms with the seeds that both have; an arm that trains nothing is the same with every seed.

@@ -5,59 +5,14 @@ from typing import Any
 
 import numpy as np
 
-from gradprism.experiments import costs
 from gradprism.experiments.statistics import Interval, holm
-from gradprism.reporting.experiment_figures import CAPTIONS, has_figure
+from gradprism.reporting.experiment_cost_tables import cost_parts
+from gradprism.reporting.experiment_figures import picture
+from gradprism.reporting.experiment_numbers import optional, p_value, percent, points, times
 from gradprism.reporting.experiment_results import MAIN_GROUP, Experiment
-from gradprism.reporting.tables import SHORT_NAMES, count, duration, markdown, printable, share, short_name
+from gradprism.reporting.tables import SHORT_NAMES, count, markdown, printable, short_name
 
-GROUP_TITLES = {"ablation": "Ablations", "sweep": "Arms of the sweeps", "refresh": "Routing again while the model changes"}
-
-# --- numbers as text
-
-
-def _fixed(number: float, digits: int = 1) -> str:
-    """With a true minus sign, and none before a zero."""
-    text = f"{number:.{digits}f}"
-    return text.replace("-", "" if float(text) == 0 else "−")
-
-
-def percent(interval: Interval | None, unit: str = "") -> str:
-    """`31.0 [27.1, 35.2]`, of fractions in percent; with unit " %" behind the mean."""
-    if interval is None:
-        return "–"
-    return f"{_fixed(100 * interval.mean)}{unit} [{_fixed(100 * interval.low)}, {_fixed(100 * interval.high)}]"
-
-
-def points(interval: Interval | None, unit: str = "") -> str:
-    """`+2.1 [−1.0, 5.3]`: a difference of fractions in percentage points, with unit " points" behind all."""
-    if interval is None:
-        return "–"
-    plus = "+" if float(f"{100 * interval.mean:.1f}") > 0 else ""
-    return f"{plus}{percent(interval)}{unit}"
-
-
-def p_value(p: float | None) -> str:
-    """`0.031`, `<0.001`."""
-    if p is None:
-        return "–"
-    return "<0.001" if p < 0.0005 else f"{p:.3f}" if p < 0.0995 else f"{p:.2f}"
-
-
-def times(speedup: costs.Speedup | None) -> str:
-    """`3.22× (3.10–3.40)`: ratio of means, and the range over runs where they differ."""
-    if speedup is None:
-        return "–"
-    low, high = f"{speedup.low:.2f}", f"{speedup.high:.2f}"
-    return f"{speedup.ratio:.2f}×" + (f" ({low}–{high})" if low != high else "")
-
-
-def _tera(flops: float) -> str:
-    return "–" if not flops else f"{flops / 1e12:,.0f}" if flops >= 1e14 else f"{flops / 1e12:.3g}"
-
-
-def _optional(number: float | None, digits: int) -> str:
-    return _fixed(number, digits) if isinstance(number, int | float) else "–"
+GROUP_TITLES = {"sweep": "Arms of the sweeps", "refresh": "Routing again while the model changes"}
 
 
 def _trained_on(runs: Sequence[dict[str, Any]]) -> str:
@@ -73,9 +28,6 @@ def _range(known: Sequence[int]) -> str:
     return "–" if low is None else str(low) if low == high else f"{low}–{high}"
 
 
-# --- tables
-
-
 def _task_types(experiment: Experiment, split: str) -> list[str]:
     found = {task["task_type"] for task in experiment.results["tasks"][split]} - {None}
     known = [name for name in SHORT_NAMES if name in found]
@@ -87,7 +39,7 @@ def success_table(experiment: Experiment, arms: Sequence[str], split: str) -> st
     of_types = np.array([task["task_type"] for task in experiment.results["tasks"][split]], dtype=object)
     types = _task_types(experiment, split)
     means = {arm: experiment.mean(arm, split) for arm in arms}
-    scores = _scores(experiment, arms, split)
+    scores = experiment.scores(arms, split)
     headings = ["arm", "SFT / RL", "seeds", *(f"{short_name(t)} ({int((of_types == t).sum())})" for t in types)]
     headings += [f"{'All' if types else 'success'} ({len(of_types)})", *(["score"] if scores else [])]
     rows = []
@@ -97,14 +49,6 @@ def success_table(experiment: Experiment, arms: Sequence[str], split: str) -> st
         score = [percent(scores[arm])] if scores else []
         rows.append([experiment.title(arm), _trained_on(runs), str(len(runs)), *by_type, percent(means[arm]), *score])
     return markdown(headings, rows, 1)
-
-
-def _scores(experiment: Experiment, arms: Sequence[str], split: str) -> dict[str, Interval | None]:
-    """Each arm's mean score, where any differs from its success; else nothing."""
-    scores = {arm: experiment.mean(arm, split, "score") for arm in arms}
-    means = [experiment.mean(arm, split) for arm in arms]
-    graded = any(s and m and abs(s.mean - m.mean) > 1e-9 for s, m in zip(scores.values(), means, strict=True))
-    return scores if graded else {}
 
 
 def _corrected(p_values: dict[Any, float | None]) -> dict[Any, float]:
@@ -135,7 +79,7 @@ def main_table(experiment: Experiment) -> str:
     """Table 1 in short: arm, success and score on the main split, difference to the first reference arm, speed-ups over full RL."""
     split, references = experiment.splits[0], experiment.results["reference_arms"]
     arms = experiment.of_group(MAIN_GROUP)
-    scores = _scores(experiment, arms, split)
+    scores = experiment.scores(arms, split)
     headings = ["arm", "seeds", f"{split} success, %", *(["score"] if scores else [])]
     headings += [f"less {experiment.title(references[0])}, points"] if references else []
     headings += ["speed-up, wall clock", "speed-up, FLOPs"]
@@ -225,140 +169,6 @@ def sweep_table(experiment: Experiment, sweep: dict[str, Any]) -> str:
     return markdown(headings, rows, 2)
 
 
-def training_table(experiment: Experiment) -> str:
-    """Where RL began, was at its best and ended, of the arms that play it, on the tasks of the curves; empty where none does.
-
-    Where scores are not successes, also the share of all evaluated episodes whose score is 0.
-    """
-    graded, rows = bool(_scores(experiment, list(experiment.arms), experiment.splits[0])), []
-    for arm in experiment.arms:
-        runs = [run for run in experiment.runs(arm) if run["stages"]]
-        curve = [(fraction, success) for stage, fraction, success in costs.mean_curve(runs) if stage == "rl"]
-        if len(curve) < 2:
-            continue
-        at, best = max(curve, key=lambda point: point[1])
-        zeros = experiment.values(arm, experiment.splits[0], "score") == 0
-        cells = [f"{100 * curve[0][1]:.1f}", f"{100 * best:.1f} ({100 * at:.0f} %)", f"{100 * curve[-1][1]:.1f}"]
-        rows.append(
-            [
-                experiment.title(arm),
-                str(len(runs)),
-                *cells,
-                *([f"{100 * zeros.mean():.1f}" if zeros.size else "–"] if graded else []),
-            ]
-        )
-    headings = ["arm", "seeds", "before RL", "highest (at, of RL)", "end", *(["score 0, all tasks"] if graded else [])]
-    return markdown(headings, rows, 1) if rows else ""
-
-
-def cost_table(experiment: Experiment) -> str:
-    """Table 3: wall time and FLOPs of each arm against full RL, what choosing took of them, and the cost of full RL's success."""
-    full_rl = experiment.results["full_rl_arm"] or ""
-    whole, target = experiment.costs(full_rl), costs.final_success(experiment.runs(full_rl))
-    rows = []
-    for arm in _costed(experiment):
-        runs, spent = experiment.runs(arm), costs.mean_cost(experiment.costs(arm))
-        row = [experiment.title(arm), str(len(runs)), duration(spent["wall_seconds"]), times(experiment.speedup(arm))]
-        row += [duration(spent["cpu_seconds"]), times(experiment.speedup(arm, "cpu_seconds"))]
-        row += [_tera(spent["flops"]), times(experiment.speedup(arm, "flops"))]
-        for what in ("wall_seconds", "flops"):
-            choosing = costs.mean_cost([costs.run_cost(run, experiment.stages, choosing=True) for run in runs])[what]
-            row.append(share(choosing / spent[what]) if spent[what] else "–")
-        for what in ("wall_seconds", "flops"):
-            compares = what == "flops" or experiment.times_compare(arm)
-            row.append(_reach(experiment, runs, target, whole, what) if compares else "–")
-        rows.append(row)
-    headings = [
-        "arm",
-        "seeds",
-        "wall time",
-        "speed-up, wall",
-        "CPU time",
-        "speed-up, CPU",
-        "TFLOP",
-        "speed-up, FLOPs",
-        "choosing, of wall",
-        "choosing, of FLOPs",
-    ]
-    headings += ["to full RL's success, wall", "to full RL's success, FLOPs"]
-    return markdown(headings, rows, 1)
-
-
-def _costed(experiment: Experiment) -> list[str]:
-    return [arm for arm in experiment.arms if experiment.costs(arm)]
-
-
-def _reach(experiment: Experiment, runs: Sequence[Any], target: float | None, whole: Sequence[costs.Cost], what: str) -> str:
-    """`0.41× (2 of 3)`: mean cost at which the runs that got there did, of all that full RL cost, and how many did."""
-    curves = [run for run in runs if run["curve"]]
-    if target is None or not curves or not whole or not costs.mean_cost(whole)[what]:
-        return "–"
-    reached = [c for run in curves if (c := costs.cost_to_reach(run, experiment.stages, target, what)) is not None]
-    ratio = f"{sum(reached) / len(reached) / costs.mean_cost(whole)[what]:.2f}×" if reached else "never"
-    return f"{ratio} ({len(reached)} of {len(curves)})"
-
-
-def work_table(experiment: Experiment) -> str:
-    """What each arm's cost consists of: means over its runs, and the largest peak."""
-    headings = ["arm", *_work_headings(experiment)]
-    rows = [
-        [experiment.title(arm), *_work(costs.mean_cost(experiment.costs(arm)), len(headings) - 1)] for arm in _costed(experiment)
-    ]
-    return markdown(headings, rows, 1)
-
-
-_WORK = ("tokens forward", "tokens backward", "tokens generated", "env. steps", "CPU time", "peak MiB")
-
-
-def _work_headings(experiment: Experiment) -> tuple[str, ...]:
-    """With the GPU's where anything ran on one."""
-    return _WORK + (("GPU time", "peak GPU MiB") if any(stage["gpu_seconds"] for stage in experiment.stages.values()) else ())
-
-
-def _work(cost: costs.Cost, columns: int) -> list[str]:
-    """The first `columns` of `_WORK` and the GPU's."""
-    cells = [count(cost[name]) for name in ("tokens_forward", "tokens_backward", "tokens_generated", "environment_steps")]
-    for seconds, peak in (("cpu_seconds", "peak_memory_mib"), ("gpu_seconds", "peak_gpu_memory_mib")):
-        cells += [duration(cost[seconds]), f"{cost[peak]:.0f}" if cost[peak] else "–"]
-    return cells[:columns]
-
-
-def ledger_table(experiment: Experiment) -> str:
-    """All that was run, each stage once, by kind; the last row is the total."""
-    kinds = list(dict.fromkeys(stage["kind"] for stage in experiment.stages.values()))
-    work = _work_headings(experiment)
-    rows = []
-    for kind in [*kinds, None]:
-        chosen = [stage for stage in experiment.stages.values() if kind in (None, stage["kind"])]
-        spent = costs.total([costs.stage_cost(stage) for stage in chosen])
-        evaluating = sum(stage["evaluation_seconds"] for stage in chosen)
-        row = [kind or "total", str(len(chosen)), duration(spent["wall_seconds"]), duration(evaluating) if evaluating else "-"]
-        rows.append([*row, _tera(spent["flops"]), *_work(spent, len(work))])
-    return markdown(["stages", "number", "wall time", "evaluating meanwhile", "TFLOP", *work], rows, 1)
-
-
-def saving_lines(experiment: Experiment) -> list[str]:
-    """Whether choosing the data pays, in wall time and in FLOPs, for each arm that chooses: the failure signature "the probe costs more
-    than it saves".
-    """
-    runs_of, whole, lines = experiment.runs, experiment.costs(experiment.results["full_rl_arm"] or ""), []
-    for arm in _costed(experiment):
-        said = []
-        for what, unit, text in (
-            ("wall_seconds", "wall time", duration),
-            ("flops", "FLOPs", lambda flops: f"{_tera(flops)} TFLOP"),
-        ):
-            if what != "flops" and not experiment.times_compare(arm):
-                continue
-            if (found := costs.saving(runs_of(arm), whole, experiment.stages, what)) is not None:
-                pays = "pays" if found.pays else "**does not pay**"
-                saved = f"saves {text(found.saved)}" if found.saved > 0 else "saves nothing"
-                said.append(f"in {unit} {pays} (choosing costs {text(found.choosing)}, training {saved} against full RL)")
-        if said:
-            lines.append(f"- {printable(experiment.title(arm))}: {'; '.join(said)}.")
-    return lines
-
-
 def audits_text(experiment: Experiment) -> str:
     """What the metrics' scores go along with, how firm thresholds are, and whether routes agree; skips what is missing."""
     audits = {metric: audit for metric, audit in experiment.results["audits"].items() if isinstance(audit, dict)}
@@ -386,15 +196,15 @@ def audits_text(experiment: Experiment) -> str:
     ]
     rows = []
     for metric, audit in audits.items():
-        rhos = [_optional(of(audit, "spearman", name), 2) for name in keys_of("spearman")]
-        rows.append([metric, *rhos, *(_optional(audit.get(key), digits) for key, digits in scalars.items())])
+        rhos = [optional(of(audit, "spearman", name), 2) for name in keys_of("spearman")]
+        rows.append([metric, *rhos, *(optional(audit.get(key), digits) for key, digits in scalars.items())])
     table("What the scores go along with (Spearman's ρ, share of variance η²), and how firm the threshold is.", headings, rows, 1)
     for key, title, columns in (
         ("agreement", "Agreement with routing by plain measures.", ("same_side", "jaccard")),
         ("stability", "Stability of the routes when something changes.", ("same_side", "jaccard", "spearman")),
     ):
         rows = [
-            [metric, other, *(_optional(of(audit, key, other, column), 2) for column in columns)]
+            [metric, other, *(optional(of(audit, key, other, column), 2) for column in columns)]
             for metric, audit in audits.items()
             for other in keys_of(key)
             if of(audit, key, other)
@@ -413,26 +223,15 @@ def tables_text(experiment: Experiment) -> str:
     groups = list(dict.fromkeys(arm["group"] for arm in results["arms"] if arm["group"] != MAIN_GROUP))
     parts = [f"# {printable(results['name'])}: tables", _facts(experiment), HOW_TO_READ]
     parts += ["## Does the experiment lie where something can be seen?", regime_text(experiment)]
-    parts += ["## Table 1: success in %", *_success(experiment, main), *_picture(experiment, "success")]
+    parts += ["## Table 1: success in %", *_success(experiment, main), *picture(experiment, "success")]
     if results["claims"]:
         parts += ["## Claims", claims_table(experiment), CLAIMS_NOTE]
     for group in groups:
         parts += [f"## {GROUP_TITLES.get(group, printable(group).capitalize())}", *_success(experiment, experiment.of_group(group))]
     for sweep in results["sweeps"]:
         parts += [f"## Sweep: {printable(sweep['title'])}", sweep_table(experiment, sweep)]
-    parts += _picture(experiment, "sweeps")
-    parts += [
-        "## Table 3: cost",
-        cost_table(experiment),
-        COST_NOTE,
-        work_table(experiment),
-        *_picture(experiment, "cost"),
-    ]
-    if training := training_table(experiment):
-        parts += ["## While training", training, TRAINING_NOTE, *_picture(experiment, "curves")]
-    if lines := saving_lines(experiment):
-        parts += ["### Does choosing pay?", "\n".join(lines)]
-    parts += ["### All that was run", ledger_table(experiment)]
+    parts += picture(experiment, "sweeps")
+    parts += cost_parts(experiment)
     if audits := audits_text(experiment):
         parts += ["## Audits", audits]
     return "\n\n".join(part.strip("\n") for part in parts if part) + "\n"
@@ -450,19 +249,6 @@ CLAIMS_NOTE = (
     "A claim holds where p for any trainings, corrected over the claims, is below 0.05. It is suggested where only the interval, which is "
     "not corrected, is clear of zero: of a dozen claims of no effect one is suggested in about every second experiment. After the "
     "correction three seeds decide next to nothing, whatever their interval; with one seed nothing is decided."
-)
-TRAINING_NOTE = (
-    "Success in % on the tasks of the curves, the first of the evaluation's, means over seeds. The highest point of a mean curve is that "
-    "of several, and so flatters. Score 0: the share of all evaluated episodes that ended with nothing."
-)
-COST_NOTE = (
-    "Means over seeds; in parentheses the range over seeds. Evaluations are not in the times. Wall clocks are of machines that may have "
-    "done other work, stages side by side among it: CPU time and FLOPs compare better, and wall clocks of different machines are not "
-    "compared at all. Speed-ups are over full RL. Choosing is all that is not training: probing, routing, sampling; of a policy that "
-    "reads losses alone it is the forward part of the probe, its time estimated by its FLOPs. FLOPs are estimates: 2 a parameter and "
-    "token read, 4 a parameter and token of a backward pass. The last columns say at which part of full RL's whole cost an arm first got "
-    "the success that full RL ended with, on the tasks of the curves, and how many seeds did: a first crossing of a noisy curve, and for "
-    "SFT the whole of it, since it is only evaluated at its end."
 )
 
 
@@ -495,7 +281,3 @@ def _success(experiment: Experiment, arms: Sequence[str]) -> list[str]:
         parts.append(success_table(experiment, arms, split))
         parts.append(difference_table(experiment, arms, split))
     return parts
-
-
-def _picture(experiment: Experiment, name: str) -> list[str]:
-    return [f"![{CAPTIONS[name]}]({name}.svg)"] if has_figure(experiment, name) else []

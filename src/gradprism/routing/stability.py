@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from gradprism.concentration import METRICS
 from gradprism.errors import ConfigError, DataError
-from gradprism.files import read_json, sha256_file
+from gradprism.files import sha256_file
 from gradprism.probing.attempts import total_cost
 from gradprism.probing.store import ProbeStore
 from gradprism.routing.audit import agreement, audit, probe_pays
@@ -41,15 +41,14 @@ def audit_probe(
     pass_rates: Path | None = None,
     full_rl_hours: float | None = None,
     routed_hours: float | None = None,
-    run: Path | None = None,
 ) -> dict[str, Any]:
     """Audits the median split of a complete probe folder: what `audit.audit` tells, and how stable the split is.
 
     Agreements, as `audit.agreement` gives them, are of the metric under each normalisation (`normalisations`), of the metric read from
     halves of the layers (`layers`), and of the policy's score with that of each probe folder in `compare`, matched by trajectory id
     (`probes`, by the folder's name, with `shared` trajectories and what `differs`: `[here, there]`). `notes` say what could not be
-    computed. What RL on everything takes, and SFT and RL as routed, is set against what the probe took (`cost`, in seconds): hours, both
-    or neither, or the folder of a `gradprism run`, whose RL is taken to grow with its share of the trajectories.
+    computed. Hours of RL on everything and of SFT and RL as routed, both or neither, are set against what the probe took (`cost`, in
+    seconds).
 
     Raises what `route_probe` does for probe and pass rates, `DataError` for a folder to compare that shares fewer than two
     trajectories, and `ConfigError` for hours that are no such.
@@ -58,7 +57,7 @@ def audit_probe(
         raise ConfigError(f"metric {metric!r}: choose one of {', '.join(METRICS)}")
     score_of = get_policy(policy)
     store, others = ProbeStore(probe), [ProbeStore(folder) for folder in compare]
-    cost = _cost(store, full_rl_hours, routed_hours, run)
+    cost = _cost(store, full_rl_hours, routed_hours)
     measures, task_types = measure_tasks(store, normalise, pass_rates)
     score = score_of(measures, metric, seed)
     result = audit(split_table(measures, score, median_threshold(score)), metric, policy, seed, task_types=task_types)
@@ -96,37 +95,18 @@ def audit_probe(
     }
 
 
-def _cost(store: ProbeStore, full_rl_hours: float | None, routed_hours: float | None, run: Path | None) -> dict[str, float] | None:
-    if run is not None:
-        if full_rl_hours is not None or routed_hours is not None:
-            raise ConfigError("--run and hours exclude each other; give one")
-        saved = _projected_saving(run)
-    elif full_rl_hours is None and routed_hours is None:
+def _cost(store: ProbeStore, full_rl_hours: float | None, routed_hours: float | None) -> dict[str, float] | None:
+    if full_rl_hours is None and routed_hours is None:
         return None
-    elif full_rl_hours is None or routed_hours is None:
+    if full_rl_hours is None or routed_hours is None:
         raise ConfigError("--full-rl-hours and --routed-hours: give both, or neither")
-    else:
-        for option, hours in (("--full-rl-hours", full_rl_hours), ("--routed-hours", routed_hours)):
-            if not (math.isfinite(hours) and hours >= 0):
-                raise ConfigError(f"{option} {hours}: must be a number of hours, 0 or more")
-        saved = 3600 * (full_rl_hours - routed_hours)
+    for option, hours in (("--full-rl-hours", full_rl_hours), ("--routed-hours", routed_hours)):
+        if not (math.isfinite(hours) and hours >= 0):
+            raise ConfigError(f"{option} {hours}: must be a number of hours, 0 or more")
     seconds = total_cost(store.folder)["wall_seconds"]
     if not seconds:
         raise DataError(f"{store.folder / 'attempts.jsonl'}: tells no time that the probe took; leave the costs out")
-    return {"probe_seconds": seconds, "saved_seconds": saved}
-
-
-def _projected_saving(run: Path) -> float:
-    """Seconds that a run's training takes less than RL on everything would: its RL over the share that it played, less SFT and RL."""
-    file = run / "results.json"
-    results = read_json(file)
-    try:
-        seconds = {str(stage["name"]): float(stage["wall_seconds"]) for stage in results["stages"]}
-        share = results["routing"]["n_rl"] / results["routing"]["n_trajectories"]
-        full_rl = seconds["rl"] / share
-    except (KeyError, TypeError, ValueError, ZeroDivisionError):
-        raise DataError(f"{file}: tells no stages and routing; give the folder of a finished `gradprism run`") from None
-    return full_rl - sum(seconds.get(stage, 0.0) for stage in ("sft", "refresh", "sft-refreshed", "rl"))
+    return {"probe_seconds": seconds, "saved_seconds": 3600 * (full_rl_hours - routed_hours)}
 
 
 def _normalisations(store: ProbeStore, metric: str, notes: list[str]) -> dict[str, View]:

@@ -36,7 +36,8 @@ button,input{font:inherit;color:inherit;border:1px solid var(--line);border-radi
 margin:2px 0;max-width:100%;text-align:left}button{cursor:pointer}button:hover{border-color:var(--accent)}
 button:focus-visible,input:focus-visible{outline:2px solid var(--accent);outline-offset:2px}
 .chosen{border-color:var(--accent);box-shadow:inset 0 0 0 1px var(--accent)}.buy{background:var(--accent);color:var(--paper);border:0}
-.search{display:flex;gap:8px;margin-bottom:12px}.search input{flex:1;min-width:0}.product{border-top:1px solid var(--line);padding:10px 0}
+.search{display:flex;gap:8px;margin-bottom:12px}.search label{display:flex;flex:1;gap:8px;align-items:baseline}
+.search input{flex:1;min-width:0}.product{border-top:1px solid var(--line);padding:10px 0}
 .product p,.text{margin:4px 0}.asin{font-family:ui-monospace,monospace;font-size:14px}
 pre{white-space:pre-wrap;overflow-wrap:anywhere;font-size:13px;max-height:320px;overflow:auto;margin:0 0 16px}
 ol{font:13px/1.5 ui-monospace,monospace;padding-left:28px;margin:0 0 16px}table{border-collapse:collapse;width:100%}
@@ -199,8 +200,8 @@ value="{server.index}"></label> of {len(server.tasks)} <button>Open</button></fo
 
 def _shop(parts: list[Part], button: Callable[..., str], token: str) -> str:
     html = (
-        f'<form method="post" action="/" class="search">{token}<input name="words" aria-label="Search for" placeholder="Search for" '
-        'maxlength="500"><button>Search</button></form>'
+        f'<form method="post" action="/" class="search">{token}<label>Search for <input name="words" maxlength="500"></label> '
+        "<button>Search</button></form>"
     )
     goal_at = next(index for index, part in enumerate(parts) if part.text == "Instruction:") + 1
     in_product = False

@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
-from gradprism.memory import peak_memory_mib, reset_peak_memory
+from gradprism.memory import peak_gpu_memory_mib, peak_memory_mib, reset_peak_gpu_memory, reset_peak_memory
 from gradprism.probing.executors.local import InProcess
 from gradprism.probing.manifest import Options, checked_batch_tokens, describe_probe, kept_costs
 from gradprism.probing.plan import Batch, owed_batches, padded_tokens, padding_share, plan_items
@@ -59,11 +58,12 @@ def estimate_probe(
 
         sample = sample_batches(owed)
         run = executor.batch_run(prepared, items, tokens, boundaries)
-        _reset_peak(model["device"])
+        reset_peak_memory()
+        reset_peak_gpu_memory()
         run.run(sample[-1:], lambda rows: None)  # the first batch of a process pays for what it loads
         run.counts.busy_seconds = 0.0
         run.run(sample, lambda rows: None)
-        peak = _peak_mib(model["device"])
+        peak = peak_gpu_memory_mib() or peak_memory_mib()
         # Batches hold about as many tokens each; the last ones may hold fewer.
         share = padded_tokens(items, sample) / max(1, padded_tokens(items, owed))
         seconds = run.counts.busy_seconds / run.workers / share if sample else 0.0
@@ -81,14 +81,3 @@ def estimate_probe(
         "peak_memory_mib": round(peak, 1),
         "seconds": {"prepare": round(prepared_in, 2), "probe": round(seconds, 2), "total": round(prepared_in + seconds, 2)},
     }
-
-
-def _reset_peak(device: str) -> None:
-    if device == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-    else:
-        reset_peak_memory()
-
-
-def _peak_mib(device: str) -> float:
-    return torch.cuda.max_memory_allocated() / 2**20 if device == "cuda" else peak_memory_mib()

@@ -1,0 +1,50 @@
+"""The numbers of an experiment as text: success, differences, p values, speed-ups."""
+
+from gradprism.experiments.costs import Speedup
+from gradprism.experiments.statistics import Interval
+
+
+def fixed(number: float, digits: int = 1) -> str:
+    """With a true minus sign, and none before a zero."""
+    text = f"{number:.{digits}f}"
+    return text.replace("-", "" if float(text) == 0 else "−")
+
+
+def percent(interval: Interval | None, unit: str = "") -> str:
+    """`31.0 [27.1, 35.2]`, of fractions in percent; with unit " %" behind the mean."""
+    if interval is None:
+        return "–"
+    return f"{fixed(100 * interval.mean)}{unit} [{fixed(100 * interval.low)}, {fixed(100 * interval.high)}]"
+
+
+def points(interval: Interval | None, unit: str = "") -> str:
+    """`+2.1 [−1.0, 5.3]`: a difference of fractions in percentage points, with unit " points" behind all."""
+    if interval is None:
+        return "–"
+    plus = "+" if float(f"{100 * interval.mean:.1f}") > 0 else ""
+    return f"{plus}{percent(interval)}{unit}"
+
+
+def p_value(p: float | None) -> str:
+    """`0.031`, `<0.001`."""
+    if p is None:
+        return "–"
+    return "<0.001" if p < 0.0005 else f"{p:.3f}" if p < 0.0995 else f"{p:.2f}"
+
+
+def times(speedup: Speedup | None) -> str:
+    """`3.22× (3.10–3.40)`: ratio of means, and the range over runs where they differ."""
+    if speedup is None:
+        return "–"
+    low, high = f"{speedup.low:.2f}", f"{speedup.high:.2f}"
+    return f"{speedup.ratio:.2f}×" + (f" ({low}–{high})" if low != high else "")
+
+
+def tera(flops: float) -> str:
+    """`6.74`: in units of 10¹²; a dash for none."""
+    return "–" if not flops else f"{flops / 1e12:,.0f}" if flops >= 1e14 else f"{flops / 1e12:.3g}"
+
+
+def optional(number: float | None, digits: int) -> str:
+    """A number with so many digits; a dash where it is not known."""
+    return fixed(number, digits) if isinstance(number, int | float) else "–"
