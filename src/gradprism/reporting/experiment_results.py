@@ -160,9 +160,8 @@ class Experiment:
         except ValidationError as error:
             first = error.errors()[0]
             key = ".".join(str(part) for part in first["loc"]) or "the whole file"
-            raise DataError(
-                f"{source}: {printable(key)}: {printable(first['msg'].removeprefix('Value error, '))}; correct it, or run `gradprism experiment` again"
-            ) from None
+            message = printable(first["msg"].removeprefix("Value error, "))
+            raise DataError(f"{source}: {printable(key)}: {message}; correct it, or run `gradprism experiment` again") from None
         self.results: dict[str, Any] = checked.model_dump()
         self.arms: dict[str, dict[str, Any]] = {arm["name"]: arm for arm in self.results["arms"]}
         self.stages: dict[str, dict[str, Any]] = self.results["stages"]
