@@ -20,8 +20,9 @@ SEEDED = frozenset({"random", "soft", "pass_rate"})
 WITHOUT_PROBE = frozenset({"random", "length", "pass_rate"})
 # Policies that need a probe's losses alone, and so no backward pass: their arms are charged for a forward pass.
 FORWARD_ONLY = frozenset({"loss", "uncertainty"})
-# What stages import, for some seconds, but those that do little.
-LIBRARIES, LIGHT = ("gradprism.training.episode_trainer", "gradprism.training.sft_trainer"), ("collect", "route")
+# What stages import, for some seconds, by kind; all that are not named here load a model.
+IMPORTS = {"collect": (), "route": (), "sft": ("gradprism.training.sft_trainer",), "rl": ("gradprism.training.episode_trainer",)}
+LOADS_A_MODEL = ("transformers.modeling_utils",)
 Data = Literal["none", "routed", "all"]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 
@@ -166,7 +167,7 @@ class _Builder:
         key = stage_key(stage, self.keys)
         name = f"{kind}-{key}"
         if name not in self.stages:
-            self.stages[name] = Stage(name, stage.run, reads, needs, resumes, kind, () if kind in LIGHT else LIBRARIES)
+            self.stages[name] = Stage(name, stage.run, reads, needs, resumes, kind, IMPORTS.get(kind, LOADS_A_MODEL))
             self.keys[name], self.labels[name] = key, f"{kind} {label}"
         return name
 
