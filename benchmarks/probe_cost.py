@@ -23,10 +23,10 @@ from typing import Any
 
 import torch
 
-from gradprism.errors import ConfigError, GradprismError
-from gradprism.files import write_json
 from gradprism.models import resolve_device
-from gradprism.progress import say
+from gradprism.runtime.errors import ConfigError, GradprismError
+from gradprism.runtime.files import write_json
+from gradprism.runtime.progress import say
 from peers.case import RESPONSE_SHARE, TURN_TOKENS, Case, Sizes, build_case, build_model
 from peers.loops import norms_by_autograd
 from peers.measure import peak_bytes, seconds

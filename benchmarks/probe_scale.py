@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gradprism.memory import peak_memory_mib
+from gradprism.runtime.memory import peak_memory_mib
 from gradprism.trajectories.record import Message, Trajectory
 from gradprism.trajectories.rendering import RenderedTrajectory
 
@@ -90,11 +90,11 @@ def make_corpus(path: Path, n: int) -> None:
 
 def probe(corpus: Path, out: Path, n_units: int) -> dict[str, Any]:
     """Prepares and probes; returns seconds of both."""
-    from gradprism.files import sha256_file
-    from gradprism.probing.attempts import Attempt
     from gradprism.probing.plan import owed_batches, padding_share, plan_items
     from gradprism.probing.prepared import prepare
     from gradprism.probing.run import BatchRun, ShardWriter
+    from gradprism.runtime.attempts import Attempt
+    from gradprism.runtime.files import sha256_file
     from gradprism.trajectories.readers import iter_trajectories
 
     prober = StubProber(n_units)
@@ -136,7 +136,7 @@ def main() -> None:
     parser.add_argument("--phase", choices=("corpus", "probe", "again", "route"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.phase:
-        from gradprism import progress
+        from gradprism.runtime import progress
 
         progress.set_quiet(True)
         corpus, probed, routed = (arguments.folder / name for name in ("corpus.jsonl", "probe", "route"))

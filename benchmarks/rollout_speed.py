@@ -19,12 +19,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from gradprism import progress
 from gradprism.environments.pool import SessionPool
 from gradprism.environments.registry import make_environment
 from gradprism.models import load_model
 from gradprism.rollouts.episodes import PlayConfig, Player
 from gradprism.rollouts.generator import Generated
+from gradprism.runtime import progress
 from gradprism.training.rl import train_rl
 from gradprism.training.rl_config import RlConfig
 from gradprism.trajectories.rendering import Renderer, load_tokenizer

@@ -16,8 +16,8 @@ os.environ["XDG_CACHE_HOME"] = str(Path(__file__).parent.parent / ".pytest_cache
 @pytest.fixture
 def cli(monkeypatch, capsys):
     """Runs the command line in this process; gives exit code, stdout and stderr."""
-    from gradprism import progress
     from gradprism.cli.main import main
+    from gradprism.runtime import progress
 
     def run(*arguments):
         monkeypatch.setattr(sys, "argv", ["gradprism", *map(str, arguments)])

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from gradprism.errors import DataError
+from gradprism.runtime.errors import DataError
 
 
 def gini(norms: ArrayLike, names: Sequence[str] | None = None) -> NDArray[np.float64]:

@@ -5,8 +5,8 @@ import warnings
 from pathlib import Path
 from typing import Any, Literal
 
-from gradprism.errors import ConfigError, MissingDependencyError, MissingFileError, ModelError
-from gradprism.files import read_json
+from gradprism.runtime.errors import ConfigError, MissingDependencyError, MissingFileError, ModelError
+from gradprism.runtime.files import read_json
 
 DTYPES = ("auto", "float32", "bfloat16", "float16", "float64")
 Quantise = Literal["8bit", "4bit"]

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from gradprism.environments.protocol import Info, Step, Task
-from gradprism.errors import ConfigError, DataError
+from gradprism.runtime.errors import ConfigError, DataError
 
 
 @dataclass(frozen=True)

@@ -17,11 +17,11 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import torch
 
-from gradprism import progress
 from gradprism.probing import run
 from gradprism.probing.executors.flow import probe_corpus
 from gradprism.probing.executors.local import InProcess
 from gradprism.probing.manifest import Options
+from gradprism.runtime import progress
 from helpers.tiny import sample_trajectories, tiny_qwen3, tiny_tokenizer
 
 N_TRAJECTORIES = 40

@@ -6,8 +6,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from gradprism.errors import ModelError
 from gradprism.experiments.stages import Stage
+from gradprism.runtime.errors import ModelError
 
 
 def write(config: dict[str, Any], folder: Path, inputs: dict[str, Path]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from gradprism.environments.alfworld.environment import AlfworldEnvironment
 from gradprism.environments.alfworld.generator import generate, list_games
 from gradprism.environments.demonstrations import collect
 from gradprism.environments.pool import SessionPool
-from gradprism.errors import GradprismError
+from gradprism.runtime.errors import GradprismError
 
 # Plays random admissible commands in the plain library and prints what an agent sees; runs in a process of its own, without caches.
 PLAIN = """

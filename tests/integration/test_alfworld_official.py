@@ -8,8 +8,8 @@ import pytest
 from gradprism.environments.alfworld.environment import AlfworldEnvironment
 from gradprism.environments.alfworld.generator import generate
 from gradprism.environments.pool import SessionPool
-from gradprism.errors import ConfigError, DataError, MissingFileError
-from gradprism.files import cache_folder
+from gradprism.runtime.errors import ConfigError, DataError, MissingFileError
+from gradprism.runtime.files import cache_folder
 
 OLDER = 'grammar :: """{"task": [{"rhs": "Your task is to: %s."}], "look": [{"rhs": "an older text"}]}"""'
 

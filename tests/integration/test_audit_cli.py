@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from gradprism.concentration import gini
-from gradprism.files import write_json, write_jsonl
-from gradprism.probing.attempts import Attempt
 from gradprism.probing.store import ProbeStore
 from gradprism.routing.audit import agreement
 from gradprism.routing.folder import route_probe
 from gradprism.routing.measures import View, measure_views
+from gradprism.runtime.attempts import Attempt
+from gradprism.runtime.files import write_json, write_jsonl
 from helpers.cli import assert_refused
 from helpers.probes import COUNT, N, make_probe
 from helpers.tiny import sample_trajectories

@@ -11,9 +11,9 @@ from torch import nn
 from gradprism.environments.alfworld.environment import AlfworldEnvironment
 from gradprism.environments.pool import SessionPool
 from gradprism.environments.prompts import PromptTemplate
-from gradprism.errors import ModelError
-from gradprism.files import write_jsonl
 from gradprism.models import load_model
+from gradprism.runtime.errors import ModelError
+from gradprism.runtime.files import write_jsonl
 from gradprism.training import estimate, sample_play
 from gradprism.training.adapters import LoraSettings, peft_config
 from gradprism.training.estimate import DEVICES, GIB, UTILISATION, estimate_rl, estimate_sft, hardware

@@ -13,17 +13,17 @@ import psutil
 import pytest
 import torch
 
-from gradprism.errors import ConfigError, MissingDependencyError, MissingFileError, WorkerError
-from gradprism.files import read_json
 from gradprism.probing.executors import actors
 from gradprism.probing.executors.anywhere import Where, probe_anywhere
 from gradprism.probing.executors.cluster import Cluster, Pool, connected, own_error
-from gradprism.probing.executors.ranks import Ranks
 from gradprism.probing.executors.spec import ModelSpec
 from gradprism.probing.manifest import Options
 from gradprism.probing.plan import plan_items
 from gradprism.probing.prepared import Prepared
 from gradprism.probing.store import ProbeRow, ProbeStore
+from gradprism.runtime.errors import ConfigError, MissingDependencyError, MissingFileError, WorkerError
+from gradprism.runtime.files import read_json
+from gradprism.runtime.ranks import Ranks
 from gradprism.trajectories.readers import write_messages_jsonl
 from helpers.ranks import RankRun, environment, kill_processes
 from helpers.tiny import sample_trajectories, tiny_llama, tiny_qwen3, tiny_tokenizer
@@ -206,8 +206,8 @@ def test_what_one_process_tells_another_hears():
     store = HashStore()
     ranks = [Ranks(rank, 3, rank, store) for rank in range(3)]
     large = {"é": list(range(500_000))}
-    ranks[2].tell("large", large)
-    assert ranks[0].hear("large") == large
+    ranks[2].publish("large", large)
+    assert ranks[0].wait_for("large") == large
     assert [ranks[rank].gather("done", rank * rank) for rank in (2, 1, 0)] == [[], [], [0, 1, 4]]
     assert [ranks[rank]._is_first_error() for rank in (1, 0, 2)] == [True, False, False]
 

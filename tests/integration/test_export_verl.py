@@ -19,8 +19,8 @@ from gradprism.environments.registry import make_environment
 from gradprism.environments.webshop.catalogue import read_catalogue
 from gradprism.environments.webshop.generated import generate_catalogue
 from gradprism.environments.webshop.goals import make_goals
-from gradprism.files import sha256_file, write_json, write_jsonl
 from gradprism.routing.folder import route_probe
+from gradprism.runtime.files import sha256_file, write_json, write_jsonl
 from gradprism.trajectories.readers import read_trajectories, write_messages_jsonl
 from gradprism.trajectories.record import Message, Trajectory
 from helpers.cli import assert_refused

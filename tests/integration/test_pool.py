@@ -6,7 +6,7 @@ import signal
 import pytest
 
 from gradprism.environments.pool import SessionPool
-from gradprism.errors import ConfigError, EnvironmentPlayError
+from gradprism.runtime.errors import ConfigError, EnvironmentPlayError
 from helpers.broken_games import BrokenGames
 
 

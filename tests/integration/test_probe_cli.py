@@ -11,15 +11,15 @@ import polars as pl
 import pytest
 import torch
 
-from gradprism.errors import DataError
 from gradprism.probing import run
-from gradprism.probing.attempts import total_cost
 from gradprism.probing.executors.flow import probe_corpus
 from gradprism.probing.executors.local import InProcess
 from gradprism.probing.manifest import Options
 from gradprism.probing.plan import plan_batches
 from gradprism.probing.prober import Prober
 from gradprism.probing.store import ProbeStore
+from gradprism.runtime.attempts import total_cost
+from gradprism.runtime.errors import DataError
 from gradprism.trajectories.readers import write_messages_jsonl
 from gradprism.trajectories.rendering import Renderer
 from helpers.cli import assert_refused

@@ -14,14 +14,14 @@ import polars as pl
 import pytest
 import torch
 
-from gradprism.errors import ConfigError, DataError, WriteError
 from gradprism.probing import run
-from gradprism.probing.attempts import Attempt, total_cost
 from gradprism.probing.executors.estimate import estimate_probe, sample_batches
 from gradprism.probing.executors.flow import probe_corpus
 from gradprism.probing.executors.local import InProcess
 from gradprism.probing.manifest import Options
 from gradprism.probing.store import ProbeStore
+from gradprism.runtime.attempts import Attempt, total_cost
+from gradprism.runtime.errors import ConfigError, DataError, WriteError
 from gradprism.trajectories.readers import write_messages_jsonl
 from gradprism.trajectories.record import Message, Trajectory
 from gradprism.trajectories.rendering import Renderer

@@ -15,10 +15,10 @@ from safetensors.torch import load_file
 
 from gradprism.environments.pool import SessionPool
 from gradprism.experiments.config import load_config
-from gradprism.files import read_json, sha256_file, write_jsonl
 from gradprism.models import load_model
 from gradprism.rollouts.episodes import PlayConfig, Player
 from gradprism.rollouts.vllm import VllmGenerator
+from gradprism.runtime.files import read_json, sha256_file, write_jsonl
 from gradprism.training.rl import vllm_engine
 from gradprism.training.rl_config import RlConfig
 from gradprism.training.rounds import Rounds, TaskStream

@@ -11,9 +11,9 @@ import torch
 from gradprism.environments.alfworld.environment import AlfworldEnvironment
 from gradprism.environments.prompts import PromptTemplate
 from gradprism.environments.protocol import Task
-from gradprism.errors import ConfigError, DataError, FolderInUseError, MissingFileError, ModelError
 from gradprism.models import load_model
 from gradprism.rollouts.episodes import Episode, PlayStatistics
+from gradprism.runtime.errors import ConfigError, DataError, FolderInUseError, MissingFileError, ModelError
 from gradprism.training.advantages.grpo import grpo
 from gradprism.training.advantages.outcome import Outcome
 from gradprism.training.batches import pack, split_rows, tensors

@@ -7,9 +7,9 @@ import polars as pl
 import pytest
 
 from gradprism.concentration import coefficient_of_variation, gini, kurtosis
-from gradprism.files import write_jsonl
 from gradprism.probing.store import ProbeRow, ProbeStore
 from gradprism.routing.folder import route_probe
+from gradprism.runtime.files import write_jsonl
 from gradprism.trajectories.readers import read_trajectories
 from gradprism.trajectories.record import Message, Trajectory
 from helpers.cli import assert_refused

@@ -15,11 +15,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from gradprism.errors import ConfigError, FolderInUseError, MissingDependencyError, ModelError
 from gradprism.experiments import pipeline, steps
 from gradprism.experiments.config import build_config
-from gradprism.files import read_json, sha256_file, write_json
 from gradprism.models import check_model_name, load_model
+from gradprism.runtime.errors import ConfigError, FolderInUseError, MissingDependencyError, ModelError
+from gradprism.runtime.files import read_json, sha256_file, write_json
 from gradprism.training import checkpoints, sft
 from gradprism.training.adapters import merged_state, peft_config
 from gradprism.training.callbacks import LogCallback

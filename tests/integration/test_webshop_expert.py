@@ -9,7 +9,7 @@ from gradprism.environments.pool import SessionPool
 from gradprism.environments.protocol import Step
 from gradprism.environments.webshop.environment import WebshopEnvironment
 from gradprism.environments.webshop.expert import WebshopExpert
-from gradprism.errors import EnvironmentPlayError
+from gradprism.runtime.errors import EnvironmentPlayError
 
 OFFICIAL = Path(__file__).parents[2].parent / "shared" / "data" / "webshop"
 

@@ -15,7 +15,7 @@ from gradprism.environments.alfworld.generator import (
     list_games,
     parse_difficulty,
 )
-from gradprism.errors import ConfigError
+from gradprism.runtime.errors import ConfigError
 
 
 @pytest.mark.parametrize("difficulty", DIFFICULTIES)

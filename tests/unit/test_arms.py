@@ -7,10 +7,10 @@ from types import SimpleNamespace
 import pytest
 
 import gradprism.training.rl as rl_module
-from gradprism.errors import ConfigError
 from gradprism.experiments import steps
 from gradprism.experiments.arms import ExperimentConfig, arm_config, plan
 from gradprism.experiments.config import RouteConfig, load_config
+from gradprism.runtime.errors import ConfigError
 from helpers.probes import make_probe
 
 MINI = [Path("configs/alfworld-mini.toml"), Path("configs/webshop-mini.toml")]

@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 import torch
 
-from gradprism.errors import ModelError
 from gradprism.probing import costs as costs_module
 from gradprism.probing.costs import measured_costs
 from gradprism.probing.norms import BY_PRODUCTS, Costs
 from gradprism.probing.prober import Prober
 from gradprism.probing.recompute import remake
 from gradprism.probing.units import find_units
+from gradprism.runtime.errors import ModelError
 from gradprism.trajectories.rendering import Renderer
 from helpers.tiny import sample_trajectories, tiny_llama, tiny_qwen3, tiny_tokenizer
 

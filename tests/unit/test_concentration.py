@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from gradprism.concentration import METRICS, coefficient_of_variation, gini, kurtosis
-from gradprism.errors import DataError
+from gradprism.runtime.errors import DataError
 
 # Rows with a clear spread, so that rounding in the *input* does not decide the result.
 entries = st.floats(min_value=1e-3, max_value=1e3)

@@ -2,8 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from gradprism.errors import ConfigError, MissingFileError
 from gradprism.experiments.config import apply_overrides, load_config
+from gradprism.runtime.errors import ConfigError, MissingFileError
 
 
 def test_the_quickstart_config_is_valid_and_its_paths_resolve_from_anywhere(monkeypatch, tmp_path):

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from gradprism.cli.config_file import defaults
-from gradprism.errors import ConfigError
+from gradprism.runtime.errors import ConfigError
 from helpers.cli import assert_refused
 
 QUICKSTART = Path("configs/quickstart.toml")

@@ -2,10 +2,10 @@
 
 import pytest
 
-from gradprism.errors import DataError
 from gradprism.reporting import experiment_cost_tables as cost_tables
 from gradprism.reporting import experiment_tables as tables
 from gradprism.reporting.experiment_results import Experiment
+from gradprism.runtime.errors import DataError
 from helpers.experiments import row_of, synthetic
 
 

@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 
-from gradprism.errors import DataError, MissingFileError
 from gradprism.experiments.statistics import Interval, holm
 from gradprism.reporting import experiment_figures as figures
 from gradprism.reporting import experiment_numbers as numbers
 from gradprism.reporting import experiment_pages as pages
 from gradprism.reporting import experiment_tables as tables
 from gradprism.reporting.experiment_results import Experiment, read_experiment
+from gradprism.runtime.errors import DataError, MissingFileError
 from helpers.experiments import cells, row_of, synthetic
 
 

@@ -10,10 +10,10 @@ import torch
 from torch import nn
 
 from gradprism.concentration import gini
-from gradprism.errors import ModelError
 from gradprism.probing.norms import BY_PRODUCTS
 from gradprism.probing.prober import Prober
 from gradprism.probing.units import ExpertsTap, find_units, weight_norms
+from gradprism.runtime.errors import ModelError
 from helpers.families import (
     EXPERTS,
     FAMILIES,

@@ -9,7 +9,7 @@ import typer
 from typer.testing import CliRunner
 
 from gradprism.cli.inspect import command
-from gradprism.errors import MissingFileError, ModelError
+from gradprism.runtime.errors import MissingFileError, ModelError
 from gradprism.trajectories.display import heading, mask_text, summarise, summary_lines, visible
 from gradprism.trajectories.readers import write_messages_jsonl
 from gradprism.trajectories.record import Message, Trajectory

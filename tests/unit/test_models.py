@@ -5,7 +5,6 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from gradprism.errors import ConfigError, MissingDependencyError, ModelError
 from gradprism.models import (
     check_context_length,
     check_trainable,
@@ -15,6 +14,7 @@ from gradprism.models import (
     resolve_device,
     tokenizer_source,
 )
+from gradprism.runtime.errors import ConfigError, MissingDependencyError, ModelError
 from helpers.tiny import tiny_qwen3, tiny_tokenizer
 
 IDS = torch.arange(6, 26)[None]

@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gradprism.errors import DataError, FolderInUseError, MissingFileError, ModelError
-from gradprism.files import sha256_file
 from gradprism.probing import prepared as module
 from gradprism.probing.prepared import Prepared, one_turn, prepare, reopen, turn_lengths
 from gradprism.probing.prober import read_length
+from gradprism.runtime.errors import DataError, FolderInUseError, MissingFileError, ModelError
+from gradprism.runtime.files import sha256_file
 from gradprism.trajectories.readers import iter_trajectories, write_messages_jsonl
 from gradprism.trajectories.record import Message, Trajectory
 from gradprism.trajectories.rendering import Renderer

@@ -5,9 +5,9 @@ import pytest
 import torch
 from torch import nn
 
-from gradprism.errors import DataError, ModelError
 from gradprism.probing.prober import Prober, read_length
 from gradprism.probing.units import KINDS, find_units
+from gradprism.runtime.errors import DataError, ModelError
 from gradprism.trajectories.rendering import RenderedTrajectory, Renderer
 from helpers.tiny import sample_trajectories, tiny_llama, tiny_qwen3, tiny_tokenizer
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import zstandard
 
-from gradprism.errors import ConfigError, DataError, MissingFileError
+from gradprism.runtime.errors import ConfigError, DataError, MissingFileError
 from gradprism.trajectories.readers import read_trajectories, write_messages_jsonl
 from gradprism.trajectories.record import Message, Trajectory
 from helpers.tiny import sample_trajectories

@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from gradprism.environments.registry import environment_names, make_environment
-from gradprism.errors import ConfigError
+from gradprism.runtime.errors import ConfigError
 from helpers.broken_games import BrokenGames
 
 

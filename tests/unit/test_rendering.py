@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gradprism.errors import ConfigError, ModelError
+from gradprism.runtime.errors import ConfigError, ModelError
 from gradprism.trajectories import rendering
 from gradprism.trajectories.record import Message, Trajectory
 from gradprism.trajectories.rendering import (

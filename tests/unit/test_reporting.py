@@ -15,9 +15,9 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from gradprism.cli.report import command
-from gradprism.errors import ConfigError, DataError, MissingFileError, WriteError
 from gradprism.reporting import figures, tables
 from gradprism.reporting.html import render, route_rows, script_json, summary, write_report
+from gradprism.runtime.errors import ConfigError, DataError, MissingFileError, WriteError
 
 ATTACK = "</script><script>alert(1)</script>'\"><img src=x onerror=alert(2)>[red]"
 # All parts but the name and the stages.
@@ -447,7 +447,7 @@ def test_a_failed_write_keeps_the_old_report(results: dict[str, Any], tmp_path: 
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("gradprism.files.os.replace", full)
+    monkeypatch.setattr("gradprism.runtime.files.os.replace", full)
     with pytest.raises(WriteError, match="No space left"):
         write_report(results, path)
     assert path.read_text() == "old"

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from gradprism.files import read_json
 from gradprism.reporting.experiment_pages import fill_blocks, tables_are_current
 from gradprism.reporting.experiment_results import read_experiment
+from gradprism.runtime.files import read_json
 
 FOLDERS = sorted(path.parent for path in Path("results").glob("*/results.json"))
 

@@ -8,10 +8,10 @@ import torch
 
 from gradprism.environments.prompts import PromptTemplate
 from gradprism.environments.protocol import Info, Step, Task
-from gradprism.errors import ConfigError
 from gradprism.rollouts.cache import SlotCache
 from gradprism.rollouts.episodes import PlayConfig, Player
 from gradprism.rollouts.generator import sample
+from gradprism.runtime.errors import ConfigError
 from gradprism.trajectories.record import Message, Trajectory
 from gradprism.trajectories.rendering import Renderer
 from helpers.tiny import tiny_gemma3, tiny_mistral, tiny_qwen3, tiny_tokenizer

@@ -10,10 +10,10 @@ from hypothesis.extra import numpy as hnp
 
 from gradprism.cli.options import Metric, Normalise, Policy
 from gradprism.concentration import METRICS
-from gradprism.errors import ConfigError
 from gradprism.routing.measures import NORMALISATIONS
 from gradprism.routing.policies import POLICIES, get_policy
 from gradprism.routing.thresholds import choose_threshold, quantile_threshold, route_by_median
+from gradprism.runtime.errors import ConfigError
 from helpers.probes import measures_table as table
 
 # Few distinct values make ties common.

@@ -9,9 +9,9 @@ import time
 
 import pytest
 
-from gradprism.errors import FolderInUseError, StageError
 from gradprism.experiments.schedule import LOG, owed_stages, run_jobs, state_of, summary, time_left
 from gradprism.experiments.stages import Stage, StageGraph
+from gradprism.runtime.errors import FolderInUseError, StageError
 from helpers.stages import stage
 
 

@@ -6,8 +6,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from gradprism.errors import ConfigError, DataError, FolderInUseError, MissingFileError
 from gradprism.probing.store import ProbeRow, ProbeStore, item_code
+from gradprism.runtime.errors import ConfigError, DataError, FolderInUseError, MissingFileError
 from gradprism.trajectories.readers import canonical_line, read_trajectories
 from helpers.tiny import sample_trajectories
 

@@ -17,7 +17,7 @@ from gradprism.environments.webshop.generated import generate_catalogue
 from gradprism.environments.webshop.goals import make_goals, split_ranges
 from gradprism.environments.webshop.reward import plain_nouns, score_purchase
 from gradprism.environments.webshop.search import K1, B, SearchIndex, analyse, stored_length
-from gradprism.errors import ConfigError, DataError, MissingFileError
+from gradprism.runtime.errors import ConfigError, DataError, MissingFileError
 
 OFFICIAL = Path(__file__).parents[2].parent / "shared" / "data" / "webshop"
 

@@ -29,11 +29,11 @@ def replay_command(
     """Plays an older corpus again on the official games, in the text of the installed ALFWorld."""
     from itertools import islice
 
-    from gradprism import progress
     from gradprism.cli.options import environment_options, print_json
     from gradprism.environments.alfworld import replay
     from gradprism.environments.registry import make_environment
-    from gradprism.files import write_json
+    from gradprism.runtime import progress
+    from gradprism.runtime.files import write_json
     from gradprism.trajectories.readers import iter_trajectories, write_messages_jsonl
 
     progress.set_quiet(as_json)

@@ -34,10 +34,10 @@ def command(
 ) -> None:
     """Audits the median split of a probe: what its score goes along with, and what the split depends on. Writes no route."""
     from gradprism.cli.options import print_json
-    from gradprism.errors import ConfigError
     from gradprism.experiments.costs import projected_hours
-    from gradprism.files import write_json
     from gradprism.routing.stability import audit_probe
+    from gradprism.runtime.errors import ConfigError
+    from gradprism.runtime.files import write_json
 
     if run is not None:
         if full_rl_hours is not None or routed_hours is not None:

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from gradprism.errors import ConfigError
+from gradprism.runtime.errors import ConfigError
 
 Section = Literal["probe", "sft", "rl", "evaluation"]
 _FILE, _SET = "config_file", "config_set"

@@ -38,12 +38,12 @@ def command(
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON and no progress.")] = False,
 ) -> None:
     """The same tasks in the same order every time; greedy unless a temperature is set. Kill it, and the same command goes on."""
-    from gradprism import progress
     from gradprism.cli.options import environment_options, print_json
     from gradprism.environments.registry import make_environment
-    from gradprism.errors import ConfigError
     from gradprism.evaluation.agents import ScriptedAgent
     from gradprism.evaluation.run import check_output, evaluate
+    from gradprism.runtime import progress
+    from gradprism.runtime.errors import ConfigError
 
     progress.set_quiet(as_json)
     if (agent is None) == (model is None):

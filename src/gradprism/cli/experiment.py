@@ -39,9 +39,9 @@ def run(
     as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON and no progress.")] = False,
 ) -> None:
     """Trains and evaluates every arm with every seed; finished stages are reused, and a killed run goes on with the same command."""
-    from gradprism import progress
     from gradprism.cli.options import print_json
     from gradprism.experiments.experiment import describe_experiment, run_experiment
+    from gradprism.runtime import progress
 
     progress.set_quiet(as_json)
     if dry_run:
@@ -93,8 +93,8 @@ def tables(
     check: Annotated[bool, typer.Option("--check", help="Write nothing; fail where a table or figure is out of date.")] = False,
 ) -> None:
     """Rebuilds every table and figure from results.json."""
-    from gradprism.errors import DataError
     from gradprism.reporting.experiment_pages import fill_page, tables_are_current, write_tables
+    from gradprism.runtime.errors import DataError
 
     if check:
         if stale := tables_are_current(folder):

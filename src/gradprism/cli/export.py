@@ -24,9 +24,9 @@ def verl_command(
     as_json: Annotated[bool, typer.Option("--json", help="Print what was written as JSON.")] = False,
 ) -> None:
     """Writes the SFT set and the RL tasks as verl's and verl-agent's Parquet files, with the list of tasks that RL may draw."""
-    from gradprism import progress
     from gradprism.cli.options import print_json
     from gradprism.exporting.verl import export_verl
+    from gradprism.runtime import progress
 
     progress.set_quiet(as_json)
     export = export_verl(route, out, data_dir=data_dir, on_existing=on_existing)  # pyright: ignore[reportArgumentType] # checked there

@@ -25,8 +25,8 @@ def command(
     """Print trajectories with their response tokens marked, and a summary of the corpus."""
     from rich.console import Console
 
-    from gradprism import progress
     from gradprism.cli.options import print_json
+    from gradprism.runtime import progress
     from gradprism.trajectories import display
     from gradprism.trajectories.readers import read_trajectories
     from gradprism.trajectories.rendering import Renderer, load_tokenizer

@@ -8,7 +8,7 @@ import warnings
 import typer
 
 from gradprism import __version__
-from gradprism.errors import GradprismError
+from gradprism.runtime.errors import GradprismError
 
 app = typer.Typer(
     name="gradprism",

@@ -9,7 +9,7 @@ from typing import Annotated, Any, get_origin
 import typer
 from pydantic import BaseModel, ValidationError
 
-from gradprism.errors import ConfigError
+from gradprism.runtime.errors import ConfigError
 
 DataDir = Annotated[Path | None, typer.Option(help="Folder of the environment's official data, where it is to be played on that.")]
 EnvOptions = Annotated[

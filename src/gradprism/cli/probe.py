@@ -71,12 +71,12 @@ def command(
 
     import torch
 
-    from gradprism import progress
     from gradprism.cli.options import print_json
     from gradprism.probing.executors.anywhere import Where, probe_anywhere
     from gradprism.probing.executors.cluster import Cluster
     from gradprism.probing.executors.spec import ModelSpec
     from gradprism.probing.manifest import Options
+    from gradprism.runtime import progress
     from gradprism.trajectories.readers import iter_trajectories
 
     progress.set_quiet(as_json)

@@ -38,10 +38,10 @@ def command(
 
     Kill it, and the same command goes on. Several devices: torchrun or accelerate launch, with accelerate's configuration.
     """
-    from gradprism import progress
     from gradprism.cli.options import environment_options, print_json
     from gradprism.environments.registry import make_environment
     from gradprism.models import check_context_length, check_trainable, load_model
+    from gradprism.runtime import progress
     from gradprism.training.checkpoints import check_training_folder
     from gradprism.training.processes import training_processes
     from gradprism.training.rl import read_tasks, train_rl

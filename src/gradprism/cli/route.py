@@ -24,9 +24,9 @@ def command(
     as_json: Annotated[bool, typer.Option("--json", help="Print the routing and its audit as JSON.")] = False,
 ) -> None:
     """Scores every trajectory, cuts at the threshold, and writes the SFT set, the RL tasks and an audit of the split."""
-    from gradprism import progress
     from gradprism.cli.options import print_json
     from gradprism.routing.folder import route_probe
+    from gradprism.runtime import progress
 
     progress.set_quiet(as_json)
     result = route_probe(

@@ -13,10 +13,10 @@ def command(
     as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON and no progress.")] = False,
 ) -> None:
     """Runs the pipeline; finished stages are reused, and a changed value redoes only what depends on it."""
-    from gradprism import progress
     from gradprism.cli.options import print_json
     from gradprism.experiments.config import load_config
     from gradprism.experiments.pipeline import describe, run_pipeline
+    from gradprism.runtime import progress
 
     progress.set_quiet(as_json)
     resolved = load_config(config, set_ or [])

@@ -39,9 +39,9 @@ def command(
 
     Kill it, and the same command goes on. Several devices: torchrun or accelerate launch, with accelerate's configuration (DDP, FSDP).
     """
-    from gradprism import progress
     from gradprism.cli.options import print_json
     from gradprism.models import check_context_length, check_trainable, load_model
+    from gradprism.runtime import progress
     from gradprism.training.checkpoints import check_training_folder
     from gradprism.training.processes import training_processes
     from gradprism.training.sft import train_sft

@@ -48,7 +48,8 @@ def generate_command(
 ) -> None:
     """Write a generated catalogue in the official file formats."""
     from gradprism.environments.webshop.generated import generate_catalogue
-    from gradprism.files import claim_output_folder, write_json
+    from gradprism.runtime.files import write_json
+    from gradprism.runtime.folders import claim_output_folder
 
     items, instructions = generate_catalogue(products, seed)
     claim_output_folder(out)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from gradprism.environments.pool import SessionPool
 from gradprism.environments.protocol import Environment, Task
-from gradprism.progress import Progress
+from gradprism.runtime.progress import Progress
 from gradprism.trajectories.record import Message, Trajectory
 
 CHUNK = 32  # tasks sent to the pool at once: often enough for the progress bar, seldom enough to keep all workers busy

@@ -22,7 +22,7 @@ from types import TracebackType
 from typing import Any, Literal, Self
 
 from gradprism.environments.protocol import Environment, Info, Step
-from gradprism.errors import ConfigError, EnvironmentPlayError, GradprismError, MissingDependencyError
+from gradprism.runtime.errors import ConfigError, EnvironmentPlayError, GradprismError, MissingDependencyError
 
 Method = Literal["reset", "step"]
 RESET, STEP, DEMONSTRATE = "reset", "step", "demonstrate"

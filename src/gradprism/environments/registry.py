@@ -8,7 +8,7 @@ from typing import Any
 
 import gradprism.environments
 from gradprism.environments.protocol import Environment
-from gradprism.errors import ConfigError
+from gradprism.runtime.errors import ConfigError
 
 
 def environment_names() -> list[str]:

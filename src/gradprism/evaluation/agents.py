@@ -8,9 +8,9 @@ from typing import Any, Protocol
 
 from gradprism.environments.pool import SessionPool
 from gradprism.environments.protocol import Environment, Step, Task
-from gradprism.errors import EnvironmentPlayError
 from gradprism.evaluation.config import EvaluationConfig
 from gradprism.rollouts.episodes import Episode, PlayConfig, Player, PlayStatistics
+from gradprism.runtime.errors import EnvironmentPlayError
 from gradprism.trajectories.rendering import Renderer
 
 OnDone = Callable[[Episode], None]

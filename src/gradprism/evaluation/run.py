@@ -8,13 +8,14 @@ from typing import Any, Literal
 
 from gradprism.environments.pool import SessionPool
 from gradprism.environments.protocol import Environment, Task
-from gradprism.errors import ConfigError, DataError, FolderInUseError
 from gradprism.evaluation.agents import Agent
 from gradprism.evaluation.config import EvaluationConfig
 from gradprism.evaluation.summary import summarise
-from gradprism.files import differences, is_temporary, read_json, sha256_json, write_json, write_jsonl, writing
-from gradprism.progress import Progress
 from gradprism.rollouts.episodes import Episode
+from gradprism.runtime.errors import ConfigError, DataError, FolderInUseError
+from gradprism.runtime.files import is_temporary, read_json, sha256_json, write_json, write_jsonl, writing
+from gradprism.runtime.folders import differences
+from gradprism.runtime.progress import Progress
 
 OnExisting = Literal["resume", "replace", "fail"]
 MANIFEST, EPISODES, BATCHES, SUMMARY = "manifest.json", "episodes.jsonl", "batches.jsonl", "summary.json"

@@ -7,11 +7,11 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from gradprism.errors import ConfigError
 from gradprism.experiments import steps
 from gradprism.experiments.config import RefreshConfig, RouteConfig, RunConfig, Section
 from gradprism.experiments.reads import Reads
 from gradprism.experiments.stages import Stage, StageGraph, Step, stage_key
+from gradprism.runtime.errors import ConfigError
 from gradprism.training.rl_config import RlConfig
 
 # Policies whose routes differ from seed to seed; all others route alike for every training seed.

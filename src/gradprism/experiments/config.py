@@ -8,8 +8,8 @@ from typing import Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from gradprism.errors import ConfigError, MissingFileError
 from gradprism.evaluation.config import EvaluationConfig
+from gradprism.runtime.errors import ConfigError, MissingFileError
 from gradprism.training.rl_config import RlConfig
 from gradprism.training.sft import SftConfig
 

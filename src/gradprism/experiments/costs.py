@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gradprism.errors import DataError
-from gradprism.files import read_json
+from gradprism.runtime.errors import DataError
+from gradprism.runtime.files import read_json
 
 Cost = dict[str, float]
 ADDED = (

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from gradprism.environments.pool import default_workers
-from gradprism.errors import ConfigError, FolderInUseError, MissingFileError
 from gradprism.experiments.arms import ExperimentConfig, Plan, plan
 from gradprism.experiments.config import load_config
 from gradprism.experiments.gather import RESULTS, gather, reusable
 from gradprism.experiments.schedule import run_jobs, summary
-from gradprism.files import atomic_write, read_json, write_json
+from gradprism.runtime.errors import ConfigError, FolderInUseError, MissingFileError
+from gradprism.runtime.files import atomic_write, read_json, write_json
 
 
 def run_experiment(

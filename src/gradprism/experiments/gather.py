@@ -13,8 +13,8 @@ from gradprism.experiments.arms import ExperimentConfig, Plan, Run
 from gradprism.experiments.costs import stage_flops
 from gradprism.experiments.stages import COUNTS, StageGraph
 from gradprism.experiments.steps import PASS_RATES
-from gradprism.files import read_json
 from gradprism.routing.audit import drawn_by_chance
+from gradprism.runtime.files import read_json
 
 RESULTS = "results.json"
 

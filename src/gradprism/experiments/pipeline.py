@@ -10,7 +10,7 @@ from gradprism.experiments import steps
 from gradprism.experiments.config import RunConfig
 from gradprism.experiments.reads import Reads
 from gradprism.experiments.stages import Record, Stage, StageGraph, Step, machine, versions
-from gradprism.files import read_json, write_json
+from gradprism.runtime.files import read_json, write_json
 
 # (stage, the stage whose checkpoint it evaluates, how the report calls the model)
 EVALUATIONS = (("evaluate-base", None, "base"), ("evaluate-sft", "sft", "sft"), ("evaluate-rl", "rl", "rl"))

@@ -4,12 +4,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from gradprism.errors import ConfigError
 from gradprism.experiments.config import RunConfig
 from gradprism.experiments.steps import playable
-from gradprism.files import sha256_file, sha256_folder
 from gradprism.models import check_model_name, check_trainable
 from gradprism.routing.policies import TIES
+from gradprism.runtime.errors import ConfigError
+from gradprism.runtime.files import sha256_file, sha256_folder
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,10 @@ from typing import Any, Literal
 import polars as pl
 
 from gradprism.environments.protocol import Environment, Task
-from gradprism.errors import FolderInUseError
-from gradprism.files import read_json, write_json
 from gradprism.probing.store import ProbeStore
 from gradprism.routing.folder import route_probe
+from gradprism.runtime.errors import FolderInUseError
+from gradprism.runtime.files import read_json, write_json
 from gradprism.trajectories.formats import parse_record
 from gradprism.trajectories.record import Trajectory
 

@@ -17,10 +17,11 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
-from gradprism.errors import GradprismError, StageError
 from gradprism.experiments.stages import Stage, StageGraph
-from gradprism.files import read_json, sole, write_json
-from gradprism.progress import say, set_quiet
+from gradprism.runtime.errors import GradprismError, StageError
+from gradprism.runtime.files import read_json, write_json
+from gradprism.runtime.folders import exclusive_lock
+from gradprism.runtime.progress import say, set_quiet
 
 RUNNING, LOCK, LOG = "running", ".experiment.tmp", "workers.log"
 
@@ -33,7 +34,7 @@ def run_jobs(graph: StageGraph, wanted: Sequence[str], labels: Mapping[str, str]
     """
     if not owed_stages(graph, wanted):
         return
-    with sole(graph.folder, LOCK, "the experiment is being run"):
+    with exclusive_lock(graph.folder, LOCK, "the experiment is being run"):
         owed = owed_stages(graph, wanted)
         context = multiprocessing.get_context("spawn")  # forked children would inherit the threads and locks of libraries
         failed: dict[str, str] = {}

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from gradprism import __version__
-from gradprism.files import append_jsonl, read_json, sha256_json, write_json
-from gradprism.memory import gpu_name, peak_gpu_memory_mib, peak_memory_mib, reset_peak_gpu_memory, reset_peak_memory
-from gradprism.progress import say
+from gradprism.runtime.files import append_jsonl, read_json, sha256_json, write_json
+from gradprism.runtime.memory import gpu_name, peak_gpu_memory_mib, peak_memory_mib, reset_peak_gpu_memory, reset_peak_memory
+from gradprism.runtime.progress import say
 
 # What a stage's summary may say about its cost, beside the clock and the memory that the graph measures itself.
 RECORD = "stage.json"

@@ -11,9 +11,9 @@ from typing import Any
 
 from gradprism.environments.protocol import Environment, Task
 from gradprism.environments.registry import make_environment
-from gradprism.errors import ConfigError
 from gradprism.experiments.config import RunConfig
-from gradprism.files import atomic_write, read_json
+from gradprism.runtime.errors import ConfigError
+from gradprism.runtime.files import atomic_write, read_json
 from gradprism.trajectories.record import Trajectory
 
 Inputs = dict[str, Path]
@@ -93,7 +93,7 @@ def pass_rates(config: RunConfig, folder: Path, inputs: Inputs) -> dict[str, Any
     from gradprism.environments.pool import SessionPool
     from gradprism.evaluation.agents import ModelAgent
     from gradprism.evaluation.config import EvaluationConfig
-    from gradprism.progress import Progress
+    from gradprism.runtime.progress import Progress
 
     environment, rollouts, rl = playable(config), config.pass_rate.rollouts, config.rl
     tasks = rl_tasks(config, environment, inputs)

@@ -19,8 +19,9 @@ from gradprism import __version__
 from gradprism.environments.alfworld import official
 from gradprism.environments.registry import make_environment
 from gradprism.environments.webshop.goals import SHUFFLE_SEED, TEST
-from gradprism.errors import ConfigError, DataError, MissingFileError
-from gradprism.files import OnExisting, atomic_write, check_on_existing, read_json, sha256_file, whole_folder, write_json
+from gradprism.runtime.errors import ConfigError, DataError, MissingFileError
+from gradprism.runtime.files import atomic_write, read_json, sha256_file, write_json
+from gradprism.runtime.folders import OnExisting, atomic_folder, check_choice
 from gradprism.trajectories.readers import iter_trajectories
 from gradprism.trajectories.record import Trajectory
 
@@ -61,7 +62,7 @@ def export_verl(route: Path, out: Path, *, data_dir: Path | None = None, on_exis
     `MissingFileError` or `DataError` naming the file and line for a folder that is no whole route folder or a task that cannot be
     named, `ConfigError` for `data_dir` of another catalogue, and `FolderInUseError`.
     """
-    check_on_existing(on_existing)
+    check_choice(on_existing, ("replace", "fail"))
     routing = _read_routing(route)
     tasks, n_rl = _read_tasks(route / "rl.jsonl")
     if n_rl != routing["n_rl"]:
@@ -70,7 +71,7 @@ def export_verl(route: Path, out: Path, *, data_dir: Path | None = None, on_exis
     if data_dir is not None and not any("goals" in value for value in lists.values()):
         raise ConfigError(f"--data-dir {data_dir}: no RL task is a goal of WebShop's official files; leave it out")
     warnings = [warning for env, some in tasks.items() for warning in _task_warnings(env, some, lists[env])]
-    with whole_folder(out, on_existing, MARKER, "verl export") as folder:
+    with atomic_folder(out, on_existing, MARKER, "verl export") as folder:
         files: dict[str, dict[str, Any]] = {}
         sft = {"trajectories": 0, "turns_not_learnt": 0}
         if (route / "sft.jsonl").stat().st_size:

@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from gradprism.errors import ModelError
 from gradprism.probing.norms import Costs, SharedInput
 from gradprism.probing.recompute import remake
 from gradprism.probing.units import LinearTap
+from gradprism.runtime.errors import ModelError
 
 # Called once a product's input is known and the gradient B of its output has come.
 TakeNorm = Callable[[SharedInput, Tensor], None]

@@ -15,9 +15,9 @@ from typing import Any
 
 import torch
 
-from gradprism.errors import GradprismError
-from gradprism.files import cache_folder, read_json, sha256_json, write_json
 from gradprism.probing.norms import Costs, gram, gram_entries, inner_product, squared_sum
+from gradprism.runtime.errors import GradprismError
+from gradprism.runtime.files import cache_folder, read_json, sha256_json, write_json
 
 # Shapes of the trial, near those of small models on a CPU and of large ones on a GPU: samples, tokens, features in and out.
 _TRIAL = {"cpu": (2, 256, 512), "cuda": (8, 1024, 4096)}

@@ -11,8 +11,6 @@ import torch
 import transformers
 
 from gradprism import __version__
-from gradprism.errors import ConfigError, DataError
-from gradprism.files import sha256_file
 from gradprism.probing.fingerprint import config_fingerprint, weights_fingerprint
 from gradprism.probing.norms import Costs
 from gradprism.probing.plan import rope_boundaries
@@ -20,6 +18,8 @@ from gradprism.probing.prober import Prober
 from gradprism.probing.run import Counts, default_batch_tokens
 from gradprism.probing.store import OnExisting, ProbeStore
 from gradprism.probing.units import weight_norms
+from gradprism.runtime.errors import ConfigError, DataError
+from gradprism.runtime.files import sha256_file
 from gradprism.trajectories.rendering import template_fingerprint, tokenizer_fingerprint
 
 

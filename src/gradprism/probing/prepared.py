@@ -13,11 +13,12 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from gradprism.errors import DataError, MissingFileError
-from gradprism.files import atomic_write, read_json, removed_on_failure, sha256_file, sha256_json, write_json
 from gradprism.probing.plan import Items
 from gradprism.probing.store import WHOLE, OnExisting, ProbeStore
-from gradprism.progress import Progress
+from gradprism.runtime.errors import DataError, MissingFileError
+from gradprism.runtime.files import atomic_write, read_json, sha256_file, sha256_json, write_json
+from gradprism.runtime.folders import removed_on_failure
+from gradprism.runtime.progress import Progress
 from gradprism.trajectories.record import Trajectory
 from gradprism.trajectories.rendering import RenderedTrajectory
 

@@ -21,13 +21,13 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
-from gradprism.errors import DataError, ModelError
 from gradprism.models import keep_unpacked
 from gradprism.probing.collect import Batch, Pass
 from gradprism.probing.costs import measured_costs
 from gradprism.probing.experts import attach_experts
 from gradprism.probing.norms import Costs
 from gradprism.probing.units import ExpertsTap, LinearTap, Units, canonical_path, find_units
+from gradprism.runtime.errors import DataError, ModelError
 from gradprism.trajectories.rendering import RenderedTrajectory
 
 

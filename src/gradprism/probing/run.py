@@ -12,12 +12,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from gradprism.errors import DataError
-from gradprism.probing.attempts import Attempt
 from gradprism.probing.plan import Batch, Items, plan_batches
 from gradprism.probing.prober import ProbeResult
 from gradprism.probing.store import WHOLE, ProbeRow, ProbeStore
-from gradprism.progress import Progress, say
+from gradprism.runtime.attempts import Attempt
+from gradprism.runtime.errors import DataError
+from gradprism.runtime.progress import Progress, say
 from gradprism.trajectories.rendering import RenderedTrajectory
 
 # What a process may lose when it is killed outright: so many rows, or the work of so many seconds.

@@ -21,19 +21,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import ArrayLike, NDArray
 
-from gradprism.errors import ConfigError, DataError, FolderInUseError, MissingFileError
-from gradprism.files import (
+from gradprism.runtime.errors import ConfigError, DataError, FolderInUseError, MissingFileError
+from gradprism.runtime.files import (
     atomic_write,
-    differences,
     is_temporary,
     read_json,
     remove_stale_temporaries,
-    removed_on_failure,
     sha256_json,
     write_json,
     writing,
 )
-from gradprism.progress import say
+from gradprism.runtime.folders import differences, removed_on_failure
+from gradprism.runtime.progress import say
 from gradprism.trajectories.readers import canonical_line
 from gradprism.trajectories.record import Trajectory
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from gradprism.errors import ModelError
+from gradprism.runtime.errors import ModelError
 
 KINDS = ("q", "k", "v", "o", "gate", "up", "down")
 # Where in a decoder layer projections stand, and the units in each, in the order of its output features.

@@ -4,14 +4,14 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from gradprism.errors import DataError, MissingFileError
-from gradprism.files import atomic_write
 from gradprism.reporting.experiment_cost_tables import cost_table, training_table
 from gradprism.reporting.experiment_figures import FIGURES, draw_figures, drawn_by, has_figure, matplotlib_version
 from gradprism.reporting.experiment_numbers import percent, points, times
 from gradprism.reporting.experiment_results import Experiment, read_experiment
 from gradprism.reporting.experiment_tables import claims_table, detectable_text, main_table, regime_text, tables_text
 from gradprism.reporting.tables import printable
+from gradprism.runtime.errors import DataError, MissingFileError
+from gradprism.runtime.files import atomic_write
 
 TABLES, README = "tables.md", "README.md"
 

@@ -9,7 +9,6 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from gradprism.errors import DataError, MissingFileError
 from gradprism.experiments.costs import Cost, Speedup, run_cost, speedup
 from gradprism.experiments.statistics import (
     Interval,
@@ -20,8 +19,9 @@ from gradprism.experiments.statistics import (
     permutation_p,
     training_p,
 )
-from gradprism.files import read_json
 from gradprism.reporting.tables import printable
+from gradprism.runtime.errors import DataError, MissingFileError
+from gradprism.runtime.files import read_json
 
 MAIN_GROUP = "table1"
 

@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from gradprism.errors import ConfigError
-from gradprism.files import atomic_write
 from gradprism.reporting import tables
+from gradprism.runtime.errors import ConfigError
+from gradprism.runtime.files import atomic_write
 
 # The browser itself refuses every request, whatever the page or plotly should try.
 POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:; base-uri 'none'"

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
-from gradprism.errors import DataError, MissingFileError
-from gradprism.files import read_json
+from gradprism.runtime.errors import DataError, MissingFileError
+from gradprism.runtime.files import read_json
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from transformers.cache_utils import Cache, DynamicLayer
 
-from gradprism.errors import ModelError
+from gradprism.runtime.errors import ModelError
 
 # Rows of one forward pass are padded to the longest; a pass is split where its padding would exceed this share of its tokens.
 PADDING = 0.5

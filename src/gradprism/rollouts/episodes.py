@@ -15,8 +15,8 @@ import numpy as np
 from gradprism.environments.pool import RESET, STEP, Pending, SessionPool
 from gradprism.environments.prompts import PromptTemplate
 from gradprism.environments.protocol import Step, Task
-from gradprism.errors import ConfigError
 from gradprism.rollouts.generator import CachedGenerator, Generator
+from gradprism.runtime.errors import ConfigError
 from gradprism.trajectories.rendering import Renderer
 
 

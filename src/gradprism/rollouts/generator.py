@@ -7,8 +7,8 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from gradprism.errors import ModelError
 from gradprism.rollouts.cache import SlotCache
+from gradprism.runtime.errors import ModelError
 
 
 @dataclass(slots=True)

@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from gradprism.errors import ModelError
 from gradprism.rollouts.generator import Generated
+from gradprism.runtime.errors import ModelError
 
 # Takes prompts of token ids; gives completions of token ids, and for each of their tokens the log-probabilities of the sampled one
 # first or alone. TRL's `VLLMGeneration` and `VLLMClient` are asked through such a function.

@@ -12,14 +12,15 @@ from numpy.typing import NDArray
 
 from gradprism import __version__
 from gradprism.concentration import METRICS
-from gradprism.errors import ConfigError
-from gradprism.files import OnExisting, atomic_write, check_on_existing, sha256_file, whole_folder, write_json
 from gradprism.probing.store import ProbeStore
 from gradprism.routing.audit import audit
 from gradprism.routing.measures import split_table
 from gradprism.routing.policies import get_policy
 from gradprism.routing.tasks import measure_tasks
 from gradprism.routing.thresholds import choose_threshold
+from gradprism.runtime.errors import ConfigError
+from gradprism.runtime.files import atomic_write, sha256_file, write_json
+from gradprism.runtime.folders import OnExisting, atomic_folder, check_choice
 
 
 class _Message(msgspec.Struct, omit_defaults=True, gc=False):
@@ -70,7 +71,7 @@ def route_probe(
     """
     if metric not in METRICS:
         raise ConfigError(f"metric {metric!r}: choose one of {', '.join(METRICS)}")
-    check_on_existing(on_existing)
+    check_choice(on_existing, ("replace", "fail"))
     by_hand = threshold not in ("median", "quantile")
     score_of = get_policy(policy, fixed_threshold=by_hand)
     store = ProbeStore(probe)
@@ -95,7 +96,7 @@ def route_probe(
         "probe": {key: store.manifest.get(key) for key in ("model", "weights_sha256", "corpus_sha256", "context_length", "dtype")},
         "versions": {"gradprism": __version__, "numpy": np.__version__, "polars": pl.__version__},
     }
-    with whole_folder(out, on_existing, "routing.json", "route folder") as folder, ThreadPoolExecutor(1) as pool:
+    with atomic_folder(out, on_existing, "routing.json", "route folder") as folder, ThreadPoolExecutor(1) as pool:
         # Beside the writing, which is most of the work.
         of_share = (0.5 if rl_share is None else rl_share) if not by_hand else None
         auditing = pool.submit(audit, table, metric, policy, seed, task_types=task_types, rl_share=of_share)

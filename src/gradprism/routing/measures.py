@@ -9,8 +9,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from gradprism.concentration import METRICS, Metric
-from gradprism.errors import ConfigError, DataError
 from gradprism.probing.store import ProbeStore, Shard
+from gradprism.runtime.errors import ConfigError, DataError
 
 NORMALISATIONS = ("none", "per_parameter", "per_weight_norm")
 # Norms are measured so many at a time, which a processor's second-level cache holds with what is made of them.

@@ -10,7 +10,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from gradprism.errors import ConfigError
+from gradprism.runtime.errors import ConfigError
 
 # The stream of chance by which equal pass rates are ordered: not that of the random policy, or one split would be the other's reverse.
 TIES = 1

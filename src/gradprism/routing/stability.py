@@ -14,15 +14,15 @@ import polars as pl
 from numpy.typing import NDArray
 
 from gradprism.concentration import METRICS
-from gradprism.errors import ConfigError, DataError
-from gradprism.files import sha256_file
-from gradprism.probing.attempts import total_cost
 from gradprism.probing.store import ProbeStore
 from gradprism.routing.audit import agreement, audit, probe_pays
 from gradprism.routing.measures import NORMALISATIONS, View, measure, measure_views, split_table, unit_scales
 from gradprism.routing.policies import Policy, get_policy
 from gradprism.routing.tasks import measure_tasks
 from gradprism.routing.thresholds import median_threshold
+from gradprism.runtime.attempts import total_cost
+from gradprism.runtime.errors import ConfigError, DataError
+from gradprism.runtime.files import sha256_file
 
 # What a probe of the same corpus may have been taken with otherwise.
 CONDITIONS = ("model", "weights_sha256", "dtype", "context_length", "corpus_sha256")

@@ -8,9 +8,9 @@ from typing import Any
 import msgspec
 import polars as pl
 
-from gradprism.errors import DataError
 from gradprism.probing.store import ProbeStore
 from gradprism.routing.measures import measure
+from gradprism.runtime.errors import DataError
 from gradprism.trajectories.corpus_files import iter_records
 
 

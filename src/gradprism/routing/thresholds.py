@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gradprism.errors import ConfigError
+from gradprism.runtime.errors import ConfigError
 
 Scores = NDArray[np.floating[Any]]
 

@@ -6,7 +6,7 @@ from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from gradprism.errors import ConfigError
+from gradprism.runtime.errors import ConfigError
 
 ALL_LINEAR = "all-linear"
 

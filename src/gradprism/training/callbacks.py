@@ -7,10 +7,10 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from gradprism.errors import ModelError
-from gradprism.files import append_jsonl, write_jsonl
-from gradprism.probing.attempts import Attempt
-from gradprism.progress import Progress
+from gradprism.runtime.attempts import Attempt
+from gradprism.runtime.errors import ModelError
+from gradprism.runtime.files import append_jsonl, write_jsonl
+from gradprism.runtime.progress import Progress
 from gradprism.training.tracking import LOG, read_log
 
 _ACCOUNT_SECONDS = 10.0

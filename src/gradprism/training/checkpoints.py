@@ -18,18 +18,11 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from pydantic import BaseModel
 
 from gradprism import __version__
-from gradprism.errors import ConfigError, FolderInUseError, ModelError
-from gradprism.files import (
-    differences,
-    is_temporary,
-    read_json,
-    remove_stale_temporaries,
-    sole,
-    write_json,
-    writing,
-)
-from gradprism.probing.attempts import total_cost
-from gradprism.probing.executors.ranks import Ranks
+from gradprism.runtime.attempts import total_cost
+from gradprism.runtime.errors import ConfigError, FolderInUseError, ModelError
+from gradprism.runtime.files import is_temporary, read_json, remove_stale_temporaries, write_json, writing
+from gradprism.runtime.folders import differences, exclusive_lock
+from gradprism.runtime.ranks import Ranks
 from gradprism.training.tracking import LOG
 
 if TYPE_CHECKING:
@@ -145,7 +138,7 @@ def sole_training(out: Path, ranks: Ranks | None) -> Iterator[None]:
     if ranks is not None and not ranks.is_first:
         yield
         return
-    with sole(out, _LOCK, "is being trained"):
+    with exclusive_lock(out, _LOCK, "is being trained"):
         yield
 
 
@@ -244,8 +237,8 @@ def decide(ranks: Ranks | None, function: Callable[[], _T]) -> _T:
         return function()
     key = f"training/{next(_decisions)}"
     if ranks.is_first:
-        ranks.tell(key, function())
-    value = ranks.hear(key)
+        ranks.publish(key, function())
+    value = ranks.wait_for(key)
     ranks.gather(f"{key}/heard", True)
     return value
 

@@ -17,8 +17,8 @@ from torch.nn.parallel import DistributedDataParallel
 from transformers import TrainerCallback
 from trl.trainer.grpo_trainer import GRPOTrainer
 
-from gradprism.files import read_json, write_json
 from gradprism.rollouts.episodes import PlayStatistics
+from gradprism.runtime.files import read_json, write_json
 from gradprism.training.batches import pack, split_rows, tensors
 from gradprism.training.checkpoints import AtomicCheckpoints
 from gradprism.training.rounds import Round, Rounds, Row, means, sums

@@ -16,9 +16,9 @@ import torch
 
 from gradprism.environments.pool import SessionPool
 from gradprism.environments.protocol import Environment, Task
-from gradprism.errors import ConfigError
 from gradprism.models import load_model, resolve_device
-from gradprism.probing.executors.ranks import Ranks
+from gradprism.runtime.errors import ConfigError
+from gradprism.runtime.ranks import Ranks
 from gradprism.training.footprint import Footprint, footprint, training_memory
 from gradprism.training.rl_config import RlConfig
 from gradprism.training.sample_play import play_some

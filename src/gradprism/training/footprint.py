@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gradprism.errors import ModelError
 from gradprism.models import check_model_name
 from gradprism.models import load_config as load_model_config
+from gradprism.runtime.errors import ModelError
 from gradprism.training.adapters import LoraSettings, peft_config
 
 # Tokens and vocabulary of one tile of TRL's fused output head (trl/kernels/chunked_logprob.py).

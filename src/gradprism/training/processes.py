@@ -5,9 +5,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 
-from gradprism.errors import ConfigError
-from gradprism.probing.executors.ranks import Ranks
-from gradprism.progress import quiet
+from gradprism.runtime.errors import ConfigError
+from gradprism.runtime.progress import quiet
+from gradprism.runtime.ranks import Ranks
 
 # How long a process waits for another in one exchange of tensors: the first may be writing a large model.
 _TIMEOUT = timedelta(hours=2)

@@ -8,11 +8,11 @@ from typing import Any
 
 from gradprism.environments.pool import SessionPool, default_workers
 from gradprism.environments.protocol import Environment, Task
-from gradprism.errors import ConfigError, DataError, MissingFileError, ModelError
-from gradprism.files import sha256_json
 from gradprism.models import resolve_device
-from gradprism.progress import Progress, quiet
 from gradprism.rollouts.episodes import PlayConfig, Player
+from gradprism.runtime.errors import ConfigError, DataError, MissingFileError, ModelError
+from gradprism.runtime.files import sha256_json
+from gradprism.runtime.progress import Progress, quiet
 from gradprism.training.checkpoints import (
     OnExisting,
     claim_training_folder,

@@ -8,8 +8,8 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from gradprism.errors import ConfigError, ModelError
-from gradprism.progress import Progress, quiet
+from gradprism.runtime.errors import ConfigError, ModelError
+from gradprism.runtime.progress import Progress, quiet
 from gradprism.training.adapters import LoraSettings, peft_config
 from gradprism.training.tracking import TrackingSettings, check_trackers, read_log, tracking_arguments
 from gradprism.trajectories.record import Trajectory
@@ -136,7 +136,7 @@ def _claim(out: Path, manifest: dict[str, Any], on_existing: Any) -> dict[str, A
 
 def _finish(trainer: Any, attempt: str, counts: dict[str, Any], held_tokens: int, keep_checkpoints: bool) -> dict[str, Any]:
     """Writes the summary, and returns it with the log of the steps."""
-    from gradprism.probing.attempts import total_cost
+    from gradprism.runtime.attempts import total_cost
     from gradprism.training.callbacks import log_history
     from gradprism.training.checkpoints import finish_training, training_cost
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from gradprism.errors import MissingDependencyError
+from gradprism.runtime.errors import MissingDependencyError
 
 if TYPE_CHECKING:
     from transformers import Trainer as _Trainer

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-from gradprism.errors import DataError, MissingFileError
+from gradprism.runtime.errors import DataError, MissingFileError
 
 # An escaped UTF-16 surrogate: half a character unless the other half follows.
 _SURROGATE_ESCAPE = re.compile(r"\\u[dD][89a-fA-F]")

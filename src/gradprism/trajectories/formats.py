@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from gradprism.errors import DataError
+from gradprism.runtime.errors import DataError
 from gradprism.trajectories.record import ROLES, Message, Trajectory
 
 

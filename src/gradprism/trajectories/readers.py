@@ -4,9 +4,9 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from gradprism.errors import ConfigError, DataError
-from gradprism.files import atomic_write
-from gradprism.progress import Progress
+from gradprism.runtime.errors import ConfigError, DataError
+from gradprism.runtime.files import atomic_write
+from gradprism.runtime.progress import Progress
 from gradprism.trajectories.corpus_files import check_path, iter_records
 from gradprism.trajectories.formats import FORMATS, parse_record, recognise, to_record
 from gradprism.trajectories.record import Trajectory

@@ -17,9 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from gradprism.errors import ConfigError, ModelError
-from gradprism.files import sha256_json
-from gradprism.progress import Progress
+from gradprism.runtime.errors import ConfigError, ModelError
+from gradprism.runtime.files import sha256_json
+from gradprism.runtime.progress import Progress
 from gradprism.trajectories.record import Trajectory
 
 _MARKER = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")

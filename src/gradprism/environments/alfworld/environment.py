@@ -5,7 +5,7 @@ from typing import Any
 
 from gradprism.environments.alfworld import generator, official
 from gradprism.environments.protocol import Expert, Info, Session, Step, Task
-from gradprism.errors import ConfigError
+from gradprism.runtime.errors import ConfigError
 
 MAX_ACTION_CHARACTERS = 200  # no command of the engine comes near; a longer action is refused before it reaches any parser
 # How the two kinds of games name the same thing.

@@ -10,7 +10,7 @@ from collections import Counter
 
 from gradprism.environments.alfworld.generator import TOOL, constants
 from gradprism.environments.protocol import Step
-from gradprism.errors import EnvironmentPlayError
+from gradprism.runtime.errors import EnvironmentPlayError
 
 THING = r"([a-z]+ \d+)"
 SEEN = re.compile(rf"\ban? {THING}")

@@ -15,7 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from gradprism.errors import ConfigError, MissingDependencyError
+from gradprism.runtime.errors import ConfigError, MissingDependencyError
 
 TASK_TYPES = (
     "pick_and_place_simple",

@@ -12,8 +12,8 @@ from itertools import zip_longest
 from pathlib import Path
 
 from gradprism.environments.alfworld.generator import TASK_TYPES, Game
-from gradprism.errors import ConfigError, DataError, GradprismError, MissingFileError
-from gradprism.files import cache_folder, read_json, sha256_json, write_json
+from gradprism.runtime.errors import ConfigError, DataError, GradprismError, MissingFileError
+from gradprism.runtime.files import cache_folder, read_json, sha256_json, write_json
 
 SPLITS = ("train", "valid_train", "valid_seen", "valid_unseen")
 GAME_FILE = "game.tw-pddl"

@@ -12,8 +12,8 @@ from typing import Any
 from gradprism.environments.alfworld.official import PREFIX, parse_official
 from gradprism.environments.pool import SessionPool
 from gradprism.environments.protocol import Environment
-from gradprism.errors import ConfigError
-from gradprism.progress import Progress
+from gradprism.runtime.errors import ConfigError
+from gradprism.runtime.progress import Progress
 from gradprism.trajectories.record import Message, Trajectory
 
 _PUT = re.compile(r"put (.+?) (?:in/on|in|on) (.+)")

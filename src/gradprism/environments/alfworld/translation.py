@@ -17,8 +17,8 @@ import fast_downward
 import zstandard
 from fast_downward.translate.pddl.conditions import Atom
 
-from gradprism.errors import WriteError
-from gradprism.files import atomic_write, cache_folder, sha256_json
+from gradprism.runtime.errors import WriteError
+from gradprism.runtime.files import atomic_write, cache_folder, sha256_json
 
 MOST_ENTRIES = 20_000  # of about 10 kB; the oldest go first
 _translate: Any = fast_downward.pddl2sas  # said to give text; it gives the task as well

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gradprism.errors import DataError, MissingFileError
-from gradprism.files import sha256_json
+from gradprism.runtime.errors import DataError, MissingFileError
+from gradprism.runtime.files import sha256_json
 
 ITEMS = ("items_shuffle_1000.json", "items_shuffle.json")
 INSTRUCTIONS = ("items_ins_v2_1000.json", "items_ins_v2.json")

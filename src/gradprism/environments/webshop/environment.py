@@ -8,7 +8,7 @@ from typing import Any
 from gradprism.environments.protocol import Expert, Info, Session, Step, Task
 from gradprism.environments.webshop.goals import Goal, split_ranges
 from gradprism.environments.webshop.shop import Shop, Visit, act, clickables, page, text
-from gradprism.errors import ConfigError
+from gradprism.runtime.errors import ConfigError
 
 MAX_ACTION_CHARACTERS = 2000
 

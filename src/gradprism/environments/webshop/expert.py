@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from rapidfuzz import fuzz
 
 from gradprism.environments.protocol import Step
-from gradprism.errors import EnvironmentPlayError
+from gradprism.runtime.errors import EnvironmentPlayError
 
 ACTIONS = 15  # as papers allow
 LOOKS = 6  # items opened at most

@@ -18,7 +18,7 @@ from urllib.parse import parse_qs, urlsplit
 from gradprism.environments.protocol import Step, Task
 from gradprism.environments.webshop.environment import WebshopEnvironment, WebshopSession
 from gradprism.environments.webshop.shop import Part, page
-from gradprism.errors import ConfigError, WriteError
+from gradprism.runtime.errors import ConfigError, WriteError
 
 MOST_FORM_BYTES = 10_000
 SHOWN_ACTIONS = 30

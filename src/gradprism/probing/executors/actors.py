@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from gradprism.errors import DataError
 from gradprism.probing.executors.cluster import RETRIES, Pool, own_error
 from gradprism.probing.executors.flow import Work
 from gradprism.probing.executors.spec import ModelSpec, OnDevice
@@ -22,7 +21,8 @@ from gradprism.probing.plan import Batch, Items
 from gradprism.probing.prepared import Prepared
 from gradprism.probing.run import BatchRun, Counts, ShardWriter
 from gradprism.probing.store import WHOLE, ProbeRow
-from gradprism.progress import Progress, set_quiet
+from gradprism.runtime.errors import DataError
+from gradprism.runtime.progress import Progress, set_quiet
 from gradprism.trajectories.rendering import RenderedTrajectory
 
 # The driver puts so many tokens into the cluster's memory at a time (about 5 bytes each); actors start anew after each such round,

@@ -6,17 +6,17 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from gradprism.errors import ConfigError
 from gradprism.models import check_context_length, is_adapter, load_config, tokenizer_source
 from gradprism.probing.executors.cluster import Cluster, connected
 from gradprism.probing.executors.estimate import estimate_probe
 from gradprism.probing.executors.flow import probe_corpus
 from gradprism.probing.executors.local import InProcess
-from gradprism.probing.executors.ranks import Ranks
 from gradprism.probing.executors.sharding import sharding_asked_by_launcher
 from gradprism.probing.executors.spec import ModelSpec
 from gradprism.probing.manifest import Options
-from gradprism.progress import set_quiet
+from gradprism.runtime.errors import ConfigError
+from gradprism.runtime.progress import set_quiet
+from gradprism.runtime.ranks import Ranks
 from gradprism.trajectories.record import Trajectory
 from gradprism.trajectories.rendering import load_tokenizer
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from gradprism.errors import ConfigError, GradprismError, MissingDependencyError, WorkerError
+from gradprism.runtime.errors import ConfigError, GradprismError, MissingDependencyError, WorkerError
 
 # How often a batch is tried again after its actor's death, before it counts as the cause.
 RETRIES = 4

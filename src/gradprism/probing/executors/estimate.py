@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from gradprism.memory import peak_gpu_memory_mib, peak_memory_mib, reset_peak_gpu_memory, reset_peak_memory
 from gradprism.probing.executors.local import InProcess
 from gradprism.probing.manifest import Options, checked_batch_tokens, describe_probe, kept_costs
 from gradprism.probing.plan import Batch, owed_batches, padded_tokens, padding_share, plan_items
 from gradprism.probing.prepared import prepare, reopen
 from gradprism.probing.store import ProbeStore
+from gradprism.runtime.memory import peak_gpu_memory_mib, peak_memory_mib, reset_peak_gpu_memory, reset_peak_memory
 from gradprism.trajectories.record import Trajectory
 from gradprism.trajectories.rendering import Renderer
 

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from gradprism.probing.attempts import Attempt, total_cost
 from gradprism.probing.manifest import Options, checked_batch_tokens, describe_probe, kept_costs, summarise
 from gradprism.probing.norms import Costs
 from gradprism.probing.plan import Batch, Items, owed_batches, padding_share, plan_items
 from gradprism.probing.prepared import Prepared, prepare
 from gradprism.probing.run import Counts
 from gradprism.probing.store import ProbeStore
+from gradprism.runtime.attempts import Attempt, total_cost
 from gradprism.trajectories.record import Trajectory
 from gradprism.trajectories.rendering import Renderer
 

@@ -13,11 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from gradprism.errors import DataError, WorkerError, WriteError
-from gradprism.probing.attempts import Attempt
 from gradprism.probing.costs import measured_costs
 from gradprism.probing.executors.flow import Work
-from gradprism.probing.executors.ranks import Ranks
 from gradprism.probing.executors.sharding import any_failed, join_group, leave_group, shard_model
 from gradprism.probing.executors.spec import ModelSpec, OnDevice
 from gradprism.probing.manifest import describe_model
@@ -26,6 +23,9 @@ from gradprism.probing.plan import Batch
 from gradprism.probing.prepared import Prepared
 from gradprism.probing.run import BatchRun, Counts, ShardWriter, default_workers, is_out_of_memory
 from gradprism.probing.store import ProbeStore
+from gradprism.runtime.attempts import Attempt
+from gradprism.runtime.errors import DataError, WorkerError, WriteError
+from gradprism.runtime.ranks import Ranks
 
 
 class Launched:
@@ -64,7 +64,7 @@ class Launched:
                 "costs": work.costs,
                 "attempt": work.attempt.name,
             }
-            self._ranks.tell(f"share/{rank}", share)
+            self._ranks.publish(f"share/{rank}", share)
         done = _do_share(self._ranks, self._spec, self._model, self._device, self._shard, work.attempt, work.store.folder)
         told = self._ranks.gather("done", done)
         if self._shard:
@@ -87,7 +87,7 @@ def follow(ranks: Ranks, spec: ModelSpec, device: str, shard: bool, out: Path) -
 
 
 def _do_share(ranks: Ranks, spec: ModelSpec, model: Any, device: str, shard: bool, attempt: Attempt, out: Path) -> dict[str, Any]:
-    share = ranks.hear(f"share/{ranks.rank}")
+    share = ranks.wait_for(f"share/{ranks.rank}")
     attempt.name = share["attempt"]
     store, prepared = ProbeStore(out), Prepared(out)
     items = prepared.items(share["per_turn"])

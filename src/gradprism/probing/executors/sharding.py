@@ -15,8 +15,8 @@ import torch.distributed as dist
 from torch.distributed import PrefixStore  # pyright: ignore[reportPrivateImportUsage]
 from torch.distributed.device_mesh import init_device_mesh
 
-from gradprism.errors import ModelError
-from gradprism.probing.executors.ranks import Ranks
+from gradprism.runtime.errors import ModelError
+from gradprism.runtime.ranks import Ranks
 
 
 def sharding_asked_by_launcher() -> bool:
@@ -51,8 +51,8 @@ def shard_model(name_or_path: str, full: Any | None, ranks: Ranks, device: str) 
     if full is not None:
         tensors = {**dict(full.named_parameters()), **dict(full.named_buffers())}
         types = {name: str(tensor.dtype).removeprefix("torch.") for name, tensor in tensors.items()}
-        ranks.tell("model", {"dtype": str(full.dtype).removeprefix("torch."), "types": types})
-    told = ranks.hear("model")
+        ranks.publish("model", {"dtype": str(full.dtype).removeprefix("torch."), "types": types})
+    told = ranks.wait_for("model")
     with torch.device("meta"):
         config = AutoConfig.from_pretrained(name_or_path, trust_remote_code=False)
         model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, told["dtype"]))

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from gradprism.files import append_jsonl
+from gradprism.runtime.files import append_jsonl
 
 _SUMS = ("rows", "tokens", "cpu_seconds")
 

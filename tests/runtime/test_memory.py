@@ -6,11 +6,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from gradprism import memory
+from gradprism.runtime import memory
 
 PEAKS = """
 import numpy as np
-from gradprism.memory import peak_memory_mib, reset_peak_memory
+from gradprism.runtime.memory import peak_memory_mib, reset_peak_memory
 start = peak_memory_mib()
 block = np.ones(64 * 2**17)
 high = peak_memory_mib()

@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 
-from gradprism.errors import ConfigError
 from gradprism.probing.plan import Batch
+from gradprism.runtime.errors import ConfigError
 
 _NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 _POLL_SECONDS = 0.05
@@ -87,7 +87,7 @@ class Ranks:
             self._store = PrefixStore("gradprism", store)
         return self._store
 
-    def tell(self, key: str, value: Any) -> None:
+    def publish(self, key: str, value: Any) -> None:
         """Publishes a JSON value, of any size."""
         text = json.dumps(value)
         parts = [text[start : start + _PART] for start in range(0, len(text), _PART)]
@@ -95,7 +95,7 @@ class Ranks:
             self.store.set(f"{key}/part-{number}", part)
         self.store.set(key, str(len(parts)))
 
-    def hear(self, key: str) -> Any:
+    def wait_for(self, key: str) -> Any:
         """The value that some process publishes under `key`, once it does."""
         # Polled: a signal must find this process in Python, not in a blocking call.
         while not self.store.check([key]):
@@ -104,8 +104,8 @@ class Ranks:
 
     def gather(self, key: str, value: Any) -> list[Any]:
         """Every process's value, in the order of ranks, for the first process; an empty list, at once, for the others."""
-        self.tell(f"{key}/{self.rank}", value)
-        return [self.hear(f"{key}/{rank}") for rank in range(self.world)] if self.is_first else []
+        self.publish(f"{key}/{self.rank}", value)
+        return [self.wait_for(f"{key}/{rank}") for rank in range(self.world)] if self.is_first else []
 
     @contextmanager
     def at_work(self) -> Iterator[None]:

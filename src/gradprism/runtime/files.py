@@ -5,21 +5,17 @@ import fcntl
 import hashlib
 import json
 import os
-import platform
 import re
-import shutil
 import tempfile
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, Any
 
-from gradprism.errors import ConfigError, DataError, FolderInUseError, GradprismError, MissingFileError, WriteError
+from gradprism.runtime.errors import DataError, GradprismError, MissingFileError, WriteError
 
 # A temporary file without a living writer is deleted once it is so many seconds old: its writer needs a moment to lock it.
 STALE_SECONDS = 30
-
-OnExisting = Literal["replace", "fail"]  # what a command does with an output folder that holds an earlier result
 
 
 @contextlib.contextmanager
@@ -52,7 +48,7 @@ def atomic_write(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
                 with contextlib.suppress(OSError):  # a file system without locks
                     fcntl.flock(descriptor, fcntl.LOCK_SH)  # says that the writer lives
                 # mkstemp makes the file private (0600); artefacts are shared like any other file.
-                os.fchmod(descriptor, 0o666 & ~_umask())
+                os.fchmod(descriptor, 0o666 & ~umask())
                 yield file
             Path(name).replace(path)
         except BaseException:
@@ -73,19 +69,6 @@ def remove_stale_temporaries(folder: Path) -> None:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 if time.time() - path.stat().st_mtime > STALE_SECONDS:
                     path.unlink()
-
-
-@contextlib.contextmanager
-def removed_on_failure(folder: Path) -> Iterator[None]:
-    """Where the block fails, removes `folder` and those above it that were not there before it, unless something is in them."""
-    missing = [path for path in (Path(folder), *Path(folder).parents) if not path.exists()]
-    try:
-        yield
-    except BaseException:
-        with contextlib.suppress(OSError):
-            for path in missing:
-                path.rmdir()
-        raise
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -114,6 +97,27 @@ def append_jsonl(path: Path, row: Any) -> None:
             file.seek(max(0, file.seek(0, os.SEEK_END) - 1))
             torn = file.read(1) not in (b"", b"\n")
             file.write((b"\n" if torn else b"") + json.dumps(row, ensure_ascii=False, allow_nan=False).encode() + b"\n")
+
+
+def read_jsonl(path: Path, *, stop_at_torn: bool = False) -> list[Any]:
+    """The values of a file that `append_jsonl` wrote; none where there is no file.
+
+    A line that a crash has torn is passed over or, with `stop_at_torn`, ends the list: what follows it came later.
+    """
+    try:
+        lines = Path(path).read_bytes().splitlines(keepends=True)
+    except FileNotFoundError:
+        return []
+    rows = []
+    for line in lines:
+        try:
+            if not line.endswith(b"\n"):
+                raise ValueError("torn")
+            rows.append(json.loads(line))
+        except ValueError:
+            if stop_at_torn:
+                break
+    return rows
 
 
 def read_json(path: Path) -> Any:
@@ -150,99 +154,8 @@ def sha256_folder(folder: Path) -> str:
     return sha256_json([[name, sha256_file(Path(folder) / name)] for name in names])
 
 
-def differences(old: dict[str, Any], new: dict[str, Any], but: frozenset[str] = frozenset()) -> str:
-    """`key: old → new; …` for the keys in which two manifests differ, those in `but` left out; empty where they agree."""
-    keys = sorted((old.keys() | new.keys()) - but)
-    return "; ".join(f"{key}: {_short(old.get(key))} → {_short(new.get(key))}" for key in keys if old.get(key) != new.get(key))
-
-
-@contextlib.contextmanager
-def sole(folder: Path, lock: str, doing: str) -> Iterator[None]:
-    """A block in which no other process holds the file `lock` of `folder`, which is made if need be; `doing` as in "is being trained".
-
-    Raises `FolderInUseError` where one does. On a file system without locks nothing is held.
-    """
-    path = folder / lock
-    with writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        file = open(path, "a+", encoding="utf-8")  # noqa: SIM115 # closed below
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            holder = file.read().strip() or "another process"
-            raise FolderInUseError(f"{folder}: {doing} by {holder}; let it end first") from None
-        except OSError:
-            pass
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {platform.node()}")
-        file.flush()
-        try:
-            yield
-        finally:
-            path.unlink(missing_ok=True)
-            with contextlib.suppress(OSError):
-                folder.rmdir()  # where nothing came of it
-
-
-def claim_output_folder(path: Path) -> Path:
-    """Creates `path`, or accepts it when it is an empty folder; raises `FolderInUseError` otherwise."""
-    path = Path(path)
-    if path.exists() and not path.is_dir():
-        raise FolderInUseError(f"{path}: exists and is not a folder; choose another --out")
-    if path.is_dir() and any(path.iterdir()):
-        raise FolderInUseError(f"{path}: is not empty; choose another --out, or delete it first")
-    with writing(path):
-        path.mkdir(parents=True, exist_ok=True)
-    return path
-
-
-def check_on_existing(choice: str) -> None:
-    """Raises `ConfigError` for anything but the values of `OnExisting`."""
-    if choice not in ("replace", "fail"):
-        raise ConfigError(f"--on-existing {choice}: choose replace or fail")
-
-
-@contextlib.contextmanager
-def whole_folder(out: Path, on_existing: OnExisting, marker: str, what: str) -> Iterator[Path]:
-    """A folder beside `out` that takes its place when the block ends well, and is deleted when it does not.
-
-    `on_existing` "replace" replaces only a folder that holds the file `marker`, by which a `what` is known.
-    """
-    out = Path(out).resolve()  # what is renamed over must be no link and not `.`
-    replaces = on_existing == "replace" and (out / marker).is_file()
-    if not replaces:
-        if on_existing == "replace" and out.is_dir() and any(out.iterdir()):
-            raise FolderInUseError(f"{out}: is in use and no {what} (no {marker}); choose another --out")
-        claim_output_folder(out)
-    with writing(out):
-        temporary = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}.", suffix=".tmp"))
-    try:
-        with writing(out):
-            temporary.chmod(0o777 & ~_umask())
-            yield temporary
-            if replaces:
-                old = temporary.with_suffix(".old")
-                out.rename(old)
-                temporary.rename(out)
-                shutil.rmtree(old)
-            else:
-                temporary.rename(out)  # over the empty folder that was claimed
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        if not replaces:
-            with contextlib.suppress(OSError):
-                out.rmdir()
-        raise
-
-
-def _umask() -> int:
+def umask() -> int:
+    """The process's file mode mask."""
     mask = os.umask(0)
     os.umask(mask)
     return mask
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 60 else f"{text[:57]}…"

@@ -1,4 +1,4 @@
-from gradprism.progress import Progress, quiet, say
+from gradprism.runtime.progress import Progress, quiet, say
 
 
 def test_plain_lines_where_there_is_no_terminal(capsys):
@@ -31,7 +31,7 @@ def test_a_failure_is_not_reported_as_finished(capsys):
 
 def test_steps_of_an_earlier_attempt_do_not_make_the_rest_look_short(capsys, monkeypatch):
     clock = 100.0
-    monkeypatch.setattr("gradprism.progress.time.monotonic", lambda: clock)
+    monkeypatch.setattr("gradprism.runtime.progress.time.monotonic", lambda: clock)
     with Progress("SFT", 0, interval=0) as progress:
         clock += 50  # loading
         progress.begin(20, done=10)

@@ -4,18 +4,17 @@ import stat
 
 import pytest
 
-from gradprism.errors import DataError, FolderInUseError, MissingFileError, WriteError
-from gradprism.files import (
+from gradprism.runtime.errors import DataError, FolderInUseError, MissingFileError, WriteError
+from gradprism.runtime.files import (
     append_jsonl,
     atomic_write,
-    claim_output_folder,
     read_json,
     remove_stale_temporaries,
-    removed_on_failure,
     sha256_folder,
     sha256_json,
     write_json,
 )
+from gradprism.runtime.folders import claim_output_folder, removed_on_failure
 
 
 def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path):

@@ -1,0 +1,224 @@
+"""Output folders: what one holds, who may write into it, and what becomes of what was there before.
+
+Every command that writes a folder claims it here, so that what one survives (a kill, a second job, a full disk, another result in the
+way) all survive alike.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import platform
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, Literal
+
+from gradprism.runtime.errors import ConfigError, FolderInUseError
+from gradprism.runtime.files import is_temporary, read_json, remove_stale_temporaries, umask, write_json, writing
+
+OnExisting = Literal["resume", "replace", "fail"]  # what a command does with an output folder that holds an earlier result
+Manifest = Mapping[str, Any]  # JSON: everything that a result depends on
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True, slots=True)
+class FolderKind:
+    """A kind of output folder: how its `manifest.json` is known, and what a new claim may find, keep, replace or refuse.
+
+    `what`: its name in messages, such as "probe". `identity`: a key that every manifest of the kind has, and no other's.
+    `own`: patterns of the files, besides the manifest, that `replace` deletes, in this order. `free`: keys of the manifest, dotted
+    where they are nested, that may differ between two attempts because no result depends on them.
+    """
+
+    what: str
+    identity: str
+    own: tuple[str, ...] = ()
+    free: frozenset[str] = frozenset()
+
+    def check(self, out: Path, on_existing: OnExisting) -> Manifest | None:
+        """The manifest of what `out` already holds; None for no folder or an empty one. To be asked before anything expensive is loaded.
+
+        Raises `FolderInUseError` for a folder that holds anything else, and for any folder in use with `fail`; `ConfigError` for an
+        unknown choice; `DataError` for a broken manifest.
+        """
+        out = Path(out)
+        check_choice(on_existing, ("resume", "replace", "fail"))
+        if out.exists() and not out.is_dir():
+            raise FolderInUseError(f"{out}: exists and is not a folder; choose another --out")
+        names = [path.name for path in out.iterdir() if not is_temporary(path.name)] if out.is_dir() else []
+        if not names:
+            return None
+        if on_existing == "fail":
+            raise FolderInUseError(f"{out}: is not empty; choose another --out, or --on-existing resume or replace")
+        manifest = read_json(out / MANIFEST) if MANIFEST in names else None
+        if not (isinstance(manifest, dict) and self.identity in manifest):
+            raise FolderInUseError(f"{out}: is in use and holds no {self.what}; choose another --out")
+        return manifest
+
+    def refuse_differences(self, out: Path, old: Manifest, new: Manifest, unless: frozenset[str] = frozenset()) -> None:
+        """Raises `FolderInUseError`, naming the keys and both values, where `new` is another result than `old`; `unless` may differ."""
+        if changes := differences(flat(old), flat(plain(new)), self.free | unless):
+            raise FolderInUseError(f"{out}: holds another {self.what} ({changes}); choose another --out, or --on-existing replace")
+
+    def claim(self, out: Path, manifest: Manifest, on_existing: OnExisting) -> bool:
+        """Makes `out` the folder of `manifest`; whether it goes on with what is there. Raises as `check` and `refuse_differences` do.
+
+        To be called by one process, within `exclusive_lock` where several commands may come.
+        """
+        out, manifest = Path(out), plain(manifest)
+        old = self.check(out, on_existing)
+        resumes = old is not None and on_existing == "resume"
+        if old is not None and resumes:
+            self.refuse_differences(out, old, manifest)
+        with writing(out):
+            out.mkdir(parents=True, exist_ok=True)
+            for pattern in () if resumes else self.own:
+                for path in out.glob(pattern):
+                    remove(path)
+        # The old manifest goes last: killed in between, this is an unfinished folder of the old result.
+        write_json(out / MANIFEST, manifest)
+        remove_stale_temporaries(out)
+        return resumes
+
+
+def remove(path: Path) -> None:
+    """Deletes a file or a folder; nothing where there is none."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def plain(manifest: Manifest) -> dict[str, Any]:
+    """The manifest as JSON gives it back: tuples are lists, keys are text."""
+    return json.loads(json.dumps(manifest))
+
+
+def flat(manifest: Manifest, prefix: str = "") -> dict[str, Any]:
+    """A manifest with its nested tables under dotted keys."""
+    out: dict[str, Any] = {}
+    for key, value in manifest.items():
+        out |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {f"{prefix}{key}": value}
+    return out
+
+
+def check_choice(on_existing: str, choices: tuple[str, ...]) -> None:
+    """Raises `ConfigError` where `on_existing` is none of `choices`."""
+    if on_existing not in choices:
+        raise ConfigError(f"--on-existing {on_existing}: choose {', '.join(choices[:-1])} or {choices[-1]}")
+
+
+@contextlib.contextmanager
+def exclusive_lock(folder: Path, lock: str, doing: str) -> Iterator[None]:
+    """A block in which no other process holds the file `lock` of `folder`, which is made if need be; `doing` as in "is being trained".
+
+    Raises `FolderInUseError` where one does. On a file system without locks nothing is held.
+    """
+    path = folder / lock
+    with _locked(folder, path, doing) as file:
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {platform.node()}")
+        file.flush()
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                folder.rmdir()  # where nothing came of it
+
+
+def _locked(folder: Path, path: Path, doing: str) -> IO[str]:
+    while True:
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            file = open(path, "a+", encoding="utf-8")  # noqa: SIM115 # the caller closes it
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            with file:
+                file.seek(0)
+                holder = file.read().strip() or "another process"
+            raise FolderInUseError(f"{folder}: {doing} by {holder}; let it end first") from None
+        except OSError:
+            return file
+        # Its last holder may have deleted the file between our opening and locking it: then another may hold its successor.
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                return file
+        file.close()
+
+
+@contextlib.contextmanager
+def removed_on_failure(folder: Path) -> Iterator[None]:
+    """Where the block fails, removes `folder` and those above it that were not there before it, unless something is in them."""
+    missing = [path for path in (Path(folder), *Path(folder).parents) if not path.exists()]
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(OSError):
+            for path in missing:
+                path.rmdir()
+        raise
+
+
+def claim_output_folder(path: Path) -> Path:
+    """Creates `path`, or accepts it when it is an empty folder; raises `FolderInUseError` otherwise."""
+    path = Path(path)
+    if path.exists() and not path.is_dir():
+        raise FolderInUseError(f"{path}: exists and is not a folder; choose another --out")
+    if path.is_dir() and any(path.iterdir()):
+        raise FolderInUseError(f"{path}: is not empty; choose another --out, or delete it first")
+    with writing(path):
+        path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+@contextlib.contextmanager
+def atomic_folder(out: Path, on_existing: OnExisting, marker: str, what: str) -> Iterator[Path]:
+    """A folder beside `out` that takes its place when the block ends well, and is deleted when it does not.
+
+    `on_existing` "replace" replaces only a folder that holds the file `marker`, by which a `what` is known.
+    """
+    check_choice(on_existing, ("replace", "fail"))
+    out = Path(out).resolve()  # what is renamed over must be no link and not `.`
+    replaces = on_existing == "replace" and (out / marker).is_file()
+    if not replaces:
+        if on_existing == "replace" and out.is_dir() and any(out.iterdir()):
+            raise FolderInUseError(f"{out}: is in use and no {what} (no {marker}); choose another --out")
+        claim_output_folder(out)
+    with writing(out):
+        temporary = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}.", suffix=".tmp"))
+    try:
+        with writing(out):
+            temporary.chmod(0o777 & ~umask())
+            yield temporary
+            if replaces:
+                old = temporary.with_suffix(".old")
+                out.rename(old)
+                temporary.rename(out)
+                shutil.rmtree(old)
+            else:
+                temporary.rename(out)  # over the empty folder that was claimed
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        if not replaces:
+            with contextlib.suppress(OSError):
+                out.rmdir()
+        raise
+
+
+def differences(old: Manifest, new: Manifest, but: frozenset[str] = frozenset()) -> str:
+    """`key: old → new; …` for the keys in which two manifests differ; empty where they agree.
+
+    Keys in `but` are left out, and so is what is nested below them.
+    """
+    keys = [key for key in sorted(old.keys() | new.keys()) if not any(key == free or key.startswith(f"{free}.") for free in but)]
+    return "; ".join(f"{key}: {_short(old.get(key))} → {_short(new.get(key))}" for key in keys if old.get(key) != new.get(key))
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else f"{text[:57]}…"

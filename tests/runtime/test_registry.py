@@ -1,0 +1,63 @@
+"""Names that users add: by decorator, by an entry point of another package, and never one over another."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from gradprism.runtime.errors import ConfigError
+from gradprism.runtime.registry import Registry
+
+
+def test_a_decorated_function_is_found_by_its_name_and_listed() -> None:
+    registry: Registry[object] = Registry("metric")
+
+    @registry.register("one")
+    def one() -> int:
+        return 1
+
+    assert registry["one"] is one
+    assert list(registry) == ["one"]
+    assert "one" in registry and "two" not in registry
+
+
+def test_an_unknown_name_is_answered_with_the_known_ones() -> None:
+    registry: Registry[object] = Registry("policy")
+    registry.register("first")(object())
+    with pytest.raises(ConfigError, match="policy 'third': choose one of first"):
+        registry["third"]
+
+
+def test_a_taken_name_is_refused_and_the_same_definition_may_come_again() -> None:
+    registry: Registry[object] = Registry("metric")
+
+    def make(name: str) -> object:
+        def function() -> None: ...
+
+        function.__qualname__ = name
+        return function
+
+    again = make("again")
+    registry.register("a")(make("again"))
+    assert registry.register("a")(again) is again
+    with pytest.raises(ConfigError, match="metric 'a': is registered already"):
+        registry.register("a")(make("other"))
+    assert registry["a"] is again
+
+
+def test_an_entry_point_of_an_installed_package_is_loaded_when_it_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    info = tmp_path / "other-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: other\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(
+        "[gradprism.policies]\nfound = other_package:thing\nbroken = other_package:nothing\nmissing = no_such_package:thing\n"
+    )
+    (tmp_path / "other_package.py").write_text("thing = 42\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    registry: Registry[object] = Registry("policy")
+    assert list(registry) == ["broken", "found", "missing"]
+    assert "other_package" not in sys.modules
+    assert registry["found"] == 42
+    for name in ("broken", "missing"):
+        with pytest.raises(ConfigError, match=f"policy '{name}': .* cannot be loaded"):
+            registry[name]
