@@ -45,7 +45,9 @@ def test_a_taken_name_is_refused_and_the_same_definition_may_come_again() -> Non
     assert registry["a"] is again
 
 
-def test_an_entry_point_of_an_installed_package_is_loaded_when_it_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_entry_point_of_an_installed_package_is_loaded_when_it_is_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     info = tmp_path / "other-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: other\nVersion: 1.0\n")
