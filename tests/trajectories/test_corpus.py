@@ -1,15 +1,19 @@
 """Corpus files, formats and the way back."""
 
 import gzip
+import hashlib
 import json
 import lzma
+import os
 from pathlib import Path
 
 import pytest
 import zstandard
 
 from gradprism.runtime.errors import ConfigError, DataError, MissingFileError
-from gradprism.trajectories.readers import read_trajectories, write_messages_jsonl
+from gradprism.trajectories.corpus import load_corpus, write_messages_jsonl
+from gradprism.trajectories.corpus_files import iter_records
+from gradprism.trajectories.formats import FORMATS, register_format
 from gradprism.trajectories.record import Message, Trajectory
 from helpers.tiny import sample_trajectories
 
@@ -26,7 +30,7 @@ def write(path: Path, *records: object) -> Path:
 def fails(path: Path, *words: str, error: type[Exception] = DataError, format: str | None = None) -> None:
     """Reading raises `error` in one line that names the file and says `words`."""
     with pytest.raises(error) as raised:
-        read_trajectories([path], format)
+        list(load_corpus([path], format=format))
     message = str(raised.value)
     assert "\n" not in message
     for word in (path.name, *words):
@@ -79,13 +83,13 @@ def fails(path: Path, *words: str, error: type[Exception] = DataError, format: s
     ids=["messages", "parts", "weight", "eto-game", "eto-reward", "agenttraj", "sharegpt", "two-ids"],
 )
 def test_recognised_formats(tmp_path: Path, record: dict, expected: Trajectory) -> None:
-    assert read_trajectories([write(tmp_path / "data.jsonl", record)]) == [expected]
+    assert list(load_corpus([write(tmp_path / "data.jsonl", record)])) == [expected]
 
 
 def test_source_and_default_id_name_the_line(tmp_path: Path) -> None:
     path = tmp_path / "my.data.jsonl"
     path.write_text(f"\n{json.dumps({'messages': MESSAGES})}\n\n{json.dumps({'messages': MESSAGES})}\n")
-    first, second = read_trajectories([path])
+    first, second = list(load_corpus([path]))
     assert (first.id, first.source) == ("my.data-2", f"{path}:2")
     assert (second.id, second.source) == ("my.data-4", f"{path}:4")
 
@@ -93,15 +97,75 @@ def test_source_and_default_id_name_the_line(tmp_path: Path) -> None:
 def test_each_file_has_its_own_format_and_order_is_kept(tmp_path: Path) -> None:
     a = write(tmp_path / "a.jsonl", {"id": "z", "messages": MESSAGES})
     b = write(tmp_path / "b.jsonl", {"id": "y", "reward": 1, "conversations": TURNS})
-    assert [t.id for t in read_trajectories([b, a])] == ["y", "z"]
+    assert [t.id for t in list(load_corpus([b, a]))] == ["y", "z"]
 
 
 def test_forced_format_overrules_recognition(tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", {"id": "a", "game_file": "g", "conversations": TURNS})
-    assert read_trajectories([path], "sharegpt")[0].task == {"game_file": "g"}
+    assert next(iter(load_corpus([path], format="sharegpt"))).task == {"game_file": "g"}
     fails(path, "a.jsonl:1", "'messages'", "conversations", "looks like 'eto'", format="messages")
     with pytest.raises(ConfigError, match="agenttraj"):
-        read_trajectories([path], "alpaca")
+        list(load_corpus([path], format="alpaca"))
+
+
+def test_a_format_of_a_user_s_own_is_recognised_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(FORMATS, "_known", dict(FORMATS._known))
+
+    @register_format("pairs")
+    class Pairs:
+        @staticmethod
+        def recognises(record):
+            return "completion" in record
+
+        @staticmethod
+        def parse(record):
+            messages = [Message("user", record["prompt"]), Message("assistant", record["completion"])]
+            return Trajectory(record.get("id", ""), tuple(messages), {"stars": 5})
+
+    assert isinstance(Pairs, type)
+    pair = {"prompt": "look", "completion": "go to desk 1", "conversations": TURNS}
+    path = write(tmp_path / "data.jsonl", pair, {**pair, "id": "b"})
+    expected = [Trajectory("data-1", EXPECTED, {"stars": 5}), Trajectory("b", EXPECTED, {"stars": 5})]
+    assert list(load_corpus(path)) == list(load_corpus(path, format="pairs")) == expected
+    assert [t.task for t in load_corpus([pair], format="sharegpt")] == [{"prompt": "look", "completion": "go to desk 1"}]
+    fails(write(path, {"completion": "b"}), "data.jsonl:1", "format 'pairs' cannot read the record (KeyError: 'prompt')")
+
+
+# Sources
+
+
+def test_trajectories_records_data_sets_and_files_give_one_corpus(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    path = write(tmp_path / "record.jsonl", *CORPUS)
+    expected = list(load_corpus(path))
+    data_set = datasets.Dataset.from_list(CORPUS)
+    for source in (str(path), [path], CORPUS, data_set, iter(CORPUS), expected, iter(expected), load_corpus(path)):
+        corpus = load_corpus(source)
+        assert list(corpus) == expected
+        assert list(corpus) == expected, "may be gone through again"
+    assert [t.id for t in load_corpus(path, limit=2)] == ["0", "1"]
+    assert [t.id for t in load_corpus(data_set, limit=2)] == ["0", "1"]
+    assert [t.id for t in load_corpus([{"messages": MESSAGES}])] == ["record-1"]
+    with pytest.raises(ConfigError, match="mapping of train, test; choose one"):
+        load_corpus(datasets.DatasetDict({"train": data_set, "test": data_set}))
+    with pytest.raises(DataError, match="record 2: id '0' is taken by record 1"):
+        list(load_corpus([CORPUS[0], CORPUS[0]]))
+    with pytest.raises(DataError, match="record 2: expected a JSON object, found int"):
+        list(load_corpus([CORPUS[0], 3]))  # pyright: ignore[reportArgumentType]
+    assert list(load_corpus([])) == []
+
+
+def test_a_corpus_knows_its_files_by_their_bytes(tmp_path: Path) -> None:
+    paths = [write(tmp_path / "a.jsonl", CORPUS[0]), write(tmp_path / "b.jsonl", *CORPUS[1:])]
+    corpus = load_corpus(paths, format="messages", limit=2)
+    assert [(file.path, file.sha256) for file in corpus.files] == [
+        (path, hashlib.sha256(path.read_bytes()).hexdigest()) for path in paths
+    ]
+    assert (corpus.format, corpus.limit) == ("messages", 2)
+    assert load_corpus(CORPUS).files == ()
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(DataError, match="pipe: is no regular file"):
+        _ = load_corpus(tmp_path / "pipe").files
 
 
 # Files
@@ -130,18 +194,18 @@ COMPRESS = {
 def test_text_files(tmp_path: Path, name: str, data: bytes, suffix: str) -> None:
     path = tmp_path / (name + suffix)
     path.write_bytes(COMPRESS[suffix](data))
-    trajectories = read_trajectories([path])
+    trajectories = list(load_corpus([path]))
     assert [t.id for t in trajectories] == ["0", "1", "2"]
     assert [t.task for t in trajectories] == [{"n": 0}, {"n": 1}, {"n": 2}]
     path.rename(tmp_path / "nameless")  # bytes say what a file is
-    assert read_trajectories([tmp_path / "nameless"]) == trajectories
+    assert list(load_corpus([tmp_path / "nameless"])) == trajectories
 
 
 @pytest.mark.parametrize("indent", [None, 2])
 def test_single_json_object(tmp_path: Path, indent: int | None) -> None:
     path = tmp_path / "one.json"
     path.write_text(json.dumps(CORPUS[0], indent=indent))
-    assert [t.id for t in read_trajectories([path])] == ["0"]
+    assert [t.id for t in list(load_corpus([path]))] == ["0"]
 
 
 @pytest.mark.parametrize("suffix", ["", ".gz"])
@@ -161,7 +225,7 @@ def test_parquet(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"data.parquet{suffix}"
     polars.DataFrame(rows).write_parquet(tmp_path / "plain")
     path.write_bytes(COMPRESS[suffix]((tmp_path / "plain").read_bytes()))
-    first, second = read_trajectories([path])
+    first, second = list(load_corpus([path]))
     assert first == Trajectory("1", (EXPECTED[0], Message("assistant", "go to desk 1", False), EXPECTED[1]), {"env": "x"})
     assert second == Trajectory("2", EXPECTED, {"score": 1.0})
     assert second.source == f"{path}:row 2"
@@ -174,10 +238,10 @@ def test_written_messages_read_back_equal(tmp_path: Path) -> None:
     trajectories = [*sample_trajectories(20), odd]
     path = tmp_path / "sft.jsonl"
     write_messages_jsonl(path, trajectories)
-    assert read_trajectories([path]) == trajectories
+    assert list(load_corpus([path])) == trajectories
     assert path.read_text().count('"train"') == 1
     before = path.read_bytes()
-    write_messages_jsonl(path, read_trajectories([path]))
+    write_messages_jsonl(path, list(load_corpus([path])))
     assert path.read_bytes() == before
 
 
@@ -266,13 +330,11 @@ def test_duplicate_ids_name_both_places(tmp_path: Path) -> None:
     a = write(tmp_path / "a.jsonl", {"id": "x", "messages": MESSAGES}, {"id": "5", "messages": MESSAGES})
     b = write(tmp_path / "b.jsonl", {"id": 5, "messages": MESSAGES})
     with pytest.raises(DataError, match=r"b\.jsonl:1: id '5' is taken by .*a\.jsonl:2"):
-        read_trajectories([a, b])
+        list(load_corpus([a, b]))
 
 
 def test_jsonl_is_streamed(tmp_path: Path) -> None:
     """A broken last line is met after the records before it: no read of the whole file comes first."""
-    from gradprism.trajectories.corpus_files import iter_records
-
     (tmp_path / "a.jsonl").write_bytes(LINES + b"{")
     records = iter_records(tmp_path / "a.jsonl")
     assert [next(records).number for _ in range(3)] == [1, 2, 3]

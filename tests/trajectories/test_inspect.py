@@ -10,8 +10,8 @@ from typer.testing import CliRunner
 
 from gradprism.cli.inspect import command
 from gradprism.runtime.errors import MissingFileError, ModelError
+from gradprism.trajectories.corpus import write_messages_jsonl
 from gradprism.trajectories.display import heading, mask_text, summarise, summary_lines, visible
-from gradprism.trajectories.readers import write_messages_jsonl
 from gradprism.trajectories.record import Message, Trajectory
 from gradprism.trajectories.rendering import Renderer
 from helpers.tiny import sample_trajectories, tiny_tokenizer
