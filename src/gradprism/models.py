@@ -2,6 +2,7 @@
 
 import logging
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,6 +11,22 @@ from gradprism.runtime.files import read_json
 
 DTYPES = ("auto", "float32", "bfloat16", "float16", "float64")
 Quantise = Literal["8bit", "4bit"]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSpec:
+    """A model by its name, and how it is loaded; small and picklable, so that any process can load the same. See `load_model`."""
+
+    path: str
+    dtype: str = "float32"
+    device: str = "auto"
+    quantise: Quantise | None = None
+
+    def load(self, device: str | None = None) -> Any:
+        """The model on its own device, or on another."""
+        return load_model(self.path, self.dtype, device or self.device, quantise=self.quantise)
+
+
 _ADAPTER_CONFIG, _ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 

@@ -19,6 +19,7 @@ def make_probe(folder, rows=None, change=None, manifest=None, trajectories=None)
     rows = count if rows is None else rows
     description = {
         "units": [f"layers.{i // 7}.{i % 7}" for i in range(N)],
+        "dtype": "float32",
         "n_parameters": [(i + 1) ** 2 for i in range(N)],
         "weight_norms": [float(i + 1) for i in range(N)],
         **(manifest or {}),

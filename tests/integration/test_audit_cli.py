@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from gradprism.concentration import gini
+from gradprism.probing.scores import View, measure_views
 from gradprism.probing.store import ProbeStore
 from gradprism.routing.audit import agreement
 from gradprism.routing.folder import route_probe
-from gradprism.routing.measures import View, measure_views
 from gradprism.runtime.attempts import Attempt
 from gradprism.runtime.files import write_json, write_jsonl
 from helpers.cli import assert_refused
@@ -80,7 +80,7 @@ def test_what_cannot_be_compared_is_noted(audit, tmp_path):
     result = audited(audit)
     assert list(result["agreement"]["normalisations"]) == ["none – per_weight_norm"]
     assert list(result["agreement"]["layers"]) == ["second half – all layers"]
-    assert "the probe's manifest.json has no 'n_parameters'" in result["notes"][0]
+    assert "layers.0.0 has no size to divide by" in result["notes"][0]
     assert (
         result["notes"][1] == "no comparison of first half and second half: the metric is undefined there for 1 of 21 trajectories"
     )
@@ -139,7 +139,7 @@ def test_probes_that_share_nothing_are_refused(audit, tmp_path):
 def test_the_probe_s_time_against_what_it_saves(audit, tmp_path):
     make_probe(tmp_path / "probe")
     hours = ("--full-rl-hours", "2", "--routed-hours")
-    assert_refused(audit(*hours, "1"), "attempts.jsonl: tells no time that the probe took")
+    assert_refused(audit(*hours, "1"), "probe: tells no time that the probe took")
     attempt = Attempt(tmp_path / "probe")
     attempt._wall -= 7200
     attempt.add(COUNT, 100)
@@ -198,7 +198,7 @@ def test_pass_rates_and_what_is_printed(audit, tmp_path):
     for words in (
         "21 trajectories, pass_rate of gini, median split",
         "success",
-        "[red]: 21 shared trajectories; dtype: None → float16",
+        "[red]: 21 shared trajectories; dtype: float32 → float16",
     ):
         assert words in printed
     assert_refused(audit("--policy", "pass_rate"), "needs pass rates; give --pass-rates")

@@ -78,7 +78,7 @@ def test_norms_are_normalised_when_they_are_routed(route, tmp_path, normalise):
 def test_a_size_that_is_not_known_is_refused(route, tmp_path):
     make_probe(tmp_path / "probe", manifest={"weight_norms": [*range(1, N), None], "n_parameters": None})
     assert_refused(route("--normalise", "per_weight_norm"), "layers.1.6", "could not be read")
-    assert_refused(route("--normalise", "per_parameter"), "'n_parameters'", "probe again")
+    assert_refused(route("--normalise", "per_parameter"), "layers.0.0 has no size to divide by", "probe again")
     assert_refused(route("--normalise", "by_size"), "choose one of none, per_parameter, per_weight_norm")
 
 

@@ -10,7 +10,7 @@ from hypothesis.extra import numpy as hnp
 
 from gradprism.cli.options import Metric, Normalise, Policy
 from gradprism.concentration import METRICS
-from gradprism.routing.measures import NORMALISATIONS
+from gradprism.probing.scores import NORMALISATIONS
 from gradprism.routing.policies import POLICIES, get_policy
 from gradprism.routing.thresholds import choose_threshold, quantile_threshold, route_by_median
 from gradprism.runtime.errors import ConfigError

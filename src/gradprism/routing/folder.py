@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from gradprism import __version__
 from gradprism.concentration import METRICS
-from gradprism.probing.store import ProbeStore
+from gradprism.probing.result import Probe
 from gradprism.routing.audit import audit
 from gradprism.routing.measures import split_table
 from gradprism.routing.policies import get_policy
@@ -74,7 +74,7 @@ def route_probe(
     check_choice(on_existing, ("replace", "fail"))
     by_hand = threshold not in ("median", "quantile")
     score_of = get_policy(policy, fixed_threshold=by_hand)
-    store = ProbeStore(probe)
+    store = Probe.load(probe)
     measures, task_types = measure_tasks(store, normalise, pass_rates)
     score = score_of(measures, metric, seed)
     cut = choose_threshold(score, threshold, rl_share)
@@ -93,7 +93,9 @@ def route_probe(
         "n_trajectories": len(score),
         "n_sft": len(score) - n_rl,
         "n_rl": n_rl,
-        "probe": {key: store.manifest.get(key) for key in ("model", "weights_sha256", "corpus_sha256", "context_length", "dtype")},
+        "probe": {
+            key: getattr(store.manifest, key) for key in ("model", "weights_sha256", "corpus_sha256", "context_length", "dtype")
+        },
         "versions": {"gradprism": __version__, "numpy": np.__version__, "polars": pl.__version__},
     }
     with atomic_folder(out, on_existing, "routing.json", "route folder") as folder, ThreadPoolExecutor(1) as pool:
@@ -112,7 +114,7 @@ def route_probe(
     return {"routing": routing, "audit": report}
 
 
-def _split(store: ProbeStore, to_rl: NDArray[np.bool_], sft: IO[bytes], rl: IO[bytes]) -> int:
+def _split(store: Probe, to_rl: NDArray[np.bool_], sft: IO[bytes], rl: IO[bytes]) -> int:
     """Copies each line of the probe's corpus into the SFT set, or makes an RL task of it; returns how many tasks are empty."""
     without = start = 0
     for lines in store.corpus_blocks():

@@ -4,7 +4,6 @@ is probed in another way?
 
 import itertools
 import math
-import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,13 +13,13 @@ import polars as pl
 from numpy.typing import NDArray
 
 from gradprism.concentration import METRICS
-from gradprism.probing.store import ProbeStore
+from gradprism.probing.result import Probe
+from gradprism.probing.scores import NORMALISATIONS, View, unit_scales
 from gradprism.routing.audit import agreement, audit, probe_pays
-from gradprism.routing.measures import NORMALISATIONS, View, measure, measure_views, split_table, unit_scales
+from gradprism.routing.measures import split_table
 from gradprism.routing.policies import Policy, get_policy
 from gradprism.routing.tasks import measure_tasks
 from gradprism.routing.thresholds import median_threshold
-from gradprism.runtime.attempts import total_cost
 from gradprism.runtime.errors import ConfigError, DataError
 from gradprism.runtime.files import sha256_file
 
@@ -56,16 +55,14 @@ def audit_probe(
     if metric not in METRICS:
         raise ConfigError(f"metric {metric!r}: choose one of {', '.join(METRICS)}")
     score_of = get_policy(policy)
-    store, others = ProbeStore(probe), [ProbeStore(folder) for folder in compare]
+    store, others = Probe.load(probe), [Probe.load(folder) for folder in compare]
     cost = _cost(store, full_rl_hours, routed_hours)
     measures, task_types = measure_tasks(store, normalise, pass_rates)
     score = score_of(measures, metric, seed)
     result = audit(split_table(measures, score, median_threshold(score)), metric, policy, seed, task_types=task_types)
     notes: list[str] = []
-    views = {**_normalisations(store, metric, notes), **_layers(store, metric, unit_scales(store.manifest, normalise), notes)}
-    scores = dict(zip(views, measure_views(store, list(views.values())).T, strict=True)) | {
-        "all layers": measures[metric].to_numpy()
-    }
+    views = {**_normalisations(store, metric, notes), **_layers(store, metric, unit_scales(store.units, normalise), notes)}
+    scores = dict(zip(views, store.views(list(views.values())).T, strict=True)) | {"all layers": measures[metric].to_numpy()}
     labels = [folder.resolve().name for folder in compare]
     result["agreement"] |= {
         "normalisations": _between(itertools.combinations(NORMALISATIONS, 2), scores, notes),
@@ -95,7 +92,7 @@ def audit_probe(
     }
 
 
-def _cost(store: ProbeStore, full_rl_hours: float | None, routed_hours: float | None) -> dict[str, float] | None:
+def _cost(store: Probe, full_rl_hours: float | None, routed_hours: float | None) -> dict[str, float] | None:
     if full_rl_hours is None and routed_hours is None:
         return None
     if full_rl_hours is None or routed_hours is None:
@@ -103,17 +100,17 @@ def _cost(store: ProbeStore, full_rl_hours: float | None, routed_hours: float | 
     for option, hours in (("--full-rl-hours", full_rl_hours), ("--routed-hours", routed_hours)):
         if not (math.isfinite(hours) and hours >= 0):
             raise ConfigError(f"{option} {hours}: must be a number of hours, 0 or more")
-    seconds = total_cost(store.folder)["wall_seconds"]
+    seconds = store.usage.wall_seconds
     if not seconds:
-        raise DataError(f"{store.folder / 'attempts.jsonl'}: tells no time that the probe took; leave the costs out")
+        raise DataError(f"{store.folder}: tells no time that the probe took; leave the costs out")
     return {"probe_seconds": seconds, "saved_seconds": 3600 * (full_rl_hours - routed_hours)}
 
 
-def _normalisations(store: ProbeStore, metric: str, notes: list[str]) -> dict[str, View]:
+def _normalisations(store: Probe, metric: str, notes: list[str]) -> dict[str, View]:
     views = {}
     for name in NORMALISATIONS:
         try:
-            views[name] = View(metric, unit_scales(store.manifest, name))
+            views[name] = View(metric, unit_scales(store.units, name))
         except ConfigError as error:  # the manifest does not tell the sizes
             notes.append(f"no comparison of normalisations with {name}: {error}")
     return views
@@ -127,11 +124,9 @@ _LAYER_PAIRS = (
 )
 
 
-def _layers(store: ProbeStore, metric: str, scales: NDArray[np.float64] | None, notes: list[str]) -> dict[str, View]:
+def _layers(store: Probe, metric: str, scales: NDArray[np.float64] | None, notes: list[str]) -> dict[str, View]:
     """Views of the units of half of the layers; of an odd number of layers, the second half has one more."""
-    # A unit's layer is the first number in its name, as for `probing.units`.
-    found = [re.search(r"(?:^|\.)(\d+)(?:\.|$)", unit) for unit in store.manifest["units"]]
-    layer = np.array([int(match[1]) if match else 0 for match in found])
+    layer = np.array([unit.layer for unit in store.units])
     layers = np.unique(layer)
     place = np.searchsorted(layers, layer)
     first, even = place < len(layers) // 2, place % 2 == 0
@@ -158,10 +153,10 @@ def _between(pairs: Iterable[tuple[str, str]], scores: dict[str, NDArray[np.floa
 
 
 def _with_probe(
-    ours: pl.DataFrame, store: ProbeStore, other: ProbeStore, score_of: Policy, metric: str, normalise: str, seed: int
+    ours: pl.DataFrame, store: Probe, other: Probe, score_of: Policy, metric: str, normalise: str, seed: int
 ) -> dict[str, Any]:
     """How the policy's scores agree with those of another probe, both over the trajectories that they share."""
-    theirs = measure(other, normalise)
+    theirs = other.measures(normalise).drop("index")
     if "pass_rate" in ours.columns:
         theirs = theirs.join(ours.select("id", "pass_rate"), on="id")
     ours = ours.join(theirs.select("id"), on="id", how="semi", maintain_order="left")
@@ -172,5 +167,7 @@ def _with_probe(
     return {
         **agreement(score_of(ours, metric, seed), score_of(theirs, metric, seed)),
         "shared": len(ours),
-        "differs": {key: [here.get(key), there.get(key)] for key in CONDITIONS if here.get(key) != there.get(key)},
+        "differs": {
+            key: [getattr(here, key), getattr(there, key)] for key in CONDITIONS if getattr(here, key) != getattr(there, key)
+        },
     }

@@ -8,8 +8,7 @@ from typing import Any
 import msgspec
 import polars as pl
 
-from gradprism.probing.store import ProbeStore
-from gradprism.routing.measures import measure
+from gradprism.probing.result import Probe
 from gradprism.runtime.errors import DataError
 from gradprism.trajectories.corpus_files import iter_records
 
@@ -26,15 +25,15 @@ class _Line(msgspec.Struct, gc=False):
     task: _Reference = _Reference()
 
 
-def measure_tasks(store: ProbeStore, normalise: str, pass_rates: Path | None) -> tuple[pl.DataFrame, list[str] | None]:
-    """`measures.measure`'s table, with the column `pass_rate` (0 to 1) where episodes are given, and each row's task type.
+def measure_tasks(store: Probe, normalise: str, pass_rates: Path | None) -> tuple[pl.DataFrame, list[str] | None]:
+    """`Probe.measures`' table, with the column `pass_rate` (0 to 1) where episodes are given, and each row's task type.
 
     There are no types unless all tasks name theirs. Raises what `measure`, `read_tasks` and `read_pass_rates` do, and `DataError`
     naming a trajectory whose task has no episode.
     """
     with ThreadPoolExecutor(1) as pool:  # hashing and reading the corpus hide behind the norms
         reading = pool.submit(read_tasks, store)
-        table = measure(store, normalise)
+        table = store.measures(normalise).drop("index")
         tasks, types = reading.result()
     if pass_rates is None:
         return table, types
@@ -48,7 +47,7 @@ def measure_tasks(store: ProbeStore, normalise: str, pass_rates: Path | None) ->
     return table.with_columns(pass_rate=pl.Series([rates[task] for task in tasks], dtype=pl.Float64)), types
 
 
-def read_tasks(store: ProbeStore) -> tuple[list[str], list[str] | None]:
+def read_tasks(store: Probe) -> tuple[list[str], list[str] | None]:
     """The id of each trajectory's task (where it names none, the trajectory's own) and its task type, in the corpus's order.
 
     There are no types unless all tasks name theirs. Raises `DataError` where the corpus is not the one that was probed.
@@ -58,7 +57,7 @@ def read_tasks(store: ProbeStore) -> tuple[list[str], list[str] | None]:
         lines = [decode(line) for block in store.corpus_blocks() for line in block]
     except msgspec.MsgspecError:
         raise DataError(
-            f"{store.folder / 'corpus.jsonl'}: is not the corpus that was probed; give the same `gradprism probe` command again, "
+            f"{store.folder}/corpus.jsonl: is not the corpus that was probed; give the same `gradprism probe` command again, "
             "which restores it"
         ) from None
     ids = [line.id if line.task.id is None else str(line.task.id) for line in lines]

@@ -7,8 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from gradprism.concentration import METRICS, coefficient_of_variation, gini, kurtosis
+from gradprism.concentration import METRICS, UndefinedError, coefficient_of_variation, gini, kurtosis
+from gradprism.probing.result import Probe
 from gradprism.runtime.errors import DataError
+from helpers.probes import make_probe
 
 # Rows with a clear spread, so that rounding in the *input* does not decide the result.
 entries = st.floats(min_value=1e-3, max_value=1e3)
@@ -52,20 +54,20 @@ def test_kurtosis_agrees_with_exact_arithmetic(x):
 @given(x=rows, exponent=st.integers(-990, 990))
 def test_scale_invariance_is_exact_for_powers_of_two(metric, x, exponent):
     # 2**±990 takes rows to 1e-301 and 1e301: squares and sums would leave float64's range.
-    np.testing.assert_array_equal(METRICS[metric](np.ldexp(x, exponent), None), METRICS[metric](x, None))
+    np.testing.assert_array_equal(METRICS[metric](np.ldexp(x, exponent)), METRICS[metric](x))
 
 
 @pytest.mark.parametrize("metric", METRICS)
 @given(x=rows, scale=st.floats(1e-6, 1e6))
 def test_scale_invariance_for_any_factor(metric, x, scale):
-    np.testing.assert_allclose(METRICS[metric](x * scale, None), METRICS[metric](x, None), rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(METRICS[metric](x * scale), METRICS[metric](x), rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("metric", METRICS)
 @given(x=rows, seed=st.integers(0, 2**32 - 1))
 def test_permutation_invariance(metric, x, seed):
     shuffled = np.random.default_rng(seed).permuted(x, axis=1)
-    np.testing.assert_allclose(METRICS[metric](shuffled, None), METRICS[metric](x, None), rtol=1e-9, atol=1e-9)
+    np.testing.assert_allclose(METRICS[metric](shuffled), METRICS[metric](x), rtol=1e-9, atol=1e-9)
 
 
 @given(rows)
@@ -90,8 +92,8 @@ def test_known_values():
 def test_float32_input_is_computed_in_float64():
     x = np.random.default_rng(0).random((3, 9), dtype=np.float32)
     for metric in METRICS.values():
-        assert metric(x, None).dtype == np.float64
-        np.testing.assert_array_equal(metric(x, None), metric(x.astype(np.float64), None))
+        assert metric(x).dtype == np.float64
+        np.testing.assert_array_equal(metric(x), metric(x.astype(np.float64)))
 
 
 @pytest.mark.parametrize("value", [5e-324, 0.1, 1e-300, 1e300, 1.7e308])
@@ -115,10 +117,9 @@ def test_equal_entries_are_no_concentration(value):
 )
 def test_bad_rows_are_named(metric, bad, words):
     x = np.array([[1.0, 2.0, 3.0], bad])
-    with pytest.raises(DataError, match=f"^row 1: {words}"):
-        METRICS[metric](x, None)
-    with pytest.raises(DataError, match=f"^trajectory b: {words}"):
-        METRICS[metric](x, ["trajectory a", "trajectory b"])
+    with pytest.raises(UndefinedError, match=f"^row 1: {words}") as error:
+        METRICS[metric](x)
+    assert error.value.row == 1 and error.value.why.startswith(words)
 
 
 @pytest.mark.parametrize("shape", [(3,), (3, 1), (0,), (2, 2, 2)])
@@ -129,4 +130,22 @@ def test_bad_shapes(shape):
 
 def test_no_rows_give_no_scores():
     for metric in METRICS.values():
-        assert metric(np.ones((0, 5)), None).shape == (0,)
+        assert metric(np.ones((0, 5))).shape == (0,)
+
+
+def test_a_metric_of_the_user_is_registered_and_checked(tmp_path):
+    @METRICS.register("hoyer-test")
+    def hoyer(norms):
+        root = np.sqrt(norms.shape[1])
+        return (root - norms.sum(axis=1) / np.linalg.norm(norms, axis=1)) / (root - 1)
+
+    try:
+        norms = make_probe(tmp_path / "probe")
+        probe = Probe.load(tmp_path / "probe")
+        np.testing.assert_allclose(probe.scores("hoyer-test"), hoyer(norms))
+        assert "hoyer-test" in probe.measures().columns
+        METRICS._known["hoyer-test"] = lambda norms: norms
+        with pytest.raises(DataError, match=r"metric 'hoyer-test': gives shape .* it must give a finite number per row"):
+            probe.scores("hoyer-test")
+    finally:
+        del METRICS._known["hoyer-test"]

@@ -1,0 +1,103 @@
+"""The manifest of a probe folder: everything that its norms depend on, and what a reader should know of model and corpus."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from gradprism.runtime.errors import DataError
+
+
+@dataclass(frozen=True, slots=True)
+class UnitInfo:
+    """A weight matrix whose gradient is measured: a column of the norms.
+
+    `layer` is the first number in its `name` (0 where there is none), `kind` the name's end, as in `q` of `layers.0.q_proj`.
+    `n_parameters` counts its entries and `weight_norm` is its Frobenius norm; None where the probe does not tell.
+    """
+
+    name: str
+    n_parameters: int | None = None
+    weight_norm: float | None = None
+
+    @property
+    def layer(self) -> int:
+        """The decoder layer that it is in."""
+        number = re.search(r"(?:^|\.)(\d+)(?:\.|$)", self.name)
+        return int(number[1]) if number else 0
+
+    @property
+    def kind(self) -> str:
+        """The projection that it is, such as `gate`."""
+        return self.name.rpartition(".")[2].removesuffix("_proj")
+
+
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """The corpus as it was rendered: tokens, those of the loss, turns with a loss of their own, trajectories that were cut."""
+
+    tokens: int = 0
+    response_tokens: int = 0
+    turns: int = 0
+    truncated: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class DataFile:
+    """A file that the corpus was read from."""
+
+    path: str
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProbeManifest:
+    """`manifest.json` of a probe folder. `units`, `n_parameters` and `weight_norms` have an entry per column of the norms.
+
+    `costs` are those by which the form of each norm was chosen (`norms.Costs`); `read` says how the files `data` were read.
+    """
+
+    units: tuple[str, ...]
+    n_parameters: tuple[int, ...] | None = None
+    weight_norms: tuple[float | None, ...] | None = None
+    model: str = ""
+    model_class: str = ""
+    weights_sha256: str = ""
+    config_sha256: str = ""
+    dtype: str = ""
+    attention: str | None = None
+    device: str = ""
+    parameters: int = 0
+    rope_boundaries: tuple[int, ...] = ()
+    costs: Any = None
+    tokenizer_sha256: str = ""
+    template_sha256: str = ""
+    context_length: int | None = None
+    data: tuple[DataFile, ...] = ()
+    read: Mapping[str, Any] = field(default_factory=dict)
+    corpus_sha256: str = ""
+    n_trajectories: int = 0
+    totals: Totals = Totals()
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def from_json(cls, values: Any, place: str) -> "ProbeManifest":
+        """Raises `DataError`, naming `place`, for anything but a probe's manifest."""
+        try:
+            return _ADAPTER.validate_python(values)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"]))
+            raise DataError(f"{place}: not a probe's manifest ({where}: {first['msg']}); name another folder") from None
+
+    @property
+    def unit_infos(self) -> tuple[UnitInfo, ...]:
+        """The units with their sizes."""
+        unknown = (None,) * len(self.units)
+        sizes = zip(self.units, self.n_parameters or unknown, self.weight_norms or unknown, strict=True)
+        return tuple(UnitInfo(*each) for each in sizes)
+
+
+_ADAPTER = TypeAdapter(ProbeManifest)

@@ -1,0 +1,173 @@
+"""A probe: norms of a corpus, and everything that is read off them. Nothing here needs torch."""
+
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from gradprism.concentration import METRICS
+from gradprism.probing.probe_manifest import ProbeManifest, UnitInfo
+from gradprism.probing.scores import View, measure, measure_views, unit_scales
+from gradprism.probing.store import ProbeStore, ProbeTable
+from gradprism.runtime.attempts import total_cost
+from gradprism.runtime.folders import OnExisting, atomic_folder
+from gradprism.runtime.usage import Usage
+from gradprism.trajectories.formats import parse_record
+from gradprism.trajectories.record import Trajectory
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeRun:
+    """One call's work: items `probed` by it and `kept` from before, of single turns `probed_turns` and `kept_turns` more.
+
+    `usage` is this call's, `earlier` that of the attempts at the folder before it. `batch_tokens` is what batches were cut to where
+    memory ran out, `padding_share` the plan's share of padded tokens, `probing_seconds` the time without loading and rendering.
+    """
+
+    probed: int
+    kept: int
+    probed_turns: int
+    kept_turns: int
+    batch_tokens: int
+    padding_share: float
+    probing_seconds: float
+    usage: Usage
+    earlier: Usage
+
+    @property
+    def trajectories_per_second(self) -> float:
+        """While probing."""
+        return self.probed / self.probing_seconds
+
+    @property
+    def tokens_per_second(self) -> float:
+        """While probing, padding not counted."""
+        return self.usage.tokens_forward / self.probing_seconds
+
+
+class Probe:
+    """A complete probe of n trajectories and N units, backed by a folder: its shards are read as they are asked for.
+
+    `run` says what the call of `probe` that made it did; None for a probe that was loaded, and in a launcher's other processes.
+    """
+
+    def __init__(
+        self, store: ProbeStore, temporary: "tempfile.TemporaryDirectory[str] | None" = None, run: ProbeRun | None = None
+    ) -> None:
+        self._store, self._temporary, self.run = store, temporary, run
+        self.manifest = ProbeManifest.from_json(store.manifest, str(store.folder / "manifest.json"))
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "Probe":
+        """Opens a probe folder; raises `MissingFileError` or `DataError` where there is none."""
+        return cls(ProbeStore(Path(folder)))
+
+    def save(self, folder: str | Path, on_existing: OnExisting = "fail") -> None:
+        """Copies the probe into a folder of its own, whole or not at all; `on_existing` is `replace` or `fail`."""
+        with atomic_folder(Path(folder), on_existing, "manifest.json", "probe") as new:
+            shutil.copytree(self._store.folder, new, dirs_exist_ok=True)
+
+    def __len__(self) -> int:
+        return self._store.n_trajectories
+
+    def __repr__(self) -> str:
+        where = f" in {self.folder}" if self.folder else ""
+        return f"<Probe of {len(self)} trajectories by {len(self.units)} units of {self.manifest.model}{where}>"
+
+    @property
+    def folder(self) -> Path | None:
+        """The probe folder; None for a probe that was not given one, and whose files end with it."""
+        return None if self._temporary else self._store.folder
+
+    @property
+    def units(self) -> tuple[UnitInfo, ...]:
+        """The columns of the norms, `[N]`."""
+        return self.manifest.unit_infos
+
+    @property
+    def usage(self) -> Usage:
+        """Tokens and seconds of all attempts at the folder; processes of one attempt run side by side, so the longest counts."""
+        return attempts_usage(self._store.folder)
+
+    @cached_property
+    def frame(self) -> pl.DataFrame:
+        """A row per trajectory, in the corpus's order: index, id, n_tokens, n_response_tokens, n_turns, loss (nats), l2 (of all norms)."""
+        return measure(self._store, None, ())
+
+    @property
+    def ids(self) -> list[str]:
+        """The trajectories' ids, `[n]`."""
+        return self.frame["id"].to_list()
+
+    @cached_property
+    def norms(self) -> NDArray[np.float32]:
+        """Gradient norms, float32 `[n, N]`, of each trajectory's mean loss with respect to each unit's weight."""
+        return self._store.read().norms
+
+    @cached_property
+    def turns(self) -> ProbeTable:
+        """Norms and frame (with the column `turn`) of single assistant turns; raises `DataError` unless they were probed (`per_turn`)."""
+        return self._store.read_turns()
+
+    @property
+    def trajectories(self) -> "ProbedTrajectories":
+        """The probed corpus, read from the folder as it is gone through, as often as you like."""
+        return ProbedTrajectories(self._store)
+
+    def corpus_blocks(self) -> Iterator[list[bytes]]:
+        """The corpus as lines of JSON in the `messages` format, some thousand at a time; raises `DataError` where it was changed."""
+        return self._store.corpus_blocks()
+
+    def scores(self, metric: str = "gini", *, normalise: str = "none") -> NDArray[np.float64]:
+        """The concentration of each trajectory's norms, float64 `[n]`, by a registered metric (`gradprism.concentration`).
+
+        `normalise` scales each unit's norm first: `none` as in the paper, `per_parameter` by 1/√(entries), `per_weight_norm` by 1/‖W‖.
+        Raises `ConfigError` for an unknown choice and `DataError`, with the trajectory, for norms that have no concentration.
+        """
+        return self.measures(normalise, [metric])[metric].to_numpy()
+
+    def measures(self, normalise: str = "none", metrics: Sequence[str] | None = None) -> pl.DataFrame:
+        """`frame` with a column per metric (default all that are registered), from one pass over the norms; raises as `scores` does."""
+        return measure(self._store, unit_scales(self.units, normalise), list(METRICS) if metrics is None else metrics)
+
+    def views(self, views: Sequence[View]) -> NDArray[np.float64]:
+        """Scores of parts of the units, or of scaled norms, float64 `[n, views]`, from one pass; NaN where a row has none."""
+        return measure_views(self._store, views)
+
+    @cached_property
+    def mean_norms(self) -> NDArray[np.float64]:
+        """The corpus's mean of each unit's norm, float64 `[N]`, from one pass over the shards."""
+        total = np.zeros(len(self.units))
+        for shard in self._store.scan("whole"):
+            total += shard.norms.sum(axis=0, dtype=np.float64)
+        return total / len(self)
+
+
+def attempts_usage(folder: Path, without: str | None = None) -> Usage:
+    """The account of a probe folder's attempts, but for the one called `without`: every token is read once, forward and backward."""
+    cost = total_cost(folder, without)
+    return Usage(cost["tokens"], cost["tokens"], wall_seconds=cost["wall_seconds"], cpu_seconds=cost["cpu_seconds"])
+
+
+@dataclass(frozen=True, slots=True)
+class ProbedTrajectories:
+    """The trajectories of a probe folder, in order."""
+
+    _store: ProbeStore
+
+    def __len__(self) -> int:
+        return self._store.n_trajectories
+
+    def __iter__(self) -> Iterator[Trajectory]:
+        place = f"{self._store.folder}: corpus"
+        for block in self._store.corpus_blocks():
+            for line in block:
+                record = json.loads(line)
+                yield parse_record(record, "messages", place, record["id"])

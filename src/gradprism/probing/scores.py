@@ -1,0 +1,124 @@
+"""Scores of a probe's norms, shard by shard on all cores, so that memory does not grow with the number of units."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from gradprism.concentration import METRICS, Metric, UndefinedError
+from gradprism.probing.probe_manifest import UnitInfo
+from gradprism.probing.store import ProbeStore, Shard
+from gradprism.runtime.errors import ConfigError, DataError
+
+NORMALISATIONS = ("none", "per_parameter", "per_weight_norm")
+# Norms are measured so many at a time, which a processor's second-level cache holds with what is made of them.
+_ENTRIES = 1 << 14
+_Compute = Callable[[NDArray[np.float64], Shard, slice], list[NDArray[np.float64]]]
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """One way to score norms: `metric` of the units at the positions `units` (None for all), times `scales` `[N]` (None for 1)."""
+
+    metric: str
+    scales: NDArray[np.float64] | None = None
+    units: NDArray[np.intp] | None = None
+
+
+def measure(store: ProbeStore, scales: NDArray[np.float64] | None, metrics: Sequence[str]) -> pl.DataFrame:
+    """A complete probe's columns in the corpus's order, with a column per metric of the norms times `scales` `[N]`.
+
+    Raises `DataError` for a probe that is not complete and for norms that have no concentration, naming the trajectory.
+    """
+
+    def of_block(norms: NDArray[np.float64], shard: Shard, rows: slice) -> list[NDArray[np.float64]]:
+        if scales is not None:
+            norms *= scales
+        try:
+            return [_checked(name, norms) for name in metrics]
+        except UndefinedError as error:
+            raise DataError(f"trajectory {shard.columns['id'][rows][error.row].as_py()!r}: {error.why}") from None
+
+    shards = list(store.scan("whole", lambda shard: _blocks(shard, of_block, len(metrics))))
+    order = np.argsort(np.concatenate([shard.codes for shard in shards]))
+    columns = pa.concat_tables([shard.columns for shard in shards]).take(pa.array(order))
+    values = np.concatenate([shard.norms for shard in shards])[order]
+    table = pl.DataFrame(pl.from_arrow(columns)).drop("turn")
+    return table.with_columns(**{name: pl.Series(values[:, k]) for k, name in enumerate(metrics)})
+
+
+def measure_views(store: ProbeStore, views: Sequence[View]) -> NDArray[np.float64]:
+    """Each view's scores, float64 `[n, views]`, rows in the corpus's order, from one pass over the norms.
+
+    NaN where a row's units have no concentration: all of their norms are zero, or for kurtosis equal. Raises `DataError` for a probe
+    that is not complete.
+    """
+
+    def of_block(norms: NDArray[np.float64], shard: Shard, rows: slice) -> list[NDArray[np.float64]]:
+        return [_of_view(norms, view) for view in views]
+
+    shards = list(store.scan("whole", lambda shard: _blocks(shard, of_block, len(views))))
+    return np.concatenate([shard.norms for shard in shards])[np.argsort(np.concatenate([shard.codes for shard in shards]))]
+
+
+def unit_scales(units: Sequence[UnitInfo], normalise: str) -> NDArray[np.float64] | None:
+    """The factor of each unit's norm, float64 `[N]`, or None for `none`, the paper's choice.
+
+    `per_parameter`: 1/√(number of parameters); `per_weight_norm`: 1/‖W‖. Raises `ConfigError` for another choice, and for a unit
+    whose size the probe does not tell.
+    """
+    if normalise not in NORMALISATIONS:
+        raise ConfigError(f"normalise {normalise!r}: choose one of {', '.join(NORMALISATIONS)}")
+    if normalise == "none":
+        return None
+    sizes = [unit.n_parameters if normalise == "per_parameter" else unit.weight_norm for unit in units]
+    for unit, size in zip(units, sizes, strict=True):
+        if not size:
+            why = "its weights could not be read when it was probed" if size is None else "its weights are zero"
+            raise ConfigError(f"normalise {normalise}: {unit.name} has no size to divide by ({why}); probe again, or choose none")
+    numbers = np.array(sizes, dtype=np.float64)
+    return 1 / (np.sqrt(numbers) if normalise == "per_parameter" else numbers)
+
+
+def _blocks(shard: Shard, compute: _Compute, width: int) -> NDArray[np.float64]:
+    """`compute`'s `width` arrays `[k]` of the shard's norms as float64, side by side, a block of rows at a time."""
+    if not width:
+        return np.empty((len(shard.norms), 0))
+    step = max(1, _ENTRIES // shard.norms.shape[1])
+    blocks = [np.empty((0, width))]
+    for start in range(0, len(shard.norms), step):
+        rows = slice(start, start + step)
+        blocks.append(np.column_stack(compute(shard.norms[rows].astype(np.float64), shard, rows)))
+    return np.concatenate(blocks)
+
+
+def _checked(name: str, norms: NDArray[np.float64]) -> NDArray[np.float64]:
+    """A metric's scores `[k]`; raises `DataError` where a metric of the user's gives anything else."""
+    scores = np.asarray(METRICS[name](norms), dtype=np.float64)
+    if scores.shape != norms.shape[:1] or not np.isfinite(scores).all():
+        raise DataError(
+            f"metric {name!r}: gives {scores!r:.80} for norms {list(norms.shape)}; it must give a finite number per row"
+        )
+    return scores
+
+
+def _of_view(norms: NDArray[np.float64], view: View) -> NDArray[np.float64]:
+    if view.scales is not None:
+        norms = norms * view.scales
+    if view.units is not None:
+        norms = norms[:, view.units]
+    metric = METRICS[view.metric]
+    try:
+        return metric(norms)
+    except DataError:
+        return np.concatenate([_or_nan(metric, row) for row in norms[:, None]])
+
+
+def _or_nan(metric: Metric, row: NDArray[np.float64]) -> NDArray[np.float64]:
+    try:
+        return metric(row)
+    except DataError:
+        return np.array([np.nan])
