@@ -5,6 +5,7 @@ the scale and to the order of a row's entries. The paper defines them in words; 
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -12,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from gradprism.runtime.errors import DataError
 from gradprism.runtime.registry import Registry
 
-Metric = Callable[[NDArray[np.float64]], NDArray[np.float64]]
+Metric = Callable[[NDArray[Any]], NDArray[np.float64]]
 METRICS: Registry[Metric] = Registry("metric")
 
 

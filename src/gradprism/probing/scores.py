@@ -99,8 +99,9 @@ def _checked(name: str, norms: NDArray[np.float64]) -> NDArray[np.float64]:
     """A metric's scores `[k]`; raises `DataError` where a metric of the user's gives anything else."""
     scores = np.asarray(METRICS[name](norms), dtype=np.float64)
     if scores.shape != norms.shape[:1] or not np.isfinite(scores).all():
+        got = f"shape {list(scores.shape)}" if scores.shape != norms.shape[:1] else "numbers that are not finite"
         raise DataError(
-            f"metric {name!r}: gives {scores!r:.80} for norms {list(norms.shape)}; it must give a finite number per row"
+            f"metric {name!r}: gives {got} for norms of shape {list(norms.shape)}; it must give a finite number per row"
         )
     return scores
 
