@@ -77,7 +77,7 @@ def main() -> None:
     progress.set_quiet(True)
     shipped, options, max_steps, max_tokens, context = CASES[arguments.env]
     name = arguments.model or shipped
-    environment, model = make_environment(arguments.env, options), load_model(name)
+    environment, model = make_environment(arguments.env, **options), load_model(name)
     tokenizer = load_tokenizer(name)
     renderer = Renderer(tokenizer, context)
     tasks = environment.tasks("train", arguments.groups)

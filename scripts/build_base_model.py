@@ -149,10 +149,11 @@ def demonstrate(recipe: Recipe, arguments: argparse.Namespace) -> list[Trajector
     """The expert's successes among `demonstrations` tasks of all variants of the environment."""
     trajectories, count = [], arguments.demonstrations // len(recipe.options)
     for options in recipe.options:
-        environment = make_environment(
-            arguments.env, options | ({"difficulty": arguments.difficulty} if arguments.difficulty else {})
+        chosen = {"difficulty": arguments.difficulty} if arguments.difficulty else {}
+        environment = make_environment(arguments.env, **options, **chosen)
+        trajectories += collect(
+            environment, environment.tasks(recipe.split, count), max_steps=recipe.max_steps, workers=arguments.workers
         )
-        trajectories += collect(environment, environment.tasks(recipe.split, count), recipe.max_steps, arguments.workers)
     return trajectories
 
 

@@ -4,14 +4,13 @@ import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from gradprism.environments.protocol import Info, Step, Task
+from gradprism.environments.protocol import Environment, Info, Step, Task
 from gradprism.runtime.errors import ConfigError, DataError
 
 
 @dataclass(frozen=True)
-class BrokenGames:
+class BrokenGames(Environment):
     """Counting games: `add` adds one, three wins. `folder` holds marks of what has gone wrong before.
 
     `by_length` rewards every action by its length, up to 30 characters, so that what a random model says earns it something.
@@ -19,18 +18,14 @@ class BrokenGames:
 
     folder: str = ""
     by_length: bool = False
-    name: str = "broken"
-    splits: tuple[str, ...] = ("train", "test")
-    evaluation_splits: tuple[str, ...] = ("test",)
+    name = "broken"
 
-    def size(self, split: str) -> int | None:
-        return 100
+    def ids(self, split: str, task_type: str | None = None) -> list[str]:
+        return [f"{split}/{i}" for i in range(1000)]
 
-    def tasks(self, split: str, count: int | None = None, start: int = 0, task_type: str | None = None) -> list[Task]:
-        return [Task(self.name, f"{split}/{i}", f"kind {i % 2}", split) for i in range(start, start + (count or 100))]
-
-    def task(self, reference: dict[str, Any]) -> Task:
-        return Task(self.name, reference["id"], "kind 0", "train")
+    def find(self, task_id: str) -> Task:
+        split, _, number = task_id.partition("/")
+        return Task(self.name, task_id, f"kind {int(number or 0) % 2}", split)
 
     def session(self):
         return BrokenSession(self.folder, self.by_length)

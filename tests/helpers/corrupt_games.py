@@ -8,5 +8,8 @@ from helpers.broken_games import BrokenGames
 
 @dataclass(frozen=True)
 class CorruptGames(BrokenGames):
-    def tasks(self, split: str, count: int | None = None, start: int = 0, task_type: str | None = None) -> list[Task]:
-        return [Task(self.name, "corrupt" if i % 3 == 2 else f"{split}/{i}", "kind", split) for i in range(count or 9)]
+    def ids(self, split: str, task_type: str | None = None) -> list[str]:
+        return ["corrupt" if i % 3 == 2 else f"{split}/{i}" for i in range(9)]
+
+    def find(self, task_id: str) -> Task:
+        return Task(self.name, task_id, "kind", "test")

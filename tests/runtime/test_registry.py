@@ -63,3 +63,25 @@ def test_an_entry_point_of_an_installed_package_is_loaded_when_it_is_asked_for(
     for name in ("broken", "missing"):
         with pytest.raises(ConfigError, match=f"policy '{name}': .* cannot be loaded"):
             registry[name]
+
+
+def test_a_thing_of_the_packages_own_is_listed_first_and_loaded_when_it_is_asked_for() -> None:
+    registry: Registry[object] = Registry("format", {"late": "wave:Error"})
+    registry.register("early")(int)
+    sys.modules.pop("wave", None)
+    assert list(registry) == ["late", "early"] and "late" in registry and "wave" not in sys.modules
+    with pytest.raises(ConfigError, match="format 'late': is registered already, by wave:Error"):
+        registry.register("late")(int)
+    late = registry["late"]
+    assert isinstance(late, type) and late.__qualname__ == "Error"
+    assert registry.register("late")(late) is late
+    assert list(registry) == ["late", "early"]
+
+
+def test_an_unregistered_thing_is_named_by_its_module() -> None:
+    registry: Registry[object] = Registry("metric")
+    assert registry["math:sqrt"](9) == 3  # pyright: ignore[reportCallIssue]
+    assert list(registry) == []
+    for name in ("math:nothing", "no_such_module:thing"):
+        with pytest.raises(ConfigError, match=f"metric '{name}': .* cannot be loaded"):
+            registry[name]

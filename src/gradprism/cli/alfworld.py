@@ -37,7 +37,7 @@ def replay_command(
     from gradprism.trajectories.readers import iter_trajectories, write_messages_jsonl
 
     progress.set_quiet(as_json)
-    environment = make_environment("alfworld", {"games": "official", **environment_options(data_dir, None)})
+    environment = make_environment("alfworld", **{"games": "official", **environment_options(data_dir, None)})
     trajectories = list(islice(iter_trajectories(data, format_), limit))
     kept, lost = replay.replay(environment, trajectories, workers)
     write_messages_jsonl(out, kept)

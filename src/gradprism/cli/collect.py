@@ -22,15 +22,12 @@ def command(
 ) -> None:
     """Plays tasks with the environment's expert. The same arguments give the same bytes."""
     from gradprism.cli.options import environment_options
-    from gradprism.environments.demonstrations import collect
+    from gradprism.environments.demonstrations import collect, default_tasks
     from gradprism.environments.registry import make_environment
     from gradprism.trajectories.readers import write_messages_jsonl
 
-    environment = make_environment(env, environment_options(data_dir, env_option))
-    split = split or environment.splits[0]
-    if count is None and environment.size(split) is None:
-        count = 240
-    tasks = environment.tasks(split, count, start, task_type)
-    trajectories = collect(environment, tasks, max_steps, workers)
+    environment = make_environment(env, **environment_options(data_dir, env_option))
+    tasks = default_tasks(environment, split, count, start, task_type)
+    trajectories = collect(environment, tasks, max_steps=max_steps, workers=workers)
     write_messages_jsonl(out, trajectories)
     print(f"{out}: {len(trajectories)} of {len(tasks)} tasks solved by the expert")

@@ -49,7 +49,7 @@ def command(
     if (agent is None) == (model is None):
         raise ConfigError("give either --agent (expert, random or a model) or --model")
     check_output(out, on_existing)  # pyright: ignore[reportArgumentType] # checked there
-    environment = make_environment(env, environment_options(data_dir, env_option))
+    environment = make_environment(env, **environment_options(data_dir, env_option))
     splits = {}
     for name in split or environment.evaluation_splits:
         size = environment.size(name)  # an unknown split is said before a model is loaded

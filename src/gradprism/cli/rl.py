@@ -56,7 +56,7 @@ def command(
         from gradprism.training.estimate import estimate_rl, hardware
 
         machine = hardware(devices, device_tflops, device)
-        environment = make_environment(env, environment_options(data_dir, env_option))
+        environment = make_environment(env, **environment_options(data_dir, env_option))
         limit = check_context_length(load_config(model), context_length)
         renderer = Renderer(load_tokenizer(model, chat_template), limit)
         figures = estimate_rl(
@@ -70,7 +70,7 @@ def command(
         if is_first:
             check_training_folder(out, on_existing)
         check_trackers(config)
-        environment = make_environment(env, environment_options(data_dir, env_option))
+        environment = make_environment(env, **environment_options(data_dir, env_option))
         to_play = read_tasks(tasks, environment)
         check_trainable(model)
         tokenizer = load_tokenizer(model, chat_template)

@@ -30,7 +30,7 @@ def serve_command(
     from gradprism.environments.webshop.server import make_server
 
     options = environment_options(data_dir, env_option)
-    server = make_server(make_environment("webshop", options), split, index, host, port)  # pyright: ignore[reportArgumentType]
+    server = make_server(make_environment("webshop", **options), split, index, host, port)  # pyright: ignore[reportArgumentType]
     print(f"WebShop at {server.address} (stop with Ctrl-C)", flush=True)
     try:
         server.serve_forever()

@@ -8,13 +8,33 @@ from gradprism.runtime.progress import Progress
 from gradprism.trajectories.record import Message, Trajectory
 
 CHUNK = 32  # tasks sent to the pool at once: often enough for the progress bar, seldom enough to keep all workers busy
+COUNT = 240  # tasks of a split without end, where nobody says how many
 
 
-def collect(environment: Environment, tasks: Sequence[Task], max_steps: int = 50, workers: int | None = None) -> list[Trajectory]:
-    """The expert's successful episodes on `tasks`, in their order: observations as user turns, actions as assistant turns.
+def default_tasks(
+    environment: Environment, split: str | None = None, count: int | None = None, start: int = 0, task_type: str | None = None
+) -> list[Task]:
+    """`count` tasks of a split (default the one for training); default all there are, or 240 of a split without end."""
+    split = split or environment.splits[0]
+    return environment.tasks(split, COUNT if count is None and environment.size(split) is None else count, start, task_type)
 
-    A task that the expert does not solve within `max_steps` is left out.
+
+def collect(
+    environment: Environment,
+    tasks: Sequence[Task] | None = None,
+    *,
+    split: str | None = None,
+    count: int | None = None,
+    max_steps: int = 50,
+    workers: int | None = None,
+) -> list[Trajectory]:
+    """The expert's successful episodes, in the order of the tasks: observations as user turns, actions as assistant turns.
+
+    `tasks`, or else the first `count` of `split` as `default_tasks` has them. A task that the expert does not solve within `max_steps`
+    is left out. The trajectories do not depend on `workers`, the number of processes that play (default one per core).
     """
+    if tasks is None:
+        tasks = default_tasks(environment, split, count)
     trajectories = []
     with SessionPool(environment, workers) as pool, Progress("demonstrations", len(tasks)) as progress:
         for begin in range(0, len(tasks), CHUNK):
@@ -22,6 +42,6 @@ def collect(environment: Environment, tasks: Sequence[Task], max_steps: int = 50
             for task, pairs in zip(chunk, pool.demonstrate([t.id for t in chunk], max_steps), strict=True):
                 if pairs is not None:
                     turns = [m for o, a in pairs for m in (Message("user", o), Message("assistant", a))]
-                    trajectories.append(Trajectory(task.id, tuple(turns), task.reference()))
+                    trajectories.append(Trajectory(task.id, tuple(turns), dict(task.reference())))
             progress.advance(len(chunk))
     return trajectories

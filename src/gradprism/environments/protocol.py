@@ -1,12 +1,15 @@
-"""What an environment gives to the rest of the house: tasks with stable ids, sessions that play them, experts that show how.
+"""Tasks with stable ids, sessions that play them, experts that show how: what an environment gives to the rest of the package.
 
-A new environment is a folder `environments/<name>/` whose module `environment` calls its class `ENVIRONMENT`: a frozen dataclass that
-satisfies `Environment` and whose fields, all with defaults, are the options that a user may set. docs/environments.md shows one.
+An environment is a frozen dataclass that derives from `Environment`; its fields, all with defaults, are the options that a user may set.
+docs/environments.md shows one.
 """
 
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import ClassVar, Protocol
+
+from gradprism.runtime.errors import ConfigError
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,17 +22,17 @@ class Task:
     split: str
 
     def reference(self) -> dict[str, str]:
-        """The form in which corpora, `rl.jsonl` and transcripts name the task."""
+        """The JSON form in which corpora, route folders and transcripts name the task: `env`, `id`, `task_type`, `split`."""
         return {"env": self.env, "id": self.id, "task_type": self.task_type, "split": self.split}
 
 
 @dataclass(frozen=True, slots=True)
 class Info:
-    """What is known of a step beside its text; none of it is shown to an agent unless the prompt template says so.
+    """Facts about a step besides its text; none of them is shown to an agent unless the prompt template says so.
 
     `valid`: the engine accepted the action. `admissible`: actions that it would accept now; one with `<…>` in it stands for any text
     there. `success` and `score` (0 to 1): how the episode stands. `failure`: why the engine, not the agent, ended the episode.
-    `details`: the environment's own account, such as the terms of a reward; JSON-serialisable, and kept in the transcript's end.
+    `details`: the environment's own account, such as the terms of a reward; JSON-serialisable, and kept in the episode's transcript.
     """
 
     valid: bool = True
@@ -37,12 +40,12 @@ class Info:
     success: bool = False
     score: float = 0.0
     failure: str = ""
-    details: dict[str, Any] = field(default_factory=dict)
+    details: dict[str, object] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """What an action led to. `reward` is the environment's own, for this step alone (for ALFWorld 1.0 on success)."""
+    """The result of an action. `reward` is the environment's own, for this step alone (for ALFWorld 1.0 on success)."""
 
     observation: str
     reward: float = 0.0
@@ -58,7 +61,7 @@ class Session(Protocol):
         ...
 
     def step(self, action: str) -> Step:
-        """Plays an action; any text is allowed: what is not understood is a step that changes nothing, with `info.valid` false."""
+        """Plays an action; any text is allowed: one that is not understood changes nothing, with `info.valid` false."""
         ...
 
 
@@ -70,44 +73,65 @@ class Expert(Protocol):
         ...
 
 
-class Environment(Protocol):
-    """A family of tasks, and the makers of what plays them. Pickled to worker processes, so it holds settings, not engines."""
+class Environment(ABC):
+    """A family of tasks, and the makers of what plays them. Pickled to worker processes, so it holds settings, not engines.
 
-    @property
-    def name(self) -> str:
-        """What task references call it."""
-        ...
+    A subclass defines `ids` and `session`; ids begin with their split and a slash, unless it defines `find` too.
 
-    @property
-    def splits(self) -> tuple[str, ...]:
-        """Names of its splits, the one for training first."""
-        ...
+    `name`: under which it is registered, and by which task references call it. `splits`: the one for training first.
+    `evaluation_splits`: those that are evaluated on unless others are asked for.
+    """
 
-    @property
-    def evaluation_splits(self) -> tuple[str, ...]:
-        """The splits that are evaluated on unless others are asked for."""
-        ...
+    name: ClassVar[str] = ""
+    splits: ClassVar[tuple[str, ...]] = ("train", "test")
+    evaluation_splits: ClassVar[tuple[str, ...]] = ("test",)
 
-    def size(self, split: str) -> int | None:
-        """How many tasks a split has, or None where they are generated without end; raises as `tasks` does."""
-        ...
+    @abstractmethod
+    def ids(self, split: str, task_type: str | None = None) -> Sequence[str]:
+        """Ids of the tasks of a split, of one type if given, in an order that never changes.
 
-    def tasks(self, split: str, count: int | None = None, start: int = 0, task_type: str | None = None) -> list[Task]:
-        """Tasks `start` to `start + count` of a split, of one type if given, in an order that never changes, types in turn.
-
-        `count` None: all from `start` on. Raises `ConfigError` for an unknown split or type, for more tasks than there are, and for
-        all tasks of a split without end.
+        `split` is one of `splits`. Raises `ConfigError` for an unknown type.
         """
-        ...
 
-    def task(self, reference: dict[str, Any]) -> Task:
-        """The task that a reference names; raises `ConfigError`."""
-        ...
-
+    @abstractmethod
     def session(self) -> Session:
-        """A new session; dear enough to be kept and reused."""
-        ...
+        """A new session; expensive enough to be kept and reused."""
 
     def expert(self) -> Expert:
         """A new expert for one episode; raises `ConfigError` where the environment has none."""
-        ...
+        raise ConfigError(f"environment {self.name!r}: has no expert")
+
+    def find(self, task_id: str) -> Task:
+        """The task of that id; raises `ConfigError`."""
+        split = task_id.partition("/")[0]
+        if split not in self.splits:
+            raise ConfigError(f"task {task_id!r}: environment {self.name!r} has none of that id")
+        return Task(self.name, task_id, self.name, split)
+
+    def size(self, split: str) -> int | None:
+        """Number of tasks of a split, or None where they are generated without end; raises as `tasks` does."""
+        return len(self.tasks(split))
+
+    def tasks(self, split: str, count: int | None = None, start: int = 0, task_type: str | None = None) -> list[Task]:
+        """Tasks `start` to `start + count` of a split, of one type if given; `count` None: all from `start` on.
+
+        Raises `ConfigError` for an unknown split or type, for more tasks than there are, and for all tasks of a split without end.
+        """
+        self.check_split(split)
+        ids = self.ids(split, task_type)
+        end = len(ids) if count is None else start + count
+        if end > len(ids) or start >= len(ids):
+            raise ConfigError(f"split {split!r}: has {len(ids)} tasks, so not those from {start} to {end}")
+        return [self.find(task_id) for task_id in ids[start:end]]
+
+    def task(self, reference: Mapping[str, object]) -> Task:
+        """The task that a reference names by `env` and `id`; raises `ConfigError`."""
+        task_id = reference.get("id")
+        if reference.get("env") != self.name or not isinstance(task_id, str):
+            raise ConfigError(f"task {dict(reference)!r}: expected env {self.name!r} and the id of a task")
+        return self.find(task_id)
+
+    def check_split(self, split: str) -> None:
+        """Raises `ConfigError` where there is no such split."""
+        if split not in self.splits:
+            raise ConfigError(f"split {split!r}: choose one of {list(self.splits)}")

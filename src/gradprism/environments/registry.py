@@ -1,62 +1,65 @@
-"""Environments by name: a folder beside this file, or a class of the user's own as `package.module:Class`."""
+"""Environments by name: those of this package, of other installed packages, and classes as `package.module:Class`."""
 
 import dataclasses
-import importlib
-import pkgutil
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable
+from typing import TypeVar
 
-import gradprism.environments
 from gradprism.environments.protocol import Environment
 from gradprism.runtime.errors import ConfigError
+from gradprism.runtime.registry import Registry
+
+Kind = TypeVar("Kind", bound=type[Environment])
+
+ENVIRONMENTS: Registry[type[Environment]] = Registry(
+    "environment",
+    {
+        "alfworld": "gradprism.environments.alfworld.environment:AlfworldEnvironment",
+        "webshop": "gradprism.environments.webshop.environment:WebshopEnvironment",
+    },
+)
 
 
-def environment_names() -> list[str]:
-    """Environments that come with the package."""
-    return sorted(module.name for module in pkgutil.iter_modules(gradprism.environments.__path__) if module.ispkg)
+def register_environment(name: str) -> Callable[[Kind], Kind]:
+    """A decorator that adds a frozen dataclass derived from `Environment` under `name`, and calls it so.
+
+    Worker processes import the class again, so it belongs into a module. Raises `ConfigError` where the name is taken.
+    """
+
+    def add(kind: Kind) -> Kind:
+        kind.name = name
+        return ENVIRONMENTS.register(name)(kind)
+
+    return add
 
 
-def make_environment(name: str, options: Mapping[str, Any] | None = None) -> Environment:
+def make_environment(name: str, /, **options: object) -> Environment:
     """The environment called `name`, or `package.module:Class`, with `options` set.
 
     A value given as text, as on a command line, becomes the type of the option's default. Raises `ConfigError` for an unknown name or
-    option, and for a value that does not fit.
+    option and for a value that does not fit, `MissingDependencyError` where the environment's packages are not installed.
     """
-    kind, options = _find(name), dict(options or {})
-    fields = {f.name: f for f in dataclasses.fields(kind) if f.init}
-    unknown = sorted(set(options) - set(fields))
-    if unknown:
-        raise ConfigError(f"environment {name!r} has no option {unknown[0]!r}; it has {sorted(fields)}")
-    return kind(**{key: _convert(name, key, value, fields[key].default) for key, value in options.items()})
-
-
-def _find(name: str) -> Any:
-    if ":" in name:
-        module, _, attribute = name.partition(":")
-    elif name in environment_names():
-        module, attribute = f"gradprism.environments.{name}.environment", "ENVIRONMENT"
-    else:
-        raise ConfigError(f"environment {name!r}: choose one of {environment_names()}, or name a class as package.module:Class")
-    try:
-        kind = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        # A built-in environment has an extra of its name.
-        install = "" if ":" in name else f"; pip install 'gradprism[{name}]'"
-        raise ConfigError(f"environment {name!r}: {error}{install}") from None
+    kind = ENVIRONMENTS[name]
     if not (isinstance(kind, type) and dataclasses.is_dataclass(kind)):
-        raise ConfigError(f"environment {name!r}: {attribute} is not a dataclass")
-    return kind
+        raise ConfigError(f"environment {name!r}: {kind!r} is not a dataclass")
+    if not kind.name:
+        raise ConfigError(f"environment {name!r}: {kind.__name__} has no name; decorate it with register_environment")
+    fields = {field.name: field for field in dataclasses.fields(kind) if field.init}
+    if unknown := sorted(options.keys() - fields.keys()):
+        raise ConfigError(f"environment {name!r} has no option {unknown[0]!r}; it has {sorted(fields)}")
+    return kind(
+        **{key: _convert(f"environment {name!r}: option {key!r}", value, fields[key].default) for key, value in options.items()}
+    )
 
 
-def _convert(name: str, key: str, value: Any, default: Any) -> Any:
+def _convert(place: str, value: object, default: object) -> object:
     wanted = type(default)
     if not isinstance(value, str) or default is None or wanted is str:
         return value
     if wanted is bool:
         if value.lower() not in ("true", "false"):
-            raise ConfigError(f"environment {name!r}: option {key!r} is true or false, not {value!r}")
+            raise ConfigError(f"{place} is true or false, not {value!r}")
         return value.lower() == "true"
     try:
-        return wanted(value)
+        return wanted(value)  # pyright: ignore[reportCallIssue]
     except ValueError:
-        raise ConfigError(f"environment {name!r}: option {key!r} is of type {wanted.__name__}, not {value!r}") from None
+        raise ConfigError(f"{place} is of type {wanted.__name__}, not {value!r}") from None

@@ -22,7 +22,7 @@ CORPUS, PASS_RATES = "corpus.jsonl", "pass-rates.jsonl"
 
 def playable(config: RunConfig) -> Environment:
     """The environment."""
-    return make_environment(config.environment.name, config.environment.options)
+    return make_environment(config.environment.name, **config.environment.options)
 
 
 def load(config: RunConfig, inputs: Inputs, device: str | None = None) -> tuple[Any, Any]:
@@ -58,7 +58,7 @@ def collect(config: RunConfig, folder: Path, inputs: Inputs) -> dict[str, Any]:
     if wanted is None:
         raise ConfigError("corpus.collect: is not set")
     tasks = environment.tasks(wanted.split or environment.splits[0], wanted.count)
-    trajectories = collect(environment, tasks, wanted.max_steps, config.environment.workers)
+    trajectories = collect(environment, tasks, max_steps=wanted.max_steps, workers=config.environment.workers)
     write_messages_jsonl(folder / CORPUS, trajectories)
     return {"trajectories": len(trajectories), "headline": f"{len(trajectories)} of {len(tasks)} tasks solved by the expert"}
 

@@ -249,7 +249,7 @@ def _goal_list(tasks: list[RlTask], data_dir: Path | None) -> dict[str, Any]:
         "goal_indices": [task.counterpart["goal_index"] for task in tasks],
     }
     if data_dir is not None:
-        environment: Any = make_environment("webshop", {"data_dir": str(data_dir), "goals": kind})
+        environment: Any = make_environment("webshop", data_dir=str(data_dir), goals=kind)
         goals = [environment.store.goals[environment.store.number(task.id)] for task in tasks]
         value["goals"] = [
             {

@@ -1,14 +1,14 @@
 """Things that users add by name: metrics, policies, corpus formats, environments and exporters.
 
 A registry is filled by its decorator, and by the entry points of installed packages. An entry point is loaded when its name is asked
-for, so that what is installed and not used costs nothing.
+for, so that what is installed and not used costs nothing. `package.module:attribute` names a thing that nobody has registered.
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from typing import Generic, TypeVar
 
-from gradprism.runtime.errors import ConfigError
+from gradprism.runtime.errors import ConfigError, GradprismError
 
 T = TypeVar("T")
 Added = TypeVar("Added")
@@ -21,12 +21,15 @@ class Registry(Mapping[str, T], Generic[T]):
 
         [project.entry-points."gradprism.metrics"]
         hoyer = "my_package.metrics:hoyer"
+
+    `builtin` maps names of this package's own things to where they are (`module:attribute`), for those that are expensive to import.
     """
 
-    def __init__(self, kind: str) -> None:
+    def __init__(self, kind: str, builtin: Mapping[str, str] | None = None) -> None:
         self.kind = kind
         self.group = f"gradprism.{kind[:-1]}ies" if kind.endswith("y") else f"gradprism.{kind}s"
         self._known: dict[str, T] = {}
+        self._builtin = [EntryPoint(name, value, self.group) for name, value in (builtin or {}).items()]
 
     def register(self, name: str) -> Callable[[Added], Added]:
         """A decorator that adds what it decorates under `name`; raises `ConfigError` where the name is taken by something else.
@@ -35,9 +38,9 @@ class Registry(Mapping[str, T], Generic[T]):
         """
 
         def add(thing: Added) -> Added:
-            taken = self._known.get(name)
-            if taken is not None and _origin(taken) != _origin(thing):
-                raise ConfigError(f"{self.kind} {name!r}: is registered already, by {_origin(taken)}; choose another name")
+            taken = next((point.value for point in self._builtin if point.name == name), None) or _origin(self._known.get(name))
+            if taken not in (None, _origin(thing)):
+                raise ConfigError(f"{self.kind} {name!r}: is registered already, by {taken}; choose another name")
             self._known[name] = thing  # pyright: ignore[reportArgumentType] # T is what the registry's readers expect
             return thing
 
@@ -45,26 +48,34 @@ class Registry(Mapping[str, T], Generic[T]):
 
     def __getitem__(self, name: str) -> T:
         """The thing of that name; raises `ConfigError`, which lists the names, where there is none."""
-        if name not in self._known:
-            points = [point for point in entry_points(group=self.group) if point.name == name]
-            if not points:
-                raise ConfigError(f"{self.kind} {name!r}: choose one of {', '.join(self)}")
-            try:
-                self._known[name] = points[0].load()
-            except (ImportError, AttributeError) as error:
-                raise ConfigError(f"{self.kind} {name!r}: {points[0].value} cannot be loaded ({error})") from None
-        return self._known[name]
+        if name in self._known:
+            return self._known[name]
+        point = EntryPoint(name, name, self.group) if ":" in name else self._points().get(name)
+        if point is None:
+            raise ConfigError(f"{self.kind} {name!r}: choose one of {', '.join(self)}, or name one as package.module:attribute")
+        try:
+            return self._known.setdefault(name, point.load())
+        except GradprismError:  # such as a package that is not installed
+            raise
+        except (ImportError, AttributeError) as error:
+            raise ConfigError(f"{self.kind} {name!r}: {point.value} cannot be loaded ({error})") from None
 
     def __contains__(self, name: object) -> bool:
-        return name in self._known or any(point.name == name for point in entry_points(group=self.group))
+        return name in self._known or name in self._points()
 
     def __iter__(self) -> Iterator[str]:
-        yield from self._known
-        yield from sorted({point.name for point in entry_points(group=self.group)} - self._known.keys())
+        names = [point.name for point in self._builtin]
+        yield from names
+        yield from (name for name in self._known if name not in names and ":" not in name)
+        yield from sorted(self._points().keys() - self._known.keys() - set(names))
 
     def __len__(self) -> int:
         return sum(1 for _ in self)
 
+    def _points(self) -> dict[str, EntryPoint]:
+        """What is loaded when it is asked for; the package's own stand before those of others."""
+        return {point.name: point for point in (*entry_points(group=self.group), *self._builtin)}
 
-def _origin(thing: object) -> str:
-    return f"{getattr(thing, '__module__', '')}.{getattr(thing, '__qualname__', repr(thing))}"
+
+def _origin(thing: object) -> str | None:
+    return None if thing is None else f"{getattr(thing, '__module__', '')}:{getattr(thing, '__qualname__', repr(thing))}"

@@ -31,7 +31,6 @@ from gradprism.environments.alfworld.translation import translate
 
 # Where the grammar names the goal; `AlfworldEngine.reset` writes the game's own goal there, so that all games share one parsed grammar.
 GOAL_MARK = "UNKNOWN GOAL"
-NOTHING_HAPPENS = "Nothing happens."
 
 
 class _OrderedSet(dict):
@@ -131,7 +130,7 @@ class _Env(PddlEnv):
 
 
 class AlfworldEngine:
-    """Plays one game at a time. The engine object is dear (it loads a copy of the planner's library): keep and reuse it."""
+    """Plays one game at a time. The engine object is expensive (it loads a copy of the planner's library): keep and reuse it."""
 
     def __init__(self) -> None:
         _install_caches()

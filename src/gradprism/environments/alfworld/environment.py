@@ -1,25 +1,26 @@
 """ALFWorld as an `Environment`: generated or official games, sessions on the real engine, the expert."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from gradprism.environments.alfworld import generator, official
-from gradprism.environments.protocol import Expert, Info, Session, Step, Task
+from gradprism.environments.alfworld.expert import AlfworldExpert
+from gradprism.environments.protocol import Environment, Info, Step, Task
 from gradprism.runtime.errors import ConfigError
 
 MAX_ACTION_CHARACTERS = 200  # no command of the engine comes near; a longer action is refused before it reaches any parser
-# How the two kinds of games name the same thing.
+# Names of the splits of generated games, for the official ones.
 ALIASES = {"seen": "valid_seen", "unseen": "valid_unseen"}
 
 
-@dataclass(frozen=True, slots=True)
-class AlfworldEnvironment:
+@dataclass(frozen=True)
+class AlfworldEnvironment(Environment):
     """Games generated at one `difficulty`, or the official ones below `data_dir` (or, with `games="official"`, `$ALFWORLD_DATA`)."""
 
     difficulty: str = "small"
     data_dir: str = ""
     games: str = "generated"
-    name: str = "alfworld"
+    name = "alfworld"
 
     def __post_init__(self) -> None:
         generator.parse_difficulty(self.difficulty)
@@ -39,55 +40,43 @@ class AlfworldEnvironment:
 
     @property
     def evaluation_splits(self) -> tuple[str, ...]:
-        """Rooms that training does not know, and those that it does."""
+        """Games in rooms that training does not know, and in rooms that it does."""
         return ("unseen", "seen")
 
     def size(self, split: str) -> int | None:
         """Generated splits have no end."""
-        return len(self.tasks(split)) if self._official else None
+        return super().size(split) if self._official else None
+
+    def ids(self, split: str, task_type: str | None = None) -> Sequence[str]:
+        """Ids of official games, the six types in turn."""
+        names = official.list_official(official.games_folder(self.data_dir), split)
+        return [name for name in names if task_type in (None, self.find(name).task_type)]
 
     def tasks(self, split: str, count: int | None = None, start: int = 0, task_type: str | None = None) -> list[Task]:
-        """Tasks of a split, the six types in turn; generated splits have no end, so they need a `count`."""
+        """Tasks of a split, the six types in turn; splits of generated games need a `count`, and `start` counts in each type."""
         if task_type is not None and task_type not in generator.TASK_TYPES:
             raise ConfigError(f"task type {task_type!r}: choose one of {list(generator.TASK_TYPES)}")
         if self._official:
-            split = ALIASES.get(split, split)
-            if split not in official.SPLITS:
-                raise ConfigError(f"split {split!r}: choose one of {list(official.SPLITS)}, or seen or unseen")
-            names = official.list_official(official.games_folder(self.data_dir), split)
-            if task_type is not None:
-                names = [name for name in names if name.split("/")[2].partition("-")[0] == task_type]
-            end = len(names) if count is None else start + count
-            if end > len(names) or start >= len(names):
-                raise ConfigError(f"split {split!r}: has {len(names)} games, so not those from {start} to {end}")
-            names = names[start:end]
-        else:
-            if split not in generator.SPLITS:
-                raise ConfigError(f"split {split!r}: choose one of {list(generator.SPLITS)}")
-            if count is None:
-                raise ConfigError(f"split {split!r}: games are generated without end; say how many (--count)")
-            names = generator.list_games(self.difficulty, split, count, start, task_type)
-        return [self.task({"env": self.name, "id": name}) for name in names]
+            return super().tasks(ALIASES.get(split, split), count, start, task_type)
+        self.check_split(split)
+        if count is None:
+            raise ConfigError(f"split {split!r}: games are generated without end; say how many (--count)")
+        return [self.find(name) for name in generator.list_games(self.difficulty, split, count, start, task_type)]
 
-    def task(self, reference: dict[str, Any]) -> Task:
-        """The task of a reference such as `{"env": "alfworld", "id": "small/train/pick_and_place_simple/3"}`."""
-        name = reference.get("id")
-        if reference.get("env") != self.name or not isinstance(name, str):
-            raise ConfigError(f"task {reference!r}: expected env {self.name!r} and the id of a game")
-        if name.startswith(f"{official.PREFIX}/"):
-            _, split, task, _ = official.parse_official(name)
-            return Task(self.name, name, task.partition("-")[0], split)
-        _, split, task_type, _ = generator.parse_name(name)
-        return Task(self.name, name, task_type, split)
+    def find(self, task_id: str) -> Task:
+        """The game of an id such as `small/train/pick_and_place_simple/3`, or that of an official game."""
+        if task_id.startswith(f"{official.PREFIX}/"):
+            _, split, task, _ = official.parse_official(task_id)
+            return Task(self.name, task_id, task.partition("-")[0], split)
+        _, split, task_type, _ = generator.parse_name(task_id)
+        return Task(self.name, task_id, task_type, split)
 
-    def session(self) -> Session:
+    def session(self) -> "AlfworldSession":
         """A session with an engine of its own; it plays both kinds of games."""
         return AlfworldSession(self.data_dir)
 
-    def expert(self) -> Expert:
+    def expert(self) -> AlfworldExpert:
         """A fresh expert for one episode."""
-        from gradprism.environments.alfworld.expert import AlfworldExpert
-
         return AlfworldExpert()
 
 
@@ -95,7 +84,7 @@ class AlfworldSession:
     """One engine; see `Session`."""
 
     def __init__(self, data_dir: str = "") -> None:
-        from gradprism.environments.alfworld.engine import AlfworldEngine
+        from gradprism.environments.alfworld.engine import AlfworldEngine  # the library takes a second to import
 
         self._data_dir = data_dir
         self._engine = AlfworldEngine()
@@ -110,14 +99,9 @@ class AlfworldSession:
 
     def step(self, action: str) -> Step:
         """Plays `action`; reward 1.0 when it completes the task."""
-        from gradprism.environments.alfworld.engine import NOTHING_HAPPENS
-
         action = " ".join(action.split()) if len(action) <= MAX_ACTION_CHARACTERS else ""
         admissible = self._engine.admissible
         if action not in admissible:
-            return Step(NOTHING_HAPPENS, info=Info(valid=False, admissible=admissible))
+            return Step("Nothing happens.", info=Info(valid=False, admissible=admissible))  # as the engine says it
         observation, won = self._engine.step(action)
         return Step(observation, float(won), won, Info(admissible=self._engine.admissible, success=won, score=float(won)))
-
-
-ENVIRONMENT = AlfworldEnvironment

@@ -85,16 +85,16 @@ DIFFICULTIES = {
 
 @dataclass(frozen=True, slots=True)
 class Game:
-    """One generated game. `goal` is the sentence that ALFWorld's grammar shows after "Your task is to:"."""
+    """One game. `goal` is the sentence that ALFWorld's grammar shows after "Your task is to:"; of a generated game the rest is known."""
 
     name: str
     task_type: str
     goal: str
-    floor_plan: int
-    target: str
-    destination: str
-    lamp: str
     pddl_problem: str
+    floor_plan: int = 0
+    target: str = ""
+    destination: str = ""
+    lamp: str = ""
 
 
 def game_name(difficulty: str, split: str, task_type: str, index: int) -> str:
@@ -236,7 +236,7 @@ class _Draft:
         goal = rng.choice(entry["templates"]).format(obj=target.lower(), recep=destination.lower(), toggle=lamp.lower())
         goal_pddl = entry["pddl"].format(obj=target, recep=destination, toggle=lamp)
         assert not destination or target in allowed[destination]
-        return Game(self.name, self.task_type, goal, self.floor_plan, target, destination, lamp, self._pddl(goal_pddl, lamp))
+        return Game(self.name, self.task_type, goal, self._pddl(goal_pddl, lamp), self.floor_plan, target, destination, lamp)
 
     def _furnish(self) -> None:
         rng = self.rng

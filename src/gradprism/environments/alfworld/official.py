@@ -73,21 +73,11 @@ def load_official(folder: Path, name: str) -> Game:
         raise DataError(f"{path}: not a game ({type(error).__name__}: {error}); the download is not complete: {HELP}") from None
     if goal is None or "(define (problem" not in problem:
         raise DataError(f"{path}: not a game: its problem or its goal is missing; the download is not complete: {HELP}")
-    kinds = dict(zip(("target", "_", "destination", "scene"), task.split("-")[1:], strict=False))
-    return Game(
-        name=name,
-        task_type=task.partition("-")[0],
-        goal=goal[1].strip().rstrip("."),
-        floor_plan=int(kinds["scene"]) if kinds.get("scene", "").isdecimal() else 0,
-        target=kinds.get("target", ""),
-        destination=kinds.get("destination", ""),
-        lamp="",
-        pddl_problem=problem,
-    )
+    return Game(name, task.partition("-")[0], goal[1].strip().rstrip("."), problem)
 
 
 def parse_official(name: str) -> tuple[str, str, str, str]:
-    """The four parts of an official game's id; raises `ConfigError`."""
+    """Prefix, split, task and trial of an official game's id; raises `ConfigError`."""
     parts = name.split("/")
     # Ids come from files of all kinds and name a path, which must stay below the folder.
     if len(parts) != 4 or parts[0] != PREFIX or any(part in ("", ".", "..") or "\0" in part or "\\" in part for part in parts):

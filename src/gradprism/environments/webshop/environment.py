@@ -1,20 +1,27 @@
 """WebShop as an `Environment`: a catalogue of the official files or a generated one, goals, sessions, an expert."""
 
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from gradprism.environments.protocol import Expert, Info, Session, Step, Task
-from gradprism.environments.webshop.goals import Goal, split_ranges
-from gradprism.environments.webshop.shop import Shop, Visit, act, clickables, page, text
-from gradprism.runtime.errors import ConfigError
+from gradprism.environments.protocol import Environment, Info, Step, Task
+from gradprism.environments.webshop.catalogue import make_catalogue, read_catalogue
+from gradprism.environments.webshop.generated import generate_catalogue
+from gradprism.environments.webshop.goals import Goal, make_goals, split_ranges
+from gradprism.runtime.errors import ConfigError, MissingDependencyError
+
+try:
+    from gradprism.environments.webshop.expert import WebshopExpert
+    from gradprism.environments.webshop.shop import Shop, Visit, act, clickables, page, text
+except ModuleNotFoundError as error:
+    raise MissingDependencyError(f"environment 'webshop': {error}; pip install 'gradprism[webshop]'") from None
 
 MAX_ACTION_CHARACTERS = 2000
 
 
-@dataclass(frozen=True, slots=True)
-class WebshopEnvironment:
+@dataclass(frozen=True)
+class WebshopEnvironment(Environment):
     """The catalogue in `data_dir`, or a generated one of `products` products and `seed`.
 
     `goals` is synthetic, human, or auto (human where the folder has people's instructions). `observation` is text or text_rich;
@@ -27,7 +34,9 @@ class WebshopEnvironment:
     goals: str = "auto"
     observation: str = "text"
     attributes: bool = False
-    name: str = "webshop"
+    name = "webshop"
+    splits = ("train", "eval", "test")  # the original's
+    evaluation_splits = ("test",)  # the one that papers report
 
     def __post_init__(self) -> None:
         if self.goals not in ("auto", "synthetic", "human"):
@@ -38,60 +47,31 @@ class WebshopEnvironment:
             raise ConfigError(f"products {self.products}: choose from 1 to 10,000,000")
 
     @property
-    def splits(self) -> tuple[str, ...]:
-        """The original's, the one for training first."""
-        return ("train", "eval", "test")
-
-    @property
-    def evaluation_splits(self) -> tuple[str, ...]:
-        """The one that papers report."""
-        return ("test",)
-
-    @property
     def store(self) -> "Store":
         """Products, index and goals; made once a process."""
         return _open_store(self.data_dir, self.products, self.seed, self.goals)
 
-    def size(self, split: str) -> int:
-        """Number of goals."""
-        return len(self._range(split))
+    def ids(self, split: str, task_type: str | None = None) -> Sequence[str]:
+        """Ids of a split's goals in the shuffled order; the type of a task is its product's category."""
+        store = self.store
+        if task_type is not None and task_type not in (types := {goal.product.category for goal in store.goals}):
+            raise ConfigError(f"task type {task_type!r}: choose one of {sorted(types)}")
+        numbers = split_ranges(len(store.goals))[split]
+        return [f"{store.id}/{n}" for n in numbers if task_type in (None, store.goals[n].product.category)]
 
-    def tasks(self, split: str, count: int | None = None, start: int = 0, task_type: str | None = None) -> list[Task]:
-        """Goals of a split in the shuffled order; the type of a task is its product's category."""
-        store, numbers = self.store, self._range(split)
-        if task_type is not None:
-            types = sorted({goal.product.category for goal in store.goals})
-            if task_type not in types:
-                raise ConfigError(f"task type {task_type!r}: choose one of {types}")
-            numbers = [n for n in numbers if store.goals[n].product.category == task_type]
-        end = len(numbers) if count is None else start + count
-        if end > len(numbers) or start >= len(numbers):
-            raise ConfigError(f"split {split!r}: has {len(numbers)} goals, so not those from {start} to {end}")
-        return [Task(self.name, f"{store.id}/{n}", store.goals[n].product.category, split) for n in numbers[start:end]]
-
-    def task(self, reference: dict[str, Any]) -> Task:
-        """The task of a reference such as `{"env": "webshop", "id": "official-1000-1a2b3c4d/synthetic/17"}`."""
-        name = reference.get("id")
-        if reference.get("env") != self.name or not isinstance(name, str):
-            raise ConfigError(f"task {reference!r}: expected env {self.name!r} and the id of a goal")
-        number = self.store.number(name)
+    def find(self, task_id: str) -> Task:
+        """The goal of an id such as `official-1000-1a2b3c4d/synthetic/17`."""
+        number = self.store.number(task_id)
         split = next(split for split, numbers in split_ranges(len(self.store.goals)).items() if number in numbers)
-        return Task(self.name, name, self.store.goals[number].product.category, split)
+        return Task(self.name, task_id, self.store.goals[number].product.category, split)
 
-    def session(self) -> Session:
+    def session(self) -> "WebshopSession":
         """A session; all of a process share one store."""
         return WebshopSession(self.store, self.observation == "text_rich", self.attributes)
 
-    def expert(self) -> Expert:
+    def expert(self) -> WebshopExpert:
         """A fresh expert for one episode."""
-        from gradprism.environments.webshop.expert import WebshopExpert
-
         return WebshopExpert()
-
-    def _range(self, split: str) -> Any:
-        if split not in self.splits:
-            raise ConfigError(f"split {split!r}: choose one of {list(self.splits)}")
-        return split_ranges(len(self.store.goals))[split]
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,10 +94,6 @@ class Store:
 
 @functools.lru_cache(maxsize=4)
 def _open_store(data_dir: str, products: int, seed: int, kind: str) -> Store:
-    from gradprism.environments.webshop.catalogue import make_catalogue, read_catalogue
-    from gradprism.environments.webshop.generated import generate_catalogue
-    from gradprism.environments.webshop.goals import make_goals
-
     if data_dir:
         catalogue = read_catalogue(Path(data_dir).expanduser())
     else:
@@ -164,6 +140,3 @@ class WebshopSession:
             return Step(observation, reward if valid else 0.0, True, info)
         clicks = [f"click[{name}]" for name in clickables(goal, visit, self._attributes)]
         return Step(observation, info=Info(valid, ["search[<words>]", *clicks]))
-
-
-ENVIRONMENT = WebshopEnvironment

@@ -51,7 +51,7 @@ def test_solvable_games_in_turn_with_ids_that_know_no_folder(folder):
         assert [task.id for task in environment.tasks("train")] == expected
         assert environment.size("train") == 4
     assert [t.split for t in environment.tasks("unseen")] == ["valid_unseen"]
-    with pytest.raises(ConfigError, match="has 4 games, so not those from 3 to 6"):
+    with pytest.raises(ConfigError, match="has 4 tasks, so not those from 3 to 6"):
         environment.tasks("train", 3, start=3)
 
 

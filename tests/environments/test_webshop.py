@@ -285,7 +285,7 @@ def test_tasks_of_another_catalogue_are_refused(folder):
             other.session().reset(name)
     for options in ({"goals": "all"}, {"observation": "html"}, {"products": 0}):
         with pytest.raises(ConfigError):
-            make_environment("webshop", options)
+            make_environment("webshop", **options)
     with pytest.raises(ConfigError, match="choose one of"):
         other.tasks("dev")
     with pytest.raises(ConfigError, match="task type 'cars': choose one of"):

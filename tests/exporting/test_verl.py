@@ -184,7 +184,7 @@ def shop(tmp_path):
     items, instructions = generate_catalogue(300, 0)
     write_json(tmp_path / "shop" / "items_shuffle.json", items)
     write_json(tmp_path / "shop" / "items_ins_v2.json", instructions)
-    return make_environment("webshop", {"data_dir": str(tmp_path / "shop")})
+    return make_environment("webshop", data_dir=str(tmp_path / "shop"))
 
 
 def test_goals_are_listed_with_what_they_ask_for(export, load, shop, tmp_path, monkeypatch):
@@ -321,7 +321,7 @@ def test_an_output_in_use_is_replaced_only_if_it_is_an_export(export, tmp_path):
     ("task", "words"),
     [
         ({}, ("names no task of an environment",)),
-        ({"env": "alfworld"}, ("expected env 'alfworld' and the id of a game",)),
+        ({"env": "alfworld"}, ("expected env 'alfworld' and the id of a task",)),
         (alfworld_task("official/train/../trial"), ("SPLIT/TASK/TRIAL",)),
         (alfworld_task("official/training/a-b/trial"), ("split 'training' is none of",)),
         (alfworld_task("small/train/juggle/0"), ("expected DIFFICULTY/SPLIT/TASK_TYPE/INDEX",)),
