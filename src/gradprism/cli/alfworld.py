@@ -5,9 +5,10 @@ from typing import Annotated
 
 import typer
 
+from gradprism.cli.help import Command, new_app
 from gradprism.cli.options import DataDir
 
-app = typer.Typer(no_args_is_help=True)
+app = new_app()
 
 
 @app.callback()
@@ -15,7 +16,7 @@ def group() -> None:
     """What only ALFWorld needs."""
 
 
-@app.command("replay")
+@app.command("replay", cls=Command)
 def replay_command(
     data: Annotated[list[Path], typer.Option(help="Trajectories that name their `game_file`, in any format. May be repeated.")],
     out: Annotated[Path, typer.Option(help="JSONL file to write, in the `messages` format.")],

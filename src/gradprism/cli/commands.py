@@ -5,17 +5,20 @@ from collections.abc import Sequence
 
 import typer
 
-SETTINGS = {"help_option_names": ["-h", "--help"]}
+from gradprism.cli.help import Command, new_app
+
 # In the order of the pipeline, which is the order of `gradprism --help`. The module gradprism.cli.<name> holds `command`.
 COMMANDS = {
+    "quickstart": "Run the whole method on the shipped model and corpus, in minutes and without a GPU.",
+    "init": "Write a commented configuration to start from: alfworld, webshop or own.",
     "run": "Run the whole pipeline of a config file: probe, route, SFT, RL, evaluation, report.",
     "collect": "Write expert trajectories of an environment's tasks as a corpus.",
     "inspect": "Show trajectories with the tokens that training and the probe count as response.",
     "probe": "Measure where each trajectory's gradient falls in a frozen model.",
     "route": "Send each probed trajectory to SFT or to RL.",
-    "audit": "Show what a probe's split goes along with, and how stable it is.",
+    "audit": "Show what a probe's split correlates with, and how stable it is.",
     "sft": "Fine-tune a model on trajectories.",
-    "rl": "Train a model with GRPO on an environment's tasks.",
+    "rl": "Train a model with GRPO or GiGPO on an environment's tasks.",
     "evaluate": "Play an environment's tasks with a model, the expert or at random, and report success with intervals.",
     "report": "Render a run folder's results as tables and one HTML page.",
 }
@@ -33,12 +36,12 @@ def register(app: typer.Typer, arguments: Sequence[str]) -> None:
     chosen = next((a for a in arguments if not a.startswith("-")), None)
     for name, line in COMMANDS.items():
         command = importlib.import_module(f"gradprism.cli.{name}").command if name == chosen else _unused
-        app.command(name, help=line, context_settings=SETTINGS)(command)
+        app.command(name, cls=Command, help=command.__doc__ if name == chosen else line)(command)
     for name, line in GROUPS.items():
-        group = importlib.import_module(f"gradprism.cli.{name}").app if name == chosen else typer.Typer()
+        group = importlib.import_module(f"gradprism.cli.{name}").app if name == chosen else new_app()
         if name != chosen:
             group.callback()(_unused)
-        app.add_typer(group, name=name, help=line, context_settings=SETTINGS)
+        app.add_typer(group, name=name, help=line)
 
 
 def _unused() -> None:

@@ -4,7 +4,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperGroup
+
+from gradprism.cli.help import Command, Group, new_app
 
 Overrides = Annotated[list[str] | None, typer.Option("--set", help="Override a value: section.key=value. May be repeated.")]
 Config = Annotated[Path, typer.Argument(help="TOML file, for example configs/alfworld-mini.toml.")]
@@ -12,7 +13,7 @@ Groups = Annotated[list[str] | None, typer.Option("--group", help="Only arms of 
 Jobs = Annotated[int | None, typer.Option(min=1, help="Stages at once; default one a core.")]
 
 
-class _RunByDefault(TyperGroup):
+class _RunByDefault(Group):
     """`experiment CONFIG` is `experiment run CONFIG`."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
@@ -21,10 +22,10 @@ class _RunByDefault(TyperGroup):
         return super().parse_args(ctx, args)
 
 
-app = typer.Typer(cls=_RunByDefault, no_args_is_help=True)
+app = new_app(_RunByDefault)
 
 
-@app.command("run")
+@app.command("run", cls=Command)
 def run(
     config: Config,
     set_: Overrides = None,
@@ -54,7 +55,7 @@ def run(
     print((folder / "tables.md").read_text(encoding="utf-8"))
 
 
-@app.command("status")
+@app.command("status", cls=Command)
 def status(
     config: Config,
     set_: Overrides = None,
@@ -83,7 +84,7 @@ def status(
         print(f"time left: about {left / 60:.0f} min with {found['jobs']} jobs")
 
 
-@app.command("tables")
+@app.command("tables", cls=Command)
 def tables(
     folder: Annotated[Path, typer.Argument(help="Results folder, for example results/alfworld-mini.")],
     page: Annotated[

@@ -5,7 +5,9 @@ from typing import Annotated
 
 import typer
 
-app = typer.Typer(no_args_is_help=True)
+from gradprism.cli.help import Command, new_app
+
+app = new_app()
 
 
 @app.callback()
@@ -13,7 +15,7 @@ def group() -> None:
     """Route folders for other trainers."""
 
 
-@app.command("verl")
+@app.command("verl", cls=Command)
 def verl_command(
     route: Annotated[Path, typer.Argument(metavar="DIR", help="Route folder.")],
     out: Annotated[Path, typer.Option(help="Folder to write; must be new or empty.")],

@@ -1,51 +1,53 @@
-"""The `gradprism` command: parses, calls, prints. Every command imports what it needs inside its function."""
+"""The `gradprism` command: parses, calls the public functions of the package, prints."""
 
 import logging
 import os
 import sys
 import warnings
+from pathlib import Path
+from typing import Annotated
 
 import typer
 
-from gradprism import __version__
+import gradprism as gp
+from gradprism.cli import commands
+from gradprism.cli.help import new_app
 from gradprism.runtime.errors import GradprismError
 
-app = typer.Typer(
-    name="gradprism",
-    help="Decide, before training, which agent trajectories a language model learns by imitation (SFT) and which by RL.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-)
+app = new_app(help="Decide, before training, which agent trajectories a language model learns by imitation (SFT) and which by RL.")
+
+SETTINGS = {
+    # Threads that spin while they wait make an oversubscribed machine ten times slower; this must be set before torch is loaded.
+    "OMP_WAIT_POLICY": "PASSIVE",
+    # When one process of several has failed, torch tells of each connection to it at length; our own line says what went wrong.
+    "TORCH_CPP_LOG_LEVEL": "ERROR",
+    # Hugging Face libraries log and draw bars of their own; ours say what a person needs.
+    "TOKENIZERS_PARALLELISM": "false",
+    "TRANSFORMERS_VERBOSITY": "error",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+}
 
 
 def _print_version(value: bool) -> None:
     if value:
-        typer.echo(f"gradprism {__version__}")
+        typer.echo(f"gradprism {gp.__version__}")
         raise typer.Exit()
 
 
 @app.callback()
 def root(
-    version: bool = typer.Option(False, "--version", callback=_print_version, is_eager=True, help="Print the version."),
+    version: Annotated[bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")] = False,
 ) -> None:
     """Options that come before the command."""
 
 
 def main() -> None:
     """Entry point: deliberate errors become one line on stderr and exit code 2."""
-    # Threads that spin while they wait make an oversubscribed machine ten times slower; this must be set before torch is loaded.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    # When one process of several has failed, torch tells of each connection to it at length; our own line says what went wrong.
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-    # Hugging Face libraries log and draw bars of their own; ours say what a person needs.
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    for key, value in SETTINGS.items():
+        os.environ.setdefault(key, value)
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # peft loads it; it tells of kernels that only 4-bit inference uses
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")  # between TRL and transformers, not ours
-    from gradprism.cli import commands
-
+    sys.path.append(str(Path.cwd()))  # where a person's own environments, metrics and formats are looked for last
     try:
         commands.register(app, sys.argv[1:])
         app()

@@ -4,21 +4,45 @@ import inspect
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, get_origin
+from typing import Annotated, Any, Literal, get_origin
 
 import typer
 from pydantic import BaseModel, ValidationError
 
+from gradprism.package_data import resolve_shipped
 from gradprism.runtime.errors import ConfigError
 
+Model = Annotated[
+    str, typer.Option(help="Folder or hub id of the model, or shipped:alfworld-tiny, shipped:webshop-tiny.", parser=resolve_shipped)
+]
+Data = Annotated[
+    list[str],
+    typer.Option(help="Trajectories: JSONL, JSON or Parquet, plain or .gz, .xz, .zst; one or more files.", parser=resolve_shipped),
+]
+MoreData = Annotated[list[str] | None, typer.Argument(metavar="[FILE]...", help="Further files, as in `--data A B C`.")]
+Format = Annotated[
+    str | None, typer.Option("--format", help="Format of the data: messages, eto, sharegpt or agenttraj; default recognised.")
+]
+ContextLength = Annotated[
+    int | None, typer.Option(min=2, help="Tokens of a trajectory or an episode at most; default the model's own limit.")
+]
+ChatTemplate = Annotated[Path | None, typer.Option(help="Template file with generation markers, for models that have none.")]
+Dtype = Annotated[str, typer.Option(help="Type of the weights: float32, bfloat16, float16, float64 or auto.")]
+Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+OnExisting = Annotated[Literal["resume", "replace", "fail"], typer.Option(help="What to do with a folder in use.")]
+OnExistingOutput = Annotated[Literal["replace", "fail"], typer.Option("--on-existing", help="What to do with a folder in use.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON, and no progress.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what would be done and what it would take; write nothing.")]
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a value: section.key=value; may be repeated.")
+]
+
+Env = Annotated[str, typer.Option(help="Environment: alfworld, webshop, or your own as package.module:Class.")]
 DataDir = Annotated[Path | None, typer.Option(help="Folder of the environment's official data, where it is to be played on that.")]
 EnvOptions = Annotated[
     list[str] | None, typer.Option("--env-option", metavar="KEY=VALUE", help="An environment's own option; may be repeated.")
 ]
-DryRun = Annotated[
-    bool,
-    typer.Option("--dry-run", help="Print parameters, memory, tokens, steps and hours, and where each comes from; write nothing."),
-]
+Workers = Annotated[int | None, typer.Option(min=1, help="Environment processes; default one per core.")]
 Devices = Annotated[
     int | None,
     typer.Option(
@@ -32,12 +56,12 @@ DeviceTflops = Annotated[
 
 # What routes and audits are made of; a test keeps the names in step with `routing.policies` and `concentration`.
 ProbeFolder = Annotated[Path, typer.Argument(metavar="DIR", help="Probe folder.")]
-Metric = Annotated[str, typer.Option(help="Concentration of the norms: gini, cv or kurtosis.")]
+Metric = Annotated[str, typer.Option(help="Concentration of the norms: gini, cv, kurtosis, or a registered metric.")]
 Policy = Annotated[
     str,
     typer.Option(
         help="What goes to RL: concentration (high metrics), inverse, soft (by chance, in proportion to rank), random, magnitude, loss, "
-        "length, uncertainty or pass_rate (with --pass-rates)."
+        "length, uncertainty, pass_rate (with --pass-rates), or a registered policy."
     ),
 ]
 Normalise = Annotated[str, typer.Option(help="Norms as they are (none), per_parameter or per_weight_norm.")]
@@ -45,6 +69,7 @@ PassRates = Annotated[
     Path | None,
     typer.Option(metavar="FILE", help="episodes.jsonl of a `gradprism evaluate` of the base model on the corpus's tasks."),
 ]
+Seed = Annotated[int, typer.Option(min=0, help="Seed of what is drawn by chance: routes, and the audit's bootstrap.")]
 
 
 def with_config(

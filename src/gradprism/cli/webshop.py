@@ -5,9 +5,10 @@ from typing import Annotated
 
 import typer
 
+from gradprism.cli.help import Command, new_app
 from gradprism.cli.options import DataDir, EnvOptions
 
-app = typer.Typer(no_args_is_help=True)
+app = new_app()
 
 
 @app.callback()
@@ -15,7 +16,7 @@ def group() -> None:
     """What only WebShop needs."""
 
 
-@app.command("serve")
+@app.command("serve", cls=Command)
 def serve_command(
     data_dir: DataDir = None,
     env_option: EnvOptions = None,
@@ -40,7 +41,7 @@ def serve_command(
         server.server_close()
 
 
-@app.command("generate")
+@app.command("generate", cls=Command)
 def generate_command(
     out: Annotated[Path, typer.Option(help="Folder for items_shuffle.json and items_ins_v2.json.")],
     products: Annotated[int, typer.Option(min=1, help="Number of products.")] = 1000,

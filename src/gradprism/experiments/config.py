@@ -9,6 +9,7 @@ from typing import Any, Literal, Self, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from gradprism.evaluation.config import EvaluationConfig
+from gradprism.package_data import resolve_shipped
 from gradprism.runtime.errors import ConfigError, MissingFileError
 from gradprism.training.rl_config import RlConfig
 from gradprism.training.sft import SftConfig
@@ -149,7 +150,7 @@ def load_config(path: Path, overrides: Sequence[str] = (), kind: type[_Config] =
         raise MissingFileError(f"{path}: no such file") from None
     except (IsADirectoryError, UnicodeDecodeError, ValueError) as error:
         raise ConfigError(f"{path}: not a TOML file ({error})") from None
-    return build_config(apply_overrides(values, overrides), base=Path(path).parent, source=str(path), kind=kind)
+    return build_config(apply_overrides(values, overrides), base=Path(path).resolve().parent, source=str(path), kind=kind)
 
 
 def build_config(values: dict[str, Any], base: Path, source: str, kind: type[_Config] = RunConfig) -> _Config:
@@ -181,6 +182,7 @@ def build_config(values: dict[str, Any], base: Path, source: str, kind: type[_Co
 
 def _resolve(name: str, base: Path) -> str:
     """`name` below `base` where that exists, else unchanged (a hub id, or a path that the reader will call missing)."""
+    name = resolve_shipped(name)
     below = base / name
     return str(below.resolve()) if below.exists() else name
 

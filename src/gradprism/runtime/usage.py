@@ -7,7 +7,7 @@ from typing import Any, Self
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """What was used; `+` adds two accounts of work that was done one after the other.
+    """Account of what was used; `+` adds two accounts of work that was done one after the other.
 
     `tokens_forward` were read by a forward pass, `tokens_backward` also by a backward pass, `tokens_generated` were sampled (and are in
     `tokens_forward` too, but an answer's last). Seconds are this machine's: `wall_seconds` of the clock, `cpu_seconds` of all its cores.
