@@ -9,27 +9,70 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from gradprism.concentration import register_metric
+    from gradprism.environments.demonstrations import collect
+    from gradprism.environments.protocol import Environment, Info, Step, Task
+    from gradprism.environments.registry import make_environment, register_environment
+    from gradprism.evaluation.config import EvaluationConfig
+    from gradprism.exporting.registry import export, register_exporter
     from gradprism.package_data import shipped, write_template
+    from gradprism.probing.api import probe
+    from gradprism.probing.result import Probe
     from gradprism.runtime.errors import GradprismError
     from gradprism.runtime.usage import Usage
+    from gradprism.training.rl_config import RlConfig
     from gradprism.training.summary import TrainingSummary
+    from gradprism.trajectories.corpus import Corpus, load_corpus
+    from gradprism.trajectories.formats import register_format
+    from gradprism.trajectories.record import Message, Trajectory
 
 __version__ = "0.1.0"
 __all__ = [
+    "Corpus",
+    "Environment",
+    "EvaluationConfig",
     "GradprismError",
+    "Info",
+    "Message",
+    "Probe",
+    "RlConfig",
+    "Step",
+    "Task",
     "TrainingSummary",
+    "Trajectory",
     "Usage",
+    "collect",
+    "export",
+    "load_corpus",
+    "make_environment",
+    "probe",
+    "register_environment",
+    "register_exporter",
+    "register_format",
+    "register_metric",
     "shipped",
     "write_template",
 ]
 
 _ROOMS = {
-    "runtime.errors": ("GradprismError",),
-    "runtime.usage": ("Usage",),
-    "package_data": ("shipped", "write_template"),
-    "training.summary": ("TrainingSummary",),
+    "concentration": "register_metric",
+    "environments.demonstrations": "collect",
+    "environments.protocol": "Environment Info Step Task",
+    "environments.registry": "make_environment register_environment",
+    "evaluation.config": "EvaluationConfig",
+    "exporting.registry": "export register_exporter",
+    "package_data": "shipped write_template",
+    "probing.api": "probe",
+    "probing.result": "Probe",
+    "runtime.errors": "GradprismError",
+    "runtime.usage": "Usage",
+    "training.rl_config": "RlConfig",
+    "training.summary": "TrainingSummary",
+    "trajectories.corpus": "Corpus load_corpus",
+    "trajectories.formats": "register_format",
+    "trajectories.record": "Message Trajectory",
 }
-_ROOM_OF = {name: room for room, names in _ROOMS.items() for name in names}
+_ROOM_OF = {name: room for room, names in _ROOMS.items() for name in names.split()}
 
 
 def __getattr__(name: str) -> Any:

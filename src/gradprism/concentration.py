@@ -15,6 +15,7 @@ from gradprism.runtime.registry import Registry
 
 Metric = Callable[[NDArray[Any]], NDArray[np.float64]]
 METRICS: Registry[Metric] = Registry("metric")
+register_metric = METRICS.register
 
 
 class UndefinedError(DataError):
