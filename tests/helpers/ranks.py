@@ -32,7 +32,7 @@ def environment(**more: str) -> dict[str, str]:
     """Variables for a process of a test: quiet, on one thread, and with the tests' helpers to import."""
     quiet = {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "TOKENIZERS_PARALLELISM": "false"}
     quiet |= {"TORCH_CPP_LOG_LEVEL": "ERROR"}  # as main sets it, but before torch is loaded for all
-    return {**os.environ, "PYTHONPATH": str(TESTS), "OMP_NUM_THREADS": "1", **quiet, **more}
+    return {**os.environ, "PYTHONPATH": f"{TESTS.parent / 'src'}:{TESTS}", "OMP_NUM_THREADS": "1", **quiet, **more}
 
 
 class RankRun:
