@@ -23,7 +23,7 @@ from gradprism.cli.main import main
 from gradprism.probing import run
 from gradprism.probing.executors import anywhere, estimate, launched  # noqa: F401
 from gradprism.probing.prober import Prober, ProbeResult
-from gradprism.training.sft_trainer import SftTrainer
+from gradprism.training.loop import Loop
 
 TESTS = Path(__file__).parents[1]
 
@@ -32,7 +32,7 @@ def environment(**more: str) -> dict[str, str]:
     """Variables for a process of a test: quiet, on one thread, and with the tests' helpers to import."""
     quiet = {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "TOKENIZERS_PARALLELISM": "false"}
     quiet |= {"TORCH_CPP_LOG_LEVEL": "ERROR"}  # as main sets it, but before torch is loaded for all
-    return {**os.environ, "PYTHONPATH": f"{TESTS.parent / 'src'}:{TESTS}", "OMP_NUM_THREADS": "1", **quiet, **more}
+    return {**os.environ, "PYTHONPATH": f"{TESTS}{os.pathsep}{TESTS.parent / 'src'}", "OMP_NUM_THREADS": "1", **quiet, **more}
 
 
 class RankRun:
@@ -102,18 +102,18 @@ def slow_down(pause: float) -> None:
     """Makes each batch take `pause` seconds longer and shards small; nothing for 0."""
     if not pause:
         return
-    probe_batch, train_batch = Prober.probe, SftTrainer.training_step
+    probe_batch, train_batch = Prober.probe, Loop.update
 
     def slow(self: Prober, trajectories: Sequence) -> ProbeResult:
         time.sleep(pause)
         return probe_batch(self, trajectories)
 
-    def slow_training(self: SftTrainer, *args: object, **kwargs: object) -> object:
+    def slow_training(self: Loop, loss: float, tokens: int, response_tokens: int) -> dict[str, float]:
         time.sleep(pause)
-        return train_batch(self, *args, **kwargs)
+        return train_batch(self, loss, tokens, response_tokens)
 
     Prober.probe = slow  # pyright: ignore[reportAttributeAccessIssue]
-    SftTrainer.training_step = slow_training  # pyright: ignore[reportAttributeAccessIssue]
+    Loop.update = slow_training
     run.SHARD_ROWS = 4
 
 

@@ -7,7 +7,8 @@ import typer
 
 from gradprism.cli.config_file import with_config_file
 from gradprism.cli.options import Devices, DeviceTflops, DryRun, with_config
-from gradprism.training.sft import SftConfig
+from gradprism.runtime.folders import OnExisting
+from gradprism.training.sft_config import SftConfig
 
 
 @with_config_file("sft")
@@ -29,7 +30,7 @@ def command(
         typer.Option(help="How attention is computed: sdpa, eager, flash_attention_2, …; default the model's own choice."),
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-    on_existing: Annotated[str, typer.Option(help="A folder in use: resume, replace or fail.")] = "resume",
+    on_existing: Annotated[OnExisting, typer.Option(help="A folder in use: resume, replace or fail.")] = "resume",
     dry_run: DryRun = False,
     devices: Devices = None,
     device_tflops: DeviceTflops = None,
@@ -40,20 +41,21 @@ def command(
     Kill it, and the same command goes on. Several devices: torchrun or accelerate launch, with accelerate's configuration (DDP, FSDP).
     """
     from gradprism.cli.options import print_json
-    from gradprism.models import check_context_length, check_trainable, load_model
+    from gradprism.models import check_trainable, load_model
     from gradprism.runtime import progress
-    from gradprism.training.checkpoints import check_training_folder
+    from gradprism.training.folder import TRAINING
     from gradprism.training.processes import training_processes
+    from gradprism.training.settings import check_trackers
     from gradprism.training.sft import train_sft
-    from gradprism.training.tracking import check_trackers
     from gradprism.trajectories.readers import read_trajectories
-    from gradprism.trajectories.rendering import Renderer, load_tokenizer
+    from gradprism.trajectories.rendering import load_tokenizer
 
     progress.set_quiet(as_json)
     if dry_run:
         from gradprism.cli.options import print_figures
-        from gradprism.models import load_config
+        from gradprism.models import check_context_length, load_config
         from gradprism.training.estimate import estimate_sft, hardware
+        from gradprism.trajectories.rendering import Renderer
 
         machine = hardware(devices, device_tflops, device)
         trajectories = read_trajectories(data, format_)
@@ -66,28 +68,27 @@ def command(
     with training_processes(device) as ranks:
         is_first = ranks is None or ranks.is_first
         if is_first:
-            check_training_folder(out, on_existing)
+            TRAINING.check(out, on_existing)
         check_trackers(config)
         trajectories = read_trajectories(data, format_)
         held_out = read_trajectories(eval_data, format_) if eval_data else []
         check_trainable(model)
-        tokenizer = load_tokenizer(model, chat_template)
-        loaded = load_model(model, dtype, "cpu", attention=attention)  # the trainer places it
         summary = train_sft(
-            loaded,
-            Renderer(tokenizer, check_context_length(loaded, context_length)),
+            load_model(model, dtype, "cpu", attention=attention),  # the trainer places it
+            load_tokenizer(model, chat_template),
             trajectories,
             config,
-            out,
+            out=out,
             held_out=held_out,
+            context_length=context_length,
             device=device,
-            on_existing=on_existing,  # pyright: ignore[reportArgumentType] # checked there
+            on_existing=on_existing,
         )
     if as_json and is_first:
-        print_json(summary)
+        print_json(summary.to_json())
     elif is_first:
-        held = ""
-        if summary["held_out"]:
-            held = f", held out {summary['first_held_out_loss']:.4f} → {summary['last_held_out_loss']:.4f}"
-        done = "had finished already: " if summary["reused"] else ""
-        print(f"{out}: {done}loss {summary['first_loss']:.4f} → {summary['last_loss']:.4f}{held} in {summary['steps']} steps")
+        losses, held = summary.values("loss"), ""
+        if summary.evaluations:
+            held = f", held out {summary.evaluations[0]['eval_loss']:.4f} → {summary.evaluations[-1]['eval_loss']:.4f}"
+        done = "had finished already: " if summary.reused else ""
+        print(f"{out}: {done}loss {losses[0]:.4f} → {losses[-1]:.4f}{held} in {summary.steps} steps")

@@ -12,7 +12,7 @@ from gradprism.evaluation.config import EvaluationConfig
 from gradprism.package_data import resolve_shipped
 from gradprism.runtime.errors import ConfigError, MissingFileError
 from gradprism.training.rl_config import RlConfig
-from gradprism.training.sft import SftConfig
+from gradprism.training.sft_config import SftConfig
 
 
 class Section(BaseModel):
@@ -192,7 +192,7 @@ def apply_overrides(values: dict[str, Any], overrides: Sequence[str]) -> dict[st
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals or not key:
-            raise ConfigError(f"--set {override!r}: expected key=value, for example rl.rounds=20")
+            raise ConfigError(f"--set {override!r}: expected key=value, for example rl.steps=20")
         try:
             value = tomllib.loads(f"value = {text}")["value"]
         except tomllib.TOMLDecodeError:

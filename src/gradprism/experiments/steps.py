@@ -91,17 +91,24 @@ def probe(config: RunConfig, folder: Path, inputs: Inputs) -> dict[str, Any]:
 def pass_rates(config: RunConfig, folder: Path, inputs: Inputs) -> dict[str, Any]:
     """Plays every task of the corpus as RL's rollouts would, and writes who succeeded, one line an episode."""
     from gradprism.environments.pool import SessionPool
-    from gradprism.rollouts.player import Player
+    from gradprism.evaluation.agents import ModelAgent
+    from gradprism.evaluation.config import EvaluationConfig
     from gradprism.runtime.progress import Progress
 
     environment, rollouts, rl = playable(config), config.pass_rate.rollouts, config.rl
-    rl = rl.model_copy(update={"context_length": rl.context_length or config.model.context_length})
     tasks = rl_tasks(config, environment, inputs)
     model, renderer = load(config, inputs)
+    play = EvaluationConfig(
+        max_steps=rl.max_steps,
+        max_action_tokens=rl.max_action_tokens,
+        temperature=rl.temperature,
+        in_flight=rl.in_flight,
+        prompt=rl.prompt,
+    )
     repeated = [task for task in tasks for _ in range(rollouts)]
     with SessionPool(environment, config.environment.workers) as pool, Progress("pass rates", len(repeated)) as progress:
-        player = Player(model, renderer, pool, rl)
-        episodes, statistics = player.play(repeated, config.seed, lambda _: progress.advance(1)), player.costs
+        agent = ModelAgent(model, renderer, config.model.context_length)
+        episodes, statistics = agent.play(environment, pool, repeated, play, config.seed, lambda _: progress.advance(1))
     with atomic_write(folder / PASS_RATES) as file:
         file.writelines(json.dumps({"id": e.task.id, "success": e.success}) + "\n" for e in episodes)
     won = sum(e.success for e in episodes)
@@ -144,7 +151,7 @@ def route(config: RunConfig, folder: Path, inputs: Inputs) -> dict[str, Any]:
 
 def sft(config: RunConfig, folder: Path, inputs: Inputs) -> dict[str, Any]:
     """Trains on the SFT set of the route, or on the whole corpus. Where nothing is routed to SFT, the model is passed on as it is."""
-    from gradprism.training.checkpoints import save_checkpoint
+    from gradprism.training.folder import save_model
     from gradprism.training.sft import train_sft
     from gradprism.trajectories.readers import read_trajectories
 
@@ -155,11 +162,31 @@ def sft(config: RunConfig, folder: Path, inputs: Inputs) -> dict[str, Any]:
         trajectories = read_trajectories([file]) if file.stat().st_size else []  # a refresh may move nothing
     model, renderer = load(config, inputs, "cpu")  # the trainer places it
     if not trajectories:
-        save_checkpoint(model, renderer.tokenizer, folder)
+        save_model(model, renderer.tokenizer, folder)
         return {"trajectories": 0, "history": [], "headline": "nothing to learn, the model is the same"}
-    summary = train_sft(model, renderer, trajectories, config.sft, folder, device=config.model.device)
-    first, last = (sum(row["loss"] for row in part) / len(part) for part in _ends(summary["history"]))
-    return {**summary, "headline": f"loss {first:.3f} → {last:.3f} on {len(trajectories)} trajectories"}
+    summary = train_sft(
+        model,
+        renderer.tokenizer,
+        trajectories,
+        config.sft,
+        out=folder,
+        context_length=config.model.context_length,
+        device=config.model.device,
+    )
+    first, last = (sum(row["loss"] for row in part) / len(part) for part in _ends([dict(row) for row in summary.history]))
+    return {
+        "trajectories": summary.examples,
+        "steps": summary.steps,
+        "parameters_trained": summary.parameters_trained,
+        "resumed_at": summary.resumed_at,
+        "tokens_forward": summary.usage.tokens_forward,
+        "tokens_backward": summary.usage.tokens_backward,
+        "earlier_cost": {"wall_seconds": summary.earlier.wall_seconds, "cpu_seconds": summary.earlier.cpu_seconds},
+        **summary.counts,
+        "history": [dict(row) for row in summary.history],
+        "reused": summary.reused,
+        "headline": f"loss {first:.3f} → {last:.3f} on {len(trajectories)} trajectories",
+    }
 
 
 def refresh(config: RunConfig, folder: Path, inputs: Inputs) -> dict[str, Any]:
@@ -194,7 +221,7 @@ def rl_tasks(config: RunConfig, environment: Environment, inputs: Inputs) -> lis
 
 
 def rl_in_proportion(config: RunConfig, folder: Path, inputs: Inputs) -> dict[str, Any]:
-    """`rl` with a share of `rl.rounds`, for an arm whose number of tasks was not known when those were set.
+    """`rl` with a share of `rl.steps`, for an arm whose number of tasks was not known when those were set.
 
     They were set for the route's tasks, of which a refresh may leave fewer, or for the whole corpus, of which a threshold takes what is
     above it.
@@ -202,8 +229,8 @@ def rl_in_proportion(config: RunConfig, folder: Path, inputs: Inputs) -> dict[st
     environment = playable(config)
     unknown = ("tasks", "route") if config.route.threshold is not None else ("tasks",)
     planned = rl_tasks(config, environment, {role: path for role, path in inputs.items() if role not in unknown})
-    rounds = max(1, round(config.rl.rounds * len(rl_tasks(config, environment, inputs)) / len(planned)))
-    return rl(config.model_copy(update={"rl": config.rl.model_copy(update={"rounds": rounds})}), folder, inputs)
+    steps = max(1, round(config.rl.steps * len(rl_tasks(config, environment, inputs)) / len(planned)))
+    return rl(config.model_copy(update={"rl": config.rl.model_copy(update={"steps": steps})}), folder, inputs)
 
 
 def rl(config: RunConfig, folder: Path, inputs: Inputs) -> dict[str, Any]:
@@ -228,28 +255,18 @@ def rl(config: RunConfig, folder: Path, inputs: Inputs) -> dict[str, Any]:
             config.model.context_length,
             config.probe.batch_tokens,
         )
-    trained = train_rl(
+    summary = train_rl(
         model,
-        renderer.tokenizer,
+        renderer,
         environment,
         tasks,
-        config.rl.model_copy(update={"context_length": config.rl.context_length or config.model.context_length}),
-        out=folder,
+        config.rl,
+        folder,
+        context_length=config.model.context_length,
         workers=config.environment.workers,
         device=config.model.device,
         refresh=refresh,
     )
-    summary: dict[str, Any] = {
-        **trained.counts,
-        **{name: value for name, value in trained.usage.to_json().items() if not name.endswith("_seconds")},
-        "optimizer_steps": trained.steps,
-        "tasks": trained.examples,
-        "evaluation": list(trained.evaluations),
-        "evaluation_seconds": trained.evaluation_seconds,
-        "history": list(trained.history),
-        "earlier_cost": {name: getattr(trained.earlier, name) for name in ("wall_seconds", "cpu_seconds")},
-        "reused": trained.reused,
-    }
     for path in sorted((folder / "refreshes").glob(f"*/{CHANGES}")):  # what was probed on the way
         changes = read_json(path)
         for name in ("tokens_forward", "tokens_backward"):
@@ -270,14 +287,14 @@ def evaluate(config: RunConfig, folder: Path, inputs: Inputs) -> dict[str, Any]:
     """Plays the evaluation's tasks with the checkpoint, or the base, into `evaluation/`."""
     from gradprism.evaluation.agents import ModelAgent
     from gradprism.evaluation.run import evaluate
+    from gradprism.evaluation.summary import headline
 
     model, renderer = load(config, inputs)
-    length = config.evaluation.context_length or config.model.context_length
-    evaluation = evaluate(
-        ModelAgent(model, renderer.tokenizer),
+    summary = evaluate(
+        ModelAgent(model, renderer, config.model.context_length),
         playable(config),
-        config.evaluation.model_copy(update={"context_length": length}),
-        out=folder / "evaluation",
+        config.evaluation,
+        folder / "evaluation",
         workers=config.environment.workers,
     )
-    return {**evaluation.to_json(), **evaluation.usage.to_json(), "headline": evaluation.headline}
+    return {**summary, "headline": headline(summary["rows"])}

@@ -1,6 +1,7 @@
-"""What probing a folder has cost so far, over all attempts: `attempts.jsonl`, a running account that a kill cannot take back.
+"""What a folder's result has cost so far, over all attempts: `attempts.jsonl`, a running account that a kill cannot take back.
 
-Each process of an attempt adds a line whenever it writes a shard, with what it has used since it began; its last line counts.
+Each process of an attempt adds a line whenever it writes a shard or a checkpoint, with what it has used since it began; its last line
+counts.
 """
 
 import json
@@ -11,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from gradprism.runtime.files import append_jsonl
+from gradprism.runtime.usage import Usage
 
 _SUMS = ("rows", "tokens", "cpu_seconds")
 
 
 class Attempt:
-    """One process's account in a probe folder; `name` is shared by the processes of one run."""
+    """One process's account in a folder; `name` is shared by the processes of one run."""
 
     def __init__(self, folder: Path, name: str | None = None, process: int = 0) -> None:
         self._path = Path(folder) / "attempts.jsonl"
@@ -29,13 +31,20 @@ class Attempt:
         """Says that rows of so many tokens have been written."""
         self.rows += rows
         self.tokens += tokens
+        self._append({"rows": self.rows, "tokens": self.tokens})
+
+    def record(self, used: Usage) -> None:
+        """Says what has been used since the attempt began; its seconds are measured here."""
+        counts = {name: value for name, value in used.to_json().items() if not name.endswith("_seconds")}
+        self._append({"rows": 0, "tokens": used.tokens_forward, **counts})
+
+    def _append(self, counts: dict[str, float]) -> None:
         append_jsonl(
             self._path,
             {
                 "attempt": self.name,
                 "process": self.process,
-                "rows": self.rows,
-                "tokens": self.tokens,
+                **counts,
                 "wall_seconds": round(time.perf_counter() - self._wall, 3),
                 "cpu_seconds": round(time.process_time() - self._cpu, 3),
             },
@@ -58,6 +67,12 @@ def total_cost(folder: Path, without: str | None = None) -> dict[str, Any]:
     return {"attempts": len(walls), **sums, "wall_seconds": sum(walls.values())}
 
 
+def total_usage(folder: Path, without: str | None = None) -> Usage:
+    """What was `record`ed of the attempts in a folder but the one called `without`."""
+    last = {line["attempt"]: line for line in _lines(Path(folder) / "attempts.jsonl") if line["attempt"] != without}
+    return sum((Usage.from_json(line) for line in last.values()), Usage())
+
+
 def _lines(path: Path) -> Iterator[dict[str, Any]]:
     if not path.is_file():
         return
@@ -65,6 +80,7 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
         for text in file:
             try:
                 line = json.loads(text)
-                yield {key: line[key] for key in ("attempt", "process", *_SUMS, "wall_seconds")}
-            except (ValueError, KeyError, TypeError):  # torn by a kill
+                if all(key in line for key in ("attempt", "process", *_SUMS, "wall_seconds")):
+                    yield line
+            except (ValueError, TypeError):  # torn by a kill
                 continue

@@ -1,49 +1,31 @@
 """LoRA: adapters of low rank that are trained in place of the weights, and merged into them at the end."""
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from peft import LoraConfig, get_peft_model
+from torch import Tensor
 
 from gradprism.runtime.errors import ConfigError
-
-ALL_LINEAR = "all-linear"
-
-
-class LoraSettings(BaseModel):
-    """Settings of LoRA, the same for every stage that trains; without a rank all weights are trained."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-    lora_rank: int | None = Field(default=None, ge=1, description="Train LoRA adapters of this rank; default: all weights.")
-    lora_alpha: float | None = Field(default=None, gt=0, description="Adapters count alpha / rank times; default twice the rank.")
-    lora_dropout: float = Field(default=0.0, ge=0, lt=1, description="Share of an adapter's inputs that is dropped in training.")
-    lora_targets: tuple[str, ...] = Field(
-        default=(ALL_LINEAR,),
-        min_length=1,
-        description="Modules that get adapters, by the end of their names; all-linear: every linear layer but the output head.",
-    )
-
-    @model_validator(mode="after")
-    def _rank_is_given(self) -> Self:
-        fields = {"lora_alpha", "lora_dropout", "lora_targets"}
-        for name in sorted(fields if self.lora_rank is None else ()):
-            if getattr(self, name) != LoraSettings.model_fields[name].default:
-                raise ValueError(f"{name} needs lora_rank")
-        return self
+from gradprism.training.settings import ALL_LINEAR, LoraSettings
 
 
-def peft_config(settings: LoraSettings, model: Any) -> Any:
-    """The `peft_config` of a TRL trainer for `model`, or None where all weights are trained.
+def add_adapters(model: Any, settings: LoraSettings) -> Any:
+    """`model` with fresh adapters inside, or as it is where all weights are trained. Raises as `peft_config` does."""
+    config = peft_config(settings, model)
+    return model if config is None else get_peft_model(model, config)
 
-    Raises `ConfigError` for targets that the model does not have, and for the output head: TRL computes log-probabilities from its
-    own weight and would leave the adapter out.
+
+def peft_config(settings: LoraSettings, model: Any) -> LoraConfig | None:
+    """The adapters' configuration for `model`, or None where all weights are trained.
+
+    Raises `ConfigError` for targets that the model does not have, and for the output head: log-probabilities are computed from its own
+    weight, which would leave the adapter out.
     """
     if settings.lora_rank is None:
         return None
-    from peft import LoraConfig
-
     targets: Any = ALL_LINEAR if settings.lora_targets == (ALL_LINEAR,) else list(settings.lora_targets)
     if targets != ALL_LINEAR:
         names = [name for name, module in model.named_modules() if hasattr(module, "weight") and module.weight.ndim == 2]
@@ -65,7 +47,7 @@ def peft_config(settings: LoraSettings, model: Any) -> Any:
     )
 
 
-def save_adapter(model: Any, state: dict[str, Any], folder: Path) -> None:
+def save_adapter(model: Any, state: Mapping[str, Tensor], folder: Path) -> None:
     """Writes the adapter of a PEFT model as peft does, from the weights in `state`."""
     config = model.peft_config["default"]
     base = config.base_model_name_or_path
@@ -75,7 +57,7 @@ def save_adapter(model: Any, state: dict[str, Any], folder: Path) -> None:
     (folder / "README.md").unlink(missing_ok=True)  # a form to fill in
 
 
-def merged_state(model: Any, state: dict[str, Any]) -> dict[str, Any]:
+def merged_state(model: Any, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The base model's weights with the adapter's added: W + alpha / rank · B A (LoRA, arXiv 2106.09685, equation 3).
 
     From a PEFT model's whole state dict, which may have come from many processes, and not from its modules, which then hold only a

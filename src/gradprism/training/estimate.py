@@ -4,7 +4,6 @@ Every figure says where it comes from. Counts are exact where the data decide th
 measured with one micro-batch where the model is a small one on this machine; nothing is written.
 """
 
-import math
 import os
 import time
 from collections.abc import Sequence
@@ -22,7 +21,8 @@ from gradprism.runtime.ranks import Ranks
 from gradprism.training.footprint import Footprint, footprint, training_memory
 from gradprism.training.rl_config import RlConfig
 from gradprism.training.sample_play import play_some
-from gradprism.training.sft import SftConfig, build_dataset, split_held_out
+from gradprism.training.sft_config import SftConfig
+from gradprism.training.sft_data import Plan, pack, split_held_out
 from gradprism.trajectories.record import Trajectory
 from gradprism.trajectories.rendering import Renderer
 
@@ -101,18 +101,9 @@ def estimate_sft(
     rendered = renderer.render_all(learnt)
     lengths = [len(r.input_ids) for r in rendered]
     packs = config.packing == "on" or (config.packing == "auto" and "flash" in (attention or ""))
-    rows = lengths
-    if packs:
-        from datasets import disable_progress_bars
-        from trl.data_utils import pack_dataset
-
-        disable_progress_bars()
-
-        packed = pack_dataset(build_dataset(rendered), renderer.context_length or max(lengths), "bfd")
-        rows = [len(ids) for ids in packed["input_ids"]]
-    batches = math.ceil(math.ceil(len(rows) / config.batch_size) / machine.devices)
-    an_epoch = max(1, math.ceil(batches / config.gradient_accumulation))
-    steps = config.max_steps or math.ceil(config.epochs * an_epoch)
+    rows = [sum(lengths[i] for i in row) for row in pack(lengths, renderer.context_length or max(lengths))] if packs else lengths
+    plan = Plan(len(rows), machine.devices, config)
+    steps, an_epoch = plan.steps, plan.steps_per_epoch
     epochs = steps / an_epoch if config.max_steps else config.epochs
     evaluations = (2 + steps // config.eval_steps if config.eval_steps else 2) if held else 0
     held_tokens = sum(len(renderer.render(t).input_ids) for t in held) * evaluations
@@ -156,17 +147,17 @@ def estimate_rl(
     workers: int | None = None,
 ) -> dict[str, Figure]:
     """Figures of `train_rl` with the same arguments. Tokens are those of a few sampled episodes."""
-    if config.tasks_per_round % machine.devices:
-        raise ConfigError(f"tasks_per_round {config.tasks_per_round}: must be a multiple of the {machine.devices} devices")
+    if config.groups % machine.devices:
+        raise ConfigError(f"groups {config.groups}: must be a multiple of the {machine.devices} devices")
     model = footprint(name, dtype, config, bf16=config.bf16, sharded=machine.sharded)
     with SessionPool(environment, workers) as pool:
         player = load_model(name, dtype, "cpu") if _is_timed(name, model, machine) else None
         sample = play_some(player, renderer, pool, tasks, config, context_length)
-    lora, round_ = config.lora_rank is not None, config.tasks_per_round * config.rollouts_per_task
-    episodes = config.rounds * round_
-    evaluated = (1 + config.rounds // config.evaluate_every) * config.evaluate_tasks if config.evaluate_every else 0
-    factor = model.train_factor(lora, config.activation_checkpointing) * config.epochs_per_round
-    extra = int(config.steps_per_round > 1 or config.vllm != "off") + int(config.kl > 0)
+    lora, round_ = config.lora_rank is not None, config.groups * config.rollouts
+    episodes = config.steps * round_
+    evaluated = (1 + config.steps // config.evaluate_every) * config.evaluate_tasks if config.evaluate_every else 0
+    factor = model.train_factor(lora, config.activation_checkpointing) * config.iterations
+    extra = int(config.optimizer_steps > 1 or config.vllm != "off") + int(config.kl > 0)
     update = (factor + extra) * model.forward_flops(sample.trained * episodes, sample.squares * episodes)
     play = model.forward_flops((sample.read + sample.generated) * (episodes + evaluated), 0)
     micro_batch = max(config.micro_batch_tokens, sample.longest)
@@ -194,7 +185,7 @@ def estimate_rl(
             f"together, {machine.bandwidth} TB/s) and {engines:.3g} s to play, measured here",
         )
     hours["hours"] = Figure(sum(figure.value for figure in hours.values()), "h", "updates and rollouts, one after the other")
-    counted = "as sampled" if not config.dynamic_sampling else "as sampled, before dynamic sampling"
+    counted = "as sampled" if not config.resample else "as sampled, before resampling"
     return {
         **_parameters(model, lora),
         **_memory(model, config, machine, micro_batch, context_length),
@@ -202,20 +193,14 @@ def estimate_rl(
         "episodes": Figure(
             episodes,
             "",
-            f"{config.rounds} rounds x {config.tasks_per_round} tasks x {config.rollouts_per_task} rollouts"
-            + (
-                f"; up to {config.dynamic_sampling_limit:g} times as many where groups are drawn again"
-                if config.dynamic_sampling
-                else ""
-            ),
+            f"{config.steps} steps x {config.groups} groups x {config.rollouts} rollouts"
+            + (f"; up to {config.resample_limit:g} times as many where groups are resampled" if config.resample else ""),
         ),
         "evaluation episodes": Figure(
             evaluated, "", f"{config.evaluate_tasks} every {config.evaluate_every} steps, and before them" if evaluated else "none"
         ),
         "optimizer steps": Figure(
-            config.rounds * config.steps_per_round,
-            "",
-            f"{config.rounds} x {config.updates_per_round} updates x {config.epochs_per_round} epochs",
+            config.steps * config.optimizer_steps, "", f"{config.steps} x {config.updates} updates x {config.iterations} iterations"
         ),
         "environment steps": Figure(round(sample.steps * episodes), "", f"{sample.steps:.1f} an episode, {sample.source}"),
         "generated tokens": Figure(round(sample.generated * episodes), "", f"{sample.generated:.0f} an episode, {counted}"),
@@ -260,7 +245,7 @@ def _memory(
         figures["vLLM"] = Figure(share, "GiB", f"vllm_memory {config.vllm_memory} x {machine.gib:.0f} GiB")
         total += share
     if isinstance(config, RlConfig) and config.vllm == "off":
-        slots = min(config.in_flight, config.tasks_per_round * config.rollouts_per_task // machine.devices)
+        slots = min(config.in_flight, config.groups * config.rollouts // machine.devices)
         cache = slots * context_length * model.key_value * model.element / GIB
         how = f"{slots} episodes x {context_length} tokens x {model.key_value} x {model.element} B at most; gone before the updates"
         figures["key/value cache"] = Figure(cache, "GiB", how)

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from gradprism.models import check_model_name
 from gradprism.models import load_config as load_model_config
 from gradprism.runtime.errors import ModelError
-from gradprism.training.adapters import LoraSettings, peft_config
+from gradprism.training.adapters import peft_config
+from gradprism.training.settings import LoraSettings
 
 # Tokens and vocabulary of one tile of TRL's fused output head (trl/kernels/chunked_logprob.py).
 _TILE = (4096, 32768)

@@ -1,14 +1,11 @@
 """What a training says of itself: the log's file, trackers, and tokens a second (`callbacks.py` writes it down)."""
 
-import importlib.util
 import json
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, ConfigDict, Field
-
-from gradprism.runtime.errors import MissingDependencyError
+from gradprism.training.settings import TrackingSettings, check_trackers  # noqa: F401 # until RL has a loop of its own
 
 if TYPE_CHECKING:
     from transformers import Trainer as _Trainer
@@ -16,32 +13,6 @@ else:
     _Trainer = object  # a mixin
 
 LOG = "log.jsonl"
-Tracker = Literal["tensorboard", "trackio", "wandb"]
-# Modules of which any one will do, as the trainer's own integrations have it.
-_MODULES: dict[str, tuple[str, ...]] = {
-    "tensorboard": ("tensorboard", "tensorboardX"),
-    "trackio": ("trackio",),
-    "wandb": ("wandb",),
-}
-
-
-class TrackingSettings(BaseModel):
-    """Settings of any stage that trains: where its numbers go besides `log.jsonl`."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-    track: tuple[Tracker, ...] = Field(
-        default=(), description="Also send the log to tensorboard (below the output folder), trackio or wandb."
-    )
-
-
-def check_trackers(settings: TrackingSettings) -> None:
-    """Raises `MissingDependencyError` for a tracker that is not installed."""
-    for tracker in settings.track:
-        # A folder of that name in the working directory, as wandb leaves one, has no origin.
-        specs = [importlib.util.find_spec(module) for module in _MODULES[tracker]]
-        if not any(spec and spec.origin for spec in specs):
-            raise MissingDependencyError(f"track: {tracker} is not installed; install it with: pip install {tracker}")
 
 
 def tracking_arguments(settings: TrackingSettings, out: Path) -> dict[str, Any]:

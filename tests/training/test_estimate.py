@@ -9,17 +9,23 @@ import torch
 from torch import nn
 
 from gradprism.environments.alfworld.environment import AlfworldEnvironment
+from gradprism.environments.pool import SessionPool
+from gradprism.environments.prompts import PromptTemplate
 from gradprism.models import load_model
 from gradprism.runtime.errors import ModelError
 from gradprism.runtime.files import write_jsonl
-from gradprism.training import estimate
-from gradprism.training.adapters import LoraSettings, peft_config
+from gradprism.training import estimate, sample_play
+from gradprism.training.adapters import add_adapters
 from gradprism.training.estimate import DEVICES, GIB, UTILISATION, estimate_rl, estimate_sft, hardware
 from gradprism.training.footprint import footprint, training_memory
+from gradprism.training.loop import Loop
 from gradprism.training.rl import train_rl
 from gradprism.training.rl_config import RlConfig
-from gradprism.training.sft import SftConfig, build_dataset, build_trainer, train_sft
+from gradprism.training.settings import LoraSettings
+from gradprism.training.sft import train_sft
+from gradprism.training.sft_config import SftConfig
 from gradprism.trajectories.readers import write_messages_jsonl
+from gradprism.trajectories.record import Message, Trajectory
 from gradprism.trajectories.rendering import Renderer, load_tokenizer
 from helpers.cli import assert_refused
 from helpers.families import FAMILIES, family_model
@@ -56,10 +62,8 @@ def test_parameters_are_those_of_the_loaded_model(shared, name):
     tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
     assert counted.linear == matrices + tied * model.get_input_embeddings().weight.numel()
 
-    from peft import get_peft_model
-
     settings = LoraSettings(lora_rank=3)
-    adapted = get_peft_model(model, peft_config(settings, model))
+    adapted = add_adapters(model, settings)
     counted = footprint(str(shared / name), "bfloat16", settings, bf16=True)
     assert counted.trained == sum(p.numel() for p in adapted.parameters() if p.requires_grad)
     assert counted.trained_element == 4 and counted.element == 2
@@ -125,30 +129,29 @@ def test_activations_are_what_a_forward_pass_saves(shared, name, tokens):
 
 
 @pytest.mark.parametrize("options", [{}, {"lora_rank": 2}])
-def test_weights_gradients_and_optimizer_are_the_tensors_that_training_holds(shared, tmp_path, options):
-    name, config = str(shared / "llama"), SftConfig(max_steps=1, batch_size=2, save_steps=0, **options)
-    model, tokenizer = load_model(name), load_tokenizer(name)
-    renderer = Renderer(tokenizer, 512)
-    rendered = renderer.render_all(sample_trajectories(4))
-    trainer = build_trainer(model, renderer, build_dataset(rendered), config, tmp_path, device="cpu")
-    gradients, clip = [], trainer.accelerator.clip_grad_norm_
-
-    def watch(*args, **kwargs):
-        gradients.extend(p.grad for p in trainer.model.parameters() if p.grad is not None)
-        return clip(*args, **kwargs)
-
-    trainer.accelerator.clip_grad_norm_ = watch
-    trainer.train()
+def test_weights_gradients_and_optimizer_are_the_tensors_that_training_holds(shared, tmp_path, monkeypatch, options):
+    name, config, held = str(shared / "llama"), SftConfig(max_steps=1, batch_size=2, save_steps=0, **options), {}
 
     def size(tensors):
         return sum(t.numel() * t.element_size() for t in tensors)
 
-    states = [value for state in trainer.optimizer.state.values() for value in state.values()]
+    update, save_model = Loop.update, Loop.save_model
+
+    def watch(self, *shares):
+        held["gradients"] = size(p.grad for p in self.model.parameters() if p.grad is not None)
+        return update(self, *shares)
+
+    def watch_end(self, tokenizer):
+        held["weights"] = size(self.model.parameters())
+        held["optimizer"] = size(value for state in self.optimizer.state.values() for value in state.values())
+        save_model(self, tokenizer)
+
+    monkeypatch.setattr(Loop, "update", watch)
+    monkeypatch.setattr(Loop, "save_model", watch_end)
+    train_sft(load_model(name), load_tokenizer(name), sample_trajectories(4), config, out=tmp_path / "out", device="cpu")
     counted = footprint(name, "float32", config, bf16=False)
     memory = training_memory(counted, devices=1, sharded=False, bf16=False, lora=bool(options), reference=False)
-    assert memory["weights"][0] == size(trainer.model.parameters())
-    assert memory["gradients"][0] == size(gradients)
-    assert memory["optimizer"][0] == size(states)
+    assert {key: memory[key][0] for key in held} == held
 
 
 @pytest.mark.parametrize(
@@ -164,12 +167,14 @@ def test_tokens_and_steps_are_those_of_sft(shared, tmp_path, options):
     name, config = str(shared / "qwen3"), SftConfig.model_validate(options)
     renderer, trajectories = Renderer(load_tokenizer(name), 256), sample_trajectories(21)
     told = estimate_sft(name, "float32", renderer, trajectories, [], config, machine(tflops=1.0))
-    done = train_sft(load_model(name), renderer, trajectories, config, tmp_path / "out", device="cpu")
-    assert told["optimizer steps"].value == done["steps"]
-    assert told["tokens"].value == done["tokens_backward"]
-    assert told["trajectories"].value == done["trajectories"]
-    assert told["trained parameters"].value == done["parameters_trained"]
-    assert told["rows"].value == (done["packed_rows"] or done["trajectories"])
+    done = train_sft(
+        load_model(name), renderer.tokenizer, trajectories, config, out=tmp_path / "out", context_length=256, device="cpu"
+    )
+    assert told["optimizer steps"].value == done.steps
+    assert told["tokens"].value == done.usage.tokens_backward
+    assert told["trajectories"].value == done.examples
+    assert told["trained parameters"].value == done.parameters_trained
+    assert told["rows"].value == done.counts["rows"]
 
 
 def test_steps_of_several_devices_share_the_rows(shared):
@@ -185,36 +190,50 @@ def test_steps_of_several_devices_share_the_rows(shared):
 def test_episodes_and_steps_are_those_of_rl(shared, tmp_path):
     name, environment = str(shared / "qwen3"), AlfworldEnvironment("tiny")
     config = RlConfig(
-        rounds=2,
-        tasks_per_round=2,
-        rollouts_per_task=4,
-        updates_per_round=2,
-        max_steps=3,
-        max_action_tokens=5,
-        evaluate_every=1,
-        evaluate_tasks=4,
-        kl=0.1,
+        steps=2, groups=2, rollouts=4, updates=2, max_steps=3, max_action_tokens=5, evaluate_every=1, evaluate_tasks=4, kl=0.1
     )
     renderer, tasks = Renderer(load_tokenizer(name), 512), environment.tasks("train", 5)
     told = estimate_rl(name, "float32", renderer, environment, tasks, config, machine(), 512, workers=1)
     assert "measured" in told["rollout hours"].source and "measured" in told["throughput"].source
     played = train_rl(
-        load_model(name),
-        renderer.tokenizer,
-        environment,
-        tasks,
-        config.model_copy(update={"context_length": 512}),
-        out=tmp_path / "out",
-        workers=1,
-        device="cpu",
+        load_model(name), renderer, environment, tasks, config, tmp_path / "out", context_length=512, workers=1, device="cpu"
     )
-    assert told["episodes"].value == played.counts["episodes"] == 16
-    assert told["optimizer steps"].value == played.steps == 4
-    assert told["evaluation episodes"].value == 4 * len(played.evaluations)
-    assert told["tasks"].value == played.examples
+    assert told["episodes"].value == played["episodes"] == 16
+    assert told["optimizer steps"].value == played["optimizer_steps"] == 4
+    assert told["evaluation episodes"].value == 4 * len(played["evaluation"])
+    assert told["tasks"].value == played["tasks"]
     # A random model never wins, so every episode takes all its steps; how many tokens it says is chance.
-    assert told["environment steps"].value == played.usage.environment_steps == 16 * 3
-    assert told["trained tokens"].value == pytest.approx(played.usage.tokens_backward, rel=0.1)
+    assert told["environment steps"].value == played["environment_steps"] == 16 * 3
+    assert told["trained tokens"].value == pytest.approx(played["tokens_backward"], rel=0.1)
+
+
+@pytest.mark.parametrize("prompt", [PromptTemplate(), PromptTemplate(history=2, form="tags", admissible=True)])
+def test_random_episodes_have_the_tokens_that_they_would_have_in_training(prompt):
+    environment, renderer = AlfworldEnvironment("tiny"), Renderer(load_tokenizer("models/alfworld-tiny"), 1024)
+    config = RlConfig(max_steps=4, max_action_tokens=16, prompt=prompt)
+    with SessionPool(environment, 1) as pool:
+        lanes = sample_play._play_randomly(renderer, pool, environment.tasks("train", 3), config, 1024)
+    for lane in lanes:
+        assert 1 <= lane.steps <= 4
+        if prompt.history is None:
+            messages = [Message("user", lane.observations[0])]
+            for action, seen in zip(lane.actions, lane.observations[1:], strict=True):
+                messages += [Message("assistant", action), Message("user", seen)]
+            whole = renderer.render(Trajectory("x", tuple(messages[:-1]), {}, ""))
+            assert lane.rows == [len(whole.input_ids)]
+            assert lane.generated == whole.response_mask.sum()
+            assert lane.read + lane.generated == len(whole.input_ids)
+        else:
+            assert len(lane.rows) == lane.steps and lane.generated == 16 * lane.steps
+            assert sum(lane.rows) == lane.read + lane.generated
+
+
+def test_an_episode_ends_where_the_context_does():
+    environment, renderer = AlfworldEnvironment("tiny"), Renderer(load_tokenizer("models/alfworld-tiny"), 1024)
+    with SessionPool(environment, 1) as pool:
+        tasks = environment.tasks("train", 2)
+        sample = sample_play.play_some(None, renderer, pool, tasks, RlConfig(max_steps=50, max_action_tokens=16), 130)
+    assert sample.longest <= 130 and not sample.by_model and 0 < sample.steps < 50
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
@@ -264,7 +283,7 @@ def test_the_device_is_this_machines_or_assumed(monkeypatch):
 def test_what_cannot_be_estimated_is_one_line(cli, shared, tmp_path, monkeypatch):
     rl = ["rl", "--model", shared / "qwen3", "--tasks", shared / "rl.jsonl", "--out", tmp_path / "out", "--dry-run"]
     rl += ["--env-option", "difficulty=tiny", "--device", "cpu"]
-    assert_refused(cli(*rl, "--devices", 3), "tasks_per_round 16: must be a multiple of the 3 devices")
+    assert_refused(cli(*rl, "--devices", 3), "groups 16: must be a multiple of the 3 devices")
     for name, value in {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "a", "MASTER_PORT": "1"}.items():
         monkeypatch.setenv(name, value)
     assert_refused(cli(*rl, "--devices", 4), "the launcher has started 2 processes")

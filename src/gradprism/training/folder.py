@@ -1,0 +1,266 @@
+"""A training's folder: what is trained in it, its checkpoints, its log, and the model at the end.
+
+It holds `manifest.json` (what is trained, on what), `log.jsonl`, `attempts.jsonl`, `checkpoints/checkpoint-N/` while the training goes on,
+then the model's own files and `adapter/`, and `summary.json`, which is written last. Everything appears by a rename: what is half written
+has a temporary's name and is deleted by the next attempt. Several processes must see one folder.
+"""
+
+import contextlib
+import json
+import platform
+import re
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from itertools import count
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import accelerate
+import torch
+import transformers
+
+from gradprism import __version__
+from gradprism.probing.fingerprint import config_fingerprint, weights_fingerprint
+from gradprism.runtime.errors import ModelError
+from gradprism.runtime.files import read_json, read_jsonl, write_json, write_jsonl, writing
+from gradprism.runtime.folders import FolderKind, Manifest, OnExisting, exclusive_lock, remove
+from gradprism.runtime.ranks import Ranks
+from gradprism.training.settings import TrainingConfig
+from gradprism.training.summary import TrainingSummary
+from gradprism.trajectories.rendering import template_fingerprint, tokenizer_fingerprint
+
+CHECKPOINTS, ADAPTER, SUMMARY, LOG = "checkpoints", "adapter", "summary.json", "log.jsonl"
+_CONFIG = "config.json"  # a folder without it is no model to anyone, so it comes last
+_WHOLE = "whole.json"  # in a checkpoint: names and sizes of its files
+_PARTIAL_CHECKPOINT, _PARTIAL_MODEL, _LOCK = ".checkpoint.tmp", ".model.tmp", ".training.tmp"
+_KEEP = 2  # checkpoints, until the training has finished
+_MODEL_FILES = (
+    _CONFIG,
+    "*.safetensors",
+    "model.safetensors.index.json",
+    "generation_config.json",
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.*",
+    "merges.txt",
+    "chat_template.jinja",
+    "additional_chat_templates",
+)
+# Settings that change no weight may differ between two attempts at one training. A log is begun anew where no checkpoint is left.
+TRAINING = FolderKind(
+    "training",
+    identity="command",
+    own=(SUMMARY, *_MODEL_FILES, ADAPTER, CHECKPOINTS, LOG, "attempts.jsonl"),
+    free=frozenset({"versions", "config.track", "config.keep_checkpoints"}),
+)
+_T = TypeVar("_T")
+_decisions = count()
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """Where the training of a folder stands: the step of the checkpoint to go on from, if any, and the summary of one that has finished."""
+
+    step: int
+    finished: TrainingSummary | None
+
+
+@contextlib.contextmanager
+def sole_training(out: Path, ranks: Ranks | None) -> Iterator[None]:
+    """A block in which no other command trains into `out`; the first process holds the lock for all.
+
+    Raises `FolderInUseError` where another does: a scheduler that has begun anew, or processes that outlived a killed launcher.
+    """
+    with exclusive_lock(out, _LOCK, "is being trained") if ranks is None or ranks.is_first else contextlib.nullcontext():
+        yield
+
+
+def claim_training(
+    out: Path, describe: Callable[[], Manifest], on_existing: OnExisting = "resume", ranks: Ranks | None = None
+) -> Claim:
+    """Makes `out` the folder of the training whose manifest `describe` gives in the first process, for all of them.
+
+    Raises `FolderInUseError` where it holds another training or anything else (`FolderKind.claim`).
+    """
+
+    def claim() -> dict[str, Any]:
+        TRAINING.claim(out, describe(), on_existing)
+        for partial in (out / _PARTIAL_MODEL, out / CHECKPOINTS / _PARTIAL_CHECKPOINT):
+            remove(partial)
+        checkpoint = latest_checkpoint(out / CHECKPOINTS)
+        step = _step(checkpoint) if checkpoint else 0
+        finished = finished_training(out)
+        if finished is None:
+            write_jsonl(out / LOG, [row for row in read_log(out) if row["step"] <= step] if step else [])
+        return {"step": step, "finished": finished and finished.to_json()}
+
+    told = decide(ranks, claim)
+    return Claim(told["step"], told["finished"] and TrainingSummary.from_json(told["finished"]))
+
+
+def decide(ranks: Ranks | None, function: Callable[[], _T]) -> _T:
+    """`function()` of the first process, for all of them: a JSON value. Every process must call this equally often.
+
+    Told through the launcher's store and not by a collective: those give up after some minutes, and hashing a large model takes
+    longer. Where the first process raises, the launcher ends the others. It leaves last: its end may be the store's.
+    """
+    if ranks is None:
+        return function()
+    key = f"training/{next(_decisions)}"
+    if ranks.is_first:
+        ranks.publish(key, function())
+    value = ranks.wait_for(key)
+    ranks.gather(f"{key}/heard", True)
+    return value
+
+
+def describe_training(
+    command: Literal["sft", "rl"], config: TrainingConfig, model: Any, tokenizer: Any, processes: int, inputs: Manifest
+) -> Manifest:
+    """A manifest: everything that the trained weights depend on. `inputs` are fingerprints of the data, lengths and the like.
+
+    The number of processes counts: it decides which examples make a batch.
+    """
+    return {
+        "command": command,
+        "config": config.model_dump(mode="json"),
+        **inputs,
+        "weights_sha256": weights_fingerprint(model),
+        "config_sha256": config_fingerprint(model),
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "attention": model.config._attn_implementation,
+        "tokenizer_sha256": tokenizer_fingerprint(tokenizer),
+        "template_sha256": template_fingerprint(tokenizer),
+        "processes": processes,
+        "versions": {
+            "gradprism": __version__,
+            "python": platform.python_version(),
+            "torch": str(torch.__version__),
+            "transformers": transformers.__version__,
+            "accelerate": accelerate.__version__,
+        },
+    }
+
+
+def read_log(out: Path) -> list[dict[str, float]]:
+    """The whole lines of a training's `log.jsonl`."""
+    return read_jsonl(out / LOG)
+
+
+def is_evaluation(row: Mapping[str, float]) -> bool:
+    """Whether a row of the log tells of an evaluation."""
+    return any(name.startswith(("eval_", "evaluation/")) for name in row)
+
+
+def finished_training(out: Path) -> TrainingSummary | None:
+    """The summary of the training in `out` where it has finished and its model is there; all that it used was used earlier."""
+    if not ((out / SUMMARY).is_file() and (out / _CONFIG).is_file()):
+        return None
+    rows = read_log(out)
+    summary = TrainingSummary.from_json(
+        {
+            **read_json(out / SUMMARY),
+            "history": [row for row in rows if "loss" in row],
+            "evaluations": [row for row in rows if is_evaluation(row)],
+        }
+    )
+    return replace(summary, earlier=summary.usage, reused=True)
+
+
+def finish_training(out: Path, summary: TrainingSummary, keep_checkpoints: bool = False) -> None:
+    """Writes `summary.json`, which says that the training is done, and deletes the checkpoints. First process only."""
+    record = {name: value for name, value in summary.to_json().items() if name not in ("history", "evaluations")}
+    write_json(out / SUMMARY, record)
+    if not keep_checkpoints:
+        shutil.rmtree(out / CHECKPOINTS, ignore_errors=True)
+
+
+def begin_checkpoint(out: Path) -> Path:
+    """An empty folder for the next checkpoint's files. First process only, as are the others below."""
+    partial = out / CHECKPOINTS / _PARTIAL_CHECKPOINT
+    with writing(partial):
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+    return partial
+
+
+def partial_checkpoint(out: Path) -> Path:
+    """The folder that `begin_checkpoint` has made."""
+    return out / CHECKPOINTS / _PARTIAL_CHECKPOINT
+
+
+def publish_checkpoint(out: Path, step: int, keep_all: bool) -> None:
+    """Makes what was written the checkpoint of `step`, and deletes all but the last two."""
+    folder, partial = out / CHECKPOINTS, partial_checkpoint(out)
+    checkpoint = checkpoint_path(out, step)
+    with writing(checkpoint):
+        write_json(partial / _WHOLE, _sizes(partial))
+        shutil.rmtree(checkpoint, ignore_errors=True)  # a torn one
+        partial.rename(checkpoint)
+    for old in [] if keep_all else _checkpoints(folder)[:-_KEEP]:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def checkpoint_path(out: Path, step: int) -> Path:
+    """The folder of the checkpoint of a step."""
+    return out / CHECKPOINTS / f"checkpoint-{step}"
+
+
+def latest_checkpoint(folder: Path) -> Path | None:
+    """The last whole `checkpoint-N` in `folder`; one that lacks a file or a part of one is passed over."""
+    return next((path for path in reversed(_checkpoints(folder)) if _is_whole(path)), None)
+
+
+def save_model(model: Any, tokenizer: Any, out: Path, state: Mapping[str, torch.Tensor] | None = None) -> None:
+    """Writes model (safetensors) and tokenizer into `out`, where they appear whole; `state` gives weights other than the model's.
+
+    Raises `ModelError` for weights that are not finite, and writes nothing.
+    """
+    check_finite(model.state_dict() if state is None else state)
+    if state is not None:
+        # Gathered from several processes, tied weights are copies: only the one that they are tied to is written.
+        state = {name: value for name, value in state.items() if model.all_tied_weights_keys.get(name) not in state}
+    partial = out / _PARTIAL_MODEL
+    with writing(out):
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        model.save_pretrained(partial, state_dict=state, safe_serialization=True)
+        tokenizer.save_pretrained(partial)
+        (out / _CONFIG).unlink(missing_ok=True)
+        for path in sorted(partial.iterdir(), key=lambda path: path.name == _CONFIG):
+            if (out / path.name).is_dir():
+                shutil.rmtree(out / path.name)
+            path.rename(out / path.name)
+        partial.rmdir()
+
+
+def check_finite(state: Mapping[str, torch.Tensor]) -> None:
+    """Raises `ModelError` naming a weight that holds NaN or an infinity."""
+    for name, value in state.items():
+        if not bool(value.isfinite().all()):
+            raise ModelError(f"training diverged: {name} is not finite, so no checkpoint is written; lower the learning rate")
+
+
+def _step(checkpoint: Path) -> int:
+    return int(checkpoint.name.removeprefix("checkpoint-"))
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    """Folders called `checkpoint-N`, whole or not, by their steps."""
+    found = [path for path in folder.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name) and path.is_dir()]
+    return sorted(found, key=_step)
+
+
+def _is_whole(checkpoint: Path) -> bool:
+    try:
+        told = json.loads((checkpoint / _WHOLE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    there = _sizes(checkpoint)
+    return isinstance(told, dict) and bool(told) and all(there.get(name) == told[name] for name in told)
+
+
+def _sizes(folder: Path) -> dict[str, int]:
+    return {path.relative_to(folder).as_posix(): path.stat().st_size for path in sorted(folder.rglob("*")) if path.is_file()}
