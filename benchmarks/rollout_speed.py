@@ -4,7 +4,7 @@
     OMP_NUM_THREADS=1 python benchmarks/rollout_speed.py --env webshop
 
 The other way is what TRL's own loop does at every turn: `generate` on the whole history of every episode that still plays. Both play the
-same tasks in this process, in turn, `--repeats` times; ratios are within a repetition. Then a few RL steps, for the share of each part.
+same tasks in this process, in turn, `--repeats` times; ratios are within a repetition. Then a few RL rounds, for the share of each part.
 """
 
 import argparse
@@ -22,8 +22,9 @@ import torch
 from gradprism.environments.pool import SessionPool
 from gradprism.environments.registry import make_environment
 from gradprism.models import load_model
-from gradprism.rollouts.episodes import PlayConfig, Player
+from gradprism.rollouts.config import RolloutConfig
 from gradprism.rollouts.generator import Generated
+from gradprism.rollouts.player import Player
 from gradprism.runtime import progress
 from gradprism.training.rl import train_rl
 from gradprism.training.rl_config import RlConfig
@@ -69,9 +70,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--env", choices=sorted(CASES), default="alfworld")
     parser.add_argument("--model", help="default: the shipped one of the environment")
-    parser.add_argument("--groups", type=int, default=16)
+    parser.add_argument("--tasks", type=int, default=16)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=3, help="RL steps for the shares")
+    parser.add_argument("--rounds", type=int, default=3, help="RL rounds for the shares")
     parser.add_argument("--workers", type=int, help="environment processes; default one a core")
     arguments = parser.parse_args()
     progress.set_quiet(True)
@@ -80,18 +81,17 @@ def main() -> None:
     environment, model = make_environment(arguments.env, **options), load_model(name)
     tokenizer = load_tokenizer(name)
     renderer = Renderer(tokenizer, context)
-    tasks = environment.tasks("train", arguments.groups)
-    config = PlayConfig(max_steps=max_steps, max_action_tokens=max_tokens, temperature=1.0, context_length=context, in_flight=128)
+    tasks = environment.tasks("train", arguments.tasks)
+    config = RolloutConfig(max_steps=max_steps, max_action_tokens=max_tokens, context_length=context)
 
     def play(kept: bool, pool: SessionPool, seed: int) -> dict[str, float]:
         make = None if kept else lambda slots: Reencoding(model, tokenizer, max_tokens)
-        cohorts = 2 if kept else 1
-        player = Player(model, renderer, pool, PlayConfig(**{**_fields(config), "cohorts": cohorts}), make)
+        player = Player(model, renderer, pool, config, make, cohorts=2 if kept else 1)
         torch.manual_seed(seed)
         clock = time.perf_counter()
         episodes = player.play([task for task in tasks for _ in range(8)], seed)
         seconds = time.perf_counter() - clock
-        told = player.statistics
+        told = player.costs
         return {
             "episodes_per_second": len(episodes) / seconds,
             "generate_seconds": told.generate_seconds,
@@ -105,17 +105,16 @@ def main() -> None:
         pairs = [(play(True, pool, seed), play(False, pool, seed)) for seed in range(arguments.repeats)]
     with tempfile.TemporaryDirectory() as folder:
         rl = RlConfig(
-            steps=arguments.steps,
-            groups=arguments.groups,
+            rounds=arguments.rounds,
+            tasks_per_round=arguments.tasks,
             learning_rate=1e-5,
             max_steps=max_steps,
             max_action_tokens=max_tokens,
             invalid_penalty=0.01,
+            context_length=context,
         )
-        summary = train_rl(
-            model, renderer, environment, tasks, rl, Path(folder) / "rl", context_length=context, workers=arguments.workers
-        )
-    parts = {part: summary[f"{part}_seconds"] for part in ("generate", "environment", "update")}
+        summary = train_rl(model, tokenizer, environment, tasks, rl, out=Path(folder) / "rl", workers=arguments.workers)
+    parts = {part: summary.counts[f"{part}_seconds"] for part in ("generate", "environment", "update")}
     kept, again = ([pair[i] for pair in pairs] for i in (0, 1))
     print(
         json.dumps(
@@ -127,15 +126,11 @@ def main() -> None:
                 "generation_ratio": [a["generated_per_second"] / b["generated_per_second"] for a, b in pairs],
                 "episodes_ratio": [a["episodes_per_second"] / b["episodes_per_second"] for a, b in pairs],
                 "rl_shares": {part: seconds / sum(parts.values()) for part, seconds in parts.items()},
-                "rl_seconds_a_step": sum(parts.values()) / arguments.steps,
+                "rl_seconds_per_round": sum(parts.values()) / arguments.rounds,
             },
             indent=2,
         )
     )
-
-
-def _fields(config: PlayConfig) -> dict[str, Any]:
-    return {name: getattr(config, name) for name in config.__dataclass_fields__}
 
 
 if __name__ == "__main__":

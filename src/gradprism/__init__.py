@@ -14,12 +14,17 @@ if TYPE_CHECKING:
     from gradprism.environments.protocol import Environment, Info, Step, Task
     from gradprism.environments.registry import make_environment, register_environment
     from gradprism.evaluation.config import EvaluationConfig
+    from gradprism.evaluation.run import Evaluation, evaluate
     from gradprism.exporting.registry import export, register_exporter
     from gradprism.package_data import shipped, write_template
     from gradprism.probing.api import probe
     from gradprism.probing.result import Probe
+    from gradprism.rollouts.config import RolloutConfig
+    from gradprism.rollouts.episode import Episode, StopReason, Turn
+    from gradprism.rollouts.player import rollout
     from gradprism.runtime.errors import GradprismError
     from gradprism.runtime.usage import Usage
+    from gradprism.training.rl import train_rl
     from gradprism.training.rl_config import RlConfig
     from gradprism.training.summary import TrainingSummary
     from gradprism.trajectories.corpus import Corpus, load_corpus
@@ -30,18 +35,24 @@ __version__ = "0.1.0"
 __all__ = [
     "Corpus",
     "Environment",
+    "Episode",
+    "Evaluation",
     "EvaluationConfig",
     "GradprismError",
     "Info",
     "Message",
     "Probe",
     "RlConfig",
+    "RolloutConfig",
     "Step",
+    "StopReason",
     "Task",
     "TrainingSummary",
     "Trajectory",
+    "Turn",
     "Usage",
     "collect",
+    "evaluate",
     "export",
     "load_corpus",
     "make_environment",
@@ -50,7 +61,9 @@ __all__ = [
     "register_exporter",
     "register_format",
     "register_metric",
+    "rollout",
     "shipped",
+    "train_rl",
     "write_template",
 ]
 
@@ -60,12 +73,17 @@ _ROOMS = {
     "environments.protocol": "Environment Info Step Task",
     "environments.registry": "make_environment register_environment",
     "evaluation.config": "EvaluationConfig",
+    "evaluation.run": "Evaluation evaluate",
     "exporting.registry": "export register_exporter",
     "package_data": "shipped write_template",
     "probing.api": "probe",
     "probing.result": "Probe",
+    "rollouts.config": "RolloutConfig",
+    "rollouts.episode": "Episode StopReason Turn",
+    "rollouts.player": "rollout",
     "runtime.errors": "GradprismError",
     "runtime.usage": "Usage",
+    "training.rl": "train_rl",
     "training.rl_config": "RlConfig",
     "training.summary": "TrainingSummary",
     "trajectories.corpus": "Corpus load_corpus",

@@ -16,7 +16,7 @@ def test_a_stage_has_its_section_and_the_models_and_environments_of_the_run():
     rl = defaults(
         "rl", QUICKSTART, ["rl.prompt.history=3", "environment.options.games=generated", "environment.options.data_dir=x"]
     )
-    assert (rl["steps"], rl["loss"], rl["history"], rl["env"]) == (30, "grpo", 3, "alfworld")
+    assert (rl["rounds"], rl["loss"], rl["history"], rl["env"]) == (30, "grpo", 3, "alfworld")
     assert rl["env_option"] == ["difficulty=small", "games=generated"] and rl["data_dir"] == "x"
     assert "model" not in rl and rl["context_length"] == 1024
     sft = defaults("sft", QUICKSTART, ["seed=5"])
@@ -53,6 +53,10 @@ def test_the_command_line_wins_over_the_file(cli, tmp_path):
 def test_mistakes_name_the_file_and_the_key(cli, tmp_path):
     rl = ["rl", "--tasks", tmp_path / "rl.jsonl", "--out", tmp_path / "out"]
     assert_refused(cli(*rl, "--config", tmp_path / "none.toml"), "none.toml: no such file")
-    assert_refused(cli(*rl, "--config", QUICKSTART, "--set", "rl.groups=none"), "quickstart.toml: rl.groups", "got 'none'")
-    assert_refused(cli(*rl, "--set", "rl.groups=2", "--config", QUICKSTART, "--set", "rl.size=2"), "quickstart.toml: rl.size")
-    assert_refused(cli(*rl, "--model", "models/alfworld-tiny", "--set", "rl.groups=2"), "--set: overrides a value of --config FILE")
+    assert_refused(
+        cli(*rl, "--config", QUICKSTART, "--set", "rl.tasks_per_round=none"), "quickstart.toml: rl.tasks_per_round", "got 'none'"
+    )
+    assert_refused(
+        cli(*rl, "--set", "rl.tasks_per_round=2", "--config", QUICKSTART, "--set", "rl.size=2"), "quickstart.toml: rl.size"
+    )
+    assert_refused(cli(*rl, "--model", "models/alfworld-tiny", "--set", "rl.kl=2"), "--set: overrides a value of --config FILE")

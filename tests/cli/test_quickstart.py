@@ -9,9 +9,9 @@ import pytest
 
 SMALLER = [
     "sft.epochs=1",
-    "rl.steps=2",
-    "rl.groups=3",
-    "rl.rollouts=4",
+    "rl.rounds=2",
+    "rl.tasks_per_round=3",
+    "rl.rollouts_per_task=4",
     "rl.max_steps=12",
     "evaluation.splits={unseen=12, seen=6}",
     "threads=1",
@@ -72,7 +72,7 @@ def test_quickstart_from_corpus_to_report_and_again(tmp_path):
     replay = [sys.executable, "-m", "gradprism", "run", str(tmp_path / "run" / "config.json"), "--dry-run"]
     plan = json.loads(subprocess.run(replay, capture_output=True, text=True, check=True, cwd=tmp_path).stdout)
     assert all(stage["done"] for stage in plan["stages"]), "the saved config replays the run, from anywhere"
-    run(tmp_path / "run", "route.metric=cv", "rl.steps=1")
+    run(tmp_path / "run", "route.metric=cv", "rl.rounds=1")
     rerun = [json.loads(line)["stage"] for line in ledger.read_text().splitlines()[len(before) :]]
     assert rerun == ["route", "sft", "rl", "evaluate-sft", "evaluate-rl"]
 
@@ -113,7 +113,7 @@ def test_quickstart_from_corpus_to_report_and_again(tmp_path):
         (["route.policy=best"], r"route\.policy: .*'concentration'"),
         (["evaluation.splits={test=6}"], r"split 'test': choose one of"),
         (["evaluation.splits={unseen=0}"], r"evaluation\.splits\.unseen: Input should be greater than 0"),
-        (["rl.updates=999"], r"updates 999: more than groups x rollouts"),
+        (["rl.updates_per_round=999"], r"updates_per_round 999: more than tasks_per_round x rollouts_per_task"),
         (["refresh.every=3"], r"refresh\.every: Extra inputs are not permitted"),
         (["seed=-1"], r"seed: Input should be greater than or equal to 0"),
     ],

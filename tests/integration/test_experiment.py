@@ -71,9 +71,9 @@ workers = 1
 epochs = 1
 learning_rate = 5e-4
 [rl]
-steps = 2
-groups = 2
-rollouts = 2
+rounds = 2
+tasks_per_round = 2
+rollouts_per_task = 2
 max_steps = 6
 evaluate_every = 1
 evaluate_split = "unseen"
@@ -188,7 +188,7 @@ def test_mistakes_are_said_in_a_line(cli, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "small.toml").write_text(CONFIG)
     assert_refused(cli("experiment", "none.toml"), "none.toml: no such file")
-    assert_refused(cli("experiment", "small.toml", "--set", "rl.groups=x"), "small.toml: rl.groups", "got 'x'")
+    assert_refused(cli("experiment", "small.toml", "--set", "rl.tasks_per_round=x"), "small.toml: rl.tasks_per_round", "got 'x'")
     assert_refused(
         cli("experiment", "small.toml", "--group", "mine"), "--group mine: no arm is in it; choose from controls, table1"
     )

@@ -1,5 +1,6 @@
 """What trains 8B models on a node, on models of a few thousand parameters and two CPU processes; vLLM by a stand-in."""
 
+import copy
 import dataclasses
 import json
 import math
@@ -16,7 +17,8 @@ from safetensors.torch import load_file
 from gradprism.environments.pool import SessionPool
 from gradprism.experiments.config import load_config
 from gradprism.models import load_model
-from gradprism.rollouts.episodes import PlayConfig, Player
+from gradprism.rollouts.config import RolloutConfig
+from gradprism.rollouts.player import Player
 from gradprism.rollouts.vllm import VllmGenerator
 from gradprism.runtime.files import read_json, sha256_file, write_jsonl
 from gradprism.training.rl import vllm_engine
@@ -28,17 +30,17 @@ from gradprism.trajectories.rendering import Renderer
 from helpers.broken_games import BrokenGames
 from helpers.ranks import RankRun, environment, kill_processes
 from helpers.tiny import sample_trajectories, tiny_llama, tiny_qwen3, tiny_tokenizer
-from integration.test_rl import GROUP, TASK, Given, expected_gradients, trainer_of
+from training.test_rl import GROUP, TASK, Given, expected_gradients, trainer_of
 
 CONFIGS = sorted(Path("configs").glob("*-*b.toml"))
 # What makes an 8B run one of seconds; everything else stays the file's.
 SMALL = [
     "model.dtype=float32",
     "model.context_length=512",
-    "rl.steps=2",
-    "rl.groups=2",
-    "rl.updates=1",
-    "rl.rollouts=4",
+    "rl.rounds=2",
+    "rl.tasks_per_round=2",
+    "rl.updates_per_round=1",
+    "rl.rollouts_per_task=4",
     "rl.max_steps=3",
     "rl.max_action_tokens=6",
     "rl.vllm=off",
@@ -83,7 +85,15 @@ def without_times(out: Path) -> list[dict[str, float]]:
 def test_the_configurations_are_valid_and_say_what_was_published(path):
     config = load_config(path)
     rl = config.rl
-    assert (rl.groups, rl.rollouts, rl.steps, rl.learning_rate, rl.kl, rl.clip, rl.gamma) == (16, 8, 150, 1e-6, 0.01, 0.2, 0.95)
+    assert (rl.tasks_per_round, rl.rollouts_per_task, rl.rounds, rl.learning_rate, rl.kl, rl.clip, rl.gamma) == (
+        16,
+        8,
+        150,
+        1e-6,
+        0.01,
+        0.2,
+        0.95,
+    )
     assert (rl.reward, rl.reward_scale, rl.malformed_penalty, rl.temperature) == ("success", 10, 0.1, 1.0)
     assert rl.max_steps == (50 if "alfworld" in path.stem else 15) == config.evaluation.max_steps
     assert config.evaluation.temperature == 0.4 and sum(config.evaluation.splits.values()) == 256
@@ -118,12 +128,12 @@ def kill_after(run: RankRun, wanted: Path) -> None:
 
 @pytest.mark.parametrize(("world", "model", "env"), [(1, "qwen3", "alfworld"), (2, "llama", "broken")])
 def test_a_killed_rl_goes_on_to_the_same_bits(shared, tmp_path, world, model, env):
-    arguments = command(shared, tmp_path / "whole", "alfworld-qwen3-8b", env, model, "--steps", "4", "--json")
+    arguments = command(shared, tmp_path / "whole", "alfworld-qwen3-8b", env, model, "--rounds", "4", "--json")
     whole = RankRun(tmp_path / "log", world, arguments)
     assert whole.wait() == [0] * world, whole.errors
     summary = json.loads(whole.outputs[0])
-    assert summary["episodes"] == 4 * 2 * 4 and not summary["reused"]
-    assert summary["environment_steps"] <= 4 * 2 * 4 * 3
+    assert summary["counts"]["episodes"] == 4 * 2 * 4 and not summary["reused"]
+    assert summary["usage"]["environment_steps"] <= 4 * 2 * 4 * 3
     assert all(text == "" for text in whole.outputs[1:])  # the first process alone prints
     log = without_times(tmp_path / "whole")
     assert [row["step"] for row in log if "loss" in row] == [1, 2, 3, 4]
@@ -141,9 +151,7 @@ def test_a_killed_rl_goes_on_to_the_same_bits(shared, tmp_path, world, model, en
     assert sha256_file(out / "model.safetensors") == sha256_file(tmp_path / "whole" / "model.safetensors")
     assert without_times(out) == log
     told = json.loads(again.outputs[0])
-    assert {k: told[k] for k in ("episodes", "tokens_generated", "tokens_forward")} == {
-        k: summary[k] for k in ("episodes", "tokens_generated", "tokens_forward")
-    }
+    assert told["counts"]["episodes"] == summary["counts"]["episodes"]
     # A random model is refused whatever it says in ALFWorld, and learns nothing of it.
     assert env == "alfworld" or any(
         not torch.equal(value, load_file(shared / model / "model.safetensors")[name])
@@ -176,7 +184,7 @@ def test_accelerate_launches_rl(shared, tmp_path, config, model):
     arguments = command(shared, tmp_path / "out", config, "alfworld", model)
     done = subprocess.run([*launch, *arguments], env=environment(), capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    assert done.stdout == f"{tmp_path / 'out'}: 16 episodes in 2 steps on 4 tasks\n"
+    assert done.stdout == f"{tmp_path / 'out'}: 16 episodes in 2 rounds on 4 tasks\n"
     assert load_model(str(tmp_path / "out")).num_parameters() == load_model(str(shared / model)).num_parameters()
 
 
@@ -200,7 +208,7 @@ def test_a_sharded_model_learns_from_vllms_episodes_what_whole_copies_learn(shar
         variables |= {"WEIGHTS": str(tmp_path / f"weights-{name}")}
         done = subprocess.run([*launch, *arguments], env=environment(**variables), capture_output=True, text=True, timeout=240)
         assert done.returncode == 0, done.stderr
-        assert done.stdout == f"{tmp_path / name}: 16 episodes in 2 steps on 4 tasks\n"
+        assert done.stdout == f"{tmp_path / name}: 16 episodes in 2 rounds on 4 tasks\n"
         logs[name], weights[name] = read_log(tmp_path / name), load_file(tmp_path / name / "model.safetensors")
     whole = {path.read_text() for path in (tmp_path / "weights-whole").iterdir()}
     assert len(list((tmp_path / "weights-whole").iterdir())) == 2 and len(whole) == 1  # both processes hold the same
@@ -214,10 +222,12 @@ def test_a_sharded_model_learns_from_vllms_episodes_what_whole_copies_learn(shar
 
 
 def test_groups_that_processes_would_share_are_refused(shared, tmp_path):
-    run = RankRun(tmp_path / "log", 2, command(shared, tmp_path / "out", "alfworld-qwen3-8b", "broken", "qwen3", "--groups", "3"))
+    run = RankRun(
+        tmp_path / "log", 2, command(shared, tmp_path / "out", "alfworld-qwen3-8b", "broken", "qwen3", "--tasks-per-round", "3")
+    )
     assert 2 in run.wait()
     [line] = "".join(run.errors).splitlines()
-    assert line.startswith("error: groups 3: must be a multiple of the 2 processes")
+    assert line.startswith("error: tasks_per_round 3: must be a multiple of the 2 processes")
 
 
 class StandIn:
@@ -252,14 +262,16 @@ def test_vllm_plays_episodes_through_the_trainers_engine(tmp_path):
     stand_in = StandIn(model, tokenizer.eos_token_id, 0.0)
     trainer = type("Trainer", (), {"vllm_generation": stand_in})()
     engine = vllm_engine(trainer, RlConfig(vllm="colocate"), 0.25)
-    config = PlayConfig(max_steps=3, max_action_tokens=5, temperature=1.0, context_length=256)
+    config = RolloutConfig(max_steps=3, max_action_tokens=5, context_length=256)
     renderer, games = Renderer(tokenizer, 256), BrokenGames(str(tmp_path))
     with SessionPool(games, 1) as pool:
         tasks = games.tasks("train", 5)
         by_engine = Player(model, renderer, pool, config, lambda slots: VllmGenerator(engine)).play(tasks)
-        own = Player(model, renderer, pool, PlayConfig(max_steps=3, max_action_tokens=5, context_length=256)).play(tasks)
-    assert [e.completion_ids for e in by_engine] == [e.completion_ids for e in own]
-    for a, b in zip(by_engine, own, strict=True):
+        own = Player(model, renderer, pool, config.model_copy(update={"temperature": 0.0})).play(tasks)
+    assert [e.actions for e in by_engine] == [e.actions for e in own]
+    pairs = zip(by_engine, own, strict=True)
+    for a, b in (turns for pair in pairs for turns in zip(pair[0].turns, pair[1].turns, strict=True)):
+        assert a.completion_ids == b.completion_ids
         assert a.logprobs == pytest.approx(b.logprobs, abs=1e-4)
     assert set(stand_in.asked) == {0.25} and stand_in.temperature == 1.0
 
@@ -267,19 +279,21 @@ def test_vllm_plays_episodes_through_the_trainers_engine(tmp_path):
 def test_what_another_engine_sampled_is_weighed_by_the_ratio_of_probabilities(tmp_path):
     """Sampled log-probabilities 0.3 too high: every gradient counts exp(-0.3) times; far too low: no more than C times."""
     tokenizer = tiny_tokenizer()
-    config = RlConfig(steps=1, groups=1, rollouts=4, max_grad_norm=1e9, learning_rate=1e-9)
+    config = RlConfig(rounds=1, tasks_per_round=1, rollouts_per_task=4, max_grad_norm=1e9, learning_rate=1e-9)
     for shift in (0.3, -5.0):
         model = tiny_llama(len(tokenizer), seed=5)
-        episodes = [type(e)(**{f: getattr(e, f) for f in e.__dataclass_fields__}) for e in GROUP]
+        episodes = copy.deepcopy(GROUP)
         for made in episodes:
+            ids = [token for turn in made.turns for token in (*turn.prompt_ids, *turn.completion_ids)]
             with torch.no_grad():
-                logits = model(input_ids=torch.tensor([made.prompt_ids + made.completion_ids])).logits[0].log_softmax(-1)
-            begin = len(made.prompt_ids)
-            made.logprobs = [
-                (logits[begin + i - 1, token].item() + shift) * made.action_mask[i] for i, token in enumerate(made.completion_ids)
-            ]
+                logits = model(input_ids=torch.tensor([ids])).logits[0].log_softmax(-1)
+            at = 0
+            for turn in made.turns:
+                at += len(turn.prompt_ids)
+                turn.logprobs = [logits[at + i - 1, token].item() + shift for i, token in enumerate(turn.completion_ids)]
+                at += len(turn.completion_ids)
         if shift > 0:
-            episodes[0].logprobs[0] = math.nan  # the engine could not tell one
+            episodes[0].turns[0].logprobs[0] = math.nan  # the engine could not tell one
         rows = Rounds(TaskStream([TASK], 0), Given(episodes), config, 1).next().rows
         trainer = trainer_of(model, tokenizer, episodes, config, tmp_path)
         trainer.use_vllm, trainer.vllm_generation, trainer._last_loaded_step = True, StandIn(model, 5, 0.0), -1

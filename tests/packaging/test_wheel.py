@@ -11,7 +11,7 @@ import pytest
 PIP = [sys.executable, "-m", "pip", "--disable-pip-version-check", "-q"]
 SMALLER = {
     "sft.epochs": "1",
-    "rl.steps": "1",
+    "rl.rounds": "1",
     "evaluation.splits": "{unseen=6}",
     "rl.max_steps": "8",
     "threads": "1",

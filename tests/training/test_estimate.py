@@ -9,12 +9,10 @@ import torch
 from torch import nn
 
 from gradprism.environments.alfworld.environment import AlfworldEnvironment
-from gradprism.environments.pool import SessionPool
-from gradprism.environments.prompts import PromptTemplate
 from gradprism.models import load_model
 from gradprism.runtime.errors import ModelError
 from gradprism.runtime.files import write_jsonl
-from gradprism.training import estimate, sample_play
+from gradprism.training import estimate
 from gradprism.training.adapters import add_adapters
 from gradprism.training.estimate import DEVICES, GIB, UTILISATION, estimate_rl, estimate_sft, hardware
 from gradprism.training.footprint import footprint, training_memory
@@ -25,7 +23,6 @@ from gradprism.training.settings import LoraSettings
 from gradprism.training.sft import train_sft
 from gradprism.training.sft_config import SftConfig
 from gradprism.trajectories.readers import write_messages_jsonl
-from gradprism.trajectories.record import Message, Trajectory
 from gradprism.trajectories.rendering import Renderer, load_tokenizer
 from helpers.cli import assert_refused
 from helpers.families import FAMILIES, family_model
@@ -190,50 +187,36 @@ def test_steps_of_several_devices_share_the_rows(shared):
 def test_episodes_and_steps_are_those_of_rl(shared, tmp_path):
     name, environment = str(shared / "qwen3"), AlfworldEnvironment("tiny")
     config = RlConfig(
-        steps=2, groups=2, rollouts=4, updates=2, max_steps=3, max_action_tokens=5, evaluate_every=1, evaluate_tasks=4, kl=0.1
+        rounds=2,
+        tasks_per_round=2,
+        rollouts_per_task=4,
+        updates_per_round=2,
+        max_steps=3,
+        max_action_tokens=5,
+        evaluate_every=1,
+        evaluate_tasks=4,
+        kl=0.1,
     )
     renderer, tasks = Renderer(load_tokenizer(name), 512), environment.tasks("train", 5)
     told = estimate_rl(name, "float32", renderer, environment, tasks, config, machine(), 512, workers=1)
     assert "measured" in told["rollout hours"].source and "measured" in told["throughput"].source
     played = train_rl(
-        load_model(name), renderer, environment, tasks, config, tmp_path / "out", context_length=512, workers=1, device="cpu"
+        load_model(name),
+        renderer.tokenizer,
+        environment,
+        tasks,
+        config.model_copy(update={"context_length": 512}),
+        out=tmp_path / "out",
+        workers=1,
+        device="cpu",
     )
-    assert told["episodes"].value == played["episodes"] == 16
-    assert told["optimizer steps"].value == played["optimizer_steps"] == 4
-    assert told["evaluation episodes"].value == 4 * len(played["evaluation"])
-    assert told["tasks"].value == played["tasks"]
+    assert told["episodes"].value == played.counts["episodes"] == 16
+    assert told["optimizer steps"].value == played.steps == 4
+    assert told["evaluation episodes"].value == 4 * len(played.evaluations)
+    assert told["tasks"].value == played.examples
     # A random model never wins, so every episode takes all its steps; how many tokens it says is chance.
-    assert told["environment steps"].value == played["environment_steps"] == 16 * 3
-    assert told["trained tokens"].value == pytest.approx(played["tokens_backward"], rel=0.1)
-
-
-@pytest.mark.parametrize("prompt", [PromptTemplate(), PromptTemplate(history=2, form="tags", admissible=True)])
-def test_random_episodes_have_the_tokens_that_they_would_have_in_training(prompt):
-    environment, renderer = AlfworldEnvironment("tiny"), Renderer(load_tokenizer("models/alfworld-tiny"), 1024)
-    config = RlConfig(max_steps=4, max_action_tokens=16, prompt=prompt)
-    with SessionPool(environment, 1) as pool:
-        lanes = sample_play._play_randomly(renderer, pool, environment.tasks("train", 3), config, 1024)
-    for lane in lanes:
-        assert 1 <= lane.steps <= 4
-        if prompt.history is None:
-            messages = [Message("user", lane.observations[0])]
-            for action, seen in zip(lane.actions, lane.observations[1:], strict=True):
-                messages += [Message("assistant", action), Message("user", seen)]
-            whole = renderer.render(Trajectory("x", tuple(messages[:-1]), {}, ""))
-            assert lane.rows == [len(whole.input_ids)]
-            assert lane.generated == whole.response_mask.sum()
-            assert lane.read + lane.generated == len(whole.input_ids)
-        else:
-            assert len(lane.rows) == lane.steps and lane.generated == 16 * lane.steps
-            assert sum(lane.rows) == lane.read + lane.generated
-
-
-def test_an_episode_ends_where_the_context_does():
-    environment, renderer = AlfworldEnvironment("tiny"), Renderer(load_tokenizer("models/alfworld-tiny"), 1024)
-    with SessionPool(environment, 1) as pool:
-        tasks = environment.tasks("train", 2)
-        sample = sample_play.play_some(None, renderer, pool, tasks, RlConfig(max_steps=50, max_action_tokens=16), 130)
-    assert sample.longest <= 130 and not sample.by_model and 0 < sample.steps < 50
+    assert told["environment steps"].value == played.usage.environment_steps == 16 * 3
+    assert told["trained tokens"].value == pytest.approx(played.usage.tokens_backward, rel=0.1)
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
@@ -283,7 +266,7 @@ def test_the_device_is_this_machines_or_assumed(monkeypatch):
 def test_what_cannot_be_estimated_is_one_line(cli, shared, tmp_path, monkeypatch):
     rl = ["rl", "--model", shared / "qwen3", "--tasks", shared / "rl.jsonl", "--out", tmp_path / "out", "--dry-run"]
     rl += ["--env-option", "difficulty=tiny", "--device", "cpu"]
-    assert_refused(cli(*rl, "--devices", 3), "groups 16: must be a multiple of the 3 devices")
+    assert_refused(cli(*rl, "--devices", 3), "tasks_per_round 16: must be a multiple of the 3 devices")
     for name, value in {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "a", "MASTER_PORT": "1"}.items():
         monkeypatch.setenv(name, value)
     assert_refused(cli(*rl, "--devices", 4), "the launcher has started 2 processes")

@@ -82,9 +82,11 @@ def test_earlier_groups_and_seeds_come_first():
 
 
 def test_an_arms_part_of_rl_is_its_share_and_seeds_are_the_trainings():
-    config = load(MINI[0], "rl.steps=30")
+    config = load(MINI[0], "rl.rounds=30")
     arms = {arm.name: arm for arm in config.arms}
-    assert {name: arm_config(config, arms[name], 1).rl.steps for name in ("grpo", "gini", "gini-10", "gini-90", "sft-then-rl")} == {
+    assert {
+        name: arm_config(config, arms[name], 1).rl.rounds for name in ("grpo", "gini", "gini-10", "gini-90", "sft-then-rl")
+    } == {
         "grpo": 30,
         "gini": 15,
         "gini-10": 3,
@@ -97,12 +99,12 @@ def test_an_arms_part_of_rl_is_its_share_and_seeds_are_the_trainings():
 
 def test_an_arm_whose_share_is_not_known_yet_plays_in_proportion(tmp_path, monkeypatch):
     played = []
-    monkeypatch.setattr(steps, "rl", lambda config, folder, inputs: played.append(config.rl.steps) or {})
+    monkeypatch.setattr(steps, "rl", lambda config, folder, inputs: played.append(config.rl.rounds) or {})
     lengths = {"corpus": 100, "route": 50, "tasks": 20, "none": 0}
     monkeypatch.setattr(steps, "read_corpus", lambda config, inputs: [SimpleNamespace(task=i) for i in range(lengths["corpus"])])
     monkeypatch.setattr(rl_module, "read_tasks", lambda path, environment: range(lengths[path.parts[-3]]))
     monkeypatch.setattr(steps, "playable", lambda config: SimpleNamespace(task=lambda i: SimpleNamespace(id=i)))
-    config = load(MINI[0], "rl.steps=30")
+    config = load(MINI[0], "rl.rounds=30")
     arms = {arm.name: arm for arm in config.arms}
 
     def rounds(arm, **inputs):

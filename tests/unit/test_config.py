@@ -20,10 +20,10 @@ def test_the_run_seed_reaches_every_stage_that_sets_none():
 
 
 def test_overrides_are_toml_values_or_plain_strings():
-    values = {"rl": {"steps": 1}}
-    apply_overrides(values, ["rl.steps=20", "rl.kl=0.5", "route.metric=cv", 'name="a b"', "evaluation.splits={unseen=6}"])
+    values = {"rl": {"rounds": 1}}
+    apply_overrides(values, ["rl.rounds=20", "rl.kl=0.5", "route.metric=cv", 'name="a b"', "evaluation.splits={unseen=6}"])
     assert values == {
-        "rl": {"steps": 20, "kl": 0.5},
+        "rl": {"rounds": 20, "kl": 0.5},
         "route": {"metric": "cv"},
         "name": "a b",
         "evaluation": {"splits": {"unseen": 6}},

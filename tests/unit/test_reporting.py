@@ -96,7 +96,11 @@ def results() -> dict[str, Any]:
         ],
         "curves": {
             "sft": [{"step": 1, "loss": 2.1}, {"step": 2, "loss": 1.9}],
-            "rl": [{"step": 1, "success": 0.1, "equal_groups": 0.5}, {"step": 2, "success": None}, {"step": 3, "success": 0.3}],
+            "rl": [
+                {"step": 1, "success": 0.1, "zero_variance_groups": 0.5},
+                {"step": 2, "success": None},
+                {"step": 3, "success": 0.3},
+            ],
         },
         "warnings": ["memory was short"],
     }

@@ -13,7 +13,7 @@ from gradprism.evaluation.config import EvaluationConfig
 
 @with_config_file("evaluation")
 @with_config(PromptTemplate, name="prompt")
-@with_config(EvaluationConfig, leave_out=("splits", "prompt"))
+@with_config(EvaluationConfig, leave_out=("splits", "prompt", "context_length"))
 def command(
     config: EvaluationConfig,
     prompt: PromptTemplate,
@@ -41,53 +41,44 @@ def command(
     from gradprism.cli.options import environment_options, print_json
     from gradprism.environments.registry import make_environment
     from gradprism.evaluation.agents import ScriptedAgent
-    from gradprism.evaluation.run import check_output, evaluate
+    from gradprism.evaluation.run import FOLDER, evaluate
     from gradprism.runtime import progress
     from gradprism.runtime.errors import ConfigError
 
     progress.set_quiet(as_json)
     if (agent is None) == (model is None):
         raise ConfigError("give either --agent (expert, random or a model) or --model")
-    check_output(out, on_existing)  # pyright: ignore[reportArgumentType] # checked there
+    FOLDER.check(out, on_existing)  # pyright: ignore[reportArgumentType] # checked there
     environment = make_environment(env, **environment_options(data_dir, env_option))
     splits = {}
     for name in split or environment.evaluation_splits:
         size = environment.size(name)  # an unknown split is said before a model is loaded
         splits[name] = count or (96 if size is None else size - config.start)
         environment.tasks(name, splits[name], config.start, config.task_type)
-    config = config.model_copy(update={"splits": splits, "prompt": prompt})
+    config = config.model_copy(update={"splits": splits, "prompt": prompt, "context_length": context_length})
     if model is None and agent in ("expert", "random"):
-        player = ScriptedAgent(agent)
+        player = ScriptedAgent(agent)  # pyright: ignore[reportArgumentType]
     else:
-        player = _model_agent(str(model or agent), chat_template, dtype, device, context_length)
-    summary = evaluate(player, environment, config, out, workers=workers, on_existing=on_existing)  # pyright: ignore[reportArgumentType]
+        player = _model_agent(str(model or agent), chat_template, dtype, device)
+    summary = evaluate(player, environment, config, out=out, workers=workers, on_existing=on_existing)  # pyright: ignore[reportArgumentType]
     if as_json:
-        print_json(summary)
+        print_json(summary.to_json())
         return
-    for row in summary["rows"]:
-        interval = f"[{100 * row['low']:.1f}, {100 * row['high']:.1f}]"
-        success = f"{row['successes']:4d}/{row['episodes']:<4d} {100 * row['success']:5.1f} % {interval:14s}"
-        score = f"score {100 * row['score']:5.1f} [{100 * row['score_low']:.1f}, {100 * row['score_high']:.1f}]"
-        failed = f", {row['failures']} failed in the engine" if row["failures"] else ""
+    for row in summary.rows:
+        interval = f"[{100 * row.low:.1f}, {100 * row.high:.1f}]"
+        success = f"{row.successes:4d}/{row.episodes:<4d} {100 * row.success:5.1f} % {interval:14s}"
+        score = f"score {100 * row.score:5.1f} [{100 * row.score_low:.1f}, {100 * row.score_high:.1f}]"
+        failed = f", {row.failures} failed in the engine" if row.failures else ""
         print(
-            f"{row['split']:12s} {row['task_type']:32s} {success} {score:25s} {row['mean_steps']:5.1f} steps, "
-            f"{100 * row['invalid_share']:.1f} % refused{failed}"
+            f"{row.split:12s} {row.task_type:32s} {success} {score:25s} {row.mean_steps:5.1f} steps, "
+            f"{100 * row.invalid_share:.1f} % refused{failed}"
         )
 
 
-def _model_agent(name: str, chat_template: Path | None, dtype: str, device: str, context_length: int | None) -> Any:
+def _model_agent(name: str, chat_template: Path | None, dtype: str, device: str) -> Any:
     from gradprism.evaluation.agents import ModelAgent
-    from gradprism.models import check_context_length, load_model, tokenizer_source
-    from gradprism.probing.fingerprint import weights_fingerprint
-    from gradprism.trajectories.rendering import Renderer, load_tokenizer, template_fingerprint, tokenizer_fingerprint
+    from gradprism.models import load_model, tokenizer_source
+    from gradprism.trajectories.rendering import load_tokenizer
 
     tokenizer = load_tokenizer(tokenizer_source(name), chat_template)
-    loaded = load_model(name, dtype, device)
-    limit = check_context_length(loaded, context_length)
-    identity = {
-        "weights": weights_fingerprint(loaded),
-        "dtype": str(loaded.dtype),
-        "tokenizer": tokenizer_fingerprint(tokenizer),
-        "template": template_fingerprint(tokenizer),
-    }
-    return ModelAgent(loaded, Renderer(tokenizer, limit), limit, identity)
+    return ModelAgent(load_model(name, dtype, device), tokenizer)

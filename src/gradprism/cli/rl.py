@@ -13,7 +13,7 @@ from gradprism.training.rl_config import RlConfig
 
 @with_config_file("rl")
 @with_config(PromptTemplate, name="prompt")
-@with_config(RlConfig, leave_out=("prompt",))
+@with_config(RlConfig, leave_out=("prompt", "context_length"))
 def command(
     config: RlConfig,
     prompt: PromptTemplate,
@@ -49,7 +49,7 @@ def command(
     from gradprism.trajectories.rendering import Renderer, load_tokenizer
 
     progress.set_quiet(as_json)
-    config = config.model_copy(update={"prompt": prompt})
+    config = config.model_copy(update={"prompt": prompt, "context_length": context_length})
     if dry_run:
         from gradprism.cli.options import print_figures
         from gradprism.models import load_config
@@ -75,21 +75,19 @@ def command(
         check_trainable(model)
         tokenizer = load_tokenizer(model, chat_template)
         loaded = load_model(model, dtype, "cpu")  # the trainer places it
-        limit = check_context_length(loaded, context_length)
         summary = train_rl(
             loaded,
-            Renderer(tokenizer, limit),
+            tokenizer,
             environment,
             to_play,
             config,
-            out,
-            context_length=limit,
+            out=out,
             workers=workers,
             device=device,
             on_existing=on_existing,  # pyright: ignore[reportArgumentType] # checked there
         )
     if as_json and is_first:
-        print_json(summary)
+        print_json(summary.to_json())
     elif is_first:
-        done = "had finished already: " if summary["reused"] else ""
-        print(f"{out}: {done}{summary['episodes']} episodes in {summary['steps']} steps on {summary['tasks']} tasks")
+        done = "had finished already: " if summary.reused else ""
+        print(f"{out}: {done}{summary.counts['episodes']:.0f} episodes in {config.rounds} rounds on {summary.examples} tasks")

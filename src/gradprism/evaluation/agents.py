@@ -2,18 +2,19 @@
 
 import random
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
 
 from gradprism.environments.pool import SessionPool
 from gradprism.environments.protocol import Environment, Step, Task
-from gradprism.evaluation.config import EvaluationConfig
-from gradprism.rollouts.episodes import Episode, PlayConfig, Player, PlayStatistics
+from gradprism.probing.fingerprint import weights_fingerprint
+from gradprism.rollouts.config import RolloutConfig
+from gradprism.rollouts.episode import Episode, StopReason, Turn
+from gradprism.rollouts.player import OnDone, PlayCosts, Player
 from gradprism.runtime.errors import EnvironmentPlayError
-from gradprism.trajectories.rendering import Renderer
+from gradprism.trajectories.rendering import Renderer, template_fingerprint, tokenizer_fingerprint
 
-OnDone = Callable[[Episode], None]
 _PLACEHOLDER = re.compile(r"<[^<>]*>")
 _WORD = re.compile(r"[A-Za-z]{3,}")
 
@@ -21,95 +22,65 @@ _WORD = re.compile(r"[A-Za-z]{3,}")
 class Agent(Protocol):
     """Plays batches of tasks; what it does depends on the batch and the seed alone."""
 
-    @property
-    def description(self) -> dict[str, Any]:
-        """What tells it from other agents, for the manifest."""
+    def description(self) -> Mapping[str, str]:
+        """All that tells it from other agents, for the manifest."""
         ...
 
     def play(
-        self,
-        environment: Environment,
-        pool: SessionPool,
-        tasks: Sequence[Task],
-        config: EvaluationConfig,
-        seed: int,
-        on_done: OnDone,
-    ) -> tuple[list[Episode], PlayStatistics]:
-        """One episode a task, in order, and what they cost."""
+        self, environment: Environment, pool: SessionPool, tasks: Sequence[Task], config: RolloutConfig, seed: int, on_done: OnDone
+    ) -> tuple[list[Episode], PlayCosts]:
+        """One episode per task, in order, and what they cost."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class ModelAgent:
-    """A language model; `identity` says which."""
+    """A `transformers` causal language model with its tokenizer."""
 
     model: Any
-    renderer: Renderer
-    context_length: int
-    identity: dict[str, Any] = field(default_factory=dict)
+    tokenizer: Any
 
-    @property
-    def description(self) -> dict[str, Any]:
-        """The model's identity and the context it plays in."""
-        return {"kind": "model", "context_length": self.context_length, **self.identity}
+    def description(self) -> Mapping[str, str]:
+        """Fingerprints of weights, tokenizer and template, and the type of the weights."""
+        return {
+            "kind": "model",
+            "weights": weights_fingerprint(self.model),
+            "dtype": str(self.model.dtype),
+            "tokenizer": tokenizer_fingerprint(self.tokenizer),
+            "template": template_fingerprint(self.tokenizer),
+        }
 
     def play(
-        self,
-        environment: Environment,
-        pool: SessionPool,
-        tasks: Sequence[Task],
-        config: EvaluationConfig,
-        seed: int,
-        on_done: OnDone,
-    ) -> tuple[list[Episode], PlayStatistics]:
+        self, environment: Environment, pool: SessionPool, tasks: Sequence[Task], config: RolloutConfig, seed: int, on_done: OnDone
+    ) -> tuple[list[Episode], PlayCosts]:
         """See `Agent`."""
-        player = Player(
-            self.model,
-            self.renderer,
-            pool,
-            PlayConfig(
-                max_steps=config.max_steps,
-                max_action_tokens=config.max_action_tokens,
-                temperature=config.temperature,
-                context_length=self.context_length,
-                in_flight=config.in_flight,
-                prompt=config.prompt,
-            ),
-        )
-        return player.play(tasks, seed, on_done), player.statistics
+        player = Player(self.model, Renderer(self.tokenizer, None), pool, config)
+        return player.play(tasks, seed, on_done), player.costs
 
 
 @dataclass(frozen=True, slots=True)
 class ScriptedAgent:
     """The environment's expert, or uniformly random admissible actions."""
 
-    kind: str
+    kind: Literal["expert", "random"]
 
-    @property
-    def description(self) -> dict[str, Any]:
+    def description(self) -> Mapping[str, str]:
         """Its kind."""
         return {"kind": self.kind}
 
     def play(
-        self,
-        environment: Environment,
-        pool: SessionPool,
-        tasks: Sequence[Task],
-        config: EvaluationConfig,
-        seed: int,
-        on_done: OnDone,
-    ) -> tuple[list[Episode], PlayStatistics]:
+        self, environment: Environment, pool: SessionPool, tasks: Sequence[Task], config: RolloutConfig, seed: int, on_done: OnDone
+    ) -> tuple[list[Episode], PlayCosts]:
         """See `Agent`."""
         if self.kind == "expert":
             policies = [environment.expert().act for _ in tasks]
         else:
             policies = [RandomPolicy(f"{seed}/{task.id}").act for task in tasks]
         steps = pool.reset(range(len(tasks)), [task.id for task in tasks])
-        episodes = [Episode(task, [], observations=[step.observation]) for task, step in zip(tasks, steps, strict=True)]
-        statistics, playing = PlayStatistics(), []
+        episodes, costs, playing = [Episode(task) for task in tasks], PlayCosts(), []
         for index, step in enumerate(steps):
+            episodes[index].take(step)
             if step.done:  # the engine could not start it
-                episodes[index].close(step)
                 on_done(episodes[index])
             else:
                 playing.append(index)
@@ -117,19 +88,19 @@ class ScriptedAgent:
             acting = []
             for index in playing:
                 try:
-                    episodes[index].actions.append(policies[index](steps[index]))
+                    episodes[index].turns.append(Turn(steps[index].observation, policies[index](steps[index])))
                     acting.append(index)
                 except EnvironmentPlayError:  # the expert knows no way on
-                    episodes[index].ended_by = "gave up"
+                    episodes[index].stop_reason = StopReason.GAVE_UP
                     on_done(episodes[index])
-            for index, step in zip(acting, pool.step(acting, [episodes[i].actions[-1] for i in acting]), strict=True):
+            for index, step in zip(acting, pool.step(acting, [episodes[i].turns[-1].action for i in acting]), strict=True):
                 steps[index] = step
                 episodes[index].take(step)
-            statistics.environment_steps += len(acting)
-            playing = [i for i in acting if not steps[i].done and len(episodes[i].actions) < config.max_steps]
+            costs.environment_steps += len(acting)
+            playing = [i for i in acting if not steps[i].done and len(episodes[i].turns) < config.max_steps]
             for index in sorted(set(acting) - set(playing)):
                 on_done(episodes[index])
-        return episodes, statistics
+        return episodes, costs
 
 
 class RandomPolicy:

@@ -1,138 +1,180 @@
 """Plays a fixed list of tasks and writes every episode down, batch by batch, so that a run that is cut short goes on where it was."""
 
+import contextlib
 import dataclasses
 import json
 import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from gradprism.environments.pool import SessionPool
 from gradprism.environments.protocol import Environment, Task
-from gradprism.evaluation.agents import Agent
+from gradprism.evaluation.agents import Agent, ModelAgent, ScriptedAgent
 from gradprism.evaluation.config import EvaluationConfig
-from gradprism.evaluation.summary import summarise
-from gradprism.rollouts.episodes import Episode
-from gradprism.runtime.errors import ConfigError, DataError, FolderInUseError
-from gradprism.runtime.files import is_temporary, read_json, sha256_json, write_json, write_jsonl, writing
-from gradprism.runtime.folders import differences
+from gradprism.evaluation.summary import SuccessRow, headline, summarise
+from gradprism.models import load_model, tokenizer_source
+from gradprism.rollouts.episode import Episode
+from gradprism.runtime.errors import DataError
+from gradprism.runtime.files import read_jsonl, sha256_json, write_json, write_jsonl, writing
+from gradprism.runtime.folders import FolderKind, OnExisting, exclusive_lock
 from gradprism.runtime.progress import Progress
+from gradprism.runtime.usage import Usage
+from gradprism.trajectories.rendering import load_tokenizer
 
-OnExisting = Literal["resume", "replace", "fail"]
-MANIFEST, EPISODES, BATCHES, SUMMARY = "manifest.json", "episodes.jsonl", "batches.jsonl", "summary.json"
+EPISODES, BATCHES, SUMMARY = "episodes.jsonl", "batches.jsonl", "summary.json"
+FOLDER = FolderKind("evaluation", identity="tasks_sha256", own=(SUMMARY, BATCHES, EPISODES))
+_LOCK = ".evaluation.tmp"
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """An evaluation's `rows`, what all its attempts used, its `episodes` in the order of tasks, and how many engines had to be replaced.
+
+    Episodes that an earlier attempt wrote have no tokens.
+    """
+
+    rows: tuple[SuccessRow, ...]
+    usage: Usage
+    episodes: tuple[Episode, ...]
+    worker_restarts: int = 0
+
+    @property
+    def headline(self) -> str:
+        """Success of each split in one line."""
+        return headline(self.rows)
+
+    def to_json(self) -> dict[str, Any]:
+        """Rows and usage: `summary.json`."""
+        rows = [dataclasses.asdict(row) for row in self.rows]
+        return {"rows": rows, "usage": self.usage.to_json(), "worker_restarts": self.worker_restarts}
+
+
+@dataclass(slots=True)
+class _Record:
+    """The episodes and costs of the batches so far, in memory and, with a folder, in its files."""
+
+    folder: Path | None = None
+    episodes: list[Episode] = field(default_factory=list)
+    costs: list[Mapping[str, Any]] = field(default_factory=list)
+
+    def add(self, episodes: Sequence[Episode], cost: Mapping[str, Any]) -> None:
+        """Adds a batch. It counts once its costs are written, which come last."""
+        self.episodes += episodes
+        self.costs.append(cost)
+        if self.folder is not None:
+            _append(self.folder / EPISODES, [episode.to_json() for episode in episodes])
+            _append(self.folder / BATCHES, [cost])
 
 
 def evaluate(
-    agent: Agent,
+    agent: Agent | Any,
     environment: Environment,
-    config: EvaluationConfig,
-    out: Path,
+    config: EvaluationConfig = EvaluationConfig(),
     *,
+    out: Path | str | None = None,
     workers: int | None = None,
     on_existing: OnExisting = "resume",
-) -> dict[str, Any]:
-    """Plays every task of `config` and writes `episodes.jsonl` (transcripts, in task order) and `summary.json` into `out`.
+) -> Evaluation:
+    """Plays every task of `config`: greedily, unless it sets a temperature.
 
-    Tasks are played in batches of `in_flight`, each with a seed of its own, so that what a batch gives depends on nothing before it.
-    Returns the summary: `rows` as `summarise` gives them, and what it cost over all attempts. Raises `FolderInUseError` where `out`
-    holds something else, or another evaluation: the keys that differ are named.
+    `agent` is an `Agent`, `"expert"`, `"random"`, or the folder or hub id of a model. Tasks are played in batches of
+    `config.in_flight`, each with a seed of its own, so that a batch depends on nothing before it. With `out` each batch is written as it
+    ends: `episodes.jsonl` has the transcripts in the order of tasks, `summary.json` the rows; the same call goes on after a kill.
+
+    Raises `FolderInUseError` where `out` holds something else or another evaluation (the keys that differ are named), or is being
+    written to; `ConfigError` for unknown splits or task types; `DataError` for a folder whose files do not fit together.
     """
     tasks = [task for split, n in config.splits.items() for task in environment.tasks(split, n, config.start, config.task_type)]
-    manifest = {
-        "agent": agent.description,
-        "environment": {"name": environment.name, **_options(environment)},
-        "tasks_sha256": sha256_json([task.reference() for task in tasks]),
-        "config": config.model_dump(),
-    }
     batches = [tasks[i : i + config.in_flight] for i in range(0, len(tasks), config.in_flight)]
-    costs, transcripts = _claim(Path(out), manifest, on_existing, batches)
-    with SessionPool(environment, workers) as pool, Progress("episodes", len(tasks)) as progress:
-        won = sum(t["success"] for t in transcripts)
-        if transcripts:
-            progress.advance(len(transcripts), f"{won} won")
+    player = as_agent(agent)
+    with contextlib.ExitStack() as stack:
+        record = _Record()
+        if out is not None:
+            FOLDER.check(Path(out), on_existing)
+            stack.enter_context(exclusive_lock(Path(out), _LOCK, "is being evaluated into"))
+            record = _claim(Path(out), _manifest(player, environment, config, tasks), on_existing, batches)
+        pool = stack.enter_context(SessionPool(environment, workers))
+        for index, progress in _pending(record, batches, len(tasks)):
+            clock, cpu, restarts = time.perf_counter(), time.process_time(), pool.restarts
+            seed = int(sha256_json([config.seed, index])[:8], 16)
+            episodes, costs = player.play(environment, pool, batches[index], config, seed, progress)
+            seconds = {"wall_seconds": time.perf_counter() - clock, "cpu_seconds": time.process_time() - cpu}
+            record.add(episodes, {**dataclasses.asdict(costs), **seconds, "worker_restarts": pool.restarts - restarts})
+        evaluation = _evaluation(record)
+        if out is not None:
+            write_json(Path(out) / SUMMARY, evaluation.to_json())
+    return evaluation
+
+
+def as_agent(agent: Agent | Any) -> Agent:
+    """The agent that `evaluate` was given, by whatever name."""
+    if agent in ("expert", "random"):
+        return ScriptedAgent(agent)  # pyright: ignore[reportArgumentType]
+    if isinstance(agent, str | Path):
+        return ModelAgent(load_model(str(agent)), load_tokenizer(tokenizer_source(str(agent))))
+    return agent
+
+
+def _pending(record: _Record, batches: Sequence[Sequence[Task]], total: int) -> Iterator[tuple[int, Any]]:
+    """The numbers of the batches that are still to be played, each with what tells the progress of an episode."""
+    won = sum(episode.success for episode in record.episodes)
+    with Progress("episodes", total) as progress:
+        if record.episodes:
+            progress.advance(len(record.episodes), f"{won} won")
 
         def on_done(episode: Episode) -> None:
             nonlocal won
             won += episode.success
             progress.advance(1, f"{won} won")
 
-        for index in range(len(costs), len(batches)):
-            clock, restarts = time.perf_counter(), pool.restarts
-            seed = int(sha256_json([config.seed, index])[:8], 16)
-            episodes, statistics = agent.play(environment, pool, batches[index], config, seed, on_done)
-            transcripts += [episode.transcript() for episode in episodes]
-            seconds = {"wall_seconds": time.perf_counter() - clock, "worker_restarts": pool.restarts - restarts}
-            costs.append({"episodes": len(episodes), **dataclasses.asdict(statistics), **seconds})
-            # The batch counts once its costs are written, which come last.
-            _append(out / EPISODES, transcripts[-len(episodes) :])
-            _append(out / BATCHES, costs[-1:])
-    totals = {key: sum(cost[key] for cost in costs) for key in costs[0]}
-    totals["tokens_forward"] = totals.pop("tokens_read")
-    summary = {"rows": summarise(transcripts), **totals}
-    write_json(out / SUMMARY, summary)
-    return summary
+        for index in range(len(record.costs), len(batches)):
+            yield index, on_done
 
 
-def check_output(folder: Path, on_existing: OnExisting) -> None:
-    """Raises `FolderInUseError` where an evaluation could not be written to `folder` whatever it is, before anything dear is loaded."""
-    if on_existing not in ("resume", "replace", "fail"):
-        raise ConfigError(f"--on-existing {on_existing}: choose resume, replace or fail")
-    if folder.exists() and not folder.is_dir():
-        raise FolderInUseError(f"{folder}: exists and is not a folder; choose another --out")
-    names = [p.name for p in folder.iterdir() if not is_temporary(p.name)] if folder.is_dir() else []
-    if names and on_existing == "fail":
-        raise FolderInUseError(f"{folder}: is not empty; choose another --out, or --on-existing resume or replace")
-    if names and not (MANIFEST in names and "tasks_sha256" in read_json(folder / MANIFEST)):
-        raise FolderInUseError(f"{folder}: is in use and no evaluation; choose another --out")
+def _evaluation(record: _Record) -> Evaluation:
+    totals = {name: sum(cost[name] for cost in record.costs) for name in record.costs[0]}
+    usage = Usage(
+        tokens_forward=totals["tokens_read"],
+        tokens_generated=totals["tokens_generated"],
+        environment_steps=totals["environment_steps"],
+        wall_seconds=totals["wall_seconds"],
+        cpu_seconds=totals["cpu_seconds"],
+    )
+    return Evaluation(tuple(summarise(record.episodes)), usage, tuple(record.episodes), totals["worker_restarts"])
 
 
-def _claim(
-    out: Path, manifest: dict[str, Any], on_existing: OnExisting, batches: list[list[Task]]
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Makes the folder this evaluation's; the costs of its finished batches and their transcripts."""
-    check_output(out, on_existing)
-    path, costs, transcripts = out / MANIFEST, [], []
-    if path.is_file() and on_existing == "resume":
-        changes = differences(read_json(path), json.loads(json.dumps(manifest)))
-        if changes:
-            raise FolderInUseError(f"{out}: holds another evaluation ({changes}); choose another --out, or --on-existing replace")
-        costs, transcripts = _read(out / BATCHES)[: len(batches)], _read(out / EPISODES)
-    else:
-        with writing(out):
-            for name in (EPISODES, BATCHES, SUMMARY):
-                (out / name).unlink(missing_ok=True)
-        write_json(path, manifest)
-    finished = sum(len(batch) for batch in batches[: len(costs)])
-    if [t["id"] for t in transcripts[:finished]] != [task.id for batch in batches[: len(costs)] for task in batch]:
-        raise DataError(f"{out / EPISODES}: is not what {BATCHES} tells of; give --on-existing replace")
-    # What a run that was cut short wrote of its last batch is played again.
-    if costs:
-        write_jsonl(out / EPISODES, transcripts[:finished])
-        write_jsonl(out / BATCHES, costs)
-    else:
-        (out / EPISODES).unlink(missing_ok=True)
-    return costs, transcripts[:finished]
+def _manifest(agent: Agent, environment: Environment, config: EvaluationConfig, tasks: Sequence[Task]) -> dict[str, Any]:
+    # Options set an environment apart from others of its name; where its data lies does not.
+    options = {f.name: getattr(environment, f.name) for f in dataclasses.fields(environment) if f.name != "data_dir"}  # pyright: ignore[reportArgumentType] # each is a dataclass
+    return {
+        "agent": dict(agent.description()),
+        "environment": {**options, "name": environment.name},
+        "tasks_sha256": sha256_json([task.reference() for task in tasks]),
+        "config": config.model_dump(),
+    }
 
 
-def _read(path: Path) -> list[dict[str, Any]]:
-    """The whole lines of a file that may end in a torn one."""
-    if not path.is_file():
-        return []
-    rows = []
-    for line in path.read_bytes().splitlines(keepends=True):
-        try:
-            rows.append(json.loads(line) if line.endswith(b"\n") else None)
-        except ValueError:
-            rows.append(None)
-        if rows[-1] is None:
-            return rows[:-1]
-    return rows
+def _claim(out: Path, manifest: Mapping[str, Any], on_existing: OnExisting, batches: Sequence[Sequence[Task]]) -> _Record:
+    """Makes the folder this evaluation's; the batches that it holds. What a run wrote of its last, unfinished batch is played again."""
+    if not FOLDER.claim(out, manifest, on_existing):
+        return _Record(out)
+    costs = read_jsonl(out / BATCHES, stop_at_torn=True)[: len(batches)]
+    finished = [task.id for batch in batches[: len(costs)] for task in batch]
+    transcripts = read_jsonl(out / EPISODES, stop_at_torn=True)[: len(finished)]
+    try:
+        episodes = [Episode.from_json(transcript) for transcript in transcripts]
+        fits = [episode.task.id for episode in episodes] == finished
+    except (KeyError, TypeError, ValueError):
+        episodes, fits = [], False
+    if not fits:
+        raise DataError(f"{out / EPISODES}: does not hold the episodes that {BATCHES} tells of; give --on-existing replace")
+    write_jsonl(out / EPISODES, transcripts)
+    write_jsonl(out / BATCHES, costs)
+    return _Record(out, episodes, costs)
 
 
-def _append(path: Path, rows: list[dict[str, Any]]) -> None:
+def _append(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     with writing(path), open(path, "a", encoding="utf-8") as file:
         file.writelines(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
-
-
-def _options(environment: Any) -> dict[str, Any]:
-    """What sets an environment apart from others of its name; where its data lies does not."""
-    return {f.name: getattr(environment, f.name) for f in dataclasses.fields(environment) if f.name not in ("name", "data_dir")}

@@ -34,7 +34,7 @@ class ArmConfig(Section):
     title: str = Field(default="", description="What tables call it; default the name.")
     group: str = Field(default="table1", description="Table that it belongs to.")
     sft: Data = Field(default="routed", description="What SFT learns: nothing, its part of the route, or everything.")
-    rl: Data = Field(default="routed", description="Whose tasks RL plays; its steps are that share of `rl.steps`.")
+    rl: Data = Field(default="routed", description="Whose tasks RL plays; its steps are that share of `rl.rounds`.")
     route: RouteConfig = Field(default=RouteConfig(), description="The route.")
     refresh: RefreshConfig = Field(default=RefreshConfig(), description="Routing again while the model changes.")
     algorithm: Literal["grpo", "gigpo"] | None = Field(default=None, description="RL's, where it is not `rl.algorithm`.")
@@ -78,7 +78,7 @@ class AuditConfig(Section):
 
 
 class ExperimentConfig(RunConfig):
-    """Everything that `gradprism experiment` does. `rl.steps` are for the whole corpus."""
+    """Everything that `gradprism experiment` does. `rl.rounds` are for the whole corpus."""
 
     seeds: list[Seed] = Field(default=[0, 1, 2], min_length=1, description="Training seeds.")
     arms: list[ArmConfig] = Field(min_length=1, description="Arms, in the order of the tables; earlier groups run first.")
@@ -188,7 +188,7 @@ def arm_config(config: ExperimentConfig, arm: ArmConfig, seed: int) -> RunConfig
     """What an arm does with a seed, as the configuration of a run."""
     # What a threshold sends to RL is known once it is routed: `steps.rl_in_proportion` then takes that share of the rounds.
     share = {"none": 0.0, "all": 1.0, "routed": arm.route.rl_share if arm.route.threshold is None else 1.0}[arm.rl]
-    rl: dict[str, Any] = {"seed": seed, "steps": max(1, round(config.rl.steps * share))}
+    rl: dict[str, Any] = {"seed": seed, "rounds": max(1, round(config.rl.rounds * share))}
     if arm.algorithm is not None:
         rl["algorithm"] = arm.algorithm
     return _plain(config).model_copy(

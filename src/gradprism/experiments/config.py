@@ -192,7 +192,7 @@ def apply_overrides(values: dict[str, Any], overrides: Sequence[str]) -> dict[st
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals or not key:
-            raise ConfigError(f"--set {override!r}: expected key=value, for example rl.steps=20")
+            raise ConfigError(f"--set {override!r}: expected key=value, for example rl.rounds=20")
         try:
             value = tomllib.loads(f"value = {text}")["value"]
         except tomllib.TOMLDecodeError:

@@ -71,7 +71,10 @@ def describe(config: RunConfig) -> dict[str, Any]:
         "folder": str(config.folder),
         "config": config.model_dump(),
         "stages": [{"name": s.name, "key": graph.keys[s.name], "done": graph.is_done(s.name)} for s in graph.stages],
-        "episodes": {"rl": config.rl.steps * config.rl.groups * config.rl.rollouts, "evaluation": evaluated * len(EVALUATIONS)},
+        "episodes": {
+            "rl": config.rl.rounds * config.rl.tasks_per_round * config.rl.rollouts_per_task,
+            "evaluation": evaluated * len(EVALUATIONS),
+        },
     }
 
 

@@ -148,7 +148,7 @@ def time_left(graph: StageGraph, names: Sequence[str], jobs: int) -> float | Non
 
 
 def _work(stage: Stage) -> float:
-    return float(stage.reads["rl"]["steps"]) if "rl" in stage.reads else 1.0
+    return float(stage.reads["rl"]["rounds"]) if "rl" in stage.reads else 1.0
 
 
 def _stage(graph: StageGraph, name: str) -> Stage:

@@ -91,24 +91,17 @@ def probe(config: RunConfig, folder: Path, inputs: Inputs) -> dict[str, Any]:
 def pass_rates(config: RunConfig, folder: Path, inputs: Inputs) -> dict[str, Any]:
     """Plays every task of the corpus as RL's rollouts would, and writes who succeeded, one line an episode."""
     from gradprism.environments.pool import SessionPool
-    from gradprism.evaluation.agents import ModelAgent
-    from gradprism.evaluation.config import EvaluationConfig
+    from gradprism.rollouts.player import Player
     from gradprism.runtime.progress import Progress
 
     environment, rollouts, rl = playable(config), config.pass_rate.rollouts, config.rl
+    rl = rl.model_copy(update={"context_length": rl.context_length or config.model.context_length})
     tasks = rl_tasks(config, environment, inputs)
     model, renderer = load(config, inputs)
-    play = EvaluationConfig(
-        max_steps=rl.max_steps,
-        max_action_tokens=rl.max_action_tokens,
-        temperature=rl.temperature,
-        in_flight=rl.in_flight,
-        prompt=rl.prompt,
-    )
     repeated = [task for task in tasks for _ in range(rollouts)]
     with SessionPool(environment, config.environment.workers) as pool, Progress("pass rates", len(repeated)) as progress:
-        agent = ModelAgent(model, renderer, config.model.context_length)
-        episodes, statistics = agent.play(environment, pool, repeated, play, config.seed, lambda _: progress.advance(1))
+        player = Player(model, renderer, pool, rl)
+        episodes, statistics = player.play(repeated, config.seed, lambda _: progress.advance(1)), player.costs
     with atomic_write(folder / PASS_RATES) as file:
         file.writelines(json.dumps({"id": e.task.id, "success": e.success}) + "\n" for e in episodes)
     won = sum(e.success for e in episodes)
@@ -221,7 +214,7 @@ def rl_tasks(config: RunConfig, environment: Environment, inputs: Inputs) -> lis
 
 
 def rl_in_proportion(config: RunConfig, folder: Path, inputs: Inputs) -> dict[str, Any]:
-    """`rl` with a share of `rl.steps`, for an arm whose number of tasks was not known when those were set.
+    """`rl` with a share of `rl.rounds`, for an arm whose number of tasks was not known when those were set.
 
     They were set for the route's tasks, of which a refresh may leave fewer, or for the whole corpus, of which a threshold takes what is
     above it.
@@ -229,8 +222,8 @@ def rl_in_proportion(config: RunConfig, folder: Path, inputs: Inputs) -> dict[st
     environment = playable(config)
     unknown = ("tasks", "route") if config.route.threshold is not None else ("tasks",)
     planned = rl_tasks(config, environment, {role: path for role, path in inputs.items() if role not in unknown})
-    steps = max(1, round(config.rl.steps * len(rl_tasks(config, environment, inputs)) / len(planned)))
-    return rl(config.model_copy(update={"rl": config.rl.model_copy(update={"steps": steps})}), folder, inputs)
+    rounds = max(1, round(config.rl.rounds * len(rl_tasks(config, environment, inputs)) / len(planned)))
+    return rl(config.model_copy(update={"rl": config.rl.model_copy(update={"rounds": rounds})}), folder, inputs)
 
 
 def rl(config: RunConfig, folder: Path, inputs: Inputs) -> dict[str, Any]:
@@ -255,18 +248,28 @@ def rl(config: RunConfig, folder: Path, inputs: Inputs) -> dict[str, Any]:
             config.model.context_length,
             config.probe.batch_tokens,
         )
-    summary = train_rl(
+    trained = train_rl(
         model,
-        renderer,
+        renderer.tokenizer,
         environment,
         tasks,
-        config.rl,
-        folder,
-        context_length=config.model.context_length,
+        config.rl.model_copy(update={"context_length": config.rl.context_length or config.model.context_length}),
+        out=folder,
         workers=config.environment.workers,
         device=config.model.device,
         refresh=refresh,
     )
+    summary: dict[str, Any] = {
+        **trained.counts,
+        **{name: value for name, value in trained.usage.to_json().items() if not name.endswith("_seconds")},
+        "optimizer_steps": trained.steps,
+        "tasks": trained.examples,
+        "evaluation": list(trained.evaluations),
+        "evaluation_seconds": trained.evaluation_seconds,
+        "history": list(trained.history),
+        "earlier_cost": {name: getattr(trained.earlier, name) for name in ("wall_seconds", "cpu_seconds")},
+        "reused": trained.reused,
+    }
     for path in sorted((folder / "refreshes").glob(f"*/{CHANGES}")):  # what was probed on the way
         changes = read_json(path)
         for name in ("tokens_forward", "tokens_backward"):
@@ -287,14 +290,14 @@ def evaluate(config: RunConfig, folder: Path, inputs: Inputs) -> dict[str, Any]:
     """Plays the evaluation's tasks with the checkpoint, or the base, into `evaluation/`."""
     from gradprism.evaluation.agents import ModelAgent
     from gradprism.evaluation.run import evaluate
-    from gradprism.evaluation.summary import headline
 
     model, renderer = load(config, inputs)
-    summary = evaluate(
-        ModelAgent(model, renderer, config.model.context_length),
+    length = config.evaluation.context_length or config.model.context_length
+    evaluation = evaluate(
+        ModelAgent(model, renderer.tokenizer),
         playable(config),
-        config.evaluation,
-        folder / "evaluation",
+        config.evaluation.model_copy(update={"context_length": length}),
+        out=folder / "evaluation",
         workers=config.environment.workers,
     )
-    return {**summary, "headline": headline(summary["rows"])}
+    return {**evaluation.to_json(), **evaluation.usage.to_json(), "headline": evaluation.headline}

@@ -202,7 +202,7 @@ def rl_figure(curve: list[dict[str, Any]], window: int = 5) -> go.Figure:
     ]
     for key, name, colour, dash in (
         ("invalid_share", "invalid actions", "#D55E00", "dot"),
-        ("equal_groups", "groups of equal reward", "#009E73", "dash"),
+        ("zero_variance_groups", "zero-variance groups", "#009E73", "dash"),
     ):
         if any(row.get(key) is not None for row in curve):
             traces.append(_line(curve, key, name, colour, dash=dash, visible="legendonly"))

@@ -103,7 +103,7 @@ class _Step(_Part):
     loss: float | None = None
     success: float | None = None
     invalid_share: float | None = None
-    equal_groups: float | None = None
+    zero_variance_groups: float | None = None
 
 
 class _Results(_Part):

@@ -30,7 +30,7 @@ class Generator(Protocol):
     def generate(
         self, slots: Sequence[int], prompts: Sequence[list[int]], streams: Sequence[np.random.Generator]
     ) -> list[Generated]:
-        """One answer a prompt; `streams` give the uniform numbers that decide what is drawn, where the engine takes them."""
+        """One answer per prompt; `streams` give the uniform numbers that decide what is drawn, where the engine takes them."""
         ...
 
 

@@ -23,7 +23,7 @@ class VllmGenerator:
     def generate(
         self, slots: Sequence[int], prompts: Sequence[list[int]], streams: Sequence[np.random.Generator]
     ) -> list[Generated]:
-        """One answer a prompt."""
+        """One answer per prompt."""
         completions, logprobs = self._engine(list(prompts))
         # What the engine had in its cache is not told; counted as if it had nothing.
         self.tokens_read += sum(map(len, prompts)) + sum(map(len, completions))

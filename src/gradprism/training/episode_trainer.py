@@ -17,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from transformers import TrainerCallback
 from trl.trainer.grpo_trainer import GRPOTrainer
 
-from gradprism.rollouts.episodes import PlayStatistics
+from gradprism.rollouts.player import PlayCosts
 from gradprism.runtime.files import read_json, write_json
 from gradprism.training.batches import pack, split_rows, tensors
 from gradprism.training.checkpoints import AtomicCheckpoints
@@ -31,7 +31,7 @@ class EpisodeTrainer(CountedTokens, AtomicCheckpoints, GRPOTrainer):
     """`rounds` and `statistics` (those of its player) are set before training. Everything else is `GRPOTrainer`'s."""
 
     rounds: Rounds
-    statistics: PlayStatistics
+    statistics: PlayCosts
     micro_batch_tokens: int
     update_seconds = evaluation_seconds = 0.0
     tokens_trained = 0
@@ -41,7 +41,7 @@ class EpisodeTrainer(CountedTokens, AtomicCheckpoints, GRPOTrainer):
     evaluation: Callable[[], dict[str, float]] | None = None
 
     def _prepare_inputs(self, generation_batch: Any) -> list[dict[str, Any]]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        updates = self.rounds.config.updates
+        updates = self.rounds.config.updates_per_round
         if self._step % (updates * self.num_iterations) == 0 or self._buffered_inputs is None:
             self._buffered_inputs = self._play_round()
         return self._buffered_inputs[self._step % updates]
@@ -103,7 +103,7 @@ class EpisodeTrainer(CountedTokens, AtomicCheckpoints, GRPOTrainer):
         self._sync_vllm()
         round_ = self.rounds.next()
         self._log_round(round_, time.perf_counter() - clock)
-        updates = self.rounds.config.updates
+        updates = self.rounds.config.updates_per_round
         parts = split_rows(round_.rows, updates, seed=self.rounds.config.seed + self.rounds.played)
         return [self._micro_batches(part, updates) for part in parts]
 
@@ -140,7 +140,7 @@ class EpisodeTrainer(CountedTokens, AtomicCheckpoints, GRPOTrainer):
         def logprobs(model: Any) -> torch.Tensor:
             return self._get_per_token_logps_and_entropies(model, ids, mask, width)[0]
 
-        if self.rounds.config.optimizer_steps > 1 or self.use_vllm:
+        if self.rounds.config.steps_per_round > 1 or self.use_vllm:
             batch["old_per_token_logps"] = logprobs(self.model)
         if self.use_vllm and self.vllm_importance_sampling_correction:
             # Another engine sampled: its probabilities differ a little from this model's (truncated importance sampling).

@@ -147,17 +147,17 @@ def estimate_rl(
     workers: int | None = None,
 ) -> dict[str, Figure]:
     """Figures of `train_rl` with the same arguments. Tokens are those of a few sampled episodes."""
-    if config.groups % machine.devices:
-        raise ConfigError(f"groups {config.groups}: must be a multiple of the {machine.devices} devices")
+    if config.tasks_per_round % machine.devices:
+        raise ConfigError(f"tasks_per_round {config.tasks_per_round}: must be a multiple of the {machine.devices} devices")
     model = footprint(name, dtype, config, bf16=config.bf16, sharded=machine.sharded)
     with SessionPool(environment, workers) as pool:
         player = load_model(name, dtype, "cpu") if _is_timed(name, model, machine) else None
         sample = play_some(player, renderer, pool, tasks, config, context_length)
-    lora, round_ = config.lora_rank is not None, config.groups * config.rollouts
-    episodes = config.steps * round_
-    evaluated = (1 + config.steps // config.evaluate_every) * config.evaluate_tasks if config.evaluate_every else 0
-    factor = model.train_factor(lora, config.activation_checkpointing) * config.iterations
-    extra = int(config.optimizer_steps > 1 or config.vllm != "off") + int(config.kl > 0)
+    lora, round_ = config.lora_rank is not None, config.tasks_per_round * config.rollouts_per_task
+    episodes = config.rounds * round_
+    evaluated = (1 + config.rounds // config.evaluate_every) * config.evaluate_tasks if config.evaluate_every else 0
+    factor = model.train_factor(lora, config.activation_checkpointing) * config.epochs_per_round
+    extra = int(config.steps_per_round > 1 or config.vllm != "off") + int(config.kl > 0)
     update = (factor + extra) * model.forward_flops(sample.trained * episodes, sample.squares * episodes)
     play = model.forward_flops((sample.read + sample.generated) * (episodes + evaluated), 0)
     micro_batch = max(config.micro_batch_tokens, sample.longest)
@@ -185,7 +185,7 @@ def estimate_rl(
             f"together, {machine.bandwidth} TB/s) and {engines:.3g} s to play, measured here",
         )
     hours["hours"] = Figure(sum(figure.value for figure in hours.values()), "h", "updates and rollouts, one after the other")
-    counted = "as sampled" if not config.resample else "as sampled, before resampling"
+    counted = "as sampled" if not config.dynamic_sampling else "as sampled, before dynamic sampling"
     return {
         **_parameters(model, lora),
         **_memory(model, config, machine, micro_batch, context_length),
@@ -193,14 +193,20 @@ def estimate_rl(
         "episodes": Figure(
             episodes,
             "",
-            f"{config.steps} steps x {config.groups} groups x {config.rollouts} rollouts"
-            + (f"; up to {config.resample_limit:g} times as many where groups are resampled" if config.resample else ""),
+            f"{config.rounds} rounds x {config.tasks_per_round} tasks x {config.rollouts_per_task} rollouts"
+            + (
+                f"; up to {config.dynamic_sampling_limit:g} times as many where groups are drawn again"
+                if config.dynamic_sampling
+                else ""
+            ),
         ),
         "evaluation episodes": Figure(
             evaluated, "", f"{config.evaluate_tasks} every {config.evaluate_every} steps, and before them" if evaluated else "none"
         ),
         "optimizer steps": Figure(
-            config.steps * config.optimizer_steps, "", f"{config.steps} x {config.updates} updates x {config.iterations} iterations"
+            config.rounds * config.steps_per_round,
+            "",
+            f"{config.rounds} x {config.updates_per_round} updates x {config.epochs_per_round} epochs",
         ),
         "environment steps": Figure(round(sample.steps * episodes), "", f"{sample.steps:.1f} an episode, {sample.source}"),
         "generated tokens": Figure(round(sample.generated * episodes), "", f"{sample.generated:.0f} an episode, {counted}"),
@@ -245,7 +251,7 @@ def _memory(
         figures["vLLM"] = Figure(share, "GiB", f"vllm_memory {config.vllm_memory} x {machine.gib:.0f} GiB")
         total += share
     if isinstance(config, RlConfig) and config.vllm == "off":
-        slots = min(config.in_flight, config.groups * config.rollouts // machine.devices)
+        slots = min(config.in_flight, config.tasks_per_round * config.rollouts_per_task // machine.devices)
         cache = slots * context_length * model.key_value * model.element / GIB
         how = f"{slots} episodes x {context_length} tokens x {model.key_value} x {model.element} B at most; gone before the updates"
         figures["key/value cache"] = Figure(cache, "GiB", how)

@@ -2,7 +2,7 @@
 
 import math
 
-from gradprism.rollouts.episodes import Episode
+from gradprism.rollouts.episode import Episode, StopReason
 from gradprism.training.advantages.outcome import Outcome
 from gradprism.training.rl_config import RlConfig
 
@@ -14,15 +14,12 @@ def outcome(episode: Episode, config: RlConfig) -> Outcome:
     the last step. It is multiplied by `reward_scale`; refused and malformed actions cost their penalties at their own steps. An
     episode whose engine failed, or whose reward is not finite, does not count.
     """
-    if config.reward == "environment":
-        earned = list(episode.rewards)
-    else:
-        earned = [0.0] * len(episode.rewards)
-        if earned:
-            earned[-1] = float(episode.success) if config.reward == "success" else episode.score
+    earned = [turn.reward for turn in episode.turns]
+    if config.reward != "environment" and earned:
+        earned = [0.0] * (len(earned) - 1) + [float(episode.success) if config.reward == "success" else episode.score]
     rewards = tuple(
-        config.reward_scale * reward - config.invalid_penalty * (not valid) - config.malformed_penalty * (not formed)
-        for reward, valid, formed in zip(earned, episode.valid, episode.formed, strict=True)
+        config.reward_scale * reward - config.invalid_penalty * (not turn.valid) - config.malformed_penalty * (not turn.well_formed)
+        for reward, turn in zip(earned, episode.turns, strict=True)
     )
-    counted = episode.ended_by != "failure" and all(map(math.isfinite, rewards))
-    return Outcome(rewards, tuple(episode.observations[: len(rewards)]), counted)
+    counted = episode.stop_reason != StopReason.FAILURE and all(map(math.isfinite, rewards))
+    return Outcome(rewards, tuple(turn.observation for turn in episode.turns), counted)

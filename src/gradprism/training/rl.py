@@ -1,6 +1,5 @@
 """Reinforcement learning on routed tasks: rounds of multi-turn episodes, played by our own player, learnt from by TRL's trainer."""
 
-import dataclasses
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -8,11 +7,12 @@ from typing import Any
 
 from gradprism.environments.pool import SessionPool, default_workers
 from gradprism.environments.protocol import Environment, Task
-from gradprism.models import resolve_device
-from gradprism.rollouts.episodes import PlayConfig, Player
+from gradprism.models import check_context_length, resolve_device
+from gradprism.rollouts.player import Player
 from gradprism.runtime.errors import ConfigError, DataError, MissingFileError, ModelError
 from gradprism.runtime.files import sha256_json
 from gradprism.runtime.progress import Progress, quiet
+from gradprism.runtime.usage import Usage
 from gradprism.training.checkpoints import (
     OnExisting,
     claim_training_folder,
@@ -28,6 +28,7 @@ from gradprism.training.checkpoints import (
 from gradprism.training.processes import join_processes, processes_here
 from gradprism.training.rl_config import RlConfig
 from gradprism.training.rounds import Rounds, TaskStream
+from gradprism.training.summary import TrainingSummary
 from gradprism.training.tracking import check_trackers, tracking_arguments
 from gradprism.trajectories.rendering import Renderer
 
@@ -53,29 +54,31 @@ def read_tasks(path: Path, environment: Environment) -> list[Task]:
 
 def train_rl(
     model: Any,
-    renderer: Renderer,
+    tokenizer: Any,
     environment: Environment,
     tasks: Sequence[Task],
-    config: RlConfig,
-    out: Path,
+    config: RlConfig = RlConfig(),
     *,
-    context_length: int,
+    out: Path | str,
     workers: int | None = None,
     device: str = "auto",
     on_existing: OnExisting = "resume",
     refresh: Refresh | None = None,
-) -> dict[str, Any]:
-    """Trains `model` in place on `tasks` and makes `out` a training folder with the result; returns its summary.
+) -> TrainingSummary:
+    """Trains `model` in place on `tasks` and makes `out` a training folder with the result.
 
-    Only the tasks are used, never a gold action. Tokens of observations get no loss. The model may lie on the CPU: the trainer moves
-    it to `device`. Under `torchrun` or `accelerate launch` every process calls this with the same arguments. A training that was cut
-    short goes on from its last checkpoint, and gives what it would have given; one that has finished is not repeated (`reused`).
+    Only the tasks are used, never a gold action. Tokens of observations get no loss. The model may lie on the CPU: it is moved to
+    `device`. Under `torchrun` or `accelerate launch` every process calls this with the same arguments. A training that was cut short
+    goes on from its last checkpoint, and gives what it would have given; one that has finished is not repeated (`reused`).
 
     Raises `ConfigError` before training for settings that cannot be met, `FolderInUseError` for a folder that holds something else,
     and `ModelError` where training diverges.
     """
     check_trackers(config)
-    ranks = join_processes(device)
+    out, ranks = Path(out), join_processes(device)
+    context_length = check_context_length(model, config.context_length)
+    config = config.model_copy(update={"context_length": context_length})
+    renderer = Renderer(tokenizer, context_length)
     _check(tasks, config, ranks.world if ranks else 1, model, renderer, context_length)
     with quiet(ranks is not None and not ranks.is_first), sole_training(out, ranks):
         manifest = describe_training(
@@ -86,18 +89,37 @@ def train_rl(
             ranks.world if ranks else 1,
             tasks_sha256=sha256_json([task.reference() for task in tasks]),
             environment=environment.name,
-            context_length=context_length,
             device=resolve_device(device).partition(":")[0],
         )
         claimed = decide(ranks, lambda: _claim(out, manifest, on_existing))
         if claimed["finished"] is not None:
-            return claimed["finished"]
+            return _summary(claimed["finished"])
         checkpoint = Path(claimed["checkpoint"]) if claimed["checkpoint"] else None
         with SessionPool(environment, workers or max(1, default_workers() // processes_here())) as pool:
             summary, attempt = _train(
                 model, renderer, environment, pool, tasks, config, out, context_length, device, checkpoint, refresh
             )
-        return decide(ranks, lambda: _finish(out, summary, attempt, config.keep_checkpoints))
+        return _summary(decide(ranks, lambda: _finish(out, summary, attempt, config.keep_checkpoints)))
+
+
+def _summary(record: dict[str, Any]) -> TrainingSummary:
+    earlier = Usage.from_json(record["earlier_cost"])
+    used = Usage.from_json({k: v for k, v in record.items() if not k.endswith("_seconds")})
+    seconds = sum(record[f"{part}_seconds"] for part in ("generate", "environment", "update", "evaluation"))
+    names = ("rounds", "episodes", "zero_variance_groups", "replaced_groups", "failed_episodes", "cut_by_context")
+    times = ("generate_seconds", "environment_seconds", "update_seconds")
+    return TrainingSummary(
+        examples=record["tasks"],
+        steps=record["optimizer_steps"],
+        parameters_trained=0,
+        usage=used + Usage(wall_seconds=earlier.wall_seconds + seconds),
+        earlier=earlier,
+        evaluation_seconds=record["evaluation_seconds"],
+        counts={name: record[name] for name in (*names, *times)},
+        history=tuple(record["history"]),
+        evaluations=tuple(record["evaluation"]),
+        reused=record["reused"],
+    )
 
 
 def _claim(out: Path, manifest: dict[str, Any], on_existing: OnExisting) -> dict[str, Any]:
@@ -134,29 +156,20 @@ def _train(
     from gradprism.training.callbacks import LogCallback, ProgressCallback, log_history
     from gradprism.training.episode_trainer import EvaluationCallback
 
-    play = PlayConfig(
-        max_steps=config.max_steps,
-        max_action_tokens=config.max_action_tokens,
-        temperature=config.temperature,
-        context_length=context_length,
-        in_flight=config.in_flight,
-        refuse_long=False,
-        prompt=config.prompt,
-    )
     trainer = build_trainer(model, renderer, config, out, device)
     rank, world = trainer.accelerator.process_index, trainer.accelerator.num_processes
-    player = Player(trainer.model, renderer, pool, play, _generators(trainer, config, config.temperature))
+    player = Player(trainer.model, renderer, pool, config, _generators(trainer, config, config.temperature), refuse_long=False)
     player.check_fits(tasks[:PREFLIGHT])
     asked = None if refresh is None else lambda count: _ask(refresh, trainer.model, count)
     trainer.rounds = Rounds(
         TaskStream(tasks, config.seed, rank, world),
         player.play,
         config,
-        config.groups // world,
+        config.tasks_per_round // world,
         asked,
         trainer.summed if world > 1 else None,
     )
-    trainer.statistics = player.statistics
+    trainer.statistics = player.costs
     trainer.micro_batch_tokens = config.micro_batch_tokens
     if checkpoint is not None:
         trainer.restore(checkpoint)
@@ -164,24 +177,24 @@ def _train(
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(log)  # first, since it begins the log that the others write to
     if config.evaluate_every:
-        trainer.evaluation = _evaluation(trainer, renderer, environment, pool, config, play)
-        trainer.add_callback(EvaluationCallback(trainer, config.evaluate_every * config.optimizer_steps))
+        trainer.evaluation = _evaluation(trainer, renderer, environment, pool, config)
+        trainer.add_callback(EvaluationCallback(trainer, config.evaluate_every * config.steps_per_round))
     with Progress("RL", 0) as progress:
         trainer.add_callback(ProgressCallback(progress, "reward"))
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     save_trained(trainer, renderer.tokenizer, out)
-    statistics = player.statistics
+    statistics = player.costs
     # Counts of all processes, and times of the first.
     read, generated, steps, trained = trainer.summed(
         [statistics.tokens_read, statistics.tokens_generated, statistics.environment_steps, trainer.tokens_trained]
     )
     summary = {
         "tasks": len(tasks),
-        "steps": config.steps,
+        "rounds": config.rounds,
         "optimizer_steps": trainer.state.global_step,
         "episodes": int(trainer.played["episodes"]),
-        "resampled_groups": int(trainer.played["resampled_groups"]),
-        "equal_groups": int(trainer.played["equal_groups"]),
+        "replaced_groups": int(trainer.played["replaced_groups"]),
+        "zero_variance_groups": int(trainer.played["zero_variance_groups"]),
         "failed_episodes": int(trainer.played["failed"]),
         "cut_by_context": int(trainer.played["cut_by_context"]),
         "tokens_generated": int(generated),
@@ -225,8 +238,10 @@ def _check(tasks: Sequence[Task], config: RlConfig, world: int, model: Any, rend
 
     if not tasks:
         raise ConfigError("no tasks to train on: the route sends nothing to RL; lower the threshold or use another policy")
-    if config.groups % world:
-        raise ConfigError(f"groups {config.groups}: must be a multiple of the {world} processes, so that none shares a group")
+    if config.tasks_per_round % world:
+        raise ConfigError(
+            f"tasks_per_round {config.tasks_per_round}: must be a multiple of the {world} processes, so that none shares a group"
+        )
     if config.max_action_tokens >= context_length:
         raise ConfigError(f"max_action_tokens {config.max_action_tokens}: leaves no room in a context of {context_length}")
     if config.vllm != "off" and importlib.util.find_spec("vllm") is None:
@@ -251,8 +266,8 @@ def build_trainer(model: Any, renderer: Renderer, config: RlConfig, out: Path, d
     os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
     # TRL's data loader says how many steps there are; which tasks are played is the rounds' affair.
     processes = int(os.environ.get("WORLD_SIZE", "1"))
-    episodes = config.groups * config.rollouts // processes  # that a process plays in a round
-    dataset = Dataset.from_dict({"prompt": [""] * (config.groups * config.updates)})
+    episodes = config.tasks_per_round * config.rollouts_per_task // processes  # that a process plays in a round
+    dataset = Dataset.from_dict({"prompt": [""] * (config.tasks_per_round * config.updates_per_round)})
     vllm = {}
     if config.vllm != "off":
         vllm = {
@@ -265,16 +280,16 @@ def build_trainer(model: Any, renderer: Renderer, config: RlConfig, out: Path, d
         }
     arguments = GRPOConfig(
         output_dir=str(out),
-        max_steps=config.steps * config.optimizer_steps,
+        max_steps=config.rounds * config.steps_per_round,
         learning_rate=config.learning_rate,
         lr_scheduler_type="constant_with_warmup",
         warmup_steps=config.warmup_steps,
         weight_decay=config.weight_decay,
         per_device_train_batch_size=episodes,  # a colocated vLLM answers as many prompts at once, times the updates
         gradient_accumulation_steps=1,
-        steps_per_generation=config.updates,
-        num_generations=config.rollouts,
-        num_iterations=config.iterations,
+        steps_per_generation=config.updates_per_round,
+        num_generations=config.rollouts_per_task,
+        num_iterations=config.epochs_per_round,
         max_completion_length=config.max_action_tokens if vllm else renderer.context_length,
         temperature=config.temperature,
         beta=config.kl,
@@ -288,7 +303,7 @@ def build_trainer(model: Any, renderer: Renderer, config: RlConfig, out: Path, d
         seed=config.seed,
         data_seed=config.seed,
         save_strategy="steps",
-        save_steps=config.save_every * config.optimizer_steps,
+        save_steps=config.save_every * config.steps_per_round,
         save_total_limit=save_total_limit(config.keep_checkpoints),
         use_cpu=resolve_device(device) == "cpu",
         ddp_find_unused_parameters=False,
@@ -352,16 +367,17 @@ def vllm_engine(trainer: Any, config: RlConfig, temperature: float) -> Any:
 
 
 def _evaluation(
-    trainer: Any, renderer: Renderer, environment: Environment, pool: SessionPool, config: RlConfig, play: PlayConfig
+    trainer: Any, renderer: Renderer, environment: Environment, pool: SessionPool, config: RlConfig
 ) -> Callable[[], dict[str, float]]:
     """Plays the evaluation's tasks greedily, each process its share; success and score over all."""
     accelerator = trainer.accelerator
     split = config.evaluate_split or environment.evaluation_splits[0]
-    greedy = dataclasses.replace(play, temperature=0.0)
+    greedy = config.model_copy(update={"temperature": 0.0})
     tasks = environment.tasks(split, config.evaluate_tasks)[accelerator.process_index :: accelerator.num_processes]
 
     def evaluate() -> dict[str, float]:
-        episodes = Player(trainer.model, renderer, pool, greedy, _generators(trainer, config, 0.0)).play(tasks)
+        player = Player(trainer.model, renderer, pool, greedy, _generators(trainer, config, 0.0), refuse_long=False)
+        episodes = player.play(tasks)
         n, won, score = trainer.summed([len(episodes), sum(e.success for e in episodes), sum(e.score for e in episodes)])
         return {"success": won / n, "score": score / n}
 

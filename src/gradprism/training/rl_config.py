@@ -4,25 +4,27 @@ from typing import Literal, Self
 
 from pydantic import ConfigDict, Field, model_validator
 
-from gradprism.environments.prompts import PromptTemplate
+from gradprism.rollouts.config import RolloutConfig
 from gradprism.training.settings import LoraSettings, TrackingSettings
 
 
-class RlConfig(LoraSettings, TrackingSettings):
-    """Settings of the RL stage."""
+class RlConfig(RolloutConfig, LoraSettings, TrackingSettings):
+    """Settings of the RL stage; those of its rollouts are `RolloutConfig`'s."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     algorithm: Literal["grpo", "gigpo"] = Field(
         default="grpo", description="Whose advantages: grpo compares episodes of a task, gigpo also steps that start alike."
     )
-    steps: int = Field(default=150, ge=1, description="Rounds of rollouts; each plays `groups` x `rollouts` episodes.")
-    groups: int = Field(default=16, ge=1, description="Tasks a step, over all processes.")
-    rollouts: int = Field(default=8, ge=2, description="Episodes a task; advantages are relative to their mean.")
-    updates: int = Field(default=1, ge=1, description="Optimizer steps into which each round's episodes are split.")
-    iterations: int = Field(default=1, ge=1, description="Optimizer passes over each round's episodes.")
+    rounds: int = Field(
+        default=150, ge=1, description="Rounds of rollouts; each plays `tasks_per_round` x `rollouts_per_task` episodes."
+    )
+    tasks_per_round: int = Field(default=16, ge=1, description="Tasks per round, over all processes.")
+    rollouts_per_task: int = Field(default=8, ge=2, description="Episodes per task; advantages are relative to their mean.")
+    updates_per_round: int = Field(default=1, ge=1, description="Optimizer steps into which each round's episodes are split.")
+    epochs_per_round: int = Field(default=1, ge=1, description="Passes over each round's episodes.")
     learning_rate: float = Field(default=1e-6, gt=0, description="Learning rate of AdamW, constant after the warm-up.")
-    warmup_steps: int = Field(default=0, ge=0, description="Steps over which the learning rate rises.")
+    warmup_steps: int = Field(default=0, ge=0, description="Optimizer steps over which the learning rate rises.")
     weight_decay: float = Field(default=0.0, ge=0, description="Weight decay of AdamW.")
     max_grad_norm: float = Field(default=1.0, gt=0, description="Gradients are clipped to this norm.")
     kl: float = Field(default=0.0, ge=0, description="Weight of the KL divergence to the starting checkpoint.")
@@ -34,7 +36,7 @@ class RlConfig(LoraSettings, TrackingSettings):
     clip_high: float | None = Field(default=None, gt=0, description="Upper clipping range, where it differs (DAPO's 0.28).")
     advantage_scale: Literal["group", "batch", "none"] = Field(
         default="batch",
-        description="What advantages are divided by: their group's spread, the batch's, or nothing. With penalties a group's own spread "
+        description="What advantages are divided by: the std of their group, of the batch, or nothing. With penalties a group's own std "
         "makes a lone refused action weigh as much as a success.",
     )
     gamma: float = Field(default=0.95, gt=0, le=1, description="Discount of gigpo's step returns.")
@@ -45,36 +47,37 @@ class RlConfig(LoraSettings, TrackingSettings):
     reward_scale: float = Field(default=1.0, gt=0, description="Factor of the reward, before penalties.")
     invalid_penalty: float = Field(default=0.0, ge=0, description="Subtracted for every action that the environment refuses.")
     malformed_penalty: float = Field(default=0.0, ge=0, description="Subtracted for every answer of the wrong form.")
-    resample: bool = Field(
-        default=False, description="Draw further tasks in place of groups whose rewards are all equal, which teach nothing."
+    dynamic_sampling: bool = Field(
+        default=False, description="Draw further tasks in place of zero-variance groups, which have no gradient (DAPO)."
     )
-    resample_limit: float = Field(default=4.0, ge=1, description="Groups played a step at most, as a multiple of `groups`.")
+    dynamic_sampling_limit: float = Field(
+        default=4.0, ge=1, description="Groups played per round at most, as a multiple of `tasks_per_round`."
+    )
     temperature: float = Field(default=1.0, gt=0, description="Sampling temperature of rollouts.")
-    max_steps: int = Field(default=20, ge=1, description="Actions an episode.")
-    max_action_tokens: int = Field(default=16, ge=1, description="Tokens an action.")
-    prompt: PromptTemplate = Field(default=PromptTemplate(), description="How steps are shown and actions are read.")
-    in_flight: int = Field(default=128, ge=1, description="Episodes played at once by a process.")
     micro_batch_tokens: int = Field(
-        default=8192, ge=1, description="Padded tokens a forward and backward pass and device; a longer row is passed alone."
+        default=8192, ge=1, description="Padded tokens per forward and backward pass and device; a longer row is passed alone."
     )
     bf16: bool = Field(default=False, description="Train under bfloat16 autocast.")
     activation_checkpointing: bool = Field(default=False, description="Recompute activations in the backward pass to save memory.")
-    evaluate_every: int = Field(default=0, ge=0, description="Steps between evaluations while training; 0 for none.")
+    evaluate_every: int = Field(default=0, ge=0, description="Rounds between evaluations while training; 0 for none.")
     evaluate_split: str = Field(default="", description="Split to evaluate on; default the environment's first choice.")
-    evaluate_tasks: int = Field(default=96, ge=1, description="Tasks of an evaluation, played greedily.")
+    evaluate_tasks: int = Field(default=96, ge=1, description="Tasks per evaluation, played greedily.")
     vllm: Literal["off", "colocate", "server"] = Field(
         default="off", description="Generate with vLLM: colocate runs it in each training process, server asks one at --vllm-url."
     )
     vllm_url: str = Field(default="http://localhost:8000", description="Where `trl vllm-serve` answers.")
     vllm_memory: float = Field(default=0.4, gt=0, lt=1, description="Share of the device that a colocated vLLM may take.")
     keep_checkpoints: bool = Field(default=False, description="Keep every checkpoint, also after the end.")
-    save_every: int = Field(default=10, ge=1, description="Steps between checkpoints.")
+    save_every: int = Field(default=10, ge=1, description="Rounds between checkpoints.")
     seed: int = Field(default=0, ge=0, lt=2**32, description="Seed of task order and sampling.")
 
     @model_validator(mode="after")
     def _limits(self) -> Self:
-        if self.updates > self.groups * self.rollouts:
-            raise ValueError(f"updates {self.updates}: more than groups x rollouts = {self.groups * self.rollouts} episodes")
+        episodes = self.tasks_per_round * self.rollouts_per_task
+        if self.updates_per_round > episodes:
+            raise ValueError(
+                f"updates_per_round {self.updates_per_round}: more than tasks_per_round x rollouts_per_task = {episodes} episodes"
+            )
         if self.lora_dropout:
             raise ValueError(
                 "lora_dropout: episodes are played without dropout, and the ratio of probabilities would be noise; use 0"
@@ -82,6 +85,6 @@ class RlConfig(LoraSettings, TrackingSettings):
         return self
 
     @property
-    def optimizer_steps(self) -> int:
+    def steps_per_round(self) -> int:
         """Optimizer steps of each round."""
-        return self.updates * self.iterations
+        return self.updates_per_round * self.epochs_per_round

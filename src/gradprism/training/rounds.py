@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from gradprism.environments.protocol import Task
-from gradprism.rollouts.episodes import Episode
+from gradprism.rollouts.episode import Episode, StopReason
 from gradprism.training.advantages.gigpo import gigpo
 from gradprism.training.advantages.grpo import grpo
 from gradprism.training.advantages.outcome import Outcome, Summed
@@ -66,13 +66,13 @@ class Row:
 
 @dataclass(slots=True)
 class Round:
-    """The groups that are learnt from, and their rows; `played` are all episodes, also those that were resampled away."""
+    """The groups that are learnt from, and their rows; `played` are all episodes, also those that were replaced."""
 
     groups: list[list[Episode]]
     rows: list[Row]
     played: list[tuple[Episode, Outcome]]
-    equal_groups: int
-    resampled: int
+    zero_variance_groups: int
+    replaced: int
 
 
 class Rounds:
@@ -125,20 +125,20 @@ class Rounds:
                 self.stream = self.stream.over(tasks, (self.count,))
         self.count += 1
         groups, equal, every = [], [], []
-        most = round(self._groups * config.resample_limit) if config.resample else self._groups
+        most = round(self._groups * config.dynamic_sampling_limit) if config.dynamic_sampling else self._groups
         while (missing := self._groups - len(groups)) > 0 and len(groups) + len(equal) < most:
             tasks = self.stream.draw(min(missing, most - len(groups) - len(equal)))
             # Every process draws numbers of its own.
             seed = config.seed + self.played + RANK_STRIDE * self.stream.rank
-            episodes = self.play([task for task in tasks for _ in range(config.rollouts)], seed)
+            episodes = self.play([task for task in tasks for _ in range(config.rollouts_per_task)], seed)
             self.played += len(episodes)
-            for i in range(0, len(episodes), config.rollouts):
-                group = episodes[i : i + config.rollouts]
+            for i in range(0, len(episodes), config.rollouts_per_task):
+                group = episodes[i : i + config.rollouts_per_task]
                 scored = [outcome(episode, config) for episode in group]
                 self._report(group, scored)
                 every += zip(group, scored, strict=True)
                 (groups if teaches(scored, config) else equal).append((group, scored))
-        resampled = max(0, len(groups) + len(equal) - self._groups)
+        replaced = max(0, len(groups) + len(equal) - self._groups)
         taken = groups + equal[: self._groups - len(groups)]
         advantages = advantages_of([scored for _, scored in taken], config, self._summed)
         rows = [
@@ -147,14 +147,14 @@ class Rounds:
             for episode, of_episode in zip(group, of_group, strict=True)
             for row in training_rows(episode, of_episode)
         ]
-        return Round([group for group, _ in taken], rows, every, len(equal), resampled)
+        return Round([group for group, _ in taken], rows, every, len(equal), replaced)
 
     def _report(self, group: Sequence[Episode], scored: Sequence[Outcome]) -> None:
         for episode, result in zip(group, scored, strict=True):
             what = ""
             if not result.counted:
                 what = episode.failure or f"a reward is not finite: {[r for r in result.rewards if not np.isfinite(r)][:1]}"
-            elif episode.ended_by == "context" and not episode.actions:
+            elif episode.stop_reason == StopReason.CONTEXT and not episode.turns:
                 what = "its first observation does not fit the context"
             if what:
                 self._warned[episode.task.id] += 1
@@ -176,24 +176,23 @@ def teaches(group: Sequence[Outcome], config: RlConfig) -> bool:
 
 
 def training_rows(episode: Episode, advantages: np.ndarray) -> list[Row]:
-    """One row for a growing conversation; one a step where the prompt was rebuilt at every step; none without an action."""
-    if episode.step_prompts:
+    """One row for a growing conversation; one per step where the prompt was rebuilt at every step; none without an action."""
+    turns = list(zip(episode.turns, map(float, advantages), strict=True))
+    if not episode.grows:
         return [
-            Row(
-                prompt,
-                episode.completion_ids[begin:end],
-                [1] * (end - begin),
-                episode.logprobs[begin:end],
-                [float(advantage)] * (end - begin),
-            )
-            for prompt, (begin, end), advantage in zip(episode.step_prompts, episode.turns, advantages, strict=True)
+            Row(turn.prompt_ids, turn.completion_ids, [1] * len(turn.logprobs), turn.logprobs, [value] * len(turn.logprobs))
+            for turn, value in turns
         ]
-    if not episode.turns:
-        return []
-    spread = [0.0] * len(episode.completion_ids)
-    for (begin, end), advantage in zip(episode.turns, advantages, strict=True):
-        spread[begin:end] = [float(advantage)] * (end - begin)
-    return [Row(episode.prompt_ids, episode.completion_ids, episode.action_mask, episode.logprobs, spread)]
+    rows: list[Row] = []
+    for turn, value in turns:
+        n, read = len(turn.completion_ids), turn.prompt_ids
+        if not rows:
+            rows, read = [Row(read, [], [], [], [])], []
+        rows[0].completion_ids.extend([*read, *turn.completion_ids])
+        rows[0].mask.extend([0] * len(read) + [1] * n)
+        rows[0].logprobs.extend([0.0] * len(read) + turn.logprobs)
+        rows[0].advantages.extend([0.0] * len(read) + [value] * n)
+    return rows
 
 
 def sums(round_: Round) -> dict[str, float]:
@@ -209,14 +208,14 @@ def sums(round_: Round) -> dict[str, float]:
         "score": sum(e.score for e in episodes),
         "counted": len(counted),
         "reward": sum(counted),
-        "actions": sum(len(e.actions) for e in episodes),
-        "invalid": sum(e.valid.count(False) for e in episodes),
-        "malformed": sum(e.formed.count(False) for e in episodes),
+        "actions": sum(len(e.turns) for e in episodes),
+        "invalid": sum(sum(not t.valid for t in e.turns) for e in episodes),
+        "malformed": sum(sum(not t.well_formed for t in e.turns) for e in episodes),
         "groups": len(round_.groups),
-        "equal_groups": round_.equal_groups,
-        "resampled_groups": round_.resampled,
-        "failed": sum(e.ended_by == "failure" for e in episodes),
-        "cut_by_context": sum(e.ended_by == "context" for e in episodes),
+        "zero_variance_groups": round_.zero_variance_groups,
+        "replaced_groups": round_.replaced,
+        "failed": sum(e.stop_reason == StopReason.FAILURE for e in episodes),
+        "cut_by_context": sum(e.stop_reason == StopReason.CONTEXT for e in episodes),
         "action_tokens": sum(sum(row.mask) for row in round_.rows),
         "row_tokens": sum(map(len, round_.rows)),
     }
@@ -229,12 +228,12 @@ def means(totals: dict[str, float]) -> dict[str, float]:
         "reward": totals["reward"] / max(1.0, totals["counted"]),
         "success": totals["success"] / episodes,
         "score": totals["score"] / episodes,
-        "episode_steps": totals["actions"] / episodes,
+        "steps_per_episode": totals["actions"] / episodes,
         "invalid_share": totals["invalid"] / actions,
         "malformed_share": totals["malformed"] / actions,
-        # Of all groups played: those resampled away were equal too.
-        "equal_groups": totals["equal_groups"] / max(1.0, totals["groups"] + totals["resampled_groups"]),
-        "resampled_groups": totals["resampled_groups"],
+        # Of all groups played: those replaced were equal too.
+        "zero_variance_groups": totals["zero_variance_groups"] / max(1.0, totals["groups"] + totals["replaced_groups"]),
+        "replaced_groups": totals["replaced_groups"],
         "failed_episodes": totals["failed"],
         "cut_by_context": totals["cut_by_context"],
         "episodes": totals["episodes"],

@@ -1,19 +1,17 @@
 """A few episodes played to see how long they are and how long they take, before any training."""
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from functools import partial
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
-
-import numpy as np
 
 from gradprism.environments.pool import SessionPool
 from gradprism.environments.protocol import Step, Task
-from gradprism.evaluation.agents import RandomPolicy
-from gradprism.rollouts.episodes import PlayConfig, Player
+from gradprism.evaluation.agents import ScriptedAgent
+from gradprism.rollouts.episode import Episode
+from gradprism.rollouts.player import Player
 from gradprism.training.rl_config import RlConfig
-from gradprism.training.rounds import training_rows
 from gradprism.trajectories.rendering import Renderer
 
 EPISODES = 16
@@ -21,7 +19,7 @@ EPISODES = 16
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """Means an episode: training `rows`, their tokens (`trained`) and the sum of their `squares`, tokens `read` and `generated`,
+    """Means per episode: training `rows`, their tokens (`trained`) and the sum of their `squares`, tokens `read` and `generated`,
     environment `steps`, `seconds`. `longest` is the longest row; `by_model`: the seconds hold the answers of the model itself."""
 
     rows: float
@@ -40,108 +38,87 @@ class Sample:
         return f"{EPISODES} episodes of " + ("this model" if self.by_model else "random admissible actions, which seldom win")
 
 
+class _Watched:
+    """The part of a pool that `ScriptedAgent` asks; keeps every session's steps."""
+
+    def __init__(self, pool: SessionPool) -> None:
+        self.pool, self.steps = pool, defaultdict[int, list[Step]](list)
+
+    def reset(self, sessions: Sequence[int], task_ids: Sequence[str]) -> list[Step]:
+        return self._kept(sessions, self.pool.reset(sessions, task_ids))
+
+    def step(self, sessions: Sequence[int], actions: Sequence[str]) -> list[Step]:
+        return self._kept(sessions, self.pool.step(sessions, actions))
+
+    def _kept(self, sessions: Sequence[int], steps: list[Step]) -> list[Step]:
+        for session, step in zip(sessions, steps, strict=True):
+            self.steps[session].append(step)
+        return steps
+
+
 def play_some(
     model: Any | None, renderer: Renderer, pool: SessionPool, tasks: Sequence[Task], config: RlConfig, context_length: int
 ) -> Sample:
     """Plays `EPISODES` of the tasks with `model`, or without one by random admissible actions, under the limits of `config`."""
+    config = config.model_copy(update={"context_length": context_length})
     drawn = [tasks[i * len(tasks) // EPISODES] for i in range(EPISODES)]
     pool.reset([0], [drawn[0].id])  # the first game of a process pays for what it loads
     clock = time.perf_counter()
     if model is None:
-        lanes = _play_randomly(renderer, pool, drawn, config, context_length)
+        episodes = [turns for _, turns in play_randomly(renderer, pool, drawn, config, context_length)]
         seconds = time.perf_counter() - clock
-        rows = [row for lane in lanes for row in lane.rows]
-        counts = [sum(getattr(lane, name) for lane in lanes) for name in ("read", "generated", "steps")]
+        read = sum(read for episode in episodes for read, _ in episode)
     else:
-        play = PlayConfig(
-            max_steps=config.max_steps,
-            max_action_tokens=config.max_action_tokens,
-            temperature=config.temperature,
-            context_length=context_length,
-            refuse_long=False,
-            prompt=config.prompt,
-        )
-        player = Player(model, renderer, pool, play)
-        episodes = player.play(drawn, config.seed)
-        seconds = time.perf_counter() - clock
-        rows = [len(row) for episode in episodes for row in training_rows(episode, np.zeros(len(episode.turns)))]
-        said = player.statistics
-        counts = [said.tokens_read, said.tokens_generated, said.environment_steps]
-    squares = sum(length * length for length in rows)
-    read, generated, steps = counts
+        player = Player(model, renderer, pool, config, refuse_long=False)
+        played = player.play(drawn, config.seed)
+        seconds, read = time.perf_counter() - clock, player.costs.tokens_read
+        episodes = [[(len(turn.prompt_ids), len(turn.completion_ids)) for turn in episode.turns] for episode in played]
+    rows = [row for episode in episodes for row in rows_of(episode, config)]
     return Sample(
         rows=len(rows) / EPISODES,
         trained=sum(rows) / EPISODES,
-        squares=squares / EPISODES,
+        squares=sum(row * row for row in rows) / EPISODES,
         read=read / EPISODES,
-        generated=generated / EPISODES,
-        steps=steps / EPISODES,
+        generated=sum(said for episode in episodes for _, said in episode) / EPISODES,
+        steps=sum(map(len, episodes)) / EPISODES,
         seconds=seconds / EPISODES,
         longest=max(rows, default=1),
         by_model=model is not None,
     )
 
 
-@dataclass(slots=True)
-class _Lane:
-    """An episode of random actions; `length` is what its next prompt, or its conversation so far, has."""
-
-    policy: RandomPolicy
-    step: Step
-    observations: list[str]
-    length: int = 0
-    ended: bool = False
-    actions: list[str] = field(default_factory=list)
-    rows: list[int] = field(default_factory=list)
-    read: int = 0
-    generated: int = 0
-
-    @property
-    def steps(self) -> int:
-        return len(self.actions)
-
-
-def _play_randomly(
+def play_randomly(
     renderer: Renderer, pool: SessionPool, tasks: Sequence[Task], config: RlConfig, context_length: int
-) -> list[_Lane]:
-    prompt, most, grows = config.prompt, config.max_action_tokens, config.prompt.history is None
+) -> list[tuple[Episode, list[tuple[int, int]]]]:
+    """Episodes of random admissible actions, and the tokens that each of their turns would have read and said."""
+    watched: Any = _Watched(pool)
+    played, _ = ScriptedAgent("random").play(None, watched, tasks, config, config.seed, lambda _: None)  # pyright: ignore[reportArgumentType] # chance asks no environment
+    return [(episode, _imagined(episode, watched.steps[i], renderer, config, context_length)) for i, episode in enumerate(played)]
 
-    def take(lane: _Lane, step: Step, added: Callable[[], int]) -> None:
-        """Shows a step to its lane; `added` gives the tokens of it that are to be read before the next action."""
-        lane.step = step
-        lane.ended = step.done or lane.steps >= config.max_steps
-        if not lane.ended:
-            tokens = added()
-            length = tokens + (lane.length if grows else 0)
-            lane.ended = length + most > context_length
-            if not lane.ended:
-                lane.length, lane.read = length, lane.read + tokens
 
-    def first(step: Step) -> int:
-        return len(renderer.prompt_ids(prompt.first(step)))
+def rows_of(turns: Sequence[tuple[int, int]], config: RlConfig) -> list[int]:
+    """Lengths of an episode's training rows, from the tokens that each turn read and said."""
+    lengths = [read + said for read, said in turns]
+    return ([sum(lengths)] if lengths else []) if config.prompt.history is None else lengths
 
-    def following(lane: _Lane, step: Step) -> int:
-        if grows:
-            return len(renderer.turn_suffix_ids(prompt.following(step)))
-        return len(renderer.prompt_ids(prompt.messages(lane.observations, lane.actions, step)))
 
-    lanes = []
-    for i, step in enumerate(pool.reset(range(len(tasks)), [task.id for task in tasks])):
-        lanes.append(_Lane(RandomPolicy(f"{config.seed}/{i}"), step, [step.observation]))
-        take(lanes[i], step, partial(first, step))
-    while playing := [i for i, lane in enumerate(lanes) if not lane.ended]:
-        actions = [lanes[i].policy.act(lanes[i].step) for i in playing]
-        for i, action, step in zip(playing, actions, pool.step(playing, actions), strict=True):
-            lane = lanes[i]
-            # With its end; thoughts are taken to be as long as they may.
-            said = most if prompt.form == "tags" else len(renderer.tokenizer(action, add_special_tokens=False)["input_ids"]) + 1
-            lane.length, lane.generated = lane.length + min(said, most), lane.generated + min(said, most)
-            lane.actions.append(action)
-            lane.observations.append(step.observation)
-            if not grows:
-                lane.rows.append(lane.length)
-            take(lane, step, partial(following, lane, step))
-    for lane in lanes:
-        if grows and lane.actions:
-            lane.rows.append(lane.length)
-    return lanes
+def _imagined(
+    episode: Episode, steps: Sequence[Step], renderer: Renderer, config: RlConfig, context_length: int
+) -> list[tuple[int, int]]:
+    """Tokens that each turn would have read and said, had a language model played the episode, until its context is full."""
+    prompt, most, turns, total = config.prompt, config.max_action_tokens, [], 0
+    for number, (turn, step) in enumerate(zip(episode.turns, steps, strict=False)):
+        if number == 0:
+            read = len(renderer.prompt_ids(prompt.first(step)))
+        elif prompt.history is None:
+            read = len(renderer.turn_suffix_ids(prompt.following(step)))
+        else:
+            read = len(renderer.prompt_ids(prompt.messages(episode.observations[: number + 1], episode.actions[:number], step)))
+        total = read + (total if prompt.history is None else 0)
+        if total + most > context_length:
+            break
+        # With its end; thoughts are taken to be as long as they may.
+        said = most if prompt.form == "tags" else len(renderer.tokenizer(turn.action, add_special_tokens=False)["input_ids"]) + 1
+        total += min(said, most)
+        turns.append((read, min(said, most)))
+    return turns

@@ -1,5 +1,6 @@
 """RL: what is learnt of an episode, against a loss written out slowly, and trainings that survive what goes wrong."""
 
+import copy
 import json
 import math
 from pathlib import Path
@@ -12,7 +13,8 @@ from gradprism.environments.alfworld.environment import AlfworldEnvironment
 from gradprism.environments.prompts import PromptTemplate
 from gradprism.environments.protocol import Task
 from gradprism.models import load_model
-from gradprism.rollouts.episodes import Episode, PlayStatistics
+from gradprism.rollouts.episode import Episode, StopReason, Turn
+from gradprism.rollouts.player import PlayCosts
 from gradprism.runtime.errors import ConfigError, DataError, FolderInUseError, MissingFileError, ModelError
 from gradprism.training.advantages.grpo import grpo
 from gradprism.training.advantages.outcome import Outcome
@@ -35,18 +37,13 @@ def tokenizer():
 
 def episode(turns, rewards=None, token=20, task=TASK, **options) -> Episode:
     """`turns` is (tokens of an action, tokens of the observation behind it) pairs."""
-    made = Episode(task, [6, 7, 8], observations=["start"], **options)
+    made, read = Episode(task, **options), [6, 7, 8]
     for number, (chosen, seen) in enumerate(turns):
-        begin = len(made.completion_ids)
-        made.turns.append((begin, begin + chosen))
-        made.completion_ids += [token + number + i for i in range(chosen)] + [token + 9] * seen
-        made.action_mask += [1] * chosen + [0] * seen
-        made.logprobs += [-1.0] * chosen + [0.0] * seen
-        made.actions.append("look")
-        made.observations.append(f"after {number}")
-        made.valid.append(True)
-        made.formed.append(True)
-        made.rewards.append(rewards[number] if rewards else 0.0)
+        observation, reward = f"after {number - 1}" if number else "start", rewards[number] if rewards else 0.0
+        ids = [token + number + i for i in range(chosen)]
+        made.turns.append(Turn(observation, "look", read, ids, [-1.0] * chosen, reward=reward))
+        read = [token + 9] * seen
+    made.observation = f"after {len(turns) - 1}"
     return made
 
 
@@ -63,8 +60,8 @@ class Given:
 
 def trainer_of(model, tokenizer, episodes, config: RlConfig, out: Path):
     trainer = build_trainer(model, Renderer(tokenizer, 512), config, out)
-    trainer.rounds = Rounds(TaskStream([TASK], 0), Given(episodes), config, config.groups)
-    trainer.statistics = PlayStatistics()
+    trainer.rounds = Rounds(TaskStream([TASK], 0), Given(episodes), config, config.tasks_per_round)
+    trainer.statistics = PlayCosts()
     trainer.micro_batch_tokens = config.micro_batch_tokens
     return trainer
 
@@ -99,18 +96,20 @@ def expected_gradients(model, rows: list[Row], kind: str) -> dict[str, torch.Ten
 def test_the_gradient_is_the_one_written_out_however_rows_are_packed(tokenizer, tmp_path, algorithm, kind, budget, history):
     config = RlConfig(
         algorithm=algorithm,
-        steps=1,
-        groups=1,
-        rollouts=4,
+        rounds=1,
+        tasks_per_round=1,
+        rollouts_per_task=4,
         loss=kind,
         micro_batch_tokens=budget,
         max_grad_norm=1e9,
         learning_rate=1e-9,
     )
-    episodes = [Episode(**{f: getattr(e, f) for f in Episode.__dataclass_fields__}) for e in GROUP]
-    if history:  # one row a step, each with a prompt of its own
+    episodes = copy.deepcopy(GROUP)
+    if history:  # one row per step, each with a prompt of its own
         for made in episodes:
-            made.step_prompts = [[6, 7, 8, *range(10, 10 + t)] for t in range(len(made.turns))]
+            made.grows = False
+            for t, turn in enumerate(made.turns):
+                turn.prompt_ids = [6, 7, 8, *range(10, 10 + t)]
     model = tiny_llama(len(tokenizer), seed=5)
     trainer = trainer_of(model, tokenizer, episodes, config, tmp_path)
     rows = trainer.rounds.next().rows
@@ -132,11 +131,11 @@ def test_the_gradient_is_the_one_written_out_however_rows_are_packed(tokenizer, 
 @pytest.mark.parametrize("kind", ["dapo", "grpo", "dr_grpo"])
 def test_each_update_of_a_round_is_the_gradient_of_its_own_rows(tokenizer, tmp_path, kind):
     config = RlConfig(
-        steps=1,
-        groups=1,
-        rollouts=4,
-        updates=2,
-        iterations=2,
+        rounds=1,
+        tasks_per_round=1,
+        rollouts_per_task=4,
+        updates_per_round=2,
+        epochs_per_round=2,
         loss=kind,
         micro_batch_tokens=30,
         max_grad_norm=1e9,
@@ -163,9 +162,11 @@ def test_each_update_of_a_round_is_the_gradient_of_its_own_rows(tokenizer, tmp_p
 def test_rl_never_learns_environment_tokens(tokenizer, tmp_path):
     """The last norm's output at a position is all that the prediction of the next token depends on, and no other position reads it."""
 
+    masks = [training_rows(e, np.zeros(len(e.turns)))[0].mask for e in GROUP]
+
     def learnt(episodes):
         model, gradients = tiny_qwen3(len(tokenizer), seed=5), []
-        config = RlConfig(steps=1, groups=1, rollouts=4, learning_rate=1e-3)
+        config = RlConfig(rounds=1, tasks_per_round=1, rollouts_per_task=4, learning_rate=1e-3)
 
         def watch(module, args, output):
             if output.requires_grad:
@@ -174,22 +175,22 @@ def test_rl_never_learns_environment_tokens(tokenizer, tmp_path):
         model.model.norm.register_forward_hook(watch)
         trainer_of(model, tokenizer, episodes, config, tmp_path / "out").train()
         [gradient] = gradients
-        width = max(len(e.completion_ids) for e in episodes)
+        width = max(map(len, masks))
         return sorted((gradient.abs().sum(-1) > 0)[:, -width - 1 : -1].int().tolist())
 
-    width = max(len(e.completion_ids) for e in GROUP)
-    assert learnt(GROUP) == sorted(e.action_mask + [0] * (width - len(e.action_mask)) for e in GROUP)
+    assert learnt(GROUP) == sorted(mask + [0] * (max(map(len, masks)) - len(mask)) for mask in masks)
 
 
 def test_rows_of_a_growing_conversation_and_of_one_that_is_rebuilt():
     made = episode([(2, 3), (1, 0)])
     [row] = training_rows(made, torch.tensor([0.5, -1.0]).numpy())
     assert row.mask == [1, 1, 0, 0, 0, 1] and row.advantages == [0.5, 0.5, 0, 0, 0, -1.0]
-    made.step_prompts = [[1], [2, 3]]
+    made.grows = False
+    made.turns[0].prompt_ids, made.turns[1].prompt_ids = [1], [2, 3]
     first, second = training_rows(made, torch.tensor([0.5, -1.0]).numpy())
     assert (first.prompt_ids, first.completion_ids, first.mask, first.advantages) == ([1], [20, 21], [1, 1], [0.5, 0.5])
     assert (second.prompt_ids, second.completion_ids, second.advantages) == ([2, 3], [21], [-1.0])
-    assert training_rows(Episode(TASK, [1, 2]), torch.zeros(0).numpy()) == []
+    assert training_rows(Episode(TASK), torch.zeros(0).numpy()) == []
 
 
 def test_rows_are_packed_whole_and_within_the_budget():
@@ -212,19 +213,19 @@ def test_rows_are_packed_whole_and_within_the_budget():
 
 def test_rewards_by_hand():
     made = episode([(1, 1), (1, 1), (1, 0)], [0.0, 0.25, 1.0], success=True, score=0.75)
-    made.valid, made.formed = [True, False, True], [False, True, True]
-    made.ended_by = "environment"
+    made.turns[1].valid, made.turns[0].well_formed = False, False
+    made.stop_reason = StopReason.ENVIRONMENT
     shape = {"invalid_penalty": 0.1, "malformed_penalty": 0.2}
     assert outcome(made, RlConfig.model_validate(shape)) == Outcome((-0.2, 0.15, 1.0), ("start", "after 0", "after 1"))
     assert outcome(made, RlConfig(reward="success", reward_scale=10)).rewards == (0, 0, 10)
     assert outcome(made, RlConfig.model_validate({"reward": "score", "reward_scale": 2, **shape})).rewards == pytest.approx(
         (-0.2, -0.1, 1.5)
     )
-    made.rewards[1] = math.nan
+    made.turns[1].reward = math.nan
     assert not outcome(made, RlConfig()).counted
-    made.rewards[1], made.ended_by = 0.0, "failure"
+    made.turns[1].reward, made.stop_reason = 0.0, StopReason.FAILURE
     assert not outcome(made, RlConfig()).counted
-    assert outcome(Episode(TASK, []), RlConfig(reward="success")).rewards == ()
+    assert outcome(Episode(TASK), RlConfig(reward="success")).rewards == ()
 
 
 def test_every_process_draws_every_task_once_a_pass():
@@ -260,7 +261,7 @@ class Scripted:
 
 
 def rounds(good, **options):
-    config = RlConfig(steps=1, rollouts=2, groups=4, **options)
+    config = RlConfig(rounds=1, rollouts_per_task=2, tasks_per_round=4, **options)
     tasks = [Task("x", str(i), "k", "s") for i in range(100)]
     return Rounds(TaskStream(tasks, 0), Scripted(good), config, 4)
 
@@ -269,23 +270,23 @@ def test_groups_of_equal_reward_are_counted_and_replaced_where_asked():
     order = [t.id for t in TaskStream([Task("x", str(i), "k", "s") for i in range(100)], 0).draw(16)]
     good = {order[1], order[4], order[5], order[9], order[15]}
     plain = rounds(good).next()
-    assert (plain.equal_groups, plain.resampled, len(plain.groups)) == (3, 0, 4)
-    full = rounds(good, resample=True)
+    assert (plain.zero_variance_groups, plain.replaced, len(plain.groups)) == (3, 0, 4)
+    full = rounds(good, dynamic_sampling=True)
     result = full.next()
     # Task 1 of the first four; then three more wanted: 4 and 5 of 4-6; one more: 7, 8, 9.
     assert [g[0].task.id for g in result.groups] == [order[i] for i in (1, 4, 5, 9)]
-    assert (result.equal_groups, result.resampled) == (6, 6)
+    assert (result.zero_variance_groups, result.replaced) == (6, 6)
     assert [n for n, _ in full.play.asked] == [8, 6, 2, 2, 2]
     assert len({seed for _, seed in full.play.asked}) == 5
     assert full.state == {"drawn": 10, "played": 20, "count": 1, "tasks": None, "salt": []}
-    limited = rounds({order[15]}, resample=True, resample_limit=2).next()
-    assert (limited.equal_groups, len(limited.groups), limited.resampled) == (8, 4, 4)
+    limited = rounds({order[15]}, dynamic_sampling=True, dynamic_sampling_limit=2).next()
+    assert (limited.zero_variance_groups, len(limited.groups), limited.replaced) == (8, 4, 4)
 
 
 def test_what_is_no_number_or_failed_is_named_counted_and_survived(capsys):
     broken = [episode([(1, 0)], [r]) for r in (1.0, 0.0, math.nan, 0.0)]
-    broken[3].ended_by, broken[3].failure = "failure", "the engine died"
-    config = RlConfig(steps=1, groups=1, rollouts=4, advantage_scale="none")
+    broken[3].stop_reason, broken[3].failure = StopReason.FAILURE, "the engine died"
+    config = RlConfig(rounds=1, tasks_per_round=1, rollouts_per_task=4, advantage_scale="none")
     result = Rounds(TaskStream([TASK], 0), Given(broken), config, 1).next()
     assert [row.advantages for row in result.rows] == [[0.5], [-0.5], [0.0], [0.0]]
     said = capsys.readouterr().err
@@ -325,7 +326,7 @@ def test_gigpo_learns_from_ways_of_different_length_to_the_same_return():
 
 
 def test_the_log_tells_of_all_that_was_played_and_not_of_the_groups_that_were_kept():
-    result = rounds({TaskStream([Task("x", str(i), "k", "s") for i in range(100)], 0).draw(1)[0].id}, resample=True).next()
+    result = rounds({TaskStream([Task("x", str(i), "k", "s") for i in range(100)], 0).draw(1)[0].id}, dynamic_sampling=True).next()
     told = means(sums(result))
     assert told["episodes"] == 32 and told["success"] == 0.0 and told["reward"] == pytest.approx(1 / 32)
 
@@ -335,7 +336,7 @@ def test_processes_draw_numbers_of_their_own_and_share_the_batchs_spread():
     seeds = []
     for rank in range(2):
         play = Scripted({"only"})
-        config = RlConfig(steps=1, rollouts=2, groups=2)
+        config = RlConfig(rounds=1, rollouts_per_task=2, tasks_per_round=2)
         Rounds(TaskStream(tasks, 0, rank, 2), play, config, 1).next()
         seeds.append(play.asked[0][1])
     assert len(set(seeds)) == 2
@@ -358,15 +359,22 @@ def run_tiny(out: Path, **options):
     environment = AlfworldEnvironment("tiny")
     model = load_model("models/alfworld-tiny")
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    settings = {"steps": 2, "groups": 2, "rollouts": 4, "max_steps": 4, "learning_rate": 1e-3, "temperature": 1.5, **options}
+    settings = {
+        "rounds": 2,
+        "tasks_per_round": 2,
+        "rollouts_per_task": 4,
+        "max_steps": 4,
+        "learning_rate": 1e-3,
+        "temperature": 1.5,
+    }
+    settings |= {"context_length": 512, **options}
     summary = train_rl(
         model,
-        Renderer(load_tokenizer("models/alfworld-tiny"), 512),
+        load_tokenizer("models/alfworld-tiny"),
         environment,
         environment.tasks("train", 3),
         RlConfig.model_validate(settings),
-        out,
-        context_length=512,
+        out=out,
         workers=1,
     )
     return model, before, summary
@@ -377,23 +385,26 @@ def run_tiny(out: Path, **options):
     [
         {"invalid_penalty": 0.5, "kl": 0.1},
         {"algorithm": "gigpo", "invalid_penalty": 0.5, "prompt": PromptTemplate(history=2), "micro_batch_tokens": 600},
-        {"invalid_penalty": 0.5, "updates": 2, "iterations": 2, "lora_rank": 4},
+        {"invalid_penalty": 0.5, "updates_per_round": 2, "epochs_per_round": 2, "lora_rank": 4},
         {"invalid_penalty": 0.5, "bf16": True, "activation_checkpointing": True},
-        {"invalid_penalty": 0.5, "resample": True, "evaluate_every": 1, "evaluate_tasks": 6},
+        {"invalid_penalty": 0.5, "dynamic_sampling": True, "evaluate_every": 1, "evaluate_tasks": 6},
     ],
 )
 def test_rl_plays_and_learns_on_the_real_environment(tmp_path, options):
     _, before, summary = run_tiny(tmp_path / "out", **options)
-    assert summary["steps"] == 2 and summary["optimizer_steps"] == 2 * options.get("updates", 1) * options.get("iterations", 1)
-    assert summary["episodes"] == 16 + 4 * summary["resampled_groups"]
-    assert 16 <= summary["environment_steps"] <= 64 + 16 * summary["resampled_groups"]
-    assert len(summary["history"]) == summary["optimizer_steps"]
-    assert all(0 <= row["invalid_share"] <= 1 and 0 <= row["equal_groups"] <= 1 for row in summary["history"] if "success" in row)
+    replaced = summary.counts["replaced_groups"]
+    assert summary.steps == 2 * options.get("updates_per_round", 1) * options.get("epochs_per_round", 1)
+    assert summary.counts["episodes"] == 16 + 4 * replaced
+    assert 16 <= summary.usage.environment_steps <= 64 + 16 * replaced
+    assert len(summary.history) == summary.steps
+    assert all(
+        0 <= row["invalid_share"] <= 1 and 0 <= row["zero_variance_groups"] <= 1 for row in summary.history if "success" in row
+    )
     trained = load_model(str(tmp_path / "out"))
     assert any(not torch.equal(before[name], value) for name, value in trained.state_dict().items())
     log = [json.loads(line) for line in (tmp_path / "out" / "log.jsonl").read_text().splitlines()]
     steps = [row for row in log if "loss" in row]
-    assert [row["step"] for row in steps] == list(range(1, summary["optimizer_steps"] + 1))
+    assert [row["step"] for row in steps] == list(range(1, summary.steps + 1))
     for key in ("reward", "success", "rollout_seconds", "update_seconds", "entropy", "grad_norm", "tokens", "tokens_per_second"):
         assert math.isfinite(steps[0][key]), key
     if "kl" in options:
@@ -401,12 +412,12 @@ def test_rl_plays_and_learns_on_the_real_environment(tmp_path, options):
     if "evaluate_every" in options:
         evaluated = [row for row in log if "evaluation/success" in row]
         assert [row["step"] for row in evaluated] == [0, 1, 2]
-        assert summary["evaluation"][0]["step"] == 0 and len(summary["evaluation"]) == 3
+        assert summary.evaluations[0]["step"] == 0 and len(summary.evaluations) == 3
     # The same command again says what was done and does nothing.
     _, _, again = run_tiny(tmp_path / "out", **options)
-    assert again["reused"] and again["history"] == summary["history"]
-    with pytest.raises(FolderInUseError, match=r"config\.steps: 2 → 3"):
-        run_tiny(tmp_path / "out", **{**options, "steps": 3})
+    assert again.reused and list(again.history) == list(summary.history)
+    with pytest.raises(FolderInUseError, match=r"config\.rounds: 2 → 3"):
+        run_tiny(tmp_path / "out", **{**options, "rounds": 3})
 
 
 @pytest.mark.parametrize("algorithm", ["grpo", "gigpo"])
@@ -414,26 +425,25 @@ def test_a_random_model_learns_what_is_rewarded(tokenizer, tmp_path, algorithm):
     """docs/training.md in miniature: what is said earns by its length, up to 1 for 30 characters."""
     environment, config = (
         BrokenGames(by_length=True),
-        {"steps": 12, "groups": 8, "rollouts": 8, "max_steps": 2, "max_action_tokens": 3},
+        {"rounds": 12, "tasks_per_round": 8, "rollouts_per_task": 8, "max_steps": 2, "max_action_tokens": 3},
     )
-    config |= {"learning_rate": 3e-3, "algorithm": algorithm, "loss": "grpo"}
+    config |= {"learning_rate": 3e-3, "algorithm": algorithm, "loss": "grpo", "context_length": 128}
     summary = train_rl(
         tiny_qwen3(len(tokenizer)),
-        Renderer(tokenizer, 128),
+        tokenizer,
         environment,
         environment.tasks("train", 8),
         RlConfig.model_validate(config),
-        tmp_path / "out",
-        context_length=128,
+        out=tmp_path / "out",
         workers=1,
     )
-    rewards = [row["reward"] for row in summary["history"]]  # of two actions
+    rewards = [row["reward"] for row in summary.history]  # of two actions
     assert sum(rewards[-3:]) / 3 > sum(rewards[:2]) / 2 + 0.08  # four standard errors
 
 
 def test_a_training_that_was_cut_goes_on_to_the_same_weights(tmp_path, monkeypatch):
     """Cut after its second checkpoint by an error; a kill is tested through the command line."""
-    options = {"steps": 4, "save_every": 1, "invalid_penalty": 0.3, "kl": 0.05, "algorithm": "gigpo"}
+    options = {"rounds": 4, "save_every": 1, "invalid_penalty": 0.3, "kl": 0.05, "algorithm": "gigpo"}
     whole, _, first = run_tiny(tmp_path / "whole", **options)
     play, calls = Rounds.next, []
 
@@ -450,10 +460,9 @@ def test_a_training_that_was_cut_goes_on_to_the_same_weights(tmp_path, monkeypat
     resumed, _, second = run_tiny(tmp_path / "cut", **options)
     for name, value in whole.state_dict().items():
         assert torch.equal(value, resumed.state_dict()[name]), name
-    for key in ("episodes", "tokens_generated", "tokens_forward", "environment_steps"):
-        assert first[key] == second[key], key
+    assert first.counts["episodes"] == second.counts["episodes"]
     timeless = ["loss", "reward", "success", "grad_norm", "kl"]
-    assert [[row[k] for k in timeless] for row in first["history"]] == [[row[k] for k in timeless] for row in second["history"]]
+    assert [[row[k] for k in timeless] for row in first.history] == [[row[k] for k in timeless] for row in second.history]
     assert not (tmp_path / "cut" / "checkpoints").exists()
 
 
@@ -461,30 +470,21 @@ def test_an_environment_that_dies_is_survived(tokenizer, tmp_path, capfd):
     """A model that never says anything sensible plays an environment of which one task kills every worker."""
     environment = BrokenGames(str(tmp_path))
     tasks = [Task("broken", name, "k", "train") for name in ("train/1", "fatal", "corrupt")]
-    config = RlConfig(steps=1, groups=3, rollouts=2, max_steps=2, max_action_tokens=3, invalid_penalty=0.1)
-    renderer = Renderer(tokenizer, 256)
-    summary = train_rl(
-        tiny_qwen3(len(tokenizer)), renderer, environment, tasks, config, tmp_path / "out", context_length=256, workers=1
-    )
-    assert summary["failed_episodes"] == 4 and summary["episodes"] == 6
+    config = RlConfig(rounds=1, tasks_per_round=3, rollouts_per_task=2, max_steps=2, max_action_tokens=3, invalid_penalty=0.1)
+    config = config.model_copy(update={"context_length": 256})
+    summary = train_rl(tiny_qwen3(len(tokenizer)), tokenizer, environment, tasks, config, out=tmp_path / "out", workers=1)
+    assert summary.counts["failed_episodes"] == 4 and summary.counts["episodes"] == 6
     said = capfd.readouterr().err
     assert "task 'corrupt': teaches nothing" in said and "not a game" in said
 
 
 def test_settings_that_cannot_be_met_are_refused_before_training(tokenizer, tmp_path):
-    renderer, environment = Renderer(tokenizer, 512), AlfworldEnvironment("tiny")
+    environment = AlfworldEnvironment("tiny")
     tasks = environment.tasks("train", 1)
 
-    def train(tasks=tasks, context_length=512, **options):
-        train_rl(
-            tiny_qwen3(len(tokenizer)),
-            renderer,
-            environment,
-            tasks,
-            RlConfig(**options),
-            tmp_path / "x",
-            context_length=context_length,
-        )
+    def train(tasks=tasks, **options):
+        config = RlConfig(**{"context_length": 512, **options})
+        train_rl(tiny_qwen3(len(tokenizer)), tokenizer, environment, tasks, config, out=tmp_path / "x")
 
     with pytest.raises(ConfigError, match="no tasks to train on"):
         train([])
@@ -496,14 +496,14 @@ def test_settings_that_cannot_be_met_are_refused_before_training(tokenizer, tmp_
         train(max_action_tokens=512)
     with pytest.raises(ValueError, match="lora_dropout"):
         RlConfig(lora_rank=4, lora_dropout=0.1)
-    with pytest.raises(ValueError, match="updates 9: more than"):
-        RlConfig(groups=2, rollouts=4, updates=9)
+    with pytest.raises(ValueError, match="updates_per_round 9: more than"):
+        RlConfig(tasks_per_round=2, rollouts_per_task=4, updates_per_round=9)
     assert not (tmp_path / "x" / "config.json").exists()
 
 
 def test_a_diverged_training_stops_at_once_and_leaves_no_model(tmp_path):
     with pytest.raises(ModelError, match=r"diverged|not finite"):
-        run_tiny(tmp_path / "out", learning_rate=1e38, max_grad_norm=1e30, invalid_penalty=0.5, steps=4)
+        run_tiny(tmp_path / "out", learning_rate=1e38, max_grad_norm=1e30, invalid_penalty=0.5, rounds=4)
     assert not (tmp_path / "out" / "config.json").exists()
 
 

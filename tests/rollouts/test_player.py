@@ -1,7 +1,6 @@
 """The player: what it returns is what the model would say of the same tokens read afresh."""
 
 import random
-from dataclasses import replace
 
 import pytest
 import torch
@@ -9,8 +8,10 @@ import torch
 from gradprism.environments.prompts import PromptTemplate
 from gradprism.environments.protocol import Info, Step, Task
 from gradprism.rollouts.cache import SlotCache
-from gradprism.rollouts.episodes import PlayConfig, Player
+from gradprism.rollouts.config import RolloutConfig
+from gradprism.rollouts.episode import Episode, StopReason
 from gradprism.rollouts.generator import sample
+from gradprism.rollouts.player import Player
 from gradprism.runtime.errors import ConfigError
 from gradprism.trajectories.record import Message, Trajectory
 from gradprism.trajectories.rendering import Renderer
@@ -74,8 +75,15 @@ def make_player(**options) -> Player:
     bias[tokenizer.all_special_ids] = -100.0
     bias[tokenizer.eos_token_id] = 3.0
     model.lm_head.register_forward_hook(lambda module, args, logits: logits + bias)
-    config = PlayConfig(max_steps=6, max_action_tokens=5, temperature=1.0, in_flight=8, **options)
-    return Player(model, Renderer(tokenizer, 512), ScriptedPool(), config)  # pyright: ignore[reportArgumentType]
+    config = RolloutConfig.model_validate(
+        {"max_steps": 6, "max_action_tokens": 5, "in_flight": 8, "context_length": 512, **options}
+    )
+    return Player(model, Renderer(tokenizer, None), ScriptedPool(), config)  # pyright: ignore[reportArgumentType]
+
+
+def conversation(episode: Episode) -> list[int]:
+    """The tokens of a growing conversation, from its beginning to the last action."""
+    return [token for turn in episode.turns for token in (*turn.prompt_ids, *turn.completion_ids)]
 
 
 def tasks(lengths):
@@ -85,28 +93,27 @@ def tasks(lengths):
 def test_logprobs_match_a_fresh_forward_pass_of_each_episode():
     player = make_player()
     episodes = player.play(tasks([1, 5, 2, 9, 3, 1, 4, 2, 7, 6, 1, 1]), seed=1)
-    assert len({tuple(map(len, runs(e.action_mask))) for e in episodes}) > 8
-    assert len({len(e.completion_ids) for e in episodes}) > 4  # rows of many lengths, in two batches, with squeezing between turns
+    assert len({tuple(len(turn.completion_ids) for turn in e.turns) for e in episodes}) > 8
+    assert len({len(conversation(e)) for e in episodes}) > 4  # rows of many lengths, in two batches
     for episode in episodes:
-        ids = torch.tensor([episode.prompt_ids + episode.completion_ids])
         with torch.no_grad():
-            fresh = player.model(input_ids=ids).logits[0].float().log_softmax(-1)
-        for position, (token, chosen) in enumerate(zip(episode.completion_ids, episode.action_mask, strict=True)):
-            if chosen:
-                expected = fresh[len(episode.prompt_ids) + position - 1, token].item()
-                assert episode.logprobs[position] == pytest.approx(expected, abs=1e-4)
-            else:
-                assert episode.logprobs[position] == 0.0
+            fresh = player.model(input_ids=torch.tensor([conversation(episode)])).logits[0].float().log_softmax(-1)
+        at = 0
+        for turn in episode.turns:
+            at += len(turn.prompt_ids)
+            expected = [fresh[at + i - 1, token].item() for i, token in enumerate(turn.completion_ids)]
+            assert turn.logprobs == pytest.approx(expected, abs=1e-4)
+            at += len(turn.completion_ids)
 
 
 def test_an_episode_does_not_depend_on_what_is_played_beside_it():
     player = make_player()
-    player.config = replace(player.config, temperature=0.0)
+    player.config = player.config.model_copy(update={"temperature": 0.0})
     together = player.play(tasks([1, 5, 2, 9, 3]))
     for task, episode in zip(tasks([1, 5, 2, 9, 3]), together, strict=True):
         player.pool = OneSession([1, 5, 2, 9, 3].index(int(task.id)))  # pyright: ignore[reportAttributeAccessIssue]
         [single] = player.play([task])
-        assert single.completion_ids == episode.completion_ids
+        assert conversation(single) == conversation(episode)
         assert single.actions == episode.actions
 
 
@@ -114,38 +121,34 @@ def test_growing_conversation_has_the_tokens_of_one_whole_render():
     player = make_player()
     renderer = player.renderer
     for episode in player.play(tasks([3, 2, 6]), seed=5):
-        if any(length == player.config.max_action_tokens for length in map(len, runs(episode.action_mask))):
+        if any(len(turn.completion_ids) == player.config.max_action_tokens for turn in episode.turns):
             continue  # an action cut at its token limit has no end token of its own, so no render marks it the same
         turns = [Message("user", episode.observations[0])]
         for action, observation in zip(episode.actions, episode.observations[1:], strict=True):
             turns += [Message("assistant", action), Message("user", observation)]
         whole = renderer.render(Trajectory("x", tuple(turns[:-1])))
-        played = episode.prompt_ids + episode.completion_ids
+        played = conversation(episode)
+        mask = [chosen for t in episode.turns for chosen in (*[0] * len(t.prompt_ids), *[1] * len(t.completion_ids))]
         assert played[: len(whole.input_ids)] == whole.input_ids.tolist()
-        assert ([0] * len(episode.prompt_ids) + episode.action_mask)[: len(played)] == whole.response_mask.astype(int).tolist()
-
-
-def runs(mask):
-    """Maximal runs of ones."""
-    return [run for run in "".join(map(str, mask)).split("0") if run]
+        assert mask == whole.response_mask.astype(int).tolist()
 
 
 def test_rewards_counts_and_endings():
     player = make_player()
     episodes = player.play(tasks([2, 9, 3, 3]), seed=0)
     assert [e.success for e in episodes] == [True, False, True, False]
-    assert [e.ended_by for e in episodes] == ["environment", "steps", "environment", "environment"]
+    assert [e.stop_reason for e in episodes] == ["success", "steps", "success", "environment"]
     assert [len(e.actions) for e in episodes] == [2, 6, 3, 3]
-    assert [e.valid.count(False) for e in episodes] == [2, 0, 0, 3]
-    assert player.statistics.environment_steps == 2 + 6 + 3 + 3
-    assert player.statistics.tokens_generated == sum(sum(e.action_mask) for e in episodes)
+    assert [sum(not turn.valid for turn in e.turns) for e in episodes] == [2, 0, 0, 3]
+    assert player.costs.environment_steps == 2 + 6 + 3 + 3
+    assert player.costs.tokens_generated == sum(len(turn.completion_ids) for e in episodes for turn in e.turns)
 
 
 def test_an_episode_ends_where_the_context_is_full():
     player = make_player(context_length=40)
     [episode] = player.play(tasks([9]), seed=0)
-    assert episode.ended_by == "context"
-    assert len(episode.prompt_ids) + len(episode.completion_ids) <= 40
+    assert episode.stop_reason == StopReason.CONTEXT
+    assert len(conversation(episode)) <= 40
     assert not episode.success
 
 
@@ -156,8 +159,8 @@ def test_a_prompt_that_leaves_no_room_for_an_action_is_refused():
 
 def test_same_seed_same_episodes_and_another_seed_others():
     first, again, other = (make_player().play(tasks([4, 4, 4]), seed=s) for s in (7, 7, 8))
-    assert [e.completion_ids for e in first] == [e.completion_ids for e in again]
-    assert [e.completion_ids for e in first] != [e.completion_ids for e in other]
+    assert first == again
+    assert [conversation(e) for e in first] != [conversation(e) for e in other]
 
 
 def fresh_logits(model, sequences):
@@ -238,13 +241,13 @@ def test_what_is_played_depends_neither_on_places_nor_on_turns(history):
     played = []
     for in_flight, cohorts in ((13, 1), (13, 2), (4, 2), (3, 3), (1, 1), (5, 8)):
         player = make_player(prompt=PromptTemplate(history=history))
-        player.config = replace(player.config, in_flight=in_flight, cohorts=cohorts)
+        player.config, player.cohorts = player.config.model_copy(update={"in_flight": in_flight}), cohorts
         player.pool = ByTask()  # pyright: ignore[reportAttributeAccessIssue]
         ended = []
         episodes = player.play(wanted, seed=3, on_done=ended.append)
         assert [e.task for e in episodes] == wanted and len(ended) == 13
-        played.append([(e.completion_ids, e.actions, e.success, e.turns, e.step_prompts) for e in episodes])
-        assert player.statistics.environment_steps == sum(len(e.actions) for e in episodes)
+        played.append([(conversation(e), e.actions, e.success, e.grows) for e in episodes])
+        assert player.costs.environment_steps == sum(len(e.actions) for e in episodes)
     assert all(other == played[0] for other in played[1:])
     assert len({tuple(ids) for ids, *_ in played[0]}) > 10
 
@@ -255,21 +258,20 @@ def test_prompts_rebuilt_at_every_step_have_the_log_probabilities_of_a_fresh_pas
     episodes = player.play(tasks([5, 2, 9, 3]), seed=1)
     whole = 0
     for episode in episodes:
-        assert len(episode.step_prompts) == len(episode.actions) == len(episode.turns)
-        for prompt, (begin, end) in zip(episode.step_prompts, episode.turns, strict=True):
-            ids = prompt + episode.completion_ids[begin:end]
+        assert not episode.grows
+        for turn in episode.turns:
+            ids = turn.prompt_ids + turn.completion_ids
             whole += len(ids)
             with torch.no_grad():
                 fresh = player.model(input_ids=torch.tensor([ids])).logits[0].float().log_softmax(-1)
-            for i, token in enumerate(episode.completion_ids[begin:end]):
-                expected = fresh[len(prompt) + i - 1, token].item()
-                assert episode.logprobs[begin + i] == pytest.approx(expected, abs=1e-4)
-    assert 0 < player.statistics.tokens_read < 0.8 * whole
+            expected = [fresh[len(turn.prompt_ids) + i - 1, token].item() for i, token in enumerate(turn.completion_ids)]
+            assert turn.logprobs == pytest.approx(expected, abs=1e-4)
+    assert 0 < player.costs.tokens_read < 0.8 * whole
 
 
 def test_a_first_observation_that_does_not_fit_is_an_episode_without_actions_where_asked():
     player = make_player(context_length=22)
-    player.config = replace(player.config, refuse_long=False)
+    player.refuse_long = False
     player.pool = ByTask()  # pyright: ignore[reportAttributeAccessIssue]
     short, long = player.play(tasks([1, 20]))
-    assert (len(short.actions), long.actions, long.ended_by, long.success) == (1, [], "context", False)
+    assert (len(short.actions), long.actions, long.stop_reason, long.success) == (1, [], "context", False)

@@ -11,6 +11,11 @@ from typing import Any
 
 import pytest
 
+from gradprism.environments.registry import make_environment
+from gradprism.evaluation.config import EvaluationConfig
+from gradprism.evaluation.run import FOLDER, evaluate
+from gradprism.runtime.errors import FolderInUseError
+from gradprism.runtime.folders import exclusive_lock
 from helpers.cli import assert_refused
 
 TINY = ["--env-option", "difficulty=tiny"]
@@ -33,7 +38,7 @@ def test_expert_and_random(cli, tmp_path):
     summary = json.loads(out)
     everything = summary["rows"][0]
     assert (code, everything["episodes"], everything["successes"], everything["failures"]) == (0, 12, 12, 0)
-    assert len(summary["rows"]) == 7 and summary["environment_steps"] == sum(
+    assert len(summary["rows"]) == 7 and summary["usage"]["environment_steps"] == sum(
         e["steps"] for e in lines(tmp_path / "e" / "episodes.jsonl")
     )
     random_of = ["evaluate", "--agent", "random", *TINY, "--split", "seen", "--count", 12, "--max-steps", 8]
@@ -56,13 +61,13 @@ def test_a_model_that_is_killed_goes_on_where_it_was(cli, tmp_path):
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     with open(tmp_path / "cut" / "episodes.jsonl", "a") as file:
-        file.write('{"id": "tiny/unseen/look')  # a torn line is owed again
+        file.write('{"id": "tiny/unseen/look')  # a torn line is played again
     finished = len(lines(tmp_path / "cut" / "batches.jsonl"))
     assert 1 <= finished < 4
     assert cli(*arguments, "--out", tmp_path / "cut")[0] == 0
     assert files(tmp_path / "cut") == files(tmp_path / "whole")
     costs = lines(tmp_path / "cut" / "batches.jsonl")
-    assert cli(*arguments, "--out", tmp_path / "cut")[0] == 0  # nothing is owed, so nothing is played
+    assert cli(*arguments, "--out", tmp_path / "cut")[0] == 0  # nothing is pending, so nothing is played
     assert lines(tmp_path / "cut" / "batches.jsonl") == costs and len(costs) == 4
 
 
@@ -80,7 +85,7 @@ def test_what_is_refused(cli, tmp_path):
     (tmp_path / "used").mkdir()
     (tmp_path / "used" / "thesis.txt").write_text("mine")
     expert = ["evaluate", "--agent", "expert", *TINY]
-    assert_refused(cli(*expert, "--out", tmp_path / "used"), "is in use and no evaluation")
+    assert_refused(cli(*expert, "--out", tmp_path / "used"), "is in use and holds no evaluation")
     assert_refused(cli("evaluate", "--out", tmp_path / "o"), "either --agent")
     assert_refused(cli(*expert, "--model", "x", "--out", tmp_path / "o"), "either --agent")
     assert_refused(cli(*expert, "--split", "moon", "--out", tmp_path / "o"), "split 'moon': choose one of")
@@ -95,7 +100,7 @@ def test_what_is_refused(cli, tmp_path):
 def test_another_evaluation_is_not_mixed_in(cli, tmp_path):
     arguments = ["evaluate", "--agent", "expert", *TINY, "--split", "unseen", "--out", tmp_path / "o"]
     assert cli(*arguments, "--count", 6)[0] == 0
-    assert_refused(cli(*arguments, "--count", 12), "holds another evaluation (config: ", "tasks_sha256: ")
+    assert_refused(cli(*arguments, "--count", 12), "holds another evaluation (config.splits.unseen: 6 → 12", "tasks_sha256: ")
     assert_refused(cli(*arguments, "--count", 6, "--on-existing", "fail"), "is not empty")
     assert cli(*arguments, "--count", 12, "--on-existing", "replace")[0] == 0
     assert len(lines(tmp_path / "o" / "episodes.jsonl")) == 12
@@ -104,14 +109,24 @@ def test_another_evaluation_is_not_mixed_in(cli, tmp_path):
 @pytest.mark.parametrize("agent", ["expert", "random"])
 def test_games_that_break_are_counted_and_survived(tmp_path, agent):
     """Through the library: an environment of the user's own, whose every third task cannot be started."""
-    from gradprism.environments.registry import make_environment
-    from gradprism.evaluation.agents import ScriptedAgent
-    from gradprism.evaluation.config import EvaluationConfig
-    from gradprism.evaluation.run import evaluate
-
     environment = make_environment("helpers.corrupt_games:CorruptGames")
-    summary = evaluate(ScriptedAgent(agent), environment, EvaluationConfig(splits={"test": 9}), tmp_path / "o", workers=2)
-    assert (summary["rows"][0]["episodes"], summary["rows"][0]["failures"]) == (9, 3)
+    evaluation = evaluate(agent, environment, EvaluationConfig(splits={"test": 9}), out=tmp_path / "o", workers=2)
+    assert (evaluation.rows[0].episodes, evaluation.rows[0].failures) == (9, 3)
     episodes = lines(tmp_path / "o" / "episodes.jsonl")
     assert ["not a game" in e.get("failure", "") for e in episodes] == [i % 3 == 2 for i in range(9)]
     assert all(e["details"] == {"n": 3} for e in episodes if e["success"])
+
+
+def test_two_jobs_in_one_folder_are_refused_and_no_folder_writes_nothing(tmp_path):
+    environment, config = make_environment("helpers.corrupt_games:CorruptGames"), EvaluationConfig(splits={"test": 4})
+    with (
+        exclusive_lock(tmp_path / "o", ".evaluation.tmp", "is being evaluated into"),
+        pytest.raises(FolderInUseError, match="is being evaluated into by process"),
+    ):
+        evaluate("expert", environment, config, out=tmp_path / "o", workers=1)
+    assert not (tmp_path / "o").exists()
+    whole = evaluate("expert", environment, config, out=tmp_path / "o", workers=1)
+    again = evaluate("expert", environment, config, out=tmp_path / "o", workers=1)
+    assert FOLDER.check(tmp_path / "o", "resume") and whole == again
+    alone = evaluate("expert", environment, config, workers=1)
+    assert alone.rows == whole.rows and alone.episodes == whole.episodes

@@ -1,0 +1,20 @@
+"""How episodes are sampled and where they end: declared once, for RL, for evaluation and for pass rates."""
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from gradprism.environments.prompts import PromptTemplate
+
+
+class RolloutConfig(BaseModel):
+    """Sampling and the limits of episodes."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    max_steps: int = Field(default=20, ge=1, description="Actions per episode.")
+    max_action_tokens: int = Field(default=16, ge=1, description="Tokens per action.")
+    temperature: float = Field(default=1.0, ge=0, description="Sampling temperature; 0 is greedy.")
+    context_length: int | None = Field(
+        default=None, ge=2, description="Tokens per episode, prompt and answers together; default the model's own limit."
+    )
+    in_flight: int = Field(default=128, ge=1, description="Episodes played at once by a process.")
+    prompt: PromptTemplate = Field(default=PromptTemplate(), description="How steps are shown and actions are read.")

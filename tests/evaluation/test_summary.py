@@ -1,0 +1,60 @@
+import dataclasses
+import math
+
+import pytest
+from scipy.stats import binomtest
+
+from gradprism.environments.protocol import Task
+from gradprism.evaluation.summary import headline, summarise, wilson_interval
+from gradprism.rollouts.episode import Episode, StopReason, Turn
+
+
+@pytest.mark.parametrize(
+    ("successes", "episodes"), [(0, 64), (1, 64), (7, 64), (32, 64), (63, 64), (64, 64), (3, 5), (0, 1), (1, 1)]
+)
+def test_wilson_interval_equals_scipys(successes, episodes):
+    expected = binomtest(successes, episodes).proportion_ci(method="wilson")
+    low, high = wilson_interval(successes, episodes)
+    assert low == pytest.approx(expected.low, abs=1e-12)
+    assert high == pytest.approx(expected.high, abs=1e-12)
+
+
+def test_wilson_interval_of_nothing_says_nothing():
+    assert wilson_interval(0, 0) == (0.0, 1.0)
+
+
+def played(split, task_type, success, steps, invalid):
+    turns = [Turn("seen", "look", valid=number >= invalid) for number in range(steps)]
+    return Episode(Task("x", "1", task_type, split), turns, success=success, score=float(success))
+
+
+def test_summary_counts_by_split_and_type():
+    rows = summarise(
+        [
+            played("unseen", "look", True, 4, 0),
+            played("unseen", "pick", False, 20, 10),
+            played("unseen", "pick", True, 6, 2),
+            played("seen", "pick", False, 20, 0),
+        ]
+    )
+    assert [(r.split, r.task_type, r.successes, r.episodes) for r in rows] == [
+        ("unseen", "all", 2, 3),
+        ("unseen", "look", 1, 1),
+        ("unseen", "pick", 1, 2),
+        ("seen", "all", 0, 1),
+        ("seen", "pick", 0, 1),
+    ]
+    everything = rows[0]
+    assert everything.success == everything.score == pytest.approx(2 / 3)
+    assert everything.mean_steps == 10
+    assert everything.invalid_share == pytest.approx(12 / 30)
+    assert (everything.low, everything.high) == wilson_interval(2, 3)
+    assert all(math.isfinite(v) for r in rows for v in dataclasses.asdict(r).values() if isinstance(v, float))
+    assert headline(rows).startswith("unseen 66.7 % [20.8, 93.9] · seen 0.0 % [0.0, 79.3]")
+
+
+def test_a_transcript_gives_the_episode_back_but_for_its_tokens():
+    made = played("unseen", "look", True, 3, 1)
+    made.turns[2].reward, made.observation, made.stop_reason, made.details = 1.0, "won", StopReason.SUCCESS, {"n": 3}
+    assert Episode.from_json(made.to_json()) == made
+    assert made.to_json() | {"steps": 3, "invalid": 1, "tokens": 0, "reward": 1.0} == made.to_json()
