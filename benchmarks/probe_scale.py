@@ -119,12 +119,13 @@ def probe(corpus: Path, out: Path, n_units: int) -> dict[str, Any]:
     }
 
 
-def route(probed: Path, out: Path) -> dict[str, Any]:
+def route_corpus(probed: Path, out: Path) -> dict[str, Any]:
     """Routes; returns the counts."""
-    from gradprism.routing.folder import route_probe
+    from gradprism.routing.routes import route
 
-    routing = route_probe(probed, out)["routing"]
-    return {"n_sft": routing["n_sft"], "n_rl": routing["n_rl"], "threshold": routing["threshold"]}
+    routes = route(probed)
+    routes.save(out)
+    return {"n_sft": routes.routing.n_sft, "n_rl": routes.routing.n_rl, "threshold": routes.routing.threshold}
 
 
 def main() -> None:
@@ -144,7 +145,7 @@ def main() -> None:
         if arguments.phase == "corpus":
             result = make_corpus(corpus, arguments.trajectories) or {"mib": corpus.stat().st_size / 2**20}
         elif arguments.phase == "route":
-            result = route(probed, routed)
+            result = route_corpus(probed, routed)
         else:
             result = probe(corpus, probed, arguments.units)
         print(json.dumps({"seconds": time.perf_counter() - began, "peak_memory_mib": peak_memory_mib(), **result}))

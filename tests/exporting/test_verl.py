@@ -19,7 +19,7 @@ from gradprism.environments.registry import make_environment
 from gradprism.environments.webshop.catalogue import read_catalogue
 from gradprism.environments.webshop.generated import generate_catalogue
 from gradprism.environments.webshop.goals import make_goals
-from gradprism.routing.folder import route_probe
+from gradprism.routing.routes import route
 from gradprism.runtime.files import sha256_file, write_json, write_jsonl
 from gradprism.trajectories.readers import read_trajectories, write_messages_jsonl
 from gradprism.trajectories.record import Message, Trajectory
@@ -278,7 +278,7 @@ def test_games_of_other_splits_are_warned_of(export, tmp_path):
 
 def test_a_routed_probe_is_exported_whole(export, tmp_path):
     make_probe(tmp_path / "probe")
-    route_probe(tmp_path / "probe", tmp_path / "route")
+    route(tmp_path / "probe").save(tmp_path / "route")
     assert_refused(export(), "rl.jsonl:1: task {'env': 'sample'", "has no 'id'")
     assert not (tmp_path / "verl").exists()
     lines = [json.loads(line) for line in (tmp_path / "route" / "rl.jsonl").read_text().splitlines()]

@@ -21,7 +21,7 @@ def test_a_large_corpus_is_probed_again_and_routed(tmp_path, monkeypatch):
     assert (first["rows"], first["shards"]) == (N, 8)
     assert first["padding_share"] < 0.01
     assert probe_scale.probe(tmp_path / "corpus.jsonl", tmp_path / "probe", UNITS)["rows"] == 0
-    assert probe_scale.route(tmp_path / "probe", tmp_path / "route")["n_sft"] >= N / 2
+    assert probe_scale.route_corpus(tmp_path / "probe", tmp_path / "route")["n_sft"] >= N / 2
 
     trajectories = list(probe_scale.synthetic_trajectories(N))
     rendered = [probe_scale.ByteRenderer().render(t) for t in trajectories]

@@ -202,7 +202,7 @@ def test_the_store_needs_no_torch():
     import subprocess
     import sys
 
-    code = "import sys, gradprism.probing.store, gradprism.routing.folder, gradprism.concentration; print('torch' in sys.modules)"
+    code = "import sys, gradprism.probing.store, gradprism.routing.routes, gradprism.concentration; print('torch' in sys.modules)"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "False"
 

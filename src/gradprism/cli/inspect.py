@@ -28,12 +28,12 @@ def command(
     from gradprism.cli.options import print_json
     from gradprism.runtime import progress
     from gradprism.trajectories import display
-    from gradprism.trajectories.readers import read_trajectories
+    from gradprism.trajectories.corpus import load_corpus
     from gradprism.trajectories.rendering import Renderer, load_tokenizer
 
     with progress.quiet(as_json):
         renderer = Renderer(load_tokenizer(model, chat_template), context_length)
-        trajectories = read_trajectories([*data, *(more_data or [])], format_)
+        trajectories = list(load_corpus([*data, *(more_data or [])], format=format_))
         rendered = renderer.render_all(trajectories)
     unknown_id = renderer.tokenizer.unk_token_id
     summary = display.summarise(rendered, unknown_id)

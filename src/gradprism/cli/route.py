@@ -13,10 +13,10 @@ def command(
     out: Annotated[Path, typer.Option(help="Route folder to write; must be new or empty.")],
     metric: Metric = "gini",
     policy: Policy = "concentration",
+    rl_share: Annotated[float, typer.Option(help="Share that goes to RL; 0.5 is what scores above the median.")] = 0.5,
     threshold: Annotated[
-        str, typer.Option(help="median, quantile (with --rl-share), or a score; scores above it go to RL.")
-    ] = "median",
-    rl_share: Annotated[float | None, typer.Option(help="Share that goes to RL, instead of the half above the median.")] = None,
+        float | None, typer.Option(help="Send what scores above this number to RL, whatever share that is.")
+    ] = None,
     normalise: Normalise = "none",
     pass_rates: PassRates = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of what goes by chance, and of the audit's bootstrap.")] = 0,
@@ -25,26 +25,24 @@ def command(
 ) -> None:
     """Scores every trajectory, cuts at the threshold, and writes the SFT set, the RL tasks and an audit of the split."""
     from gradprism.cli.options import print_json
-    from gradprism.routing.folder import route_probe
+    from gradprism.routing.routes import route
     from gradprism.runtime import progress
 
     progress.set_quiet(as_json)
-    result = route_probe(
+    routes = route(
         probe,
-        out,
-        metric=metric,
+        metric,
         policy=policy,
-        threshold=threshold,
         rl_share=rl_share,
+        threshold=threshold,
         normalise=normalise,
         seed=seed,
         pass_rates=pass_rates,
-        on_existing=on_existing,  # pyright: ignore[reportArgumentType] # checked there
     )
+    routes.save(out, on_existing)  # pyright: ignore[reportArgumentType] # checked there
     if as_json:
-        print_json(result)
+        print_json({"routing": routes.routing.model_dump(), "audit": routes.audit().to_json()})
         return
-    routing = result["routing"]
-    print(f"{out}: {routing['n_sft']} to SFT, {routing['n_rl']} to RL; {policy} of {metric}, threshold {routing['threshold']:.6g}")
-    for warning in result["audit"]["warnings"]:
+    print(f"{out}: {routes.routing}")
+    for warning in routes.audit().warnings:
         print(f"warning: {warning}")

@@ -180,7 +180,7 @@ def _episodes(graph: StageGraph, evaluation: str) -> list[dict[str, Any]]:
 
 def _audits(config: ExperimentConfig, plan: Plan) -> dict[str, Any]:
     """The audit of the experiment's probe for each metric, compared with its other probes."""
-    from gradprism.routing.stability import audit_probe
+    from gradprism.routing.stability import audit
 
     graph = plan.graph
     done = {label: graph.path(name) / "probe" for label, name in plan.audits.items() if graph.is_done(name)}
@@ -192,13 +192,13 @@ def _audits(config: ExperimentConfig, plan: Plan) -> dict[str, Any]:
     rates = next((s.name for s in graph.stages if graph.kinds[s.name] == "pass-rates" and graph.is_done(s.name)), None)
     audits = {}
     for metric in METRICS:
-        found = audit_probe(
+        found = audit(
             probe,
-            metric=metric,
+            metric,
             seed=config.seed,
             compare=list(done.values()),
             pass_rates=graph.path(rates) / PASS_RATES if rates else None,
-        )
+        ).to_json()
         pairs = found["agreement"]
         probes = dict(zip(done, pairs.pop("probes").values(), strict=True))
         stability = {f"{kind}: {label}": pair for kind, of in pairs.items() for label, pair in of.items()}

@@ -4,19 +4,18 @@ The threshold stays the first route's, since concentration is free of scale: wha
 is still above it by RL. Each refresh is a folder with a probe, a route and `changes.json`, which says what moved.
 """
 
-import json
 from collections.abc import Sequence
+from itertools import compress
 from pathlib import Path
 from typing import Any, Literal
 
 import polars as pl
 
 from gradprism.environments.protocol import Environment, Task
-from gradprism.probing.store import ProbeStore
-from gradprism.routing.folder import route_probe
+from gradprism.probing.result import Probe
+from gradprism.routing.routes import Routes, route
 from gradprism.runtime.errors import FolderInUseError
-from gradprism.runtime.files import read_json, write_json
-from gradprism.trajectories.formats import parse_record
+from gradprism.runtime.files import write_json
 from gradprism.trajectories.record import Trajectory
 
 CHANGES = "changes.json"
@@ -24,9 +23,8 @@ CHANGES = "changes.json"
 
 def remaining(probe: Path, route: Path) -> list[Trajectory]:
     """The trajectories of a probe that its route sends to RL, in the corpus's order."""
-    wanted = set(pl.read_parquet(route / "routes.parquet").filter(pl.col("route") == "rl")["id"].to_list())
-    lines = (json.loads(line) for block in ProbeStore(probe).corpus_blocks() for line in block)
-    return [parse_record(line, "messages", f"{probe}: corpus", line["id"]) for line in lines if line["id"] in wanted]
+    to_rl = Routes.load(route).frame["route"] == "rl"
+    return list(compress(Probe.load(probe).trajectories, to_rl))
 
 
 def reroute(
@@ -47,7 +45,8 @@ def reroute(
     from gradprism.probing.executors.local import InProcess
     from gradprism.probing.manifest import Options
 
-    routing = read_json(first / "routing.json")
+    before = Routes.load(first)
+    routing = before.routing
 
     def probe(on_existing: Literal["resume", "replace"]) -> dict[str, Any]:
         options = Options(context_length, batch_tokens, on_existing=on_existing)
@@ -57,23 +56,20 @@ def reroute(
         summary = probe("resume")
     except FolderInUseError:  # of weights that a training cut short had, and has not come to again bit for bit
         summary = probe("replace")
-    route_probe(
+    after = route(
         out / "probe",
-        out / "route",
-        metric=routing["metric"],
-        policy=routing["policy"],
-        normalise=routing["normalise"],
-        threshold=routing["threshold"],
-        seed=routing["seed"],
-        on_existing="replace",
+        routing.metric,
+        policy=routing.policy,
+        normalise=routing.normalise,
+        threshold=routing.threshold,
+        seed=routing.seed,
     )
-    before, after = (
-        pl.read_parquet(folder / "routes.parquet", columns=["id", "score", "route"]) for folder in (first, out / "route")
-    )
-    both = after.join(before, on="id", suffix="_before")
+    after.save(out / "route", "replace")
+    columns = "id", "score", "route"
+    both = after.frame.select(columns).join(before.frame.select(columns), on="id", suffix="_before")
     moved = both.filter(pl.col("route") == "sft")
     changes = {
-        "threshold": routing["threshold"],
+        "threshold": routing.threshold,
         "trajectories": len(both),
         "moved_to_sft": len(moved),
         "mean_score_before": both["score_before"].mean(),

@@ -117,29 +117,28 @@ def pass_rates(config: RunConfig, folder: Path, inputs: Inputs) -> dict[str, Any
 
 def route(config: RunConfig, folder: Path, inputs: Inputs) -> dict[str, Any]:
     """Routes the probe into `route/`."""
-    from gradprism.routing.folder import route_probe
+    from gradprism.routing.routes import route as route_probe
 
     route = config.route
-    result = route_probe(
+    routes = route_probe(
         inputs["probe"] / "probe",
-        folder / "route",
-        metric=route.metric,
+        route.metric,
         policy=route.policy,
         normalise=route.normalise,
-        rl_share=None if route.rl_share == 0.5 else route.rl_share,
-        threshold="median" if route.threshold is None else route.threshold,
+        rl_share=route.rl_share,
+        threshold=route.threshold,
         seed=config.seed,
         pass_rates=inputs["pass_rates"] / PASS_RATES if "pass_rates" in inputs else None,
-        on_existing="replace",
     )
-    routing = result["routing"]
-    if not routing["n_rl"]:
+    routes.save(folder / "route", "replace")
+    routing = routes.routing
+    if not routing.n_rl:
         raise ConfigError(
-            f"route: nothing scores above {routing['threshold']:.4g}, so RL would have no task; choose another threshold"
+            f"route: nothing scores above {routing.threshold:.4g}, so RL would have no task; choose another threshold"
         )
     what = route.metric if route.policy in ("concentration", "inverse", "soft") else route.policy
-    line = f"{routing['n_sft']} to SFT, {routing['n_rl']} to RL at {what} {routing['threshold']:.4f}"
-    return {**result, "headline": line}
+    line = f"{routing.n_sft} to SFT, {routing.n_rl} to RL at {what} {routing.threshold:.4f}"
+    return {"routing": routing.model_dump(), "audit": routes.audit().to_json(), "headline": line}
 
 
 def sft(config: RunConfig, folder: Path, inputs: Inputs) -> dict[str, Any]:

@@ -1,11 +1,11 @@
-"""What a person should know before trusting a split: what the score goes along with, and how firm the threshold is.
+"""What a person should know before trusting a split: what its score correlates with, and how firm the threshold is.
 
 `docs/audit.md` says what each figure means.
 """
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,17 @@ import polars as pl
 from numpy.typing import NDArray
 
 from gradprism.concentration import METRICS
+from gradprism.routing.agreement import (
+    Agreement,
+    SplitBy,
+    correlation,
+    correlation_ratio,
+    rank_agreement,
+    split_by,
+    threshold_standard_error,
+)
+from gradprism.routing.split import Routing, Value
+from gradprism.routing.tasks import Tasks
 
 CONFOUNDS = ("loss", "l2", "n_tokens", "n_response_tokens", "n_turns")
 # |ρ| above which a score is said to follow a plain measure.
@@ -24,73 +35,150 @@ ALMOST_ALL, NARROW = 0.95, 1e-3
 UNSTABLE = 0.1
 # Share of the RL set above which a pass-rate split is said to be drawn by chance.
 BY_CHANCE = 0.1
-DRAWS = 10_000
 # Policies that rank by the metric, for which following a plain measure is news.
 _BY_METRIC = ("concentration", "inverse", "soft")
 
 
-def average_ranks(values: NDArray[Any] | pl.Series) -> NDArray[np.float64]:
-    """Ranks `[n]` of values `[n]`, from 1, ties ranked by their average."""
-    return pl.Series(values).rank("average").to_numpy().astype(np.float64)
+class ProbeAgreement(Agreement):
+    """Agreement with another probe over the trajectories of both, and in what the probes differ: `(here, there)`."""
+
+    shared: int
+    differs: Mapping[str, tuple[Any, Any]]
 
 
-def spearman(a: NDArray[Any], b: NDArray[Any]) -> float | None:
-    """Spearman's rank correlation of two arrays `[n]`, ties ranked by their average; None where either is constant or n < 2."""
-    return _correlation(average_ranks(a), average_ranks(b))
+class Agreements(Value):
+    """Agreement of each pair, by the names of both: of metrics and, where they were asked for, of normalisations of the norms, of parts
+    of the layers, and with other probes, by their folders' names."""
+
+    metrics: Mapping[str, Agreement]
+    normalisations: Mapping[str, Agreement] = {}
+    layers: Mapping[str, Agreement] = {}
+    probes: Mapping[str, ProbeAgreement] = {}
 
 
-def _correlation(a: NDArray[np.float64], b: NDArray[np.float64]) -> float | None:
-    """Correlation of ranks."""
-    return None if len(a) < 2 or np.ptp(a) == 0 or np.ptp(b) == 0 else float(np.corrcoef(a, b)[0, 1])
+class Cost(Value):
+    """Wall seconds that a probe took, and that its routing saves of RL on everything."""
+
+    probe_seconds: float
+    saved_seconds: float
+
+    @property
+    def warning(self) -> str | None:
+        """A line where the probe costs at least what its routing saves."""
+        probe, saved = self.probe_seconds, self.saved_seconds
+        if probe < saved:
+            return None
+        if saved <= 0:
+            return f"training as routed takes {-saved:.0f} s more than RL on everything: routing saves nothing"
+        return f"the probe took {probe:.0f} s and its routing saves {saved:.0f} s: it costs more than it saves"
 
 
-def agreement(a: NDArray[np.float64], b: NDArray[np.float64]) -> dict[str, float | None]:
-    """How alike two scores `[n]` of the same trajectories route, each cut at its own median.
+class Audit(Value):
+    """The audit of a split; `str` gives it as a person reads it, `to_json` as plain values.
 
-    `spearman`; `same_side`: share of trajectories that both send the same way; `jaccard`: |both to RL| / |either to RL|, None where
-    neither sends any.
+    `spearman` and `split_by` compare the score and its split with plain measures (`success`: the pass rate); `notes` say what could
+    not be computed. Figures that do not apply are None.
     """
-    return _rank_agreement(average_ranks(a), average_ranks(b))
+
+    routing: Routing
+    spearman: Mapping[str, float | None]
+    split_by: Mapping[str, SplitBy]
+    task_type_eta_squared: float | None
+    threshold_standard_error: float | None
+    share_within_one_standard_error: float | None
+    rl_by_chance: int | None
+    agreement: Agreements
+    cost: Cost | None = None
+    notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """The audit as JSON values."""
+        return self.model_dump(mode="json")
+
+    def __str__(self) -> str:
+        return "\n".join(line for line, _ in itertools.groupby(self._lines()))  # of two empty lines, one
+
+    def _lines(self) -> Iterator[str]:
+        """Tables, single figures, notes and warnings as plain text."""
+        made = self.routing
+        cut = {"median": "median split", "quantile": f"{made.rl_share} to RL", "fixed": f"cut at {made.threshold:.6g}"}
+        yield f"{made.n_trajectories} trajectories, {made.policy} of {made.metric}, {cut[made.threshold_rule]}"
+        rows = [(name, _number(rho), *self._split(name)) for name, rho in self.spearman.items()]
+        yield from _table(("The score against", "Spearman", "its split: RL", "same side", "Jaccard"), rows)
+        if self.task_type_eta_squared is not None:
+            yield f"Share of the score's variance that task types explain (η²): {self.task_type_eta_squared:.3f}"
+        error, share = self.threshold_standard_error, self.share_within_one_standard_error
+        if error is not None:
+            yield f"Standard error of the threshold: {error:.4g}; within one of it: {share:.1%} of the trajectories"
+        for kind in Agreements.model_fields:
+            if pairs := getattr(self.agreement, kind):
+                rows = [(name, _number(pair.spearman), *_overlap(pair)) for name, pair in pairs.items()]
+                yield from _table((f"Agreement between {kind}", "Spearman", "same side", "Jaccard"), rows)
+        for name, pair in self.agreement.probes.items():
+            changes = "; ".join(f"{key}: {_short(here)} → {_short(there)}" for key, (here, there) in pair.differs.items())
+            yield f"{name}: {pair.shared} shared trajectories; {changes or 'taken in the same way'}"
+        if self.cost:
+            yield f"The probe took {self.cost.probe_seconds:.0f} s; routing saves {self.cost.saved_seconds:.0f} s"
+        yield from (f"note: {note}" for note in self.notes)
+        yield from (f"warning: {warning}" for warning in self.warnings)
+
+    def _split(self, name: str) -> tuple[str, str, str]:
+        split = self.split_by.get(name)
+        return ("", "", "") if split is None else (split.rl, *_overlap(split))
 
 
-def _rank_agreement(a: NDArray[np.float64], b: NDArray[np.float64]) -> dict[str, float | None]:
-    # Ranks keep order and ties, so they are split as the scores are.
-    return {"spearman": _correlation(a, b), **_overlap(a > np.median(a), b > np.median(b))}
+def audit_split(table: pl.DataFrame, routing: Routing, tasks: Tasks | None = None) -> Audit:
+    """The audit of one split: confounds, firmness of the threshold, agreement of the metrics, and warnings.
 
-
-def _overlap(a: NDArray[np.bool_], b: NDArray[np.bool_]) -> dict[str, float | None]:
-    either = int((a | b).sum())
-    return {"same_side": float((a == b).mean()), "jaccard": int((a & b).sum()) / either if either else None}
-
-
-def split_by(to_rl: NDArray[np.bool_], values: NDArray[np.float64]) -> dict[str, Any]:
-    """How alike a split `[n]` and one by plain values `[n]` that sends as many to RL route, in the direction in which they are more alike.
-
-    `rl`: which values that split sends to RL, `high` or `low` ones, and then `same_side` and `jaccard` as in `agreement`. Where equal
-    values stand at its cut, both are of the overlap that drawing among them would give on average.
+    `table` is `split.split_table`'s; its `pass_rate`, where it has one, is the confound `success`. A threshold that was given has no
+    standard error, since another corpus would not move it. One is called unstable where more than `UNSTABLE` of the trajectories lie
+    within one standard error of it: for a smooth density that share is about 1/√n at the median, so the corpus has fewer than 100
+    trajectories, or its scores cluster there.
     """
-    n, n_rl = len(to_rl), int(to_rl.sum())
-    splits = []
-    for rl, ranking in (("high", values), ("low", -values)):
-        both = float(_chances_of_rl(ranking, n_rl)[to_rl].sum())
-        jaccard = both / (2 * n_rl - both) if n_rl else None
-        splits.append({"rl": rl, "same_side": (n - 2 * n_rl + 2 * both) / n, "jaccard": jaccard})
-    return max(splits, key=lambda split: split["same_side"])
-
-
-def _chances_of_rl(values: NDArray[np.float64], n_rl: int) -> NDArray[np.float64]:
-    """The probability `[n]` that each is among the `n_rl` highest, where equals are drawn by chance."""
-    if n_rl == 0:
-        return np.zeros(len(values))
-    cut = np.partition(values, -n_rl)[-n_rl]
-    above, tied = values > cut, values == cut
-    return np.where(above, 1.0, np.where(tied, (n_rl - above.sum()) / tied.sum(), 0.0))
+    score = table["score"].to_numpy()
+    to_rl = (table["route"] == "rl").to_numpy()
+    metrics = [name for name in METRICS if name in table.columns]
+    names = {**{name: name for name in CONFOUNDS}, **({"success": "pass_rate"} if "pass_rate" in table.columns else {})}
+    # Each column is ranked once: with a million rows that is what an audit takes.
+    ranked = table.select(pl.col("score", *names.values(), *metrics).rank("average")).to_dict()
+    ranks = {name: column.to_numpy() for name, column in ranked.items()}
+    confounds = {name: ranks[column] for name, column in names.items()}
+    share = {"median": 0.5, "quantile": routing.rl_share, "fixed": None}[routing.threshold_rule]
+    error = None if share is None else threshold_standard_error(score, share, routing.seed)
+    found = Audit(
+        routing=routing,
+        spearman={
+            name: correlation(ranks["score"], column)
+            for name, column in {**confounds, **{metric: ranks[metric] for metric in metrics}}.items()
+        },
+        split_by={name: split_by(to_rl, column) for name, column in confounds.items()},
+        task_type_eta_squared=correlation_ratio(score, tasks.types) if tasks and tasks.types else None,
+        threshold_standard_error=error,
+        share_within_one_standard_error=None if error is None else float((np.abs(table["margin"].to_numpy()) <= error).mean()),
+        rl_by_chance=drawn_by_chance(table) if routing.policy == "pass_rate" else None,
+        agreement=Agreements(
+            metrics={f"{a} – {b}": rank_agreement(ranks[a], ranks[b]) for a, b in itertools.combinations(metrics, 2)}
+        ),
+        warnings=(),
+    )
+    # Soft and pass-rate scores are spread by chance: what they rank by is asked.
+    source = {"soft": routing.metric, "pass_rate": "pass_rate"}.get(routing.policy, "score")
+    warnings = [*_saturation(table[source].to_numpy(), "pass rates" if source == "pass_rate" else "scores")]
+    if not warnings and routing.policy != "random":
+        warnings += _unstable(found.share_within_one_standard_error)
+    warnings += [*_one_sided(routing), *_by_chance(found.rl_by_chance, routing.n_rl)]
+    if routing.policy in _BY_METRIC:
+        warnings += _follows({name: correlation(ranks[source], column) for name, column in confounds.items()})
+    if unnamed := int((to_rl & ~tasks.named).sum()) if tasks else 0:
+        warnings.append(f"{unnamed} of {routing.n_rl} RL trajectories name no task, so no environment can set theirs up")
+    return found.model_copy(update={"warnings": tuple(warnings)})
 
 
 def drawn_by_chance(table: pl.DataFrame) -> int | None:
     """How many that a pass-rate split sends to RL have the rate of one that it sends to SFT, and so were drawn among equals.
 
-    None for a table (`measures.split_table`'s) without pass rates.
+    None for a table (`split.split_table`'s) without pass rates.
     """
     if "pass_rate" not in table.columns:
         return None
@@ -98,104 +186,9 @@ def drawn_by_chance(table: pl.DataFrame) -> int | None:
     return int(sides["rl"].is_in(sides["sft"].unique().implode()).sum())
 
 
-def correlation_ratio(values: NDArray[np.float64], groups: Sequence[str]) -> float | None:
-    """η² of values `[n]` by their groups: the sum of squares between groups over the total one, in [0, 1]; None without spread.
-
-    Groups that have nothing to do with the values are expected to give (groups − 1)/(n − 1), not 0.
-    """
-    if np.ptp(values) == 0:
-        return None
-    number = {group: i for i, group in enumerate(dict.fromkeys(groups))}
-    codes = np.fromiter(map(number.__getitem__, groups), np.intp, len(groups))
-    deviation = values - values.mean()
-    between = np.bincount(codes, weights=deviation) ** 2 / np.bincount(codes)
-    return float(min(1.0, between.sum() / (deviation**2).sum()))
-
-
-def threshold_standard_error(scores: NDArray[np.float64], rl_share: float, seed: int) -> float | None:
-    """Bootstrap standard error of the threshold above which a share of scores `[n]` lies, from `DRAWS` seeded resamples.
-
-    None where that is none or all of them, which no score bounds on both sides. A resample of n is n uniform draws u, each taking the
-    score at ⌊u·n⌋ of the sorted scores, so its k-th smallest value is the score at ⌊u₍ₖ₎·n⌋, and uniform order statistics are Beta
-    variates: exact, and a resample costs two draws instead of n.
-    """
-    ascending, n = np.sort(scores), len(scores)
-    k = n - math.floor(rl_share * n + 1e-9)  # the threshold separates the k-th smallest from the next
-    if not 0 < k < n:
-        return None
-    rng = np.random.default_rng(seed)
-    lower = rng.beta(k, n + 1 - k, DRAWS)
-    # u₍ₖ₊₁₎, given u₍ₖ₎, is the smallest of the n − k draws left above it. The median of an odd number is its middle score.
-    upper = lower if n % 2 and rl_share == 0.5 else lower + (1 - lower) * rng.beta(1, n - k, DRAWS)
-    picks = (np.minimum((u * n).astype(np.intp), n - 1) for u in (lower, upper))
-    return float(np.mean([ascending[pick] for pick in picks], axis=0).std(ddof=1))
-
-
-def audit(
-    table: pl.DataFrame,
-    metric: str,
-    policy: str,
-    seed: int,
-    *,
-    task_types: Sequence[str] | None = None,
-    rl_share: float | None = 0.5,
-) -> dict[str, Any]:
-    """The audit of one split, as plain values: confounds, firmness of the threshold, agreement of the metrics, and warnings.
-
-    `table` is `measures.split_table`'s; its `pass_rate`, where it has one, is the confound `success`. `task_types`: one a row.
-    `rl_share` is the share whose quantile the threshold is, None where that was given as a number, which another corpus would not
-    move. The threshold is called unstable where more than `UNSTABLE` of the trajectories lie within one standard error of it: for a
-    smooth density that share is about 1/√n at the median, so the corpus has fewer than 100 trajectories, or its scores cluster there.
-    """
-    score = table["score"].to_numpy()
-    to_rl = (table["route"] == "rl").to_numpy()
-    names = {**{name: name for name in CONFOUNDS}, **({"success": "pass_rate"} if "pass_rate" in table.columns else {})}
-    # Each column is ranked once: with a million rows that is what an audit takes.
-    ranked = table.select(pl.col("score", *names.values(), *METRICS).rank("average")).to_dict()
-    ranks = {name: column.to_numpy() for name, column in ranked.items()}
-    confounds = {name: ranks[column] for name, column in names.items()}
-    error = None if rl_share is None else threshold_standard_error(score, rl_share, seed)
-    chance = drawn_by_chance(table) if policy == "pass_rate" else None
-    result = {
-        "spearman": {
-            name: _correlation(ranks["score"], column) for name, column in {**confounds, **{m: ranks[m] for m in METRICS}}.items()
-        },
-        "split_by": {name: split_by(to_rl, column) for name, column in confounds.items()},
-        "task_type_eta_squared": None if task_types is None else correlation_ratio(score, task_types),
-        "threshold_standard_error": error,
-        "share_within_one_standard_error": None if error is None else float((np.abs(table["margin"].to_numpy()) <= error).mean()),
-        "rl_by_chance": chance,
-        "agreement": {
-            "metrics": {f"{a} – {b}": _rank_agreement(ranks[a], ranks[b]) for a, b in itertools.combinations(METRICS, 2)},
-        },
-    }
-    # Soft and pass-rate scores are spread by chance: what they rank by is asked.
-    source = {"soft": metric, "pass_rate": "pass_rate"}.get(policy, "score")
-    warnings = list(_saturation(table[source].to_numpy(), "pass rates" if source == "pass_rate" else "scores"))
-    if not warnings and policy != "random" and error is not None:
-        warnings += _unstable(result["share_within_one_standard_error"])
-    warnings += _one_sided(to_rl, rl_share is None)
-    if chance is not None:
-        warnings += _by_chance(chance, int(to_rl.sum()))
-    if policy in _BY_METRIC:
-        warnings += _follows({name: _correlation(ranks[source], column) for name, column in confounds.items()})
-    return {**result, "warnings": warnings}
-
-
-def probe_pays(probe_seconds: float, saved_seconds: float) -> str | None:
-    """A warning where a probe costs at least what its routing saves: wall seconds of the probe, and of RL on everything less those
-    of SFT and RL as routed; None where it pays.
-    """
-    if probe_seconds < saved_seconds:
-        return None
-    if saved_seconds <= 0:
-        return f"training as routed takes {-saved_seconds:.0f} s more than RL on everything: routing saves nothing"
-    return f"the probe took {probe_seconds:.0f} s and its routing saves {saved_seconds:.0f} s: it costs more than it saves"
-
-
 def _saturation(values: NDArray[np.float64], what: str) -> Iterator[str]:
     if np.ptp(values) <= 1e-9 * np.abs(values).max():
-        yield f"the {what} have no spread: the split says nothing about the trajectories"
+        yield f"the {what} are all equal: the split says nothing about the trajectories"
         return
     ascending = np.sort(values)
     most = math.ceil(ALMOST_ALL * len(values))
@@ -204,32 +197,56 @@ def _saturation(values: NDArray[np.float64], what: str) -> Iterator[str]:
         yield f"{ALMOST_ALL:.0%} of the {what} lie within {width:.2g} of each other: they are saturated, and the split says little"
 
 
-def _unstable(share: float) -> Iterator[str]:
-    if share > UNSTABLE:
+def _unstable(share: float | None) -> Iterator[str]:
+    if share is not None and share > UNSTABLE:
         yield (
             f"{share:.0%} of the trajectories lie within one standard error of the threshold, which is unstable: probe more of them "
             "(100 or more), or look at scores that cluster there"
         )
 
 
-def _one_sided(to_rl: NDArray[np.bool_], fixed_threshold: bool) -> Iterator[str]:
-    n, n_rl = len(to_rl), int(to_rl.sum())
-    stage, most = ("RL", n_rl) if 2 * n_rl > n else ("SFT", n - n_rl)
+def _one_sided(routing: Routing) -> Iterator[str]:
+    n = routing.n_trajectories
+    stage, most = ("RL", routing.n_rl) if 2 * routing.n_rl > n else ("SFT", routing.n_sft)
     if most == n:
         yield f"all {n} trajectories go to {stage}: the other stage has nothing to train on"
-    elif fixed_threshold and most >= ALMOST_ALL * n:
+    elif routing.threshold_rule == "fixed" and most >= ALMOST_ALL * n:
         yield f"{most} of {n} trajectories go to {stage} at this threshold: choose another, or the median"
 
 
-def _by_chance(chance: int, n_rl: int) -> Iterator[str]:
-    if chance > BY_CHANCE * n_rl:
+def _by_chance(chance: int | None, n_rl: int) -> Iterator[str]:
+    if chance is not None and chance > BY_CHANCE * n_rl:
         yield (
-            f"{chance} of the {n_rl} trajectories that go to RL were drawn by chance among equal pass rates: play more episodes a task, "
-            "or give a --threshold: what has a higher rate goes to RL"
+            f"{chance} of the {n_rl} trajectories that go to RL were drawn by chance among equal pass rates: play more episodes per "
+            "task, or give a --threshold: what has a higher rate goes to RL"
         )
 
 
-def _follows(correlations: dict[str, float | None]) -> Iterator[str]:
+def _follows(correlations: Mapping[str, float | None]) -> Iterator[str]:
     for name, rho in correlations.items():
         if rho is not None and abs(rho) > STRONG:
             yield f"the score follows {name} (Spearman {rho:.2f}): compare with a split by that measure"
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.2f}"
+
+
+def _overlap(pair: Agreement | SplitBy) -> tuple[str, str]:
+    return f"{pair.same_side:.1%}", _number(pair.jaccard)
+
+
+def _short(value: Any) -> str:
+    """A manifest's value; of a hash its beginning."""
+    text = str(value)
+    return text[:12] if len(text) == 64 else text
+
+
+def _table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    """The lines of a table between empty ones, the first column left-aligned."""
+    widths = [max(map(len, column)) for column in zip(headings, *rows, strict=True)]
+    yield ""
+    for first, *others in (headings, *rows):
+        cells = (cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True))
+        yield "  ".join((first.ljust(widths[0]), *cells)).rstrip()
+    yield ""

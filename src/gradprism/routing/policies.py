@@ -2,104 +2,135 @@
 
 `concentration` is PRISM, and `soft` its version by chance. The others are its controls: whatever gain it has must be more than that of
 a random split, of the reversed one, of the plain measures that concentration might merely stand for, and of other people's measures.
+
+Another policy is a function, registered under a name:
+
+    @gp.register_policy("long_and_sure")
+    def long_and_sure(table, context):
+        return table["n_response_tokens"].to_numpy() * np.exp(-table["loss"].to_numpy())
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from gradprism.runtime.errors import ConfigError
+from gradprism.runtime.errors import ConfigError, DataError
+from gradprism.runtime.registry import Registry
 
 # The stream of chance by which equal pass rates are ordered: not that of the random policy, or one split would be the other's reverse.
 TIES = 1
-# (table with the columns that `routing.measures.measure` makes, `pass_rate` where rates were given, metric, seed) -> scores
-Policy = Callable[[pl.DataFrame, str, int], NDArray[np.float64]]
 
 
-def concentration(table: pl.DataFrame, metric: str, seed: int) -> NDArray[np.float64]:
+@dataclass(frozen=True, slots=True)
+class PolicyContext:
+    """What a policy is asked: the name of the concentration `metric`, a `seed`, and whether scores are cut at a number that was given.
+
+    At a `fixed_threshold` equal scores need no order, and none may be drawn to the other side.
+    """
+
+    metric: str = "gini"
+    seed: int = 0
+    fixed_threshold: bool = False
+
+
+# The table has a row per trajectory: `id`, `n_tokens`, `n_response_tokens`, `n_turns`, `loss` (nats), `l2` (of the gradient), a column
+# per metric, and `pass_rate` (0 to 1) where rates were given. The scores are float64 `[n]`.
+Policy = Callable[[pl.DataFrame, PolicyContext], NDArray[np.float64]]
+POLICIES: Registry[Policy] = Registry("policy")
+register_policy = POLICIES.register
+
+
+def policy_scores(policy: str, table: pl.DataFrame, context: PolicyContext) -> NDArray[np.float64]:
+    """The scores of a registered policy, float64 `[n]`.
+
+    Raises `ConfigError` where there is no such policy, and `DataError` where one gives anything but a finite number per row.
+    """
+    scores = np.asarray(POLICIES[policy](table, context), dtype=np.float64)
+    if scores.shape != (len(table),) or not np.isfinite(scores).all():
+        undefined = int((~np.isfinite(scores)).sum())
+        raise DataError(
+            f"policy {policy!r}: gives {list(scores.shape)} scores for {len(table)} rows, {undefined} of them not finite; it must give a "
+            "finite number per row"
+        )
+    return scores
+
+
+@register_policy("concentration")
+def concentration(table: pl.DataFrame, context: PolicyContext) -> NDArray[np.float64]:
     """The metric itself: concentrated gradients go to RL."""
-    return table[metric].to_numpy().astype(np.float64)
+    return table[context.metric].to_numpy()
 
 
-def inverse(table: pl.DataFrame, metric: str, seed: int) -> NDArray[np.float64]:
+@register_policy("inverse")
+def inverse(table: pl.DataFrame, context: PolicyContext) -> NDArray[np.float64]:
     """The metric's negative: concentrated gradients go to SFT."""
-    return -concentration(table, metric, seed)
+    return -table[context.metric].to_numpy()
 
 
-def random(table: pl.DataFrame, metric: str, seed: int) -> NDArray[np.float64]:
-    """A seeded random order, evenly spaced in [0, 1)."""
-    n = len(table)
-    return np.random.default_rng(seed).permutation(n) / max(1, n)
-
-
-def magnitude(table: pl.DataFrame, metric: str, seed: int) -> NDArray[np.float64]:
-    """The L2 norm of the gradient over all units: large gradients go to RL."""
-    return table["l2"].to_numpy().astype(np.float64)
-
-
-def loss(table: pl.DataFrame, metric: str, seed: int) -> NDArray[np.float64]:
-    """The mean cross-entropy of the response: what the model finds unlikely goes to RL."""
-    return table["loss"].to_numpy().astype(np.float64)
-
-
-def length(table: pl.DataFrame, metric: str, seed: int) -> NDArray[np.float64]:
-    """The number of response tokens: long responses go to RL."""
-    return table["n_response_tokens"].to_numpy().astype(np.float64)
-
-
-def soft(table: pl.DataFrame, metric: str, seed: int) -> NDArray[np.float64]:
+@register_policy("soft")
+def soft(table: pl.DataFrame, context: PolicyContext) -> NDArray[np.float64]:
     """Routing by chance: the metric's rank as a fraction of n, in (0, 1), minus a seeded uniform draw.
 
     The median of such differences is near 0, so after the median cut a trajectory at rank fraction r goes to RL with probability r,
     and half of all do.
     """
     n = len(table)
-    fraction = (table[metric].rank("average").to_numpy() - 0.5) / max(1, n)
-    return fraction - np.random.default_rng(seed).random(n)
+    fraction = (table[context.metric].rank("average").to_numpy() - 0.5) / max(1, n)
+    return fraction - np.random.default_rng(context.seed).random(n)
 
 
-def uncertainty(table: pl.DataFrame, metric: str, seed: int) -> NDArray[np.float64]:
+@register_policy("random")
+def random(table: pl.DataFrame, context: PolicyContext) -> NDArray[np.float64]:
+    """A seeded random order, evenly spaced in [0, 1)."""
+    n = len(table)
+    return np.random.default_rng(context.seed).permutation(n) / max(1, n)
+
+
+@register_policy("magnitude")
+def magnitude(table: pl.DataFrame, context: PolicyContext) -> NDArray[np.float64]:
+    """The L2 norm of the gradient over all units: large gradients go to RL."""
+    return table["l2"].to_numpy()
+
+
+@register_policy("loss")
+def loss(table: pl.DataFrame, context: PolicyContext) -> NDArray[np.float64]:
+    """The mean cross-entropy of the response: what the model finds unlikely goes to RL."""
+    return table["loss"].to_numpy()
+
+
+@register_policy("length")
+def length(table: pl.DataFrame, context: PolicyContext) -> NDArray[np.float64]:
+    """The number of response tokens: long responses go to RL."""
+    return table["n_response_tokens"].to_numpy()
+
+
+@register_policy("uncertainty")
+def uncertainty(table: pl.DataFrame, context: PolicyContext) -> NDArray[np.float64]:
     """1 − (p − μ)² with p = exp(mean log-probability of the response) and μ its mean: the moderately hard go to RL.
 
     The measure of UFO-RL (arXiv 2505.12457), which needs a forward pass alone; p is the gold response's, exp(−loss).
     """
-    p = np.exp(-loss(table, metric, seed))
+    p = np.exp(-table["loss"].to_numpy())
     return 1 - (p - p.mean()) ** 2
 
 
-def _plain_rates(table: pl.DataFrame, metric: str, seed: int) -> NDArray[np.float64]:
+@register_policy("pass_rate")
+def pass_rate(table: pl.DataFrame, context: PolicyContext) -> NDArray[np.float64]:
+    """The share of a task's episodes that the base model wins, as HPT gates by: what it fails goes to SFT.
+
+    Equal rates stand in a seeded random order, by subtracting less than the smallest gap between rates, so that any share can be cut
+    exactly; at a fixed threshold the rates are the scores. Raises `ConfigError` where the table has no `pass_rate`.
+    """
     if "pass_rate" not in table.columns:
         raise ConfigError(
             "policy pass_rate: needs pass rates; give --pass-rates, the episodes.jsonl of a `gradprism evaluate` of the base model"
         )
-    return table["pass_rate"].to_numpy().astype(np.float64)
-
-
-def pass_rate(table: pl.DataFrame, metric: str, seed: int) -> NDArray[np.float64]:
-    """The share of a task's episodes that the base model wins, as HPT gates by: what it fails goes to SFT.
-
-    Equal rates stand in a seeded random order, by subtracting less than the smallest gap between rates, so that any share can be cut
-    exactly. Raises `ConfigError` where the table has no `pass_rate`.
-    """
-    rates = _plain_rates(table, metric, seed)
+    rates = table["pass_rate"].to_numpy().astype(np.float64)
+    if context.fixed_threshold:
+        return rates
     gap = np.diff(np.unique(np.append(rates, 0.0))).min(initial=1.0)  # also to 0: what was won once scores above it
     n = len(table)
-    return rates - gap * np.random.default_rng([seed, TIES]).permutation(n) / max(1, n)
-
-
-POLICIES: dict[str, Policy] = {
-    policy.__name__: policy for policy in (concentration, inverse, soft, random, magnitude, loss, length, uncertainty, pass_rate)
-}
-
-
-def get_policy(name: str, *, fixed_threshold: bool = False) -> Policy:
-    """The policy of that name; raises `ConfigError` where there is none.
-
-    With a `fixed_threshold`, a number that was given, pass rates are themselves the score: equals need no order, and none may be drawn to
-    the other side.
-    """
-    if name not in POLICIES:
-        raise ConfigError(f"policy {name!r}: choose one of {', '.join(POLICIES)}")
-    return _plain_rates if fixed_threshold and name == "pass_rate" else POLICIES[name]
+    return rates - gap * np.random.default_rng([context.seed, TIES]).permutation(n) / max(1, n)

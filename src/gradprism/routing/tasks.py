@@ -1,15 +1,19 @@
 """Which task each trajectory is of, by the corpus, and how often a model wins that task, by the episodes it played."""
 
 from collections import defaultdict
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
 from gradprism.probing.result import Probe
 from gradprism.runtime.errors import DataError
+from gradprism.runtime.files import sha256_file, sha256_json
 from gradprism.trajectories.corpus_files import iter_records
 
 
@@ -22,61 +26,70 @@ class _Line(msgspec.Struct, gc=False):
     """A line of a probe's corpus; what is not asked for is skipped, not parsed."""
 
     id: str
-    task: _Reference = _Reference()
+    task: _Reference | None = None
 
 
-def measure_tasks(store: Probe, normalise: str, pass_rates: Path | None) -> tuple[pl.DataFrame, list[str] | None]:
-    """`Probe.measures`' table, with the column `pass_rate` (0 to 1) where episodes are given, and each row's task type.
+@dataclass(frozen=True, slots=True)
+class Tasks:
+    """The tasks of n trajectories: `ids` (where one names none, the trajectory's own), `types` unless some lack one, and `named`, bool
+    `[n]`, whether an environment can set the task up."""
 
-    There are no types unless all tasks name theirs. Raises what `measure`, `read_tasks` and `read_pass_rates` do, and `DataError`
-    naming a trajectory whose task has no episode.
-    """
-    with ThreadPoolExecutor(1) as pool:  # hashing and reading the corpus hide behind the norms
-        reading = pool.submit(read_tasks, store)
-        table = store.measures(normalise).drop("index")
-        tasks, types = reading.result()
-    if pass_rates is None:
-        return table, types
-    rates = read_pass_rates(pass_rates)
-    if owed := [(id, task) for id, task in zip(table["id"], tasks, strict=True) if task not in rates]:
-        id, task = owed[0]
-        raise DataError(
-            f"trajectory {id!r}: {pass_rates} holds no episode of its task {task!r}, and of {len(owed)} of {len(tasks)} trajectories in "
-            "all; evaluate the tasks of the whole corpus"
-        )
-    return table.with_columns(pass_rate=pl.Series([rates[task] for task in tasks], dtype=pl.Float64)), types
+    ids: list[str]
+    types: list[str] | None
+    named: NDArray[np.bool_]
 
-
-def read_tasks(store: Probe) -> tuple[list[str], list[str] | None]:
-    """The id of each trajectory's task (where it names none, the trajectory's own) and its task type, in the corpus's order.
-
-    There are no types unless all tasks name theirs. Raises `DataError` where the corpus is not the one that was probed.
-    """
-    decode = msgspec.json.Decoder(_Line).decode
-    try:
-        lines = [decode(line) for block in store.corpus_blocks() for line in block]
-    except msgspec.MsgspecError:
-        raise DataError(
-            f"{store.folder}/corpus.jsonl: is not the corpus that was probed; give the same `gradprism probe` command again, "
-            "which restores it"
-        ) from None
-    ids = [line.id if line.task.id is None else str(line.task.id) for line in lines]
-    types = [line.task.task_type for line in lines]
-    return ids, types if all(isinstance(task_type, str) for task_type in types) else None
-
-
-def read_pass_rates(path: Path) -> dict[str, float]:
-    """The share of episodes won, 0 to 1, of each task id in a file as `gradprism evaluate` writes it (`episodes.jsonl`).
-
-    Raises `MissingFileError`, and `DataError` with the line for whatever is no episode.
-    """
-    played: defaultdict[str, list[bool]] = defaultdict(list)
-    for record in iter_records(path):
-        episode = record.value
-        if not (isinstance(episode, dict) and isinstance(episode.get("id"), str) and isinstance(episode.get("success"), bool)):
+    @classmethod
+    def of(cls, probe: Probe) -> "Tasks":
+        """Those of a probe's corpus, in its order. Raises `DataError` where the corpus is not the one that was probed."""
+        decode = msgspec.json.Decoder(_Line).decode
+        try:
+            lines = [decode(line) for block in probe.corpus_blocks() for line in block]
+        except msgspec.MsgspecError:
             raise DataError(
-                f"{record.place}: is no episode, which has a task's 'id' (text) and 'success' (true or false); "
-                "give the episodes.jsonl of a `gradprism evaluate`"
+                f"{probe.folder}/corpus.jsonl: is not the corpus that was probed; give the same `gradprism probe` command again, "
+                "which restores it"
+            ) from None
+        tasks = [line.task or _Reference() for line in lines]
+        ids = [line.id if task.id is None else str(task.id) for line, task in zip(lines, tasks, strict=True)]
+        types = [task.task_type for task in tasks]
+        named = np.array([line.task is not None for line in lines])
+        return cls(ids, types if all(isinstance(task_type, str) for task_type in types) else None, named)
+
+
+@dataclass(frozen=True, slots=True)
+class PassRates:
+    """How often a model wins each task, 0 to 1 by the task's id; `source` says where from, and `sha256` is of that."""
+
+    rates: Mapping[str, float]
+    source: str
+    sha256: str
+
+    @classmethod
+    def of(cls, rates: "str | Path | Mapping[str, float]") -> "PassRates":
+        """Rates by task id, or the share of episodes won in a file as `gradprism evaluate` writes it (`episodes.jsonl`).
+
+        Raises `MissingFileError`, and `DataError` with the line for whatever is no episode.
+        """
+        if isinstance(rates, Mapping):
+            return cls(rates, "the pass rates", sha256_json(dict(rates)))
+        path = Path(rates)
+        played: defaultdict[str, list[bool]] = defaultdict(list)
+        for record in iter_records(path):
+            episode = record.value
+            if not (isinstance(episode, dict) and isinstance(episode.get("id"), str) and isinstance(episode.get("success"), bool)):
+                raise DataError(
+                    f"{record.place}: is no episode, which has a task's 'id' (text) and 'success' (true or false); "
+                    "give the episodes.jsonl of a `gradprism evaluate`"
+                )
+            played[episode["id"]].append(episode["success"])
+        return cls({task: sum(wins) / len(wins) for task, wins in played.items()}, f"the episodes of {path}", sha256_file(path))
+
+    def column(self, ids: list[str], tasks: list[str]) -> pl.Series:
+        """The rate of each trajectory's task, `[n]`; raises `DataError` naming the first trajectory whose task has none."""
+        if missing := [(id, task) for id, task in zip(ids, tasks, strict=True) if task not in self.rates]:
+            id, task = missing[0]
+            raise DataError(
+                f"trajectory {id!r}: {self.source} hold no episode of its task {task!r}, and of {len(missing)} of {len(tasks)} "
+                "trajectories in all; evaluate the tasks of the whole corpus"
             )
-        played[episode["id"]].append(episode["success"])
-    return {task: sum(wins) / len(wins) for task, wins in played.items()}
+        return pl.Series("pass_rate", [self.rates[task] for task in tasks], dtype=pl.Float64)

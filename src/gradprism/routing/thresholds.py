@@ -1,28 +1,34 @@
 """Where scores are cut: trajectories at or below the threshold go to SFT, those above it to RL."""
 
 import math
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gradprism.runtime.errors import ConfigError
 
-Scores = NDArray[np.floating[Any]]
+
+def choose_threshold(scores: NDArray[np.float64], rl_share: float = 0.5, threshold: float | None = None) -> float:
+    """The threshold for scores `[n]`: the number given, else the median (PRISM, step 3) or, for another share, its quantile.
+
+    Raises `ConfigError` for a share outside 0 to 1, a number that is not finite, and both at once.
+    """
+    if threshold is None:
+        return median_threshold(scores) if rl_share == 0.5 else quantile_threshold(scores, rl_share)
+    if rl_share != 0.5:
+        raise ConfigError(f"threshold {threshold} and RL share {rl_share} exclude each other; give one")
+    if not math.isfinite(threshold):
+        raise ConfigError(f"threshold {threshold}: must be a number on the score's scale")
+    return float(threshold)
 
 
-def route_by_median(scores: Scores) -> NDArray[np.bool_]:
-    """True for RL, false for SFT, bool `[n]`: s ≤ median(S) → SFT (PRISM, step 3). Ties go to SFT, so the halves may differ."""
-    return scores > median_threshold(scores)
-
-
-def median_threshold(scores: Scores) -> float:
-    """The median, half-way between the two middle scores of an even number."""
+def median_threshold(scores: NDArray[np.float64]) -> float:
+    """The median, half-way between the two middle scores of an even number. Ties go to SFT, so the halves may differ."""
     ascending = np.sort(scores).astype(np.float64)
     return _between(ascending[(len(ascending) - 1) // 2], ascending[len(ascending) // 2])
 
 
-def quantile_threshold(scores: Scores, rl_share: float) -> float:
+def quantile_threshold(scores: NDArray[np.float64], rl_share: float) -> float:
     """The threshold above which ⌊`rl_share`·n⌋ of n distinct scores lie; ties go to SFT, so with ties fewer may.
 
     It is half-way between the two scores that it separates, which for a share of 0.5 routes as the median does.
@@ -36,28 +42,6 @@ def quantile_threshold(scores: Scores, rl_share: float) -> float:
     if n_rl == len(ascending):
         return float(np.nextafter(ascending[0], -np.inf))
     return _between(ascending[-n_rl - 1], ascending[-n_rl])
-
-
-def choose_threshold(scores: Scores, threshold: str | float = "median", rl_share: float | None = None) -> float:
-    """The threshold for `median`, for `quantile` with its `rl_share`, or a given number; raises `ConfigError` for anything else.
-
-    An `rl_share` turns `median` into `quantile`.
-    """
-    if threshold in ("median", "quantile"):
-        if rl_share is not None:
-            return quantile_threshold(scores, rl_share)
-        if threshold == "quantile":
-            raise ConfigError("threshold quantile: needs --rl-share, the share of trajectories that go to RL")
-        return median_threshold(scores)
-    if rl_share is not None:
-        raise ConfigError(f"threshold {threshold} and RL share {rl_share} exclude each other; give one")
-    try:
-        value = float(threshold)
-    except ValueError:
-        value = math.nan
-    if not math.isfinite(value):
-        raise ConfigError(f"threshold {threshold}: choose median, quantile or a number on the score's scale")
-    return value
 
 
 def _between(low: np.float64, high: np.float64) -> float:

@@ -6,11 +6,14 @@ import numpy as np
 import polars as pl
 import pytest
 
-from gradprism.concentration import coefficient_of_variation, gini, kurtosis
+from gradprism.concentration import METRICS, coefficient_of_variation, gini, kurtosis
 from gradprism.probing.store import ProbeRow, ProbeStore
-from gradprism.routing.folder import route_probe
+from gradprism.routing.routes import Routes
+from gradprism.routing.routes import route as route_probe
+from gradprism.routing.sets import RlTask
+from gradprism.runtime.errors import DataError, MissingFileError
 from gradprism.runtime.files import write_jsonl
-from gradprism.trajectories.readers import read_trajectories
+from gradprism.trajectories.corpus import load_corpus
 from gradprism.trajectories.record import Message, Trajectory
 from helpers.cli import assert_refused
 from helpers.probes import COUNT, N, make_probe
@@ -49,7 +52,7 @@ def test_the_route_folder(route, tmp_path, metric, function):
     goes_to_rl = score > np.median(score)
     assert table["route"].to_list() == ["rl" if chosen else "sft" for chosen in goes_to_rl]
 
-    sft = read_trajectories([folder / "sft.jsonl"])
+    sft = list(load_corpus(folder / "sft.jsonl"))
     expected = [t for t, chosen in zip(trajectories, goes_to_rl, strict=True) if not chosen]
     assert [(t.id, t.messages, t.task) for t in sft] == [(t.id, t.messages, t.task) for t in expected]
     rl = [json.loads(line) for line in (folder / "rl.jsonl").read_text().splitlines()]
@@ -59,7 +62,8 @@ def test_the_route_folder(route, tmp_path, metric, function):
     routing = json.loads((folder / "routing.json").read_text())
     assert (routing["policy"], routing["metric"], routing["n_sft"], routing["n_rl"]) == ("concentration", metric, 11, 10)
     assert routing["threshold"] == pytest.approx(np.median(score))
-    assert printed == {"routing": routing, "audit": json.loads((folder / "audit.json").read_text())}
+    assert printed["routing"] == routing
+    assert Routes.load(folder).audit().to_json() == printed["audit"]
     assert printed["audit"]["spearman"][metric] == pytest.approx(1)
 
 
@@ -103,8 +107,8 @@ def test_the_corpus_s_texts_are_passed_on_as_they_are(route, tmp_path):
         folder = tmp_path / order[0].id[-1]
         store = ProbeStore.create(folder / "probe", {"units": ["a", "b", "c"]}, order)
         store.append([ProbeRow(i, t.id, -1, 9, 3, 1, 1.0, 2.0, np.array([1, 1.5, 2 + i], np.float32)) for i, t in enumerate(order)])
-        route_probe(folder / "probe", folder / "routes")
-        sft = read_trajectories([folder / "routes" / "sft.jsonl"])
+        route_probe(folder / "probe").save(folder / "routes")
+        sft = list(load_corpus(folder / "routes" / "sft.jsonl"))
         assert sft == order[:1]
         (rl,) = map(json.loads, (folder / "routes" / "rl.jsonl").read_bytes().splitlines())
         assert rl == {"id": order[1].id, "prompt": order[1].prompt(), "task": order[1].task}
@@ -215,7 +219,7 @@ def test_task_types_are_audited_where_all_tasks_have_one(route, tmp_path):
 def test_thresholds_by_share_and_by_value(route, tmp_path):
     norms = make_probe(tmp_path / "probe")
     assert "13 to SFT, 8 to RL" in route("--rl-share", "0.4", out="a")[1]
-    assert "13 to SFT, 8 to RL" in route("--rl-share", "0.4", "--threshold", "quantile", out="b")[1]
+    assert "11 to SFT, 10 to RL" in route("--rl-share", "0.5", out="b")[1]
     value = float(np.sort(gini(norms))[4])
     assert "5 to SFT, 16 to RL" in route("--threshold", repr(value), out="c")[1]
     code, out, _ = route("--threshold", "2", out="d")
@@ -229,7 +233,7 @@ def test_all_equal_scores_go_to_sft_with_a_warning(route, tmp_path):
     code, out, _ = route()
     assert code == 0
     assert "21 to SFT, 0 to RL" in out
-    assert "warning: the scores have no spread" in out
+    assert "warning: the scores are all equal" in out
 
 
 def test_an_incomplete_probe_says_what_is_owed(route, tmp_path):
@@ -303,7 +307,7 @@ def test_a_failed_write_leaves_the_old_folder(route, tmp_path, monkeypatch):
     def full(*args):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("gradprism.routing.folder._split", full)
+    monkeypatch.setattr("gradprism.routing.sets.ProbeSets.write", full)
     for out in ("routes", "new"):
         assert_refused(route("--metric", "cv", "--on-existing", "replace", out=out), "No space left on device")
     assert {path.name: path.read_bytes() for path in (tmp_path / "routes").iterdir()} == before
@@ -315,7 +319,80 @@ def test_bad_choices_are_one_line(route, tmp_path):
     make_probe(tmp_path / "probe")
     assert_refused(route("--metric", "entropy"), "metric 'entropy': choose one of gini, cv, kurtosis")
     assert_refused(route("--policy", "best"), "policy 'best'")
-    assert_refused(route("--threshold", "mean"), "choose median, quantile or a number")
-    assert_refused(route("--threshold", "0.3", "--rl-share", "0.5"), "exclude each other")
+    assert_refused(route("--threshold", "nan"), "must be a number on the score's scale")
+    assert_refused(route("--threshold", "0.3", "--rl-share", "0.4"), "exclude each other")
     assert_refused(route("--on-existing", "resume"), "choose replace or fail")
     assert not (tmp_path / "routes").exists()
+
+
+def test_a_route_in_memory_and_the_folder_that_it_saves_are_one(tmp_path):
+    norms = make_probe(tmp_path / "probe")
+    routes = route_probe(tmp_path / "probe", "cv", rl_share=0.4)
+    trajectories, score = sample_trajectories(COUNT), coefficient_of_variation(norms)
+    chosen = [bool(s > routes.routing.threshold) for s in score]
+    assert sum(chosen) == 8
+    assert repr(routes).startswith("<Routes: 13 to SFT, 8 to RL; concentration of cv, threshold ")
+    assert routes.sft == [t for t, to_rl in zip(trajectories, chosen, strict=True) if not to_rl]
+    assert routes.rl == [RlTask(t.id, t.prompt(), t.task) for t, to_rl in zip(trajectories, chosen, strict=True) if to_rl]
+    routes.save(tmp_path / "routes")
+    loaded = Routes.load(tmp_path / "routes")
+    assert (loaded.routing, loaded.sft, loaded.rl, loaded.audit()) == (routes.routing, routes.sft, routes.rl, routes.audit())
+    assert loaded.frame.equals(routes.frame)
+    loaded.save(tmp_path / "copy")
+    for path in (tmp_path / "routes").iterdir():
+        assert path.read_bytes() == (tmp_path / "copy" / path.name).read_bytes(), path.name
+    data_sets = routes.to_datasets()
+    assert data_sets["sft"]["messages"][0] == routes.sft[0].chat()
+    assert [json.loads(task) for task in data_sets["rl"]["task"]] == [task.task for task in routes.rl]
+    assert list(data_sets["rl"]["id"]) == [task.id for task in routes.rl]
+    assert list(data_sets["rl"]["prompt"]) == [task.prompt for task in routes.rl]
+
+
+def test_an_empty_side_is_a_data_set_without_rows(tmp_path):
+    make_probe(tmp_path / "probe")
+    routes = route_probe(tmp_path / "probe", threshold=2.0)
+    routes.save(tmp_path / "routes")
+    for one in (routes, Routes.load(tmp_path / "routes")):
+        assert (len(one.sft), one.rl) == (COUNT, [])
+        assert {name: len(rows) for name, rows in one.to_datasets().items()} == {"sft": COUNT, "rl": 0}
+
+
+def test_a_metric_of_a_user_s_own_routes(route, tmp_path, monkeypatch):
+    monkeypatch.setattr(METRICS, "_known", dict(METRICS._known))
+
+    @METRICS.register("largest")
+    def largest(norms):
+        return norms.max(axis=1) / norms.sum(axis=1)
+
+    norms = make_probe(tmp_path / "probe")
+    assert route("--metric", "largest")[0] == 0
+    table = pl.read_parquet(tmp_path / "routes" / "routes.parquet")
+    np.testing.assert_allclose(table["score"], largest(norms))
+    assert Routes.load(tmp_path / "routes").audit().spearman["largest"] == pytest.approx(1)
+
+
+def test_folders_that_are_no_route(tmp_path):
+    with pytest.raises(MissingFileError, match="none: no such folder"):
+        Routes.load(tmp_path / "none")
+    make_probe(tmp_path / "probe")
+    route_probe(tmp_path / "probe").save(tmp_path / "routes")
+    for name, text in (("routing.json", "[]"), ("routing.json", '{"n_sft": 1}'), ("routes.parquet", "PAR1")):
+        before = (tmp_path / "routes" / name).read_bytes()
+        (tmp_path / "routes" / name).write_text(text)
+        with pytest.raises(DataError, match=f"{name}: .*route again"):
+            Routes.load(tmp_path / "routes")
+        (tmp_path / "routes" / name).write_bytes(before)
+    (tmp_path / "routes" / "rl.jsonl").unlink()
+    with pytest.raises(MissingFileError, match=r"is no route folder \(no rl.jsonl\)"):
+        Routes.load(tmp_path / "routes")
+
+
+def test_pass_rates_by_task(tmp_path):
+    tasks = tasks_probe(tmp_path / "probe")
+    rates = {task: i % 5 / 4 for i, task in enumerate(dict.fromkeys(tasks))}
+    assert route_probe(tmp_path / "probe", policy="pass_rate", pass_rates=rates).frame["pass_rate"].to_list() == [
+        rates[task] for task in tasks
+    ]
+    del rates["task-3"]
+    with pytest.raises(DataError, match="trajectory 'sample-0006': the pass rates hold no episode of its task 'task-3'"):
+        route_probe(tmp_path / "probe", pass_rates=rates)

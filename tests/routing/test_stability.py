@@ -8,8 +8,8 @@ import pytest
 from gradprism.concentration import gini
 from gradprism.probing.scores import View, measure_views
 from gradprism.probing.store import ProbeStore
-from gradprism.routing.audit import agreement
-from gradprism.routing.folder import route_probe
+from gradprism.routing.agreement import agreement as agreement_of
+from gradprism.routing.routes import route
 from gradprism.runtime.attempts import Attempt
 from gradprism.runtime.files import write_json, write_jsonl
 from helpers.cli import assert_refused
@@ -23,6 +23,10 @@ def audit(cli, tmp_path):
     return lambda *arguments: cli("audit", tmp_path / "probe", *arguments)
 
 
+def agreement(a, b):
+    return agreement_of(a, b).model_dump()
+
+
 def audited(audit, *arguments):
     code, out, err = audit("--json", *arguments)
     assert (code, err) == (0, "")
@@ -33,10 +37,10 @@ def test_the_audit_begins_with_the_route_s(audit, tmp_path):
     make_probe(tmp_path / "probe")
     for metric, policy in (("gini", "concentration"), ("cv", "inverse"), ("kurtosis", "soft")):
         result = audited(audit, "--metric", metric, "--policy", policy, "--seed", "3")
-        expected = route_probe(tmp_path / "probe", tmp_path / policy, metric=metric, policy=policy, seed=3)["audit"]
+        expected = route(tmp_path / "probe", metric, policy=policy, seed=3).audit().to_json()
         assert expected.pop("agreement")["metrics"] == result["agreement"]["metrics"]
-        assert {key: result[key] for key in expected} == expected
-        assert (result["metric"], result["policy"], result["seed"], result["n_trajectories"]) == (metric, policy, 3, COUNT)
+        assert {**expected, "notes": result["notes"]} == {key: result[key] for key in expected}
+        assert result["routing"]["n_trajectories"] == COUNT
 
 
 @pytest.mark.parametrize("normalise", ["none", "per_weight_norm"])

@@ -11,10 +11,19 @@ from hypothesis.extra import numpy as hnp
 from gradprism.cli.options import Metric, Normalise, Policy
 from gradprism.concentration import METRICS
 from gradprism.probing.scores import NORMALISATIONS
-from gradprism.routing.policies import POLICIES, get_policy
-from gradprism.routing.thresholds import choose_threshold, quantile_threshold, route_by_median
-from gradprism.runtime.errors import ConfigError
+from gradprism.routing.policies import POLICIES, PolicyContext, policy_scores, register_policy
+from gradprism.routing.thresholds import choose_threshold, median_threshold, quantile_threshold
+from gradprism.runtime.errors import ConfigError, DataError
 from helpers.probes import measures_table as table
+
+
+def route_by_median(scores):
+    return scores > median_threshold(scores)
+
+
+def scored(policy, table, metric="gini", seed=0, fixed_threshold=False):
+    return policy_scores(policy, table, PolicyContext(metric, seed, fixed_threshold))
+
 
 # Few distinct values make ties common.
 tied = hnp.arrays(np.float64, st.integers(1, 40), elements=st.sampled_from([0.1, 0.2, 0.25, 0.5, 0.7]))
@@ -71,27 +80,24 @@ def test_neighbouring_floats_are_still_separated():
 
 def test_threshold_choices():
     scores = np.array([1.0, 2.0, 3.0, 10.0])
-    assert choose_threshold(scores) == 2.5
-    assert choose_threshold(scores, "quantile", 0.25) == 6.5
-    assert choose_threshold(scores, "median", 0.25) == 6.5
-    assert choose_threshold(scores, "2.75") == 2.75
-    assert choose_threshold(scores, -1) == -1.0
+    assert choose_threshold(scores) == choose_threshold(scores, 0.5) == 2.5
+    assert choose_threshold(scores, 0.25) == 6.5
+    assert choose_threshold(scores, threshold=2.75) == 2.75
+    assert choose_threshold(scores, threshold=-1) == -1.0
 
 
 @pytest.mark.parametrize(
-    ("threshold", "share", "words"),
+    ("share", "threshold", "words"),
     [
-        ("quantile", None, "needs --rl-share"),
-        ("mean", None, "choose median, quantile or a number"),
-        ("nan", None, "choose median, quantile or a number"),
-        ("0.3", 0.5, "exclude each other"),
-        ("median", 1.5, "must be between 0 and 1"),
-        ("median", float("nan"), "must be between 0 and 1"),
+        (0.5, float("nan"), "must be a number on the score's scale"),
+        (0.25, 0.3, "exclude each other"),
+        (1.5, None, "must be between 0 and 1"),
+        (float("nan"), None, "must be between 0 and 1"),
     ],
 )
-def test_bad_thresholds(threshold, share, words):
+def test_bad_thresholds(share, threshold, words):
     with pytest.raises(ConfigError, match=words):
-        choose_threshold(np.array([1.0, 2.0]), threshold, share)
+        choose_threshold(np.array([1.0, 2.0]), share, threshold)
 
 
 def test_policies_rank_by_what_they_say():
@@ -103,26 +109,25 @@ def test_policies_rank_by_what_they_say():
         ("loss", "loss", 1),
         ("length", "n_response_tokens", 1),
     ):
-        np.testing.assert_array_equal(get_policy(name)(t, "cv", 0), sign * t[column].to_numpy())
+        np.testing.assert_array_equal(scored(name, t, "cv", 0), sign * t[column].to_numpy())
     assert set(POLICIES) == {
         *("concentration", "inverse", "soft", "random", "magnitude", "loss", "length", "uncertainty", "pass_rate")
     }
     with pytest.raises(ConfigError, match="policy 'best': choose one of concentration, inverse"):
-        get_policy("best")
+        scored("best", t)
 
 
 def test_inverse_swaps_the_halves():
     t = table(n=40)
-    forward, backward = (route_by_median(get_policy(name)(t, "gini", 0)) for name in ("concentration", "inverse"))
+    forward, backward = (route_by_median(scored(name, t, "gini", 0)) for name in ("concentration", "inverse"))
     np.testing.assert_array_equal(forward, ~backward)
 
 
 def test_random_is_seeded_and_splits_in_half():
     t = table(n=41)
-    policy = get_policy("random")
-    np.testing.assert_array_equal(policy(t, "gini", 3), policy(t, "gini", 3))
-    assert (policy(t, "gini", 3) != policy(t, "gini", 4)).any()
-    assert route_by_median(policy(t, "gini", 3)).sum() == 20
+    np.testing.assert_array_equal(scored("random", t, "gini", 3), scored("random", t, "gini", 3))
+    assert (scored("random", t, "gini", 3) != scored("random", t, "gini", 4)).any()
+    assert route_by_median(scored("random", t, "gini", 3)).sum() == 20
 
 
 def test_soft_routing_goes_by_rank():
@@ -131,7 +136,7 @@ def test_soft_routing_goes_by_rank():
     t = table(n)
     shares = np.zeros(n)
     for seed in range(seeds):
-        to_rl = route_by_median(get_policy("soft")(t, "gini", seed))
+        to_rl = route_by_median(scored("soft", t, "gini", seed))
         assert to_rl.sum() == n // 2
         shares += to_rl / seeds
     ordered = shares[np.argsort(t["gini"].to_numpy())]
@@ -146,14 +151,14 @@ def test_soft_routing_goes_by_rank():
 def test_soft_scores_are_the_average_rank_minus_a_draw():
     t = table(4, gini=[0.2, 0.1, 0.2, 0.9])
     draws = np.random.default_rng(7).random(4)
-    np.testing.assert_allclose(get_policy("soft")(t, "gini", 7), np.array([2.5, 1, 2.5, 4]) / 4 - 1 / 8 - draws)
+    np.testing.assert_allclose(scored("soft", t, "gini", 7), np.array([2.5, 1, 2.5, 4]) / 4 - 1 / 8 - draws)
 
 
 def test_uncertainty_is_highest_at_the_mean_probability():
     # p = 0.1, 0.4, 0.7: their mean is 0.4.
     t = table(3, loss=-np.log([0.1, 0.4, 0.7]))
-    np.testing.assert_allclose(get_policy("uncertainty")(t, "gini", 0), [1 - 0.09, 1, 1 - 0.09])
-    assert route_by_median(get_policy("uncertainty")(table(3, loss=-np.log([0.1, 0.35, 0.7])), "gini", 0)).tolist() == [
+    np.testing.assert_allclose(scored("uncertainty", t, "gini", 0), [1 - 0.09, 1, 1 - 0.09])
+    assert route_by_median(scored("uncertainty", table(3, loss=-np.log([0.1, 0.35, 0.7])), "gini", 0)).tolist() == [
         False,
         True,
         False,
@@ -163,8 +168,8 @@ def test_uncertainty_is_highest_at_the_mean_probability():
 @given(hnp.arrays(np.int64, st.integers(1, 60), elements=st.integers(0, 4)), st.integers(0, 100), st.floats(0, 1))
 def test_pass_rates_rank_first_and_chance_among_equals(wins, seed, share):
     t = table(len(wins), pass_rate=wins / 4)
-    score = get_policy("pass_rate")(t, "gini", seed)
-    np.testing.assert_array_equal(score, get_policy("pass_rate")(t, "gini", seed))
+    score = scored("pass_rate", t, "gini", seed)
+    np.testing.assert_array_equal(score, scored("pass_rate", t, "gini", seed))
     assert len(set(score)) == len(score)  # so every share can be cut exactly
     to_rl = score > quantile_threshold(score, share)
     assert to_rl.sum() == int(share * len(wins) + 1e-9)
@@ -174,7 +179,7 @@ def test_pass_rates_rank_first_and_chance_among_equals(wins, seed, share):
 
 def test_equal_pass_rates_are_split_by_the_seed():
     t = table(40, pass_rate=np.zeros(40))
-    splits = [route_by_median(get_policy("pass_rate")(t, "gini", seed)) for seed in (0, 1)]
+    splits = [route_by_median(scored("pass_rate", t, "gini", seed)) for seed in (0, 1)]
     assert [split.sum() for split in splits] == [20, 20]
     assert (splits[0] != splits[1]).any()
 
@@ -182,7 +187,7 @@ def test_equal_pass_rates_are_split_by_the_seed():
 def test_equal_pass_rates_are_split_apart_from_the_random_policy():
     t = table(400, pass_rate=np.zeros(400))
     same = [
-        (route_by_median(get_policy("pass_rate")(t, "gini", seed)) == route_by_median(get_policy("random")(t, "gini", seed))).mean()
+        (route_by_median(scored("pass_rate", t, "gini", seed)) == route_by_median(scored("random", t, "gini", seed))).mean()
         for seed in range(20)
     ]
     assert 0.45 < np.mean(same) < 0.55 and np.std(same) < 0.1
@@ -190,16 +195,36 @@ def test_equal_pass_rates_are_split_apart_from_the_random_policy():
 
 def test_a_threshold_that_is_a_number_draws_no_equals_apart():
     t = table(40, pass_rate=[0.0, 0.25, 0.5, 1.0] * 10)
-    score = get_policy("pass_rate", fixed_threshold=True)(t, "gini", 0)
+    score = scored("pass_rate", t, fixed_threshold=True)
     np.testing.assert_array_equal(score, t["pass_rate"].to_numpy())
-    np.testing.assert_array_equal(get_policy("loss", fixed_threshold=True)(t, "gini", 0), t["loss"].to_numpy())
+    np.testing.assert_array_equal(scored("loss", t, fixed_threshold=True), t["loss"].to_numpy())
     with pytest.raises(ConfigError, match="needs pass rates"):
-        get_policy("pass_rate", fixed_threshold=True)(table(4), "gini", 0)
+        scored("pass_rate", table(4), fixed_threshold=True)
 
 
 def test_pass_rates_that_were_not_given():
     with pytest.raises(ConfigError, match=r"needs pass rates; give --pass-rates, the episodes\.jsonl"):
-        get_policy("pass_rate")(table(), "gini", 0)
+        scored("pass_rate", table(), "gini", 0)
+
+
+def test_a_policy_of_a_user_s_own(monkeypatch):
+    monkeypatch.setattr(POLICIES, "_known", dict(POLICIES._known))
+
+    @register_policy("long and sure")
+    def _(table, context):
+        assert (context.metric, context.seed) == ("cv", 3)
+        return table["n_response_tokens"].to_numpy() * np.exp(-table["loss"].to_numpy())
+
+    @register_policy("broken")
+    def _(table, context):
+        return table["loss"].to_numpy()[:-1]
+
+    register_policy("undefined")(lambda table, context: np.log(-table["loss"].to_numpy()))
+    t = table()
+    assert scored("long and sure", t, "cv", 3) == pytest.approx(t["n_response_tokens"].to_numpy() / np.exp(t["loss"].to_numpy()))
+    for name in ("broken", "undefined"):
+        with np.errstate(invalid="ignore"), pytest.raises(DataError, match=f"policy '{name}': gives .* a finite number per row"):
+            scored(name, t)
 
 
 def test_the_help_names_every_choice():

@@ -1,0 +1,177 @@
+"""A route: every trajectory of a probe to SFT or to RL, with the reasons; in memory, and as a folder of five files."""
+
+import json
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import polars as pl
+
+from gradprism import __version__
+from gradprism.concentration import METRICS
+from gradprism.probing.result import Probe
+from gradprism.routing.audit import Audit, audit_split
+from gradprism.routing.policies import POLICIES, PolicyContext, policy_scores
+from gradprism.routing.sets import FileSets, ProbeSets, RlTask, Sets
+from gradprism.routing.split import ProbeOrigin, Routing, split_table
+from gradprism.routing.tasks import PassRates, Tasks
+from gradprism.routing.thresholds import choose_threshold
+from gradprism.runtime.errors import DataError, MissingFileError
+from gradprism.runtime.files import atomic_write, write_json
+from gradprism.runtime.folders import OnExisting, atomic_folder
+from gradprism.trajectories.record import Trajectory
+
+if TYPE_CHECKING:
+    from datasets import DatasetDict
+
+# The files of a route folder; nothing outside this module knows them.
+_TABLE, _SFT, _RL, _ROUTING, _AUDIT = "routes.parquet", "sft.jsonl", "rl.jsonl", "routing.json", "audit.json"
+
+
+@dataclass(frozen=True)
+class Routes:
+    """What a route decided, for n trajectories in the corpus's order.
+
+    `frame` has a row per trajectory: `id`, `score`, `rank` (from 1), `margin` (score − threshold), `route` (`sft` or `rl`), and what
+    the probe measured: `n_tokens`, `n_response_tokens`, `n_turns`, `loss`, `l2`, each metric, and `pass_rate` where rates were given.
+    `routing` says how the route was made.
+    """
+
+    frame: pl.DataFrame
+    routing: Routing
+    sets: Sets = field(repr=False)
+    tasks: Tasks | None = field(default=None, repr=False)
+    folder: Path | None = None
+
+    def __repr__(self) -> str:
+        return f"<Routes: {self.routing}>"
+
+    @cached_property
+    def sft(self) -> list[Trajectory]:
+        """The trajectories to train on, in the corpus's order."""
+        return list(self.sets.sft())
+
+    @cached_property
+    def rl(self) -> list[RlTask]:
+        """The tasks to play, in the corpus's order: no gold action is in them."""
+        return list(self.sets.rl())
+
+    def audit(self) -> Audit:
+        """The audit of the split; of a loaded route the one that was saved with it."""
+        return self._audit
+
+    @cached_property
+    def _audit(self) -> Audit:
+        if self.folder is None:
+            return audit_split(self.frame, self.routing, self.tasks)
+        return Audit.read(self.folder / _AUDIT, routing=self.routing)
+
+    def to_datasets(self) -> "DatasetDict":
+        """Hugging Face data sets `sft` (`id`, `messages`, `task`) and `rl` (`id`, `prompt`, `task`), as TRL's trainers read them.
+
+        `task` is JSON text, since its keys differ from task to task.
+        """
+        # Here: it takes a second to import, and nothing else needs it.
+        from datasets import Dataset, DatasetDict
+
+        def column(ids: list[str], name: str, chats: list[list[dict[str, str]]], tasks: list[dict[str, object]]) -> Dataset:
+            return Dataset.from_dict({"id": ids, name: chats, "task": [json.dumps(task, ensure_ascii=False) for task in tasks]})
+
+        return DatasetDict(
+            {
+                "sft": column([t.id for t in self.sft], "messages", [t.chat() for t in self.sft], [t.task for t in self.sft]),
+                "rl": column([t.id for t in self.rl], "prompt", [t.prompt for t in self.rl], [t.task for t in self.rl]),
+            }
+        )
+
+    def save(self, out: str | Path, on_existing: OnExisting = "fail") -> None:
+        """Writes the route folder `out`, whole or not at all: `routes.parquet` (the frame), `sft.jsonl`, `rl.jsonl`, `routing.json` and
+        `audit.json`. `on_existing` is `replace`, which replaces a route folder alone, or `fail`.
+
+        Raises `FolderInUseError`, `WriteError`, and `DataError` where the probe's corpus is not what was probed.
+        """
+        with atomic_folder(Path(out), on_existing, _ROUTING, "route folder") as folder, ThreadPoolExecutor(1) as pool:
+            auditing = pool.submit(self.audit)  # beside the writing, which is most of the work
+            with atomic_write(folder / _TABLE, "wb") as table:
+                self.frame.write_parquet(table)
+            with atomic_write(folder / _SFT, "wb") as sft, atomic_write(folder / _RL, "wb") as rl:
+                self.sets.write(sft, rl)
+            # What only `gradprism audit` fills is left out.
+            write_json(folder / _AUDIT, auditing.result().model_dump(exclude={"routing"}, exclude_defaults=True))
+            write_json(folder / _ROUTING, self.routing.model_dump())
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "Routes":
+        """Reads a route folder; the sets are read when they are asked for.
+
+        Raises `MissingFileError` for a folder that is none, naming the file that it lacks, and `DataError` for a broken one.
+        """
+        folder = Path(folder)
+        for name in (_ROUTING, _TABLE, _SFT, _RL, _AUDIT):
+            if not (folder / name).is_file():
+                what = f"is no route folder (no {name})" if folder.is_dir() else "no such folder"
+                raise MissingFileError(f"{folder}: {what}; give the --out of `gradprism route`")
+        try:
+            frame = pl.read_parquet(folder / _TABLE)
+        except pl.exceptions.PolarsError as error:
+            raise DataError(f"{folder / _TABLE}: cannot be read ({str(error).splitlines()[0]}); route again") from None
+        routing = Routing.read(folder / _ROUTING)
+        return cls(frame, routing, FileSets(folder / _SFT, folder / _RL), folder=folder)
+
+
+def route(
+    probe: Probe | str | Path,
+    metric: str = "gini",
+    *,
+    policy: str = "concentration",
+    rl_share: float = 0.5,
+    threshold: float | None = None,
+    normalise: str = "none",
+    seed: int = 0,
+    pass_rates: str | Path | Mapping[str, float] | None = None,
+) -> Routes:
+    """Routes every trajectory of a complete probe (or probe folder): those with high scores to RL, the others to SFT.
+
+    `metric` is one of `concentration.METRICS`, of norms scaled as `normalise` says (see `Probe.scores`); `policy`, one of
+    `policies.POLICIES`, makes scores of it and of the other measures. The highest `rl_share` go to RL, at 0.5 what is above the median
+    (PRISM, step 3); or what is above a given `threshold`. `seed` is that of policies by chance, and of the audit's bootstrap.
+    `pass_rates` are rates by task id, or an `episodes.jsonl` of `gradprism evaluate` with an episode of each trajectory's task.
+
+    Raises `ConfigError` for an unknown choice, `MissingFileError` or `DataError` for a probe folder that is none, incomplete or holds
+    bad norms, and for such episodes. A million trajectories of 28 units take less than 1 GB.
+    """
+    _ = METRICS[metric], POLICIES[policy]  # both are known, before anything is read
+    if not isinstance(probe, Probe):
+        probe = Probe.load(probe)
+    rates = None if pass_rates is None else PassRates.of(pass_rates)
+    with ThreadPoolExecutor(1) as pool:  # hashing and reading the corpus hide behind the norms
+        reading = pool.submit(Tasks.of, probe)
+        measures = probe.measures(normalise)
+        tasks = reading.result()
+    if rates is not None:
+        measures = measures.with_columns(rates.column(measures["id"].to_list(), tasks.ids))
+    score = policy_scores(policy, measures, PolicyContext(metric, seed, threshold is not None))
+    cut = choose_threshold(score, rl_share, threshold)
+    to_rl = score > cut
+    n, n_rl = len(score), int(to_rl.sum())
+    made = probe.manifest
+    routing = Routing(
+        policy=policy,
+        metric=metric,
+        normalise=normalise,
+        threshold_rule="fixed" if threshold is not None else "median" if rl_share == 0.5 else "quantile",
+        threshold=cut,
+        rl_share=None if threshold is not None or rl_share == 0.5 else rl_share,
+        seed=seed,
+        pass_rates_sha256=rates and rates.sha256,
+        n_trajectories=n,
+        n_sft=n - n_rl,
+        n_rl=n_rl,
+        probe=ProbeOrigin(**{name: getattr(made, name) for name in ProbeOrigin.model_fields}),
+        versions={"gradprism": __version__, "numpy": np.__version__, "polars": pl.__version__},
+    )
+    return Routes(split_table(measures, score, cut), routing, ProbeSets(probe, to_rl), tasks)

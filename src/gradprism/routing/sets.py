@@ -1,0 +1,126 @@
+"""The two sets that a route makes of a corpus: trajectories for SFT and tasks for RL, read as they are gone through."""
+
+import itertools
+import json
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, Protocol
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from gradprism.probing.result import Probe
+from gradprism.trajectories.corpus import load_corpus
+from gradprism.trajectories.record import Trajectory
+
+
+@dataclass(frozen=True, slots=True)
+class RlTask:
+    """What RL is given of a trajectory: its `id`, the `prompt` (the messages before the first turn that is trained on), and `task`, by
+    which an environment sets the same task up, empty where the corpus names none."""
+
+    id: str
+    prompt: list[dict[str, str]]
+    task: dict[str, Any]
+
+
+class Sets(Protocol):
+    """Where a route's sets come from."""
+
+    def sft(self) -> Iterator[Trajectory]:
+        """The trajectories to train on, in the corpus's order."""
+        ...
+
+    def rl(self) -> Iterator[RlTask]:
+        """The tasks to play, in the corpus's order."""
+        ...
+
+    def write(self, sft: IO[bytes], rl: IO[bytes]) -> None:
+        """Writes both as lines of JSON."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeSets:
+    """Those of a probe's corpus; `to_rl` bool `[n]`."""
+
+    probe: Probe
+    to_rl: NDArray[np.bool_]
+
+    def sft(self) -> Iterator[Trajectory]:
+        """See `Sets`."""
+        return itertools.compress(self.probe.trajectories, (~self.to_rl).tolist())
+
+    def rl(self) -> Iterator[RlTask]:
+        """See `Sets`."""
+        return (RlTask(t.id, t.prompt(), t.task) for t in itertools.compress(self.probe.trajectories, self.to_rl.tolist()))
+
+    def write(self, sft: IO[bytes], rl: IO[bytes]) -> None:
+        """Copies each line of the corpus into the SFT set, or makes an RL task of it: a million lines in seconds."""
+        start = 0
+        for lines in self.probe.corpus_blocks():
+            # Should the corpus have other lines than were probed, it says so itself after the last.
+            chosen = self.to_rl[start : start + len(lines)]
+            start += len(lines)
+            # Empty strings at the end of the lists: each line ends with a line feed.
+            sft.write(b"\n".join([*itertools.compress(lines, (~chosen).tolist()), b""]))
+            rl.write(b"\n".join([*map(_rl_line, itertools.compress(lines, chosen.tolist())), b""]))
+
+
+@dataclass(frozen=True, slots=True)
+class FileSets:
+    """Those that a route folder holds."""
+
+    sft_file: Path
+    rl_file: Path
+
+    def sft(self) -> Iterator[Trajectory]:
+        """See `Sets`."""
+        return iter(load_corpus(self.sft_file, format="messages") if self.sft_file.stat().st_size else ())
+
+    def rl(self) -> Iterator[RlTask]:
+        """See `Sets`."""
+        with open(self.rl_file, "rb") as file:
+            yield from (RlTask(**json.loads(line)) for line in file)
+
+    def write(self, sft: IO[bytes], rl: IO[bytes]) -> None:
+        """Copies the files."""
+        for path, to in ((self.sft_file, sft), (self.rl_file, rl)):
+            with open(path, "rb") as file:
+                shutil.copyfileobj(file, to)
+
+
+class _Message(msgspec.Struct, omit_defaults=True, gc=False):
+    role: str
+    content: msgspec.Raw
+    train: bool = True
+
+
+class _Line(msgspec.Struct, gc=False):
+    """A line of a probe's corpus; what is only passed on stays the text that it is."""
+
+    id: msgspec.Raw
+    messages: list[_Message]
+    task: msgspec.Raw = msgspec.Raw(b"{}")
+
+
+class _Task(msgspec.Struct, gc=False):
+    """A line of the RL tasks' file."""
+
+    id: msgspec.Raw
+    prompt: list[_Message]
+    task: msgspec.Raw
+
+
+_decode, _encode = msgspec.json.Decoder(_Line).decode, msgspec.json.Encoder().encode
+
+
+def _rl_line(line: bytes) -> bytes:
+    trajectory = _decode(line)
+    prompt = list(itertools.takewhile(lambda message: message.role != "assistant" or not message.train, trajectory.messages))
+    for message in prompt:
+        message.train = True  # the default, which is not written
+    return _encode(_Task(trajectory.id, prompt, trajectory.task))

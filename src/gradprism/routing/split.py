@@ -1,0 +1,73 @@
+"""A split of scored trajectories: how it was made, and its table."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal, Self
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from gradprism.runtime.errors import DataError
+from gradprism.runtime.files import read_json
+
+
+class Value(BaseModel):
+    """A typed value that is also a file's JSON."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @classmethod
+    def read(cls, path: Path, **more: BaseModel) -> Self:
+        """The value of a JSON file, with fields that the file leaves out; raises `DataError` for anything else."""
+        try:
+            return cls.model_validate({**read_json(path), **more})
+        except (ValidationError, TypeError) as error:
+            raise DataError(f"{path}: is not of a route folder ({' '.join(str(error).split())[:120]}); route again") from None
+
+
+class ProbeOrigin(Value):
+    """What was probed, of the probe's manifest."""
+
+    model: str = ""
+    weights_sha256: str = ""
+    corpus_sha256: str = ""
+    context_length: int | None = None
+    dtype: str = ""
+
+
+class Routing(Value):
+    """How a route was made, and how many trajectories went where: the contents of `routing.json`.
+
+    Scores above `threshold` went to RL. `threshold_rule` says where that is from: the scores' median, the quantile of an `rl_share`
+    (None for the other two), or a number that was given (`fixed`).
+    """
+
+    policy: str = "concentration"
+    metric: str = "gini"
+    normalise: str = "none"
+    threshold_rule: Literal["median", "quantile", "fixed"] = "median"
+    threshold: float
+    rl_share: float | None = None
+    seed: int = 0
+    pass_rates_sha256: str | None = None
+    n_trajectories: int
+    n_sft: int
+    n_rl: int
+    probe: ProbeOrigin = ProbeOrigin()
+    versions: Mapping[str, str] = {}
+
+    def __str__(self) -> str:
+        return f"{self.n_sft} to SFT, {self.n_rl} to RL; {self.policy} of {self.metric}, threshold {self.threshold:.6g}"
+
+
+def split_table(measures: pl.DataFrame, score: NDArray[np.float64], threshold: float) -> pl.DataFrame:
+    """The table of a split: `id`, `score`, `rank` (from 1), `margin` (score − threshold), `route` (rl above it), and the measures."""
+    rank = np.empty(len(score), dtype=np.int64)
+    rank[np.argsort(score, kind="stable")] = np.arange(1, len(score) + 1)
+    return measures.select("id").with_columns(
+        *(pl.Series(name, values) for name, values in (("score", score), ("rank", rank), ("margin", score - threshold))),
+        pl.Series("route", np.where(score > threshold, "rl", "sft").tolist()),
+        *(measures[name] for name in measures.columns if name not in ("id", "index")),
+    )
