@@ -7,6 +7,7 @@ import pytest
 
 from gradprism.environments.alfworld.environment import AlfworldEnvironment
 from gradprism.environments.alfworld.generator import generate
+from gradprism.environments.demonstrations import collect
 from gradprism.environments.pool import SessionPool
 from gradprism.runtime.errors import ConfigError, DataError, MissingFileError
 from gradprism.runtime.files import cache_folder
@@ -165,6 +166,4 @@ def test_the_official_data_and_the_expert():
     environment = AlfworldEnvironment(data_dir=str(root))
     tasks = environment.tasks("train")
     assert (len(tasks), environment.size("valid_train")) == (3554, 200)
-    with SessionPool(environment, 2) as pool:
-        won = pool.demonstrate([task.id for task in tasks[::178]], 50)
-    assert len(won) == 20 and all(pairs is not None for pairs in won)
+    assert len(collect(environment, tasks[::178], workers=2)) == 20

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 
 import pytest
 
@@ -103,8 +104,12 @@ def test_a_worker_that_cannot_start_is_no_endless_loop(tmp_path):
             pool.reset([0], ["train/0"])
 
 
-def test_demonstrations(tmp_path):
+def test_leaving_early_does_not_wait_for_an_engine_that_hangs(tmp_path):
+    clock = time.monotonic()
     with SessionPool(BrokenGames(str(tmp_path)), 2) as pool:
-        done = pool.demonstrate(["train/0", "train/1", "train/2"], 5)
-        assert [[action for _, action in pairs or []] for pairs in done] == [["add"] * 3] * 3
-        assert pool.demonstrate(["train/0"], 2) == [None]
+        pool.reset([0, 1], ["train/0", "train/1"])
+        pool.send("step", [0, 1], ["hang", "add"])
+        processes = [worker.process for worker in pool._workers]
+        time.sleep(0.2)
+    assert time.monotonic() - clock < 30 and not any(process.is_alive() for process in processes)
+    assert pool.restarts == 0

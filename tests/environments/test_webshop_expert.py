@@ -9,7 +9,7 @@ from gradprism.environments.pool import SessionPool
 from gradprism.environments.protocol import Step
 from gradprism.environments.webshop.environment import WebshopEnvironment
 from gradprism.environments.webshop.expert import WebshopExpert
-from gradprism.runtime.errors import EnvironmentPlayError
+from gradprism.runtime.errors import ConfigError, EnvironmentPlayError
 
 OFFICIAL = Path(__file__).parents[2].parent / "shared" / "data" / "webshop"
 
@@ -49,7 +49,7 @@ def test_chance_finds_next_to_nothing(cli, tmp_path):
 
 
 def test_the_expert_says_what_it_cannot_do():
-    with pytest.raises(EnvironmentPlayError, match="observation=text"):
+    with pytest.raises(ConfigError, match="observation=text"):
         WebshopExpert().act(Step("WebShop\nInstruction:\nbuy"))
     expert = WebshopExpert()
     assert expert.act(Step("WebShop [SEP] Instruction: [SEP] Find me a xyzzy [SEP] Search")) == "search[a xyzzy]"

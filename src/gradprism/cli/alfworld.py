@@ -31,23 +31,23 @@ def replay_command(
     from itertools import islice
 
     from gradprism.cli.options import environment_options, print_json
-    from gradprism.environments.alfworld import replay
-    from gradprism.environments.registry import make_environment
+    from gradprism.environments.alfworld.environment import AlfworldEnvironment
+    from gradprism.environments.alfworld.replay import replay
     from gradprism.runtime import progress
     from gradprism.runtime.files import write_json
     from gradprism.trajectories.readers import iter_trajectories, write_messages_jsonl
 
     progress.set_quiet(as_json)
-    environment = make_environment("alfworld", **{"games": "official", **environment_options(data_dir, None)})
-    trajectories = list(islice(iter_trajectories(data, format_), limit))
-    kept, lost = replay.replay(environment, trajectories, workers)
-    write_messages_jsonl(out, kept)
-    told = replay.report(len(trajectories), lost)
+    environment = AlfworldEnvironment(games="official", **environment_options(data_dir, None))
+    replayed = replay(environment, list(islice(iter_trajectories(data, format_), limit)), workers)
+    write_messages_jsonl(out, replayed.kept)
+    told = replayed.report()
     if report is not None:
         write_json(report, told)
     if as_json:
         print_json(told)
         return
-    for one in told["lost"]:
-        print(f"{one['id']}: step {one['step']}, {one['action']!r}: {one['why']}")
-    print(f"{out}: {told['kept']} of {told['trajectories']} trajectories kept ({100 * told['kept_share']:.2f} %)")
+    for one in replayed.lost:
+        print(f"{one.id}: step {one.step}, {one.action!r}: {one.why}")
+    n = len(replayed.kept) + len(replayed.lost)
+    print(f"{out}: {len(replayed.kept)} of {n} trajectories kept ({100 * replayed.share:.2f} %)")

@@ -2,12 +2,14 @@
 
 from collections.abc import Sequence
 
+from gradprism.environments.play import play
 from gradprism.environments.pool import SessionPool
 from gradprism.environments.protocol import Environment, Task
+from gradprism.runtime.errors import EnvironmentPlayError
 from gradprism.runtime.progress import Progress
-from gradprism.trajectories.record import Message, Trajectory
+from gradprism.trajectories.record import Trajectory
 
-CHUNK = 32  # tasks sent to the pool at once: often enough for the progress bar, seldom enough to keep all workers busy
+IN_FLIGHT = 64  # episodes at once
 COUNT = 240  # tasks of a split without end, where nobody says how many
 
 
@@ -31,17 +33,18 @@ def collect(
     """The expert's successful episodes, in the order of the tasks: observations as user turns, actions as assistant turns.
 
     `tasks`, or else the first `count` of `split` as `default_tasks` has them. A task that the expert does not solve within `max_steps`
-    is left out. The trajectories do not depend on `workers`, the number of processes that play (default one per core).
+    is left out. The trajectories do not depend on `workers`, the number of processes that play (default one per core). Raises
+    `EnvironmentPlayError` where the engine fails, `ConfigError` where the environment has no expert.
     """
     if tasks is None:
         tasks = default_tasks(environment, split, count)
     trajectories = []
     with SessionPool(environment, workers) as pool, Progress("demonstrations", len(tasks)) as progress:
-        for begin in range(0, len(tasks), CHUNK):
-            chunk = tasks[begin : begin + CHUNK]
-            for task, pairs in zip(chunk, pool.demonstrate([t.id for t in chunk], max_steps), strict=True):
-                if pairs is not None:
-                    turns = [m for o, a in pairs for m in (Message("user", o), Message("assistant", a))]
-                    trajectories.append(Trajectory(task.id, tuple(turns), dict(task.reference())))
-            progress.advance(len(chunk))
+        for begin in range(0, len(tasks), IN_FLIGHT):
+            chunk = tasks[begin : begin + IN_FLIGHT]
+            for one in play(pool, chunk, [environment.expert() for _ in chunk], max_steps, lambda _: progress.advance(1)):
+                if one.last.info.failure:
+                    raise EnvironmentPlayError(one.last.info.failure)
+                if one.last.info.success:
+                    trajectories.append(one.trajectory(one.task.id))
     return trajectories

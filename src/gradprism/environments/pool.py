@@ -1,34 +1,31 @@
 """Many sessions at once, in worker processes: engines are not thread-safe and a step is Python, so threads would gain nothing.
 
 A worker may die or hang (engines run native code) without harm to the others: it is replaced, and its sessions are set up again from
-their tasks and actions so far, which gives the same state because sessions are deterministic. A call that breaks a second worker ends
+their tasks and actions so far, which gives the same state because sessions are deterministic. A call that breaks a worker twice ends
 its episode, with `Info.failure`, and only that.
 """
 
-import contextlib
 import multiprocessing as mp
 import os
-import queue
 import signal
 import sys
-import threading
-import time
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from multiprocessing.connection import Connection, wait
-from multiprocessing.process import BaseProcess
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Literal, NamedTuple, Self
 
-from gradprism.environments.protocol import Environment, Info, Step
+from gradprism.environments.protocol import Environment, Info, Session, Step
 from gradprism.runtime.errors import ConfigError, EnvironmentPlayError, GradprismError, MissingDependencyError
 
 Method = Literal["reset", "step"]
-RESET, STEP, DEMONSTRATE = "reset", "step", "demonstrate"
+RESET, STEP = "reset", "step"
 ATTEMPTS = 2  # a call that takes a worker with it is tried once more, in case the machine and not the game was to blame
 # What the user must change is raised to them; whatever else goes wrong in an episode ends that episode.
 RAISED = (ConfigError, MissingDependencyError)
+_CONTEXT = mp.get_context("spawn")  # a forked child would inherit torch's thread pools and locks
 
 
 def default_workers() -> int:
@@ -36,44 +33,23 @@ def default_workers() -> int:
     return len(os.sched_getaffinity(0))
 
 
-@dataclass(slots=True)
-class _History:
-    """What brings a session to its present state."""
+class _Call(NamedTuple):
+    """`history`: the task and the actions by which a session that was lost with its worker is set up first."""
 
-    task_id: str
-    actions: list[str] = field(default_factory=list)
-
-
-@dataclass(slots=True)
-class _Call:
-    method: str
+    method: Method
     session: int
-    argument: Any
-    position: int
-    restore: _History | None = None  # the session was lost with its worker and is set up from this first
-    attempts: int = 0
-    answered: bool = False
-    answer: Any = None  # once answered: the result, text that says why the episode failed, or an exception for the user
-
-    def __str__(self) -> str:
-        return f"{self.method} {str(self.argument)!r:.120}"
+    argument: str
+    history: tuple[str, ...] = ()
 
 
-@dataclass(slots=True)
-class _Worker:
-    process: BaseProcess
-    connection: Connection
-    queue: deque[_Call]
-    sent: float  # when it was started, was sent calls, or answered last
-    ready: bool = False  # it has imported its environment and waits for calls
+_Answer = Step | str | GradprismError  # a text says why the episode failed; an error is for the user
 
 
 @dataclass(frozen=True, slots=True)
 class Pending:
-    """Calls whose steps are asked for with `SessionPool.collect`."""
+    """Calls whose steps are asked for with `SessionPool.collect`: for each worker, their positions and what will be their answers."""
 
-    sessions: tuple[int, ...]
-    calls: tuple[_Call, ...]
+    shares: tuple[tuple[list[int], "Future[list[_Answer]]"], ...]
 
 
 class SessionPool:
@@ -89,228 +65,191 @@ class SessionPool:
     ) -> None:
         self._environment = environment
         self._n_workers = workers or default_workers()
-        self._step_seconds, self._reset_seconds = step_seconds, reset_seconds
-        self._context = mp.get_context("spawn")  # a forked child would inherit torch's thread pools and locks
+        self._seconds = {STEP: step_seconds, RESET: reset_seconds}
         self._workers: list[_Worker] = []
-        self._histories: dict[int, _History] = {}
-        self._failures: dict[int, str] = {}  # session -> why its episode is over
-        self._lost: set[int] = set()  # sessions whose worker is gone
-        self.restarts = 0
+
+    @property
+    def restarts(self) -> int:
+        """Workers that were replaced so far."""
+        return sum(worker.restarts for worker in self._workers)
 
     def __enter__(self) -> Self:
-        self._workers = [self._start(deque()) for _ in range(self._n_workers)]
+        self._workers = [_Worker(self._environment, self._seconds) for _ in range(self._n_workers)]
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         for worker in self._workers:
-            worker.connection.close()  # workers leave at end of file
+            worker.close()
         for worker in self._workers:
-            # One that was cut short in a call may be hanging in it.
-            worker.process.join(timeout=0.1 if worker.queue else 5)
-            if worker.process.is_alive():
-                worker.process.kill()
-                worker.process.join()
+            worker.join()
 
     def reset(self, sessions: Sequence[int], task_ids: Sequence[str]) -> list[Step]:
-        """Starts one task a session. Raises `ConfigError` for an unknown id; broken data ends the episode at once."""
+        """Starts one task per session. Raises `ConfigError` for an unknown id; broken data ends the episode at once."""
         return self.collect(self.send(RESET, sessions, task_ids))
 
     def step(self, sessions: Sequence[int], actions: Sequence[str]) -> list[Step]:
-        """Plays one action a session."""
+        """Plays one action per session."""
         return self.collect(self.send(STEP, sessions, actions))
-
-    def demonstrate(self, task_ids: Sequence[str], max_steps: int) -> list[list[tuple[str, str]] | None]:
-        """The expert's episodes as (observation, action) pairs, None where it did not succeed within `max_steps`."""
-        calls = [_Call(DEMONSTRATE, index, (task_id, max_steps), index) for index, task_id in enumerate(task_ids)]
-        self._dispatch(calls)
-        self._await(calls)
-        for call in calls:
-            if isinstance(call.answer, str):
-                raise EnvironmentPlayError(call.answer)
-        return [call.answer for call in calls]
 
     def send(self, method: Method, sessions: Sequence[int], arguments: Sequence[str]) -> Pending:
         """Starts what `reset` or `step` does and returns at once."""
-        calls = []
-        for position, (session, argument) in enumerate(zip(sessions, arguments, strict=True)):
-            if method == RESET:
-                self._histories[session] = _History(argument)
-                self._failures.pop(session, None)
-            if session not in self._failures:
-                restore = self._histories[session] if method == STEP and session in self._lost else None
-                calls.append(_Call(method, session, argument, position, restore))
-        self._dispatch(calls)
-        return Pending(tuple(sessions), tuple(calls))
+        calls = [_Call(method, session, argument) for session, argument in zip(sessions, arguments, strict=True)]
+        shares = []
+        for index, worker in enumerate(self._workers):
+            if mine := [position for position, call in enumerate(calls) if call.session % self._n_workers == index]:
+                shares.append((mine, worker.submit([calls[position] for position in mine])))
+        return Pending(tuple(shares))
 
     def collect(self, pending: Pending) -> list[Step]:
         """Waits for the steps of a `send`, in its order."""
-        results = [Step("", done=True, info=Info(valid=False, failure=self._failures.get(s, ""))) for s in pending.sessions]
-        self._await(pending.calls)
-        for call in pending.calls:
-            result = call.answer
-            if isinstance(result, str):
-                self._failures[call.session] = result
-                result = Step("", done=True, info=Info(valid=False, failure=result))
-            elif call.method == STEP:
-                self._histories[call.session].actions.append(call.argument)
-            results[call.position] = result
-        return results
+        answers = {}
+        for positions, future in pending.shares:
+            answers |= zip(positions, future.result(), strict=True)
+        steps = []
+        for _, answer in sorted(answers.items()):
+            if isinstance(answer, GradprismError):
+                raise answer
+            steps.append(Step("", done=True, info=Info(valid=False, failure=answer)) if isinstance(answer, str) else answer)
+        return steps
 
-    def _dispatch(self, calls: Sequence[_Call]) -> None:
-        for index, worker in enumerate(self._workers):
-            mine = [call for call in calls if call.session % self._n_workers == index]
-            if mine and not worker.queue:
-                worker.sent = time.monotonic() if worker.ready else worker.sent
-            worker.queue.extend(mine)
-            self._send(worker, mine)
 
-    def _await(self, calls: Sequence[_Call]) -> None:
-        """Waits until every call is answered; raises the first answer that is for the user."""
-        owed = [call for call in calls if not call.answered]
-        while owed:
-            # Workers are replaced while they are waited for.
-            busy = [self._workers[i] for i in sorted({call.session % self._n_workers for call in owed})]
-            for worker in busy:
-                self._collect(worker)
-            owed = [call for call in owed if not call.answered]
-            if owed:
-                busy = [self._workers[i] for i in sorted({call.session % self._n_workers for call in owed})]
-                wait([worker.connection for worker in busy], timeout=max(0.0, min(map(self._time_left, busy))))
-        for call in calls:
-            if isinstance(call.answer, Exception):
-                raise call.answer
+class _Worker:
+    """A process that holds sessions, and the thread of this process that speaks with it."""
 
-    def _collect(self, worker: _Worker) -> None:
-        """Takes in what a worker has answered; replaces it where it died or has taken too long."""
-        try:
-            while worker.queue and worker.connection.poll():
-                answer = worker.connection.recv()
-                worker.sent = time.monotonic()
-                if worker.ready:
-                    call = worker.queue.popleft()
-                    call.answer, call.answered = answer, True
-                    if call.method != DEMONSTRATE:
-                        self._lost.discard(call.session)
-                worker.ready = True  # its first message says no more than that
-        except (EOFError, ConnectionError):
-            worker.process.join(timeout=1)
-            self._replace(worker, f"died (exit code {worker.process.exitcode})")
-            return
-        if worker.queue and self._time_left(worker) <= 0:
-            self._replace(worker, f"did not answer for {self._limit(worker):g} s and was stopped")
+    def __init__(self, environment: Environment, seconds: dict[str, float]) -> None:
+        self._environment, self._seconds = environment, seconds
+        self._thread = ThreadPoolExecutor(1)
+        self._last: Future[list[_Answer]] | None = None
+        self._histories: dict[int, list[str]] = {}  # session -> its task and the actions since
+        self._failures: dict[int, str] = {}  # session -> why its episode is over
+        self._lost: set[int] = set()  # sessions that went with a process that broke
+        self._closing = False
+        self.restarts = 0
+        self._start()
 
-    def _replace(self, worker: _Worker, what: str) -> None:
-        """Puts a new worker in place of a broken one; the call that broke it has failed when it had done so before."""
-        call, index = worker.queue[0], self._workers.index(worker)
-        if not worker.ready:  # no game's fault, and the next one would do the same
-            error = EnvironmentPlayError(
-                f"environment {self._environment.name!r}: a worker {what} as it started; if memory ran out, use fewer workers"
-            )
-            for owed in worker.queue:
-                owed.answer, owed.answered = error, True
-            worker.queue.clear()
-            return
-        worker.process.kill()
-        worker.process.join()
-        worker.connection.close()
-        self.restarts += 1
-        call.attempts += 1
-        task = call.argument[0] if call.method == DEMONSTRATE else self._histories[call.session].task_id
-        message = f"environment {self._environment.name!r}: the worker {what} at {call} of task {task!r}"
-        print(f"warning: {message}", file=sys.stderr, flush=True)
-        if call.attempts >= ATTEMPTS:
-            worker.queue.popleft()
-            call.answer, call.answered = message, True
-        # Sessions are set up again when they are next asked for, so that one which cannot be harms no other.
-        self._lost |= {session for session in self._histories if session % self._n_workers == index}
-        for queued in worker.queue:
-            if queued.method == STEP:
-                queued.restore = self._histories[queued.session]
-        self._workers[index] = self._start(worker.queue)
-        self._send(self._workers[index], list(worker.queue))
+    def submit(self, calls: list[_Call]) -> "Future[list[_Answer]]":
+        """Has `calls` answered in their order, after those submitted before."""
+        self._last = self._thread.submit(self._answers, calls)
+        return self._last
 
-    def _start(self, queue: deque[_Call]) -> _Worker:
-        ours, theirs = self._context.Pipe()
-        process = self._context.Process(target=_work, args=(theirs, self._environment), daemon=True)
-        process.start()
+    def close(self) -> None:
+        """Lets the process end, or ends it where it was cut short in a call: it may be hanging."""
+        self._closing = True
+        self._thread.shutdown(wait=False, cancel_futures=True)
+        while self._last is not None and wait([self._last], timeout=0.1).not_done:
+            self.process.kill()
+        self._connection.close()  # workers leave at end of file
+
+    def join(self) -> None:
+        """Waits for the process to end, not forever."""
+        self.process.join(timeout=5)
+        self.process.kill()
+        self.process.join()
+
+    def _start(self) -> None:
+        self._connection, theirs = _CONTEXT.Pipe()
+        self.process = _CONTEXT.Process(target=_work, args=(theirs, self._environment), daemon=True)
+        self.process.start()
         theirs.close()
-        return _Worker(process, ours, queue, time.monotonic())
+        self._ready = False  # it has imported its environment and waits for calls
 
-    def _send(self, worker: _Worker, calls: Sequence[_Call]) -> None:
-        if not calls:
-            return
-        # A broken pipe is found, and answered, when results are collected.
-        with contextlib.suppress(ConnectionError):
-            worker.connection.send(
-                [(c.method, c.session, c.argument, c.restore and (c.restore.task_id, c.restore.actions)) for c in calls]
-            )
+    def _answers(self, calls: list[_Call]) -> list[_Answer]:
+        for call in calls:
+            if call.method == RESET:
+                self._histories[call.session] = [call.argument]
+                self._failures.pop(call.session, None)
+        answers: dict[int, _Answer] = {call.session: self._failures.get(call.session, "") for call in calls}
+        waiting = deque(call for call in calls if call.session not in self._failures)
+        attempts, sent = 0, False
+        while waiting and not self._closing:
+            call = waiting[0]
+            try:
+                if not sent:
+                    self._send(waiting)
+                    sent = True
+                answer = self._receive(self._limit(call))
+            except (EOFError, OSError) as error:
+                what = str(error) if isinstance(error, TimeoutError) else self._how_it_died()
+                if not self._ready:  # no game's fault, and the next one would do the same
+                    message = f"environment {self._environment.name!r}: a worker {what} as it started"
+                    return [EnvironmentPlayError(f"{message}; if memory ran out, use fewer workers")] * len(calls)
+                attempts, sent = attempts + 1, False
+                answer = self._replace(call, what)
+                if attempts < ATTEMPTS:
+                    continue
+            waiting.popleft()
+            attempts = 0
+            answers[call.session] = answer
+            if isinstance(answer, str):
+                self._failures[call.session] = answer
+            elif call.method == STEP:
+                self._histories[call.session].append(call.argument)
+            self._lost.discard(call.session)
+        return [answers[call.session] for call in calls]
 
-    def _limit(self, worker: _Worker) -> float:
-        """Seconds that the worker may take for what it is at."""
-        call = worker.queue[0]
-        if not worker.ready or call.method == RESET:
-            return self._reset_seconds
-        if call.method == DEMONSTRATE:
-            return self._reset_seconds + self._step_seconds * call.argument[1]
-        return self._step_seconds if call.restore is None else self._reset_seconds + self._step_seconds
+    def _send(self, calls: Sequence[_Call]) -> None:
+        if not self._ready:
+            self._receive(self._seconds[RESET])
+            self._ready = True
+        # Sessions are set up again when they are next stepped, so that one which cannot be harms no other.
+        self._connection.send([c._replace(history=tuple(self._histories[c.session])) if self._is_restored(c) else c for c in calls])
 
-    def _time_left(self, worker: _Worker) -> float:
-        return worker.sent + self._limit(worker) - time.monotonic()
+    def _receive(self, seconds: float) -> _Answer:
+        if not self._connection.poll(seconds):
+            raise TimeoutError(f"did not answer for {seconds:g} s and was stopped")
+        return self._connection.recv()
+
+    def _is_restored(self, call: _Call) -> bool:
+        return call.method == STEP and call.session in self._lost
+
+    def _limit(self, call: _Call) -> float:
+        """Seconds that the worker may take for a call."""
+        return self._seconds[call.method] + (self._seconds[RESET] if self._is_restored(call) else 0.0)
+
+    def _how_it_died(self) -> str:
+        self.process.join(timeout=1)
+        return f"died (exit code {self.process.exitcode})"
+
+    def _replace(self, call: _Call, what: str) -> str:
+        """Puts a new process in place of the one that `call` broke; returns what happened, which a line on stderr says too."""
+        shown, task_id = f"{call.method} {call.argument!r:.120}", self._histories[call.session][0]
+        message = f"environment {self._environment.name!r}: the worker {what} at {shown} of task {task_id!r}"
+        if not self._closing:
+            print(f"warning: {message}", file=sys.stderr, flush=True)
+            self.process.kill()
+            self.process.join()
+            self._connection.close()
+            self.restarts += 1
+            self._lost |= self._histories.keys()
+            self._start()
+        return message
 
 
 def _work(connection: Connection, environment: Environment) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's to answer; the pipe's end stops a worker
-    sessions: dict[int, Any] = {}
-    calls: queue.SimpleQueue[Any] = queue.SimpleQueue()
-    # Calls are read as they come, also while answers are written: else both ends could wait for the other to read.
-    threading.Thread(target=_receive, args=(connection, calls), daemon=True).start()
-    with contextlib.suppress(ConnectionError):
-        connection.send("ready")
-        while (batch := calls.get()) is not None:
-            for method, session, argument, restore in batch:
-                connection.send(_serve(environment, sessions, method, session, argument, restore))
-
-
-def _receive(connection: Connection, calls: "queue.SimpleQueue[Any]") -> None:
-    with contextlib.suppress(EOFError, OSError):
-        while True:
-            calls.put(connection.recv())
-    calls.put(None)
-
-
-def _serve(
-    environment: Environment,
-    sessions: dict[int, Any],
-    method: str,
-    session: int,
-    argument: Any,
-    restore: tuple[str, list[str]] | None,
-) -> Any:
-    """The result of a call; an exception is for the user, a text ends the episode."""
-    key = -1 if method == DEMONSTRATE else session  # demonstrations run one after the other and share an engine
+    sessions: dict[int, Session] = {}
     try:
-        if key not in sessions:
-            sessions[key] = environment.session()
-        if method == DEMONSTRATE:
-            return _demonstrate(environment, sessions[key], *argument)
-        if restore is not None:
-            sessions[key].reset(restore[0])
-            for action in restore[1]:
-                sessions[key].step(action)
-        return getattr(sessions[key], method)(argument)
+        connection.send("ready")
+        while True:
+            for call in connection.recv():
+                connection.send(_serve(environment, sessions, call))
+    except (EOFError, ConnectionError):
+        return
+
+
+def _serve(environment: Environment, sessions: dict[int, Session], call: _Call) -> _Answer:
+    try:
+        if call.session not in sessions:
+            sessions[call.session] = environment.session()
+        session = sessions[call.session]
+        if call.history:
+            session.reset(call.history[0])
+            for action in call.history[1:]:
+                session.step(action)
+        return session.reset(call.argument) if call.method == RESET else session.step(call.argument)
     except RAISED as error:
         return error
     except Exception as error:
-        sessions.pop(key, None)  # its engine may be in any state
+        sessions.pop(call.session, None)  # its engine may be in any state
         said = str(error) if isinstance(error, GradprismError) else f"{type(error).__name__}: {error}"
-        what = f"the expert on task {argument[0]!r}" if method == DEMONSTRATE else f"{method} {str(argument)!r:.120}"
-        return f"{environment.name}: {what} failed: {said}"
-
-
-def _demonstrate(environment: Environment, session: Any, task_id: str, max_steps: int) -> list[tuple[str, str]] | None:
-    expert, step, pairs = environment.expert(), session.reset(task_id), []
-    while not step.done and len(pairs) < max_steps:
-        action = expert.act(step)
-        pairs.append((step.observation, action))
-        step = session.step(action)
-    return pairs if step.info.success else None
+        return f"{environment.name}: {call.method} {call.argument!r:.120} failed: {said}"

@@ -61,10 +61,7 @@ def list_official(folder: Path, split: str) -> list[str]:
 
 def load_official(folder: Path, name: str) -> Game:
     """The game of an id; raises `ConfigError` for one that is not in `folder` and `DataError` for a broken file."""
-    _, split, task, trial = parse_official(name)
-    path = folder / split / task / trial / GAME_FILE
-    if not path.is_file():
-        raise ConfigError(f"game {name!r}: {path} does not exist; {HELP}")
+    path = game_path(folder, name)
     try:
         content = json.loads(path.read_bytes())
         problem, grammar = content["pddl_problem"], content["grammar"]
@@ -73,7 +70,15 @@ def load_official(folder: Path, name: str) -> Game:
         raise DataError(f"{path}: not a game ({type(error).__name__}: {error}); the download is not complete: {HELP}") from None
     if goal is None or "(define (problem" not in problem:
         raise DataError(f"{path}: not a game: its problem or its goal is missing; the download is not complete: {HELP}")
-    return Game(name, task.partition("-")[0], goal[1].strip().rstrip("."), problem)
+    return Game(name, path.parent.parent.name.partition("-")[0], goal[1].strip().rstrip("."), problem)
+
+
+def game_path(folder: Path, name: str) -> Path:
+    """The file of an id; raises `ConfigError` where it does not exist."""
+    path = Path(folder, *parse_official(name)[1:], GAME_FILE)
+    if not path.is_file():
+        raise ConfigError(f"game {name!r}: {path} does not exist; {HELP}")
+    return path
 
 
 def parse_official(name: str) -> tuple[str, str, str, str]:

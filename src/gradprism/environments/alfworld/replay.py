@@ -1,20 +1,21 @@
-"""Trajectories of an older ALFWorld, played again in the installed one, so that corpus and environment speak one text.
+"""Trajectories of an older ALFWorld, played again in the installed one, so that corpus and environment use the same text.
 
 The actions are kept, in today's words (`put X in/on Y` is now `move X to Y`); the observations are the engine's own. A trajectory is
 kept if every action is accepted and the last one solves the task.
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
 
-from gradprism.environments.alfworld.official import PREFIX, parse_official
+from gradprism.environments.alfworld import official
+from gradprism.environments.alfworld.environment import AlfworldEnvironment
+from gradprism.environments.play import play
 from gradprism.environments.pool import SessionPool
-from gradprism.environments.protocol import Environment
-from gradprism.runtime.errors import ConfigError
+from gradprism.environments.protocol import Step, Task
+from gradprism.runtime.errors import ConfigError, EnvironmentPlayError
 from gradprism.runtime.progress import Progress
-from gradprism.trajectories.record import Message, Trajectory
+from gradprism.trajectories.record import Trajectory
 
 _PUT = re.compile(r"put (.+?) (?:in/on|in|on) (.+)")
 _GAME = re.compile(r"([^/]+)/([^/]+)/([^/]+?)(?:/game\.tw-pddl)?$")
@@ -32,39 +33,62 @@ class Lost:
 
 
 @dataclass(slots=True)
-class _Replay:
-    """One trajectory on its way; `turns` is what becomes of it."""
+class _Script:
+    """Gives a trajectory's actions, as long as the engine accepts them."""
 
-    source: Trajectory
-    task_id: str
     actions: list[str]
-    turns: list[Message]
-    lost: Lost | None = None
+    given: int = 0
+
+    def act(self, step: Step) -> str:
+        if not step.info.valid:
+            raise EnvironmentPlayError("the engine does not accept it there")
+        if self.given == len(self.actions):
+            raise EnvironmentPlayError("the task is not solved at its end")
+        self.given += 1
+        return self.actions[self.given - 1]
 
 
-def replay(
-    environment: Environment, trajectories: Sequence[Trajectory], workers: int | None = None
-) -> tuple[list[Trajectory], list[Lost]]:
-    """The trajectories in today's text, in their order and with tasks that the environment knows, and those that do not replay."""
-    kept, lost = [], []
+@dataclass(frozen=True, slots=True)
+class Replay:
+    """The trajectories in today's text, with tasks that the environment knows, and those that do not replay; each in their order."""
+
+    kept: list[Trajectory]
+    lost: list[Lost]
+
+    @property
+    def share(self) -> float:
+        """Share of the trajectories that was kept; 1.0 of none."""
+        return len(self.kept) / (len(self.kept) + len(self.lost)) if self.lost else 1.0
+
+    def report(self) -> dict[str, object]:
+        """How many were kept, and why the others were not; JSON-serialisable."""
+        n = len(self.kept) + len(self.lost)
+        return {"trajectories": n, "kept": len(self.kept), "kept_share": self.share, "lost": [asdict(one) for one in self.lost]}
+
+
+def replay(environment: AlfworldEnvironment, trajectories: Sequence[Trajectory], workers: int | None = None) -> Replay:
+    """Plays the actions of `trajectories`, which name official games, in `workers` processes (default one per core)."""
+    kept: list[Trajectory] = []
+    lost: dict[int, Lost] = {}
     with SessionPool(environment, workers) as pool, Progress("replays", len(trajectories)) as progress:
         for begin in range(0, len(trajectories), IN_FLIGHT):
-            chunk = [_begin(trajectory) for trajectory in trajectories[begin : begin + IN_FLIGHT]]
-            _play(pool, [one for one in chunk if one.lost is None])
-            for one in chunk:
-                if one.lost is None:
-                    reference = environment.task({"env": environment.name, "id": one.task_id}).reference()
-                    kept.append(Trajectory(one.source.id, tuple(one.turns), reference))
+            numbers = range(begin, min(begin + IN_FLIGHT, len(trajectories)))
+            found: dict[int, Task] = {}
+            for number in numbers:
+                try:
+                    found[number] = _find(environment, trajectories[number])
+                except ConfigError as error:
+                    lost[number] = Lost(trajectories[number].id, 0, "", str(error))
+            scripts = [_Script(_actions(trajectories[number])) for number in found]
+            longest = max((len(script.actions) for script in scripts), default=0)
+            for number, one in zip(found, play(pool, list(found.values()), scripts, longest + 1), strict=True):
+                if one.last.info.success:
+                    kept.append(one.trajectory(trajectories[number].id))
                 else:
-                    lost.append(one.lost)
-            progress.advance(len(chunk), f"{len(lost)} lost")
-    return kept, lost
-
-
-def report(n: int, lost: Iterable[Lost]) -> dict[str, Any]:
-    """What was kept of `n` trajectories and why the others were not; JSON-serialisable."""
-    rows = [asdict(one) for one in lost]
-    return {"trajectories": n, "kept": n - len(rows), "kept_share": (n - len(rows)) / n if n else 1.0, "lost": rows}
+                    action, why = one.actions[-1] if one.actions else "", one.last.info.failure or one.gave_up
+                    lost[number] = Lost(trajectories[number].id, len(one.actions), action, why)
+            progress.advance(len(numbers), f"{len(lost)} lost")
+    return Replay(kept, [lost[number] for number in sorted(lost)])
 
 
 def new_action(action: str) -> str:
@@ -74,62 +98,19 @@ def new_action(action: str) -> str:
     return f"move {match[1]} to {match[2]}" if match else action
 
 
-def _begin(trajectory: Trajectory) -> _Replay:
-    one = _Replay(trajectory, "", [], [])
-    try:
-        one.task_id = _task_id(trajectory)
-    except ConfigError as error:
-        one.lost = Lost(trajectory.id, 0, "", str(error))
-        return one
+def _actions(trajectory: Trajectory) -> list[str]:
     # Some corpora open with rules and an acknowledgement: what counts begins with the task.
     starts = [i for i, m in enumerate(trajectory.messages) if m.role == "user" and "Your task is to:" in m.content]
     turns = trajectory.messages[starts[-1] :] if starts else trajectory.messages
-    one.actions = [new_action(m.content) for m in turns if m.role == "assistant"]
-    return one
+    return [new_action(m.content) for m in turns if m.role == "assistant"]
 
 
-def _task_id(trajectory: Trajectory) -> str:
+def _find(environment: AlfworldEnvironment, trajectory: Trajectory) -> Task:
+    """The official game of a trajectory; raises `ConfigError` where it names none, or one that is not there."""
     named = trajectory.task.get("game_file") or trajectory.task.get("id")
     match = _GAME.search(named) if isinstance(named, str) else None
     if match is None:
         raise ConfigError(f"names no game (game_file): {named!r}")
-    name = f"{PREFIX}/{match[1]}/{match[2]}/{match[3]}"
-    parse_official(name)
-    return name
-
-
-def _play(pool: SessionPool, playing: list[_Replay]) -> None:
-    try:
-        starts = pool.reset(range(len(playing)), [one.task_id for one in playing])
-    except ConfigError:
-        starts = []
-        for index, one in enumerate(playing):  # one of them is unknown: see which
-            try:
-                starts += pool.reset([index], [one.task_id])
-            except ConfigError as error:
-                one.lost = Lost(one.source.id, 0, "", str(error))
-                starts.append(None)
-    for one, start in zip(playing, starts, strict=True):
-        if start is not None and start.done:
-            one.lost = Lost(one.source.id, 0, "", start.info.failure)
-        elif start is not None:
-            one.turns.append(Message("user", start.observation))
-    active = {index: one for index, one in enumerate(playing) if one.lost is None}
-    number = 0
-    while active:
-        number += 1
-        for index, one in list(active.items()):
-            if number > len(one.actions):
-                one.lost = Lost(one.source.id, len(one.actions), one.actions[-1], "the task is not solved at its end")
-                del active[index]
-        steps = pool.step(list(active), [one.actions[number - 1] for one in active.values()])
-        for (index, one), step in zip(list(active.items()), steps, strict=True):
-            action = one.actions[number - 1]
-            one.turns.append(Message("assistant", action))
-            if step.info.success:
-                del active[index]
-            elif step.done or not step.info.valid:
-                one.lost = Lost(one.source.id, number, action, step.info.failure or "the engine does not accept it there")
-                del active[index]
-            else:
-                one.turns.append(Message("user", step.observation))
+    task = environment.find("/".join((official.PREFIX, *match.groups())))
+    official.game_path(official.games_folder(environment.data_dir), task.id)
+    return task

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from rapidfuzz import fuzz
 
 from gradprism.environments.protocol import Step
-from gradprism.runtime.errors import EnvironmentPlayError
+from gradprism.runtime.errors import ConfigError, EnvironmentPlayError
 
 ACTIONS = 15  # as papers allow
 LOOKS = 6  # items opened at most
@@ -52,7 +52,7 @@ class WebshopExpert:
         self._plan: list[str] = []  # clicks to make whatever the pages say
 
     def act(self, step: Step) -> str:
-        """The next action; raises `EnvironmentPlayError` where no product can be found."""
+        """The next action; raises `EnvironmentPlayError` where no product can be found, `ConfigError` for pages as rich text."""
         self._left -= 1
         parts = step.observation.split(SEPARATOR)
         if not self._instruction:
@@ -67,7 +67,7 @@ class WebshopExpert:
 
     def _begin(self, parts: list[str]) -> str:
         if len(parts) < 4 or parts[1] != "Instruction:":
-            raise EnvironmentPlayError("the expert reads WebShop's pages as plain text only; set observation=text")
+            raise ConfigError("the expert reads WebShop's pages as plain text only; set observation=text")
         self._instruction = parts[2].lower()
         price = _PRICE.search(self._instruction)
         self._bound = float(price[1]) if price else self._bound
