@@ -83,7 +83,7 @@ class StubProber:
 
 def make_corpus(path: Path, n: int) -> None:
     """Writes the corpus file that the probe is to read."""
-    from gradprism.trajectories.readers import write_messages_jsonl
+    from gradprism.trajectories.corpus import write_messages_jsonl
 
     write_messages_jsonl(path, synthetic_trajectories(n))
 
@@ -95,12 +95,12 @@ def probe(corpus: Path, out: Path, n_units: int) -> dict[str, Any]:
     from gradprism.probing.run import BatchRun, ShardWriter
     from gradprism.runtime.attempts import Attempt
     from gradprism.runtime.files import sha256_file
-    from gradprism.trajectories.readers import iter_trajectories
+    from gradprism.trajectories.corpus import load_corpus
 
     prober = StubProber(n_units)
     description = {"units": prober.unit_names, "data": [{"path": str(corpus), "sha256": sha256_file(corpus)}], "read": {}}
     began = time.perf_counter()
-    store, prepared = prepare(out, description, iter_trajectories([corpus]), ByteRenderer())
+    store, prepared = prepare(out, description, load_corpus(corpus), ByteRenderer())
     prepared_in = time.perf_counter() - began
     items = prepared.items()
     plan = plan_items(items, BATCH_TOKENS)

@@ -32,7 +32,7 @@ from gradprism.environments.alfworld.generator import constants
 from gradprism.environments.demonstrations import collect
 from gradprism.environments.registry import make_environment
 from gradprism.environments.webshop import generated, shop
-from gradprism.trajectories.readers import read_trajectories, write_messages_jsonl
+from gradprism.trajectories.corpus import load_corpus, write_messages_jsonl
 from gradprism.trajectories.record import Message, Trajectory
 from gradprism.trajectories.rendering import RenderedTrajectory, Renderer
 
@@ -342,7 +342,7 @@ def main() -> None:
     arguments.epochs = arguments.epochs or recipe.epochs
     arguments.stop_at = arguments.stop_at or recipe.stop_at
     if arguments.cache and arguments.cache.exists():
-        trajectories = read_trajectories([arguments.cache])[: arguments.demonstrations]
+        trajectories = list(load_corpus(arguments.cache))[: arguments.demonstrations]
     else:
         trajectories = demonstrate(recipe, arguments)
         if arguments.cache:

@@ -22,6 +22,11 @@ if TYPE_CHECKING:
     from gradprism.rollouts.config import RolloutConfig
     from gradprism.rollouts.episode import Episode, StopReason, Turn
     from gradprism.rollouts.player import rollout
+    from gradprism.routing.audit import Audit
+    from gradprism.routing.policies import PolicyContext, register_policy
+    from gradprism.routing.routes import Routes, route
+    from gradprism.routing.sets import RlTask
+    from gradprism.routing.stability import audit
     from gradprism.runtime.errors import GradprismError
     from gradprism.runtime.usage import Usage
     from gradprism.training.rl import train_rl
@@ -33,6 +38,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [
+    "Audit",
     "Corpus",
     "Environment",
     "Episode",
@@ -41,9 +47,12 @@ __all__ = [
     "GradprismError",
     "Info",
     "Message",
+    "PolicyContext",
     "Probe",
     "RlConfig",
+    "RlTask",
     "RolloutConfig",
+    "Routes",
     "Step",
     "StopReason",
     "Task",
@@ -51,6 +60,7 @@ __all__ = [
     "Trajectory",
     "Turn",
     "Usage",
+    "audit",
     "collect",
     "evaluate",
     "export",
@@ -61,7 +71,9 @@ __all__ = [
     "register_exporter",
     "register_format",
     "register_metric",
+    "register_policy",
     "rollout",
+    "route",
     "shipped",
     "train_rl",
     "write_template",
@@ -81,6 +93,11 @@ _ROOMS = {
     "rollouts.config": "RolloutConfig",
     "rollouts.episode": "Episode StopReason Turn",
     "rollouts.player": "rollout",
+    "routing.audit": "Audit",
+    "routing.policies": "PolicyContext register_policy",
+    "routing.routes": "Routes route",
+    "routing.sets": "RlTask",
+    "routing.stability": "audit",
     "runtime.errors": "GradprismError",
     "runtime.usage": "Usage",
     "training.rl": "train_rl",

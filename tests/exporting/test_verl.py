@@ -21,7 +21,7 @@ from gradprism.environments.webshop.generated import generate_catalogue
 from gradprism.environments.webshop.goals import make_goals
 from gradprism.routing.routes import route
 from gradprism.runtime.files import sha256_file, write_json, write_jsonl
-from gradprism.trajectories.readers import read_trajectories, write_messages_jsonl
+from gradprism.trajectories.corpus import load_corpus, write_messages_jsonl
 from gradprism.trajectories.record import Message, Trajectory
 from helpers.cli import assert_refused
 from helpers.probes import make_probe
@@ -297,11 +297,11 @@ def test_a_routed_probe_is_exported_whole(export, tmp_path):
     assert {name: about["sha256"] for name, about in exported["files"].items()} == {
         path.name: sha256_file(path) for path in folder.iterdir() if path.name != "export.json"
     }
-    sft = read_trajectories([tmp_path / "route" / "sft.jsonl"])
+    sft = list(load_corpus(tmp_path / "route" / "sft.jsonl"))
     assert [list(row) for row in pd.read_parquet(folder / "sft.parquet")["messages"]] == [t.chat() for t in sft]
     assert exported["sft"]["trajectories"] == len(sft) == 11
     # Our own readers take the SFT file as well, so nothing is lost on the way.
-    assert [(t.id, t.messages) for t in read_trajectories([folder / "sft.parquet"])] == [(t.id, t.messages) for t in sft]
+    assert [(t.id, t.messages) for t in list(load_corpus(folder / "sft.parquet"))] == [(t.id, t.messages) for t in sft]
     assert export(out="again")[0] == 0
     for path in folder.iterdir():
         assert path.read_bytes() == (tmp_path / "again" / path.name).read_bytes(), path.name

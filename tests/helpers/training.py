@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from gradprism.trajectories.readers import write_messages_jsonl
+from gradprism.trajectories.corpus import write_messages_jsonl
 from helpers.tiny import sample_trajectories, tiny_llama, tiny_qwen3, tiny_tokenizer
 
 

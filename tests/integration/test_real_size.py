@@ -25,7 +25,7 @@ from gradprism.training.rl import vllm_engine
 from gradprism.training.rl_config import RlConfig
 from gradprism.training.rounds import Rounds, TaskStream
 from gradprism.training.tracking import read_log
-from gradprism.trajectories.readers import write_messages_jsonl
+from gradprism.trajectories.corpus import write_messages_jsonl
 from gradprism.trajectories.rendering import Renderer
 from helpers.broken_games import BrokenGames
 from helpers.ranks import RankRun, environment, kill_processes

@@ -8,7 +8,7 @@ from gradprism.environments.alfworld.generator import TASK_TYPES, generate
 from gradprism.environments.demonstrations import collect
 from gradprism.environments.registry import make_environment
 from gradprism.models import load_model
-from gradprism.trajectories.readers import read_trajectories
+from gradprism.trajectories.corpus import load_corpus
 from gradprism.trajectories.rendering import Renderer, load_tokenizer
 
 MODEL, CORPUS = Path("models/alfworld-tiny"), Path("data/alfworld-quickstart.jsonl")
@@ -30,7 +30,7 @@ def test_the_base_models_are_small_and_safe(folder: Path):
 
 def test_the_corpus_holds_every_task_type_of_training_rooms_and_no_unknown_word():
     assert CORPUS.stat().st_size <= 1_000_000
-    trajectories = read_trajectories([CORPUS])
+    trajectories = list(load_corpus(CORPUS))
     assert len(trajectories) >= 200
     assert {t.task["task_type"] for t in trajectories} == set(TASK_TYPES)
     assert {t.task["split"] for t in trajectories} == {"train"}
@@ -42,7 +42,7 @@ def test_the_corpus_holds_every_task_type_of_training_rooms_and_no_unknown_word(
 
 def test_actions_decode_to_what_the_engine_reads():
     tokenizer = load_tokenizer(MODEL)
-    for trajectory in read_trajectories([CORPUS])[:40]:
+    for trajectory in list(load_corpus(CORPUS))[:40]:
         for message in trajectory.messages:
             if message.role == "assistant":
                 assert (

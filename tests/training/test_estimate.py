@@ -22,7 +22,7 @@ from gradprism.training.rl_config import RlConfig
 from gradprism.training.settings import LoraSettings
 from gradprism.training.sft import train_sft
 from gradprism.training.sft_config import SftConfig
-from gradprism.trajectories.readers import write_messages_jsonl
+from gradprism.trajectories.corpus import write_messages_jsonl
 from gradprism.trajectories.rendering import Renderer, load_tokenizer
 from helpers.cli import assert_refused
 from helpers.families import FAMILIES, family_model

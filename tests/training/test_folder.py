@@ -16,7 +16,7 @@ from gradprism.training.folder import Claim, claim_training, finished_training, 
 from gradprism.training.loop import Loop
 from gradprism.training.sft import train_sft
 from gradprism.training.sft_config import SftConfig
-from gradprism.trajectories.readers import write_messages_jsonl
+from gradprism.trajectories.corpus import write_messages_jsonl
 from helpers.tiny import sample_trajectories, tiny_llama, tiny_qwen3
 
 

@@ -19,7 +19,7 @@ from gradprism.training.folder import read_log
 from gradprism.training.sft import keeps_packed_apart, train_sft
 from gradprism.training.sft_config import SftConfig
 from gradprism.training.sft_data import Plan, tensors
-from gradprism.trajectories.readers import write_messages_jsonl
+from gradprism.trajectories.corpus import write_messages_jsonl
 from gradprism.trajectories.record import Message, Trajectory
 from gradprism.trajectories.rendering import Renderer, load_tokenizer
 from helpers.cli import assert_refused

@@ -28,18 +28,16 @@ def replay_command(
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON and no progress.")] = False,
 ) -> None:
     """Plays an older corpus again on the official games, in the text of the installed ALFWorld."""
-    from itertools import islice
-
     from gradprism.cli.options import environment_options, print_json
     from gradprism.environments.alfworld.environment import AlfworldEnvironment
     from gradprism.environments.alfworld.replay import replay
     from gradprism.runtime import progress
     from gradprism.runtime.files import write_json
-    from gradprism.trajectories.readers import iter_trajectories, write_messages_jsonl
+    from gradprism.trajectories.corpus import load_corpus, write_messages_jsonl
 
     progress.set_quiet(as_json)
     environment = AlfworldEnvironment(games="official", **environment_options(data_dir, None))
-    replayed = replay(environment, list(islice(iter_trajectories(data, format_), limit)), workers)
+    replayed = replay(environment, list(load_corpus(data, format=format_, limit=limit)), workers)
     write_messages_jsonl(out, replayed.kept)
     told = replayed.report()
     if report is not None:

@@ -24,7 +24,7 @@ def command(
     from gradprism.cli.options import environment_options
     from gradprism.environments.demonstrations import collect, default_tasks
     from gradprism.environments.registry import make_environment
-    from gradprism.trajectories.readers import write_messages_jsonl
+    from gradprism.trajectories.corpus import write_messages_jsonl
 
     environment = make_environment(env, **environment_options(data_dir, env_option))
     tasks = default_tasks(environment, split, count, start, task_type)

@@ -47,7 +47,7 @@ def command(
     from gradprism.training.processes import training_processes
     from gradprism.training.settings import check_trackers
     from gradprism.training.sft import train_sft
-    from gradprism.trajectories.readers import read_trajectories
+    from gradprism.trajectories.corpus import load_corpus
     from gradprism.trajectories.rendering import load_tokenizer
 
     progress.set_quiet(as_json)
@@ -58,8 +58,8 @@ def command(
         from gradprism.trajectories.rendering import Renderer
 
         machine = hardware(devices, device_tflops, device)
-        trajectories = read_trajectories(data, format_)
-        held_out = read_trajectories(eval_data, format_) if eval_data else []
+        trajectories = list(load_corpus(data, format=format_))
+        held_out = list(load_corpus(eval_data, format=format_)) if eval_data else []
         renderer = Renderer(load_tokenizer(model, chat_template), check_context_length(load_config(model), context_length))
         figures = estimate_sft(model, dtype, renderer, trajectories, held_out, config, machine, attention)
         if machine.is_first:
@@ -70,8 +70,8 @@ def command(
         if is_first:
             TRAINING.check(out, on_existing)
         check_trackers(config)
-        trajectories = read_trajectories(data, format_)
-        held_out = read_trajectories(eval_data, format_) if eval_data else []
+        trajectories = list(load_corpus(data, format=format_))
+        held_out = list(load_corpus(eval_data, format=format_)) if eval_data else []
         check_trainable(model)
         summary = train_sft(
             load_model(model, dtype, "cpu", attention=attention),  # the trainer places it

@@ -4,12 +4,14 @@ import json
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from gradprism.concentration import METRICS
 from gradprism.evaluation.config import EvaluationConfig
 from gradprism.package_data import resolve_shipped
+from gradprism.routing.policies import POLICIES
 from gradprism.runtime.errors import ConfigError, MissingFileError
 from gradprism.training.rl_config import RlConfig
 from gradprism.training.sft_config import SftConfig
@@ -72,9 +74,11 @@ class ProbeConfig(Section):
 class RouteConfig(Section):
     """The routing."""
 
-    metric: Literal["gini", "cv", "kurtosis"] = Field(default="gini", description="Concentration metric.")
-    policy: Literal["concentration", "inverse", "soft", "random", "magnitude", "loss", "length", "uncertainty", "pass_rate"] = (
-        Field(default="concentration", description="What trajectories are ranked by; see `gradprism route`.")
+    metric: Annotated[str, AfterValidator(METRICS.checked)] = Field(
+        default="gini", description="Concentration metric: gini, cv, kurtosis or a registered one."
+    )
+    policy: Annotated[str, AfterValidator(POLICIES.checked)] = Field(
+        default="concentration", description="What trajectories are ranked by; see `gradprism route`."
     )
     normalise: Literal["none", "per_parameter", "per_weight_norm"] = Field(
         default="none", description="What norms are divided by before they are compared: nothing, or each matrix's size."

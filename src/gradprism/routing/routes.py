@@ -150,7 +150,7 @@ def route(
     rates = None if pass_rates is None else PassRates.of(pass_rates)
     with ThreadPoolExecutor(1) as pool:  # hashing and reading the corpus hide behind the norms
         reading = pool.submit(Tasks.of, probe)
-        measures = probe.measures(normalise)
+        measures = probe.measures(normalise, [*dict.fromkeys((*METRICS, metric))])
         tasks = reading.result()
     if rates is not None:
         measures = measures.with_columns(rates.column(measures["id"].to_list(), tasks.ids))

@@ -65,7 +65,7 @@ def audit(
                 layers=_between(_LAYER_PAIRS, scores, notes),
                 probes={
                     label if labels.count(label) == 1 else str(other.folder): _with_probe(
-                        routes.frame, probe, other, other.measures(normalise), policy, context
+                        routes.frame, probe, other, other.measures(normalise, [metric]), policy, context
                     )
                     for label, other in zip(labels, others, strict=True)
                 },

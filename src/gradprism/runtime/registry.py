@@ -60,6 +60,11 @@ class Registry(Mapping[str, T], Generic[T]):
         except (ImportError, AttributeError) as error:
             raise ConfigError(f"{self.kind} {name!r}: {point.value} cannot be loaded ({error})") from None
 
+    def checked(self, name: str) -> str:
+        """The name itself, for a configuration's validator; raises `ConfigError` where there is no such thing."""
+        _ = self[name]
+        return name
+
     def __contains__(self, name: object) -> bool:
         return name in self._known or name in self._points()
 
