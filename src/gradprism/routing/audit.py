@@ -12,7 +12,6 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from gradprism.concentration import METRICS
 from gradprism.routing.agreement import (
     Agreement,
     SplitBy,
@@ -22,7 +21,7 @@ from gradprism.routing.agreement import (
     split_by,
     threshold_standard_error,
 )
-from gradprism.routing.split import Routing, Value
+from gradprism.routing.split import Routing, Value, metrics_with
 from gradprism.routing.tasks import Tasks
 
 CONFOUNDS = ("loss", "l2", "n_tokens", "n_response_tokens", "n_turns")
@@ -138,7 +137,7 @@ def audit_split(table: pl.DataFrame, routing: Routing, tasks: Tasks | None = Non
     """
     score = table["score"].to_numpy()
     to_rl = (table["route"] == "rl").to_numpy()
-    metrics = [name for name in dict.fromkeys((*METRICS, routing.metric)) if name in table.columns]
+    metrics = [name for name in metrics_with(routing.metric) if name in table.columns]
     names = {**{name: name for name in CONFOUNDS}, **({"success": "pass_rate"} if "pass_rate" in table.columns else {})}
     # Each column is ranked once: with a million rows that is what an audit takes.
     ranked = table.select(pl.col("score", *names.values(), *metrics).rank("average")).to_dict()

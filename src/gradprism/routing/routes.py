@@ -17,7 +17,7 @@ from gradprism.probing.result import Probe
 from gradprism.routing.audit import Audit, audit_split
 from gradprism.routing.policies import POLICIES, PolicyContext, policy_scores
 from gradprism.routing.sets import FileSets, ProbeSets, RlTask, Sets
-from gradprism.routing.split import ProbeOrigin, Routing, split_table
+from gradprism.routing.split import ProbeOrigin, Routing, metrics_with, split_table
 from gradprism.routing.tasks import PassRates, Tasks
 from gradprism.routing.thresholds import choose_threshold
 from gradprism.runtime.errors import DataError, MissingFileError
@@ -150,7 +150,7 @@ def route(
     rates = None if pass_rates is None else PassRates.of(pass_rates)
     with ThreadPoolExecutor(1) as pool:  # hashing and reading the corpus hide behind the norms
         reading = pool.submit(Tasks.of, probe)
-        measures = probe.measures(normalise, [*dict.fromkeys((*METRICS, metric))])
+        measures = probe.measures(normalise, metrics_with(metric))
         tasks = reading.result()
     if rates is not None:
         measures = measures.with_columns(rates.column(measures["id"].to_list(), tasks.ids))

@@ -9,6 +9,7 @@ import polars as pl
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from gradprism.concentration import METRICS
 from gradprism.runtime.errors import DataError
 from gradprism.runtime.files import read_json
 
@@ -60,6 +61,11 @@ class Routing(Value):
 
     def __str__(self) -> str:
         return f"{self.n_sft} to SFT, {self.n_rl} to RL; {self.policy} of {self.metric}, threshold {self.threshold:.6g}"
+
+
+def metrics_with(metric: str) -> list[str]:
+    """The registered metrics, and one that is named by its place alone."""
+    return list(dict.fromkeys((*METRICS, metric)))
 
 
 def split_table(measures: pl.DataFrame, score: NDArray[np.float64], threshold: float) -> pl.DataFrame:

@@ -15,6 +15,7 @@ from gradprism.routing.agreement import Agreement, agreement
 from gradprism.routing.audit import Agreements, Audit, Cost, ProbeAgreement
 from gradprism.routing.policies import PolicyContext, policy_scores
 from gradprism.routing.routes import route
+from gradprism.routing.split import metrics_with
 from gradprism.runtime.errors import ConfigError, DataError
 
 # What a probe of the same corpus may have been taken with otherwise.
@@ -65,7 +66,7 @@ def audit(
                 layers=_between(_LAYER_PAIRS, scores, notes),
                 probes={
                     label if labels.count(label) == 1 else str(other.folder): _with_probe(
-                        routes.frame, probe, other, other.measures(normalise, [metric]), policy, context
+                        routes.frame, probe, other, other.measures(normalise, metrics_with(metric)), policy, context
                     )
                     for label, other in zip(labels, others, strict=True)
                 },
