@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from gradprism.runtime.errors import ConfigError, MissingDependencyError, MissingFileError, ModelError
 from gradprism.runtime.files import read_json
+from gradprism.runtime.ranks import Ranks
 
 DTYPES = ("auto", "float32", "bfloat16", "float16", "float64")
 Quantise = Literal["8bit", "4bit"]
@@ -30,12 +31,16 @@ class ModelSpec:
 _ADAPTER_CONFIG, _ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 
-def resolve_device(device: str) -> str:
+def resolve_device(device: str, ranks: Ranks | None = None) -> str:
     """The device that a model's inputs go to: `auto` and `auto-map` are a CUDA device where there is one, else the CPU.
 
-    Raises `ModelError` for a device that is not there.
+    For one of a launcher's processes, which becomes the current one there, the CUDA device of its number. Raises `ModelError` for a
+    device that is not there, and `ConfigError` for one that all processes of a machine would share.
     """
     import torch
+
+    if ranks is not None:
+        return _own_device(device, ranks)
 
     name, _, index = device.partition(":")
     if name not in ("auto", "cpu", "cuda", "auto-map") or (index and not (name == "cuda" and index.isdigit())):
@@ -47,6 +52,22 @@ def resolve_device(device: str) -> str:
     if name in ("auto", "auto-map"):
         return "cuda" if torch.cuda.is_available() else "cpu"
     return device
+
+
+def _own_device(device: str, ranks: Ranks) -> str:
+    import torch
+
+    if device == "auto-map" or ":" in device:
+        raise ConfigError(f"--device {device}: under a launcher each process takes the device of its number; use auto, cpu or cuda")
+    if resolve_device(device) == "cpu":
+        return "cpu"
+    if ranks.local_rank >= torch.cuda.device_count():
+        raise ConfigError(
+            f"process {ranks.local_rank} of this machine has no CUDA device of its own ({torch.cuda.device_count()} found); "
+            f"start {torch.cuda.device_count()} processes here, or use --device cpu"
+        )
+    torch.cuda.set_device(ranks.local_rank)
+    return f"cuda:{ranks.local_rank}"
 
 
 def load_model(
@@ -86,7 +107,7 @@ def load_model(
     if away := [name for name, parameter in model.named_parameters() if parameter.device.type == "meta"]:
         raise ModelError(
             f"model {name_or_path!r}: does not fit the devices ({len(away)} of its weights, among them {away[0]}); "
-            "use more devices, --shard-model, --quantise or a smaller --dtype"
+            "use more devices, --quantise or a smaller --dtype"
         )
     if adapter is not None:
         model = _with_adapter(model, adapter)

@@ -1,14 +1,24 @@
-"""What a model is, as hashes: its weights, and what it makes of them."""
+"""Hashes of a model, of its weights and of its configuration, and its part of a probe's manifest."""
 
 import hashlib
 import json
+import math
+import platform
+from dataclasses import asdict
 from typing import Any
 
 import torch
+import transformers
 from torch import nn
 from transformers import PreTrainedModel
 
-# What a configuration says that changes no number: where it came from, and what the manifest has entries of its own for.
+from gradprism import __version__
+from gradprism.probing.manifest import ProbeManifest
+from gradprism.probing.plan import rope_boundaries
+from gradprism.probing.prober import Prober
+from gradprism.probing.units import weight_norms
+
+# Entries of a configuration that change no number: where it came from, and what the manifest has entries of its own for.
 _NO_MATTER = frozenset({"_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version", "use_cache"})
 
 
@@ -31,3 +41,29 @@ def weights_fingerprint(model: nn.Module) -> str:
         # Viewed as bytes: numpy has no bfloat16.
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def describe_model(prober: Prober) -> ProbeManifest:
+    """The manifest's part that tells of the model and its units."""
+    model = prober.model
+    return ProbeManifest(
+        units=tuple(prober.unit_names),
+        n_parameters=tuple(unit.n_parameters for unit in prober.units),
+        weight_norms=tuple(norm if math.isfinite(norm) else None for norm in weight_norms(prober.found)),
+        model=model.name_or_path,
+        model_class=type(model).__name__,
+        weights_sha256=weights_fingerprint(model),
+        config_sha256=config_fingerprint(model),
+        dtype=str(model.dtype).removeprefix("torch."),
+        attention=model.config._attn_implementation,
+        device=model.device.type,
+        parameters=model.num_parameters(),
+        rope_boundaries=rope_boundaries(model.config),
+        costs=asdict(prober.costs),
+        versions={
+            "gradprism": __version__,
+            "python": platform.python_version(),
+            "torch": str(torch.__version__),
+            "transformers": transformers.__version__,
+        },
+    )

@@ -1,144 +1,119 @@
-"""What a probe's manifest says of model and corpus, and what a run tells at its end."""
+"""The manifest of a probe folder: everything that its norms depend on, and what a reader should know of model and corpus."""
 
-import math
-import platform
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from functools import cached_property
 from typing import Any
 
-import torch
-import transformers
+from pydantic import TypeAdapter, ValidationError
 
-from gradprism import __version__
-from gradprism.probing.fingerprint import config_fingerprint, weights_fingerprint
-from gradprism.probing.norms import Costs
-from gradprism.probing.plan import rope_boundaries
-from gradprism.probing.prober import Prober
-from gradprism.probing.run import Counts, default_batch_tokens
-from gradprism.probing.store import OnExisting, ProbeStore
-from gradprism.probing.units import weight_norms
-from gradprism.runtime.errors import ConfigError, DataError
-from gradprism.runtime.files import sha256_file
-from gradprism.trajectories.rendering import template_fingerprint, tokenizer_fingerprint
+from gradprism.runtime.errors import DataError
+from gradprism.runtime.files import sha256_json
+
+# Keys that may differ between the attempts that fill one folder: they change no number beyond rounding.
+INFORMATIVE = frozenset({"model", "data", "read", "device", "parameters", "n_parameters", "weight_norms", "costs", "totals"})
+# Keys that are known only when the corpus has been read.
+OF_CORPUS = frozenset({"corpus_sha256", "n_trajectories"})
 
 
 @dataclass(frozen=True, slots=True)
-class Options:
-    """How a corpus is probed, whoever does it.
+class UnitInfo:
+    """A weight matrix whose gradient is measured: a column of the norms.
 
-    `context_length`: tokens a trajectory may have, None for as many as it has. `batch_tokens` (default `default_batch_tokens`)
-    bounds the padded tokens of a batch. `per_turn`: each turn too, by its own mean loss. Where the corpus comes from files, `data`
-    names them and `read` says how they are read (format, limit): a run that goes on with a folder made of the same reads no corpus.
+    `layer` is the first number in its `name` (0 where there is none), `kind` the name's end, as in `q` of `layers.0.q_proj`.
+    `n_parameters` counts its entries and `weight_norm` is its Frobenius norm; None where the probe does not tell.
     """
 
+    name: str
+    n_parameters: int | None = None
+    weight_norm: float | None = None
+
+    @property
+    def layer(self) -> int:
+        """The decoder layer that it is in."""
+        number = re.search(r"(?:^|\.)(\d+)(?:\.|$)", self.name)
+        return int(number[1]) if number else 0
+
+    @property
+    def kind(self) -> str:
+        """The projection that it is, such as `gate`."""
+        return self.name.rpartition(".")[2].removesuffix("_proj")
+
+
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """The corpus as rendered: its tokens, those of the loss, turns with a loss of their own, and trajectories that were cut."""
+
+    tokens: int = 0
+    response_tokens: int = 0
+    turns: int = 0
+    truncated: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class DataFile:
+    """A file that the corpus was read from, and the hex SHA-256 of its bytes."""
+
+    path: str
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeManifest:
+    """`manifest.json` of a probe folder. `units`, `n_parameters` and `weight_norms` have an entry per column of the norms.
+
+    `costs` are those by which the form of each norm was chosen (`norms.Costs`); `read` says how the files `data` were read.
+    """
+
+    units: tuple[str, ...]
+    n_parameters: tuple[int, ...] | None = None
+    weight_norms: tuple[float | None, ...] | None = None
+    model: str = ""
+    model_class: str = ""
+    weights_sha256: str = ""
+    config_sha256: str = ""
+    dtype: str = ""
+    attention: str | None = None
+    device: str = ""
+    parameters: int = 0
+    rope_boundaries: tuple[int, ...] = ()
+    costs: Any = None
+    tokenizer_sha256: str = ""
+    template_sha256: str = ""
     context_length: int | None = None
-    batch_tokens: int | None = None
-    per_turn: bool = False
-    on_existing: OnExisting = "resume"
-    data: Sequence[Path] = ()
-    read: dict[str, Any] = field(default_factory=dict)
+    data: tuple[DataFile, ...] = ()
+    read: Mapping[str, Any] = field(default_factory=dict)
+    corpus_sha256: str = ""
+    n_trajectories: int = 0
+    totals: Totals = Totals()
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def from_json(cls, values: Any, place: object) -> "ProbeManifest":
+        """Raises `DataError`, naming `place`, for anything but a probe's manifest."""
+        try:
+            return _ADAPTER.validate_python(values)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"]))
+            raise DataError(f"{place}: not a probe's manifest ({where}: {first['msg']}); name another folder") from None
+
+    def to_json(self) -> dict[str, Any]:
+        """The contents of the file."""
+        return asdict(self)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hex SHA-256 of all that the norms depend on. Each shard bears it, so that rows of another probe are never taken for this one's."""
+        return sha256_json({key: value for key, value in self.to_json().items() if key not in INFORMATIVE})
+
+    @cached_property
+    def unit_infos(self) -> tuple[UnitInfo, ...]:
+        """The units with their sizes."""
+        unknown = (None,) * len(self.units)
+        sizes = zip(self.units, self.n_parameters or unknown, self.weight_norms or unknown, strict=True)
+        return tuple(UnitInfo(*each) for each in sizes)
 
 
-def kept_costs(out: Path, on_existing: OnExisting) -> Costs | None:
-    """The costs by which the probe in `out` chose between the forms of a norm: a resumed one must choose alike. None for a new probe."""
-    if on_existing != "resume" or not (Path(out) / "manifest.json").is_file():
-        return None
-    kept: Any = ProbeStore(out).manifest.get("costs")
-    try:
-        return Costs(**kept)
-    except TypeError:  # none, or not of this form
-        return None
-
-
-def describe_model(prober: Prober) -> dict[str, Any]:
-    """What a manifest says of the model and its units, as plain values: enough for everything but the work itself."""
-    model = prober.model
-    return {
-        "model": model.name_or_path,
-        "model_class": type(model).__name__,
-        "weights_sha256": weights_fingerprint(model),
-        "config_sha256": config_fingerprint(model),
-        "dtype": str(model.dtype).removeprefix("torch."),
-        "attention": model.config._attn_implementation,
-        "device": model.device.type,
-        "parameters": model.num_parameters(),
-        "rope_boundaries": list(rope_boundaries(model.config)),
-        "units": prober.unit_names,
-        "n_parameters": [unit.n_parameters for unit in prober.units],
-        "weight_norms": [norm if math.isfinite(norm) else None for norm in weight_norms(prober.found)],
-        "costs": asdict(prober.costs),
-    }
-
-
-def describe_probe(model: dict[str, Any], tokenizer: Any, options: Options) -> dict[str, Any]:
-    """A manifest without the corpus: `describe_model`'s part, what renders the corpus, and the files that it comes from.
-
-    Raises `DataError` for data that can be read only once.
-    """
-    for path in options.data:
-        if path.exists() and not path.is_file():  # read twice: by its hash, and by its records
-            raise DataError(f"{path}: is no regular file; write what comes from it to one first")
-    return {
-        **model,
-        "tokenizer_sha256": tokenizer_fingerprint(tokenizer),
-        "template_sha256": template_fingerprint(tokenizer),
-        "context_length": options.context_length,
-        "data": [{"path": str(path), "sha256": sha256_file(path)} for path in options.data],
-        "read": options.read,
-        "versions": {
-            "gradprism": __version__,
-            "python": platform.python_version(),
-            "torch": str(torch.__version__),
-            "transformers": transformers.__version__,
-        },
-    }
-
-
-def checked_batch_tokens(batch_tokens: int | None, device: str) -> int:
-    """`batch_tokens`, or the device's default for None; raises `ConfigError` below 1."""
-    if batch_tokens is not None and batch_tokens < 1:
-        raise ConfigError(f"batch tokens {batch_tokens}: must be at least 1")
-    return batch_tokens or default_batch_tokens(device)
-
-
-def summarise(
-    store: ProbeStore,
-    counts: Counts,
-    *,
-    kept: int,
-    kept_turns: int,
-    padding: float,
-    batch_tokens: int,
-    seconds: float,
-    probing_seconds: float,
-    earlier: dict[str, Any],
-) -> dict[str, Any]:
-    """What a run did, as plain values. `earlier` is the cost of earlier attempts at the same folder (`attempts.total_cost`)."""
-    manifest = store.manifest
-    totals = manifest["totals"]
-    whole = counts.rows - counts.turns
-    return {
-        "probed": whole,
-        "kept": kept - kept_turns,
-        "probed_turns": counts.turns,
-        "kept_turns": kept_turns,
-        "tokens_forward": counts.tokens,
-        "tokens_backward": counts.tokens,
-        "batch_tokens": batch_tokens,
-        "padding_share": round(padding, 5),
-        "units": len(manifest["units"]),
-        "parameters": manifest["parameters"],
-        "device": manifest["device"],
-        "seconds": round(seconds, 3),
-        "probing_seconds": round(probing_seconds, 3),
-        "tokens_per_second": round(counts.tokens / probing_seconds, 1),
-        "trajectories_per_second": round(whole / probing_seconds, 2),
-        "earlier": earlier,
-        "corpus": {
-            "trajectories": store.n_trajectories,
-            **totals,
-            "sha256": manifest["corpus_sha256"],
-            "files": manifest["data"],
-        },
-    }
+_ADAPTER = TypeAdapter(ProbeManifest)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gradprism.probing.store import item_code
+from gradprism.probing.folder import item_code
 
 # Positions in `Items`, intp [k].
 Batch = NDArray[np.intp]
@@ -61,10 +61,10 @@ def plan_batches(lengths: NDArray[Any] | Sequence[int], batch_tokens: int, bound
     return batches
 
 
-def owed_batches(items: Items, batches: Sequence[Batch], finished: NDArray[np.int64]) -> list[Batch]:
+def pending_batches(items: Items, batches: Sequence[Batch], finished: NDArray[np.int64]) -> list[Batch]:
     """The batches without the items whose `item_code`s are in `finished`, and without those that are empty then."""
-    is_owed = ~np.isin(item_code(items.index, items.turn), finished)
-    return [owed for batch in batches if len(owed := batch[is_owed[batch]])]
+    is_pending = ~np.isin(item_code(items.index, items.turn), finished)
+    return [pending for batch in batches if len(pending := batch[is_pending[batch]])]
 
 
 def padded_tokens(items: Items, batches: Sequence[Batch]) -> int:

@@ -1,11 +1,13 @@
 """A corpus made ready for probing: rendered once, kept in the probe folder, and mapped into memory by every process that works on it.
 
-`rendered.arrow` (Arrow IPC) has one row a trajectory; `rendered.json`, written after it, says what it was made of and its hash. Both
+`rendered.arrow` (Arrow IPC) has one row per trajectory; `rendered.json`, written after it, says what it was made of and its hash. Both
 are a cache: made whole or not at all, and made again when they are missing, torn, or of other inputs.
 """
 
 import contextlib
-from collections.abc import Generator, Iterable, Sequence
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any, Protocol
 
@@ -13,17 +15,17 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from gradprism.probing.folder import CORPUS, PROBE, RENDERED, RENDERED_NOTE, WHOLE, ProbeFolder
+from gradprism.probing.manifest import OF_CORPUS, ProbeManifest, Totals
 from gradprism.probing.plan import Items
-from gradprism.probing.store import WHOLE, OnExisting, ProbeStore
 from gradprism.runtime.errors import DataError, MissingFileError
 from gradprism.runtime.files import atomic_write, read_json, sha256_file, sha256_json, write_json
-from gradprism.runtime.folders import removed_on_failure
+from gradprism.runtime.folders import OnExisting, removed_on_failure
 from gradprism.runtime.progress import Progress
+from gradprism.trajectories.corpus import canonical_line
 from gradprism.trajectories.record import Trajectory
 from gradprism.trajectories.rendering import RenderedTrajectory
 
-# What of a manifest the rendered corpus depends on.
-_KEYS = ("corpus_sha256", "tokenizer_sha256", "template_sha256", "context_length")
 _LAYOUT = 1
 _BATCH_ROWS, _BATCH_TOKENS = 1024, 1 << 20
 _SCHEMA = pa.schema(
@@ -31,7 +33,7 @@ _SCHEMA = pa.schema(
         ("id", pa.string()),
         ("n_truncated", pa.int32()),
         ("n_targets", pa.int32()),  # tokens of the loss
-        ("n_turns", pa.int32()),  # assistant turns that are learnt, cut off or not
+        ("n_turns", pa.int32()),  # assistant turns that are trained on, cut off or not
         ("length", pa.int32()),  # tokens that the model reads: those before the last target
         ("input_ids", pa.list_(pa.int32())),
         ("response_mask", pa.list_(pa.bool_())),
@@ -59,7 +61,7 @@ def turn_lengths(trajectory: Trajectory, rendered: RenderedTrajectory) -> list[i
 
 
 def one_turn(rendered: RenderedTrajectory, turn: int) -> RenderedTrajectory:
-    """The trajectory up to the end of an assistant turn, with only that turn's tokens to be learnt."""
+    """The trajectory up to the end of an assistant turn, with only that turn's tokens to be trained on."""
     start, stop = rendered.turns[turn].tolist()
     mask = np.zeros(stop, dtype=bool)
     mask[start:] = rendered.response_mask[start:stop]
@@ -71,7 +73,7 @@ class Prepared:
 
     def __init__(self, folder: Path) -> None:
         """Raises `MissingFileError` or `DataError` where `folder` has no rendered corpus that can be read."""
-        self.path = Path(folder) / "rendered.arrow"
+        self.path = Path(folder) / RENDERED
         try:
             reader = pa.ipc.open_file(pa.memory_map(str(self.path)))
             self._batches = [reader.get_batch(k) for k in range(reader.num_record_batches)]
@@ -131,70 +133,79 @@ class Prepared:
 
 def prepare(
     folder: Path,
-    description: dict[str, Any],
+    description: ProbeManifest,
     trajectories: Iterable[Trajectory],
     renderer: TrajectoryRenderer,
     on_existing: OnExisting = "resume",
-) -> tuple[ProbeStore, Prepared]:
+) -> tuple[ProbeFolder, Prepared]:
     """Makes the probe folder with its corpus and its rendered corpus, or opens what is there; to be called by one process.
 
     `description` is the manifest without the corpus. Where its `data` (hashes of the files that `trajectories` come from) and `read`
     are those of the folder's manifest and both files are intact, `trajectories` is not even begun.
 
-    Raises what `ProbeStore.create` does, and what reading and rendering raise; the folder is then as it was.
+    Raises what `FolderKind.claim` does, `DataError` for no trajectories, and what reading and rendering raise; the folder is then as
+    it was. `replace` deletes a probe's own files and nothing else.
     """
+    folder = Path(folder)
     if opened := reopen(folder, description, on_existing):
         return opened
-    folder = Path(folder)
-    with removed_on_failure(folder), atomic_write(folder / "rendered.arrow", "wb") as file:
-        writer = _Writer(file)
-        with contextlib.closing(_rendered(trajectories, renderer, writer)) as stream:
-            store = ProbeStore.create(folder, description, stream, on_existing, totals=lambda: writer.totals)
-        writer.close()
-    write_json(folder / "rendered.json", {"of": _of(store), "sha256": sha256_file(folder / "rendered.arrow")})
-    return store, Prepared(folder)
-
-
-def reopen(folder: Path, description: dict[str, Any], on_existing: OnExisting) -> tuple[ProbeStore, Prepared] | None:
-    """What `prepare` would open without reading the corpus again, or None; raises what `ProbeStore.check` does."""
-    old = ProbeStore.check(folder, description, on_existing)
-    if old and on_existing == "resume" and _same_data(old.manifest, description) and _is_intact(old):
-        return old, Prepared(folder)
-    return None
-
-
-def _rendered(
-    trajectories: Iterable[Trajectory], renderer: TrajectoryRenderer, writer: "_Writer"
-) -> Generator[Trajectory, None, None]:
     with contextlib.ExitStack() as stack:
+        stack.enter_context(removed_on_failure(folder))
+        writer = _Writer(stack.enter_context(atomic_write(folder / RENDERED, "wb")))
+        corpus, digest = stack.enter_context(atomic_write(folder / CORPUS, "wb")), hashlib.sha256()
         # A stream says how far it is itself.
         progress = stack.enter_context(Progress("rendering", len(trajectories))) if isinstance(trajectories, Sequence) else None
         for trajectory in trajectories:
             writer.add(trajectory, renderer.render(trajectory))
-            yield trajectory
+            corpus.write(line := canonical_line(trajectory))
+            digest.update(line)
             if progress:
                 progress.advance()
+        if not writer.n:
+            raise DataError("the corpus has no trajectories; there is nothing to probe")
+        writer.close()
+        manifest = replace(description, corpus_sha256=digest.hexdigest(), n_trajectories=writer.n, totals=Totals(**writer.totals))
+        # Before the corpus and its rendering are in their places: a folder is a probe folder once it has its manifest.
+        PROBE.claim(folder, manifest.to_json(), on_existing)
+    made = ProbeFolder(folder)
+    write_json(folder / RENDERED_NOTE, {"of": _of(made.manifest), "sha256": sha256_file(folder / RENDERED)})
+    return made, Prepared(folder)
 
 
-def _same_data(old: dict[str, Any], new: dict[str, Any]) -> bool:
-    hashes = [[entry["sha256"] for entry in manifest.get("data", ())] for manifest in (old, new)]
-    return bool(hashes[0]) and hashes[0] == hashes[1] and old.get("read") == new.get("read")
+def reopen(folder: Path, description: ProbeManifest, on_existing: OnExisting) -> tuple[ProbeFolder, Prepared] | None:
+    """What `prepare` would open without reading the corpus again, or None; raises what `FolderKind.check` does, and for another probe."""
+    found = PROBE.check(folder, on_existing)
+    if found is None:
+        return None
+    old = ProbeFolder(folder)  # also for `replace`: what is no probe's manifest is not replaced
+    if on_existing != "resume":
+        return None
+    PROBE.refuse_differences(folder, found, description.to_json(), OF_CORPUS)
+    return (old, Prepared(folder)) if _same_data(old.manifest, description) and _is_intact(old) else None
 
 
-def _is_intact(store: ProbeStore) -> bool:
+def _same_data(old: ProbeManifest, new: ProbeManifest) -> bool:
+    hashes = [[file.sha256 for file in manifest.data] for manifest in (old, new)]
+    return bool(hashes[0]) and hashes[0] == hashes[1] and old.read == new.read
+
+
+def _is_intact(probe: ProbeFolder) -> bool:
     try:
-        made = read_json(store.folder / "rendered.json")
+        note = read_json(probe.folder / RENDERED_NOTE)
         return (
-            made["of"] == _of(store)
-            and made["sha256"] == sha256_file(store.folder / "rendered.arrow")
-            and sha256_file(store.folder / "corpus.jsonl") == store.manifest["corpus_sha256"]
+            note["of"] == _of(probe.manifest)
+            and note["sha256"] == sha256_file(probe.folder / RENDERED)
+            and sha256_file(probe.folder / CORPUS) == probe.manifest.corpus_sha256
         )
     except (OSError, DataError, KeyError, TypeError):
         return False
 
 
-def _of(store: ProbeStore) -> str:
-    return sha256_json([_LAYOUT, [store.manifest.get(key) for key in _KEYS]])
+def _of(manifest: ProbeManifest) -> str:
+    """Hash of all that the rendered corpus depends on."""
+    return sha256_json(
+        [_LAYOUT, [manifest.corpus_sha256, manifest.tokenizer_sha256, manifest.template_sha256, manifest.context_length]]
+    )
 
 
 class _Writer:
@@ -203,13 +214,14 @@ class _Writer:
     def __init__(self, file: IO[bytes]) -> None:
         self._ipc = pa.ipc.new_file(file, _SCHEMA)
         self._rows: list[tuple[Trajectory, RenderedTrajectory, list[int]]] = []
-        self._n_tokens = 0
+        self._n_tokens = self.n = 0
         # Of the whole corpus: tokens as rendered, targets, turns with a loss of their own, trajectories that were cut.
         self.totals = {"tokens": 0, "response_tokens": 0, "turns": 0, "truncated": 0}
 
     def add(self, trajectory: Trajectory, rendered: RenderedTrajectory) -> None:
         lengths = turn_lengths(trajectory, rendered)
         self._rows.append((trajectory, rendered, lengths))
+        self.n += 1
         self._n_tokens += len(rendered.input_ids)
         self.totals["tokens"] += len(rendered.input_ids)
         self.totals["response_tokens"] += rendered.n_targets

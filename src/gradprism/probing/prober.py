@@ -10,7 +10,7 @@ Shapes: n trajectories, T positions, R target rows of a batch, V vocabulary, N u
 import itertools
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -100,7 +100,9 @@ class Prober:
         """
         batch = self._collate(trajectories)
         current = Pass(batch, len(self.units), self.costs, self._checkpoint_activations)
-        with self._attached(), torch.enable_grad():
+        # Threads of a launcher's process begin with another device than its own as the current one.
+        on_device = torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext()
+        with on_device, self._attached(), torch.enable_grad():
             self._thread.current = current
             logits_RV = self.model(
                 input_ids=batch.input_ids,

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,9 +12,9 @@ import polars as pl
 from numpy.typing import NDArray
 
 from gradprism.concentration import METRICS
-from gradprism.probing.probe_manifest import ProbeManifest, UnitInfo
+from gradprism.probing.folder import ProbeFolder, ProbeTable, local_copy
+from gradprism.probing.manifest import ProbeManifest, UnitInfo
 from gradprism.probing.scores import View, measure, measure_views, unit_scales
-from gradprism.probing.store import ProbeStore, ProbeTable
 from gradprism.runtime.attempts import total_cost
 from gradprism.runtime.folders import OnExisting, atomic_folder
 from gradprism.runtime.usage import Usage
@@ -58,24 +57,23 @@ class Probe:
     `run` says what the call of `probe` that made it did; None for a probe that was loaded, and in a launcher's other processes.
     """
 
-    def __init__(
-        self, store: ProbeStore, temporary: "tempfile.TemporaryDirectory[str] | None" = None, run: ProbeRun | None = None
-    ) -> None:
-        self._store, self._temporary, self.run = store, temporary, run
-        self.manifest = ProbeManifest.from_json(store.manifest, str(store.folder / "manifest.json"))
+    def __init__(self, files: ProbeFolder, kept: object = None, run: ProbeRun | None = None) -> None:
+        """`kept`: what the files live with, where they are a temporary folder's or a copy of a URL's."""
+        self._files, self._kept, self.run = files, kept, run
 
     @classmethod
     def load(cls, folder: str | Path) -> "Probe":
-        """Opens a probe folder; raises `MissingFileError` or `DataError` where there is none."""
-        return cls(ProbeStore(Path(folder)))
+        """Opens a probe folder, or a URL that fsspec opens; raises `MissingFileError` or `DataError` where there is none."""
+        with local_copy(folder) as (here, mirror):
+            return cls(ProbeFolder(here), kept=mirror)
 
     def save(self, folder: str | Path, on_existing: OnExisting = "fail") -> None:
         """Copies the probe into a folder of its own, whole or not at all; `on_existing` is `replace` or `fail`."""
         with atomic_folder(Path(folder), on_existing, "manifest.json", "probe") as new:
-            shutil.copytree(self._store.folder, new, dirs_exist_ok=True)
+            shutil.copytree(self._files.folder, new, dirs_exist_ok=True)
 
     def __len__(self) -> int:
-        return self._store.n_trajectories
+        return self._files.manifest.n_trajectories
 
     def __repr__(self) -> str:
         where = f" in {self.folder}" if self.folder else ""
@@ -83,8 +81,13 @@ class Probe:
 
     @property
     def folder(self) -> Path | None:
-        """The probe folder; None for a probe that was not given one, and whose files end with it."""
-        return None if self._temporary else self._store.folder
+        """The probe folder on this machine; None for a probe that was not given one, and for one behind a URL."""
+        return None if self._kept else self._files.folder
+
+    @property
+    def manifest(self) -> ProbeManifest:
+        """Everything that the norms depend on: model, tokenizer, template and corpus by hash, context length, versions."""
+        return self._files.manifest
 
     @property
     def units(self) -> tuple[UnitInfo, ...]:
@@ -94,12 +97,12 @@ class Probe:
     @property
     def usage(self) -> Usage:
         """Tokens and seconds of all attempts at the folder; processes of one attempt run side by side, so the longest counts."""
-        return attempts_usage(self._store.folder)
+        return attempts_usage(self._files.folder)
 
     @cached_property
     def frame(self) -> pl.DataFrame:
         """A row per trajectory, in the corpus's order: index, id, n_tokens, n_response_tokens, n_turns, loss (nats), l2 (of all norms)."""
-        return measure(self._store, None, ())
+        return measure(self._files, None, ())
 
     @property
     def ids(self) -> list[str]:
@@ -109,21 +112,21 @@ class Probe:
     @cached_property
     def norms(self) -> NDArray[np.float32]:
         """Gradient norms, float32 `[n, N]`, of each trajectory's mean loss with respect to each unit's weight."""
-        return self._store.read().norms
+        return self._files.read().norms
 
     @cached_property
     def turns(self) -> ProbeTable:
         """Norms and frame (with the column `turn`) of single assistant turns; raises `DataError` unless they were probed (`per_turn`)."""
-        return self._store.read_turns()
+        return self._files.read("turns")
 
     @property
     def trajectories(self) -> "ProbedTrajectories":
         """The probed corpus, read from the folder as it is gone through, as often as you like."""
-        return ProbedTrajectories(self._store)
+        return ProbedTrajectories(self._files)
 
     def corpus_blocks(self) -> Iterator[list[bytes]]:
         """The corpus as lines of JSON in the `messages` format, some thousand at a time; raises `DataError` where it was changed."""
-        return self._store.corpus_blocks()
+        return self._files.corpus_blocks()
 
     def scores(self, metric: str = "gini", *, normalise: str = "none") -> NDArray[np.float64]:
         """The concentration of each trajectory's norms, float64 `[n]`, by a registered metric (`gradprism.concentration`).
@@ -135,17 +138,17 @@ class Probe:
 
     def measures(self, normalise: str = "none", metrics: Sequence[str] | None = None) -> pl.DataFrame:
         """`frame` with a column per metric (default all that are registered), from one pass over the norms; raises as `scores` does."""
-        return measure(self._store, unit_scales(self.units, normalise), list(METRICS) if metrics is None else metrics)
+        return measure(self._files, unit_scales(self.units, normalise), list(METRICS) if metrics is None else metrics)
 
     def views(self, views: Sequence[View]) -> NDArray[np.float64]:
         """Scores of parts of the units, or of scaled norms, float64 `[n, views]`, from one pass; NaN where a row has none."""
-        return measure_views(self._store, views)
+        return measure_views(self._files, views)
 
     @cached_property
     def mean_norms(self) -> NDArray[np.float64]:
         """The corpus's mean of each unit's norm, float64 `[N]`, from one pass over the shards."""
         total = np.zeros(len(self.units))
-        for shard in self._store.scan("whole"):
+        for shard in self._files.scan("whole"):
             total += shard.norms.sum(axis=0, dtype=np.float64)
         return total / len(self)
 
@@ -160,14 +163,14 @@ def attempts_usage(folder: Path, without: str | None = None) -> Usage:
 class ProbedTrajectories:
     """The trajectories of a probe folder, in order."""
 
-    _store: ProbeStore
+    _files: ProbeFolder
 
     def __len__(self) -> int:
-        return self._store.n_trajectories
+        return self._files.manifest.n_trajectories
 
     def __iter__(self) -> Iterator[Trajectory]:
-        place = f"{self._store.folder}: corpus"
-        for block in self._store.corpus_blocks():
+        place = f"{self._files.folder}: corpus"
+        for block in self._files.corpus_blocks():
             for line in block:
                 record = json.loads(line)
                 yield parse_record(record, "messages", place, record["id"])

@@ -6,15 +6,17 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from gradprism.probing.folder import WHOLE, ProbeFolder, ProbeRow
+from gradprism.probing.mirror import Mirror
 from gradprism.probing.plan import Batch, Items, plan_batches
+from gradprism.probing.prepared import Prepared
 from gradprism.probing.prober import ProbeResult
-from gradprism.probing.store import WHOLE, ProbeRow, ProbeStore
 from gradprism.runtime.attempts import Attempt
 from gradprism.runtime.errors import DataError
 from gradprism.runtime.progress import Progress, say
@@ -35,19 +37,6 @@ class TrajectoryProber(Protocol):
     def probe(self, trajectories: Sequence[RenderedTrajectory]) -> ProbeResult: ...
 
 
-class Source(Protocol):
-    """Where a run finds what items are: a `Prepared`, or what a process was sent of one."""
-
-    @property
-    def n_turns(self) -> NDArray[np.int32]:
-        """Assistant turns that are learnt, by a trajectory's index."""
-        ...
-
-    def sequence(self, index: int, turn: int) -> RenderedTrajectory:
-        """What the model is given for an item."""
-        ...
-
-
 def default_batch_tokens(device: str) -> int:
     """2048 on a CPU, where larger batches leave its caches and are slower (measured: 8192 takes a third longer), else 16384."""
     return 2048 if torch.device(device).type == "cpu" else 16384
@@ -62,7 +51,7 @@ def default_workers(device: str) -> int:
 
 
 def result_rows(
-    source: Source, items: Items, batch: Batch, result: ProbeResult, unit_names: Sequence[str]
+    source: Prepared, items: Items, batch: Batch, result: ProbeResult, unit_names: Sequence[str]
 ) -> tuple[list[ProbeRow], str | None]:
     """The rows of a batch's finite results, and what is wrong with the first result that is not finite, or None."""
     with np.errstate(over="ignore"):
@@ -100,30 +89,36 @@ def _cause(loss: float, norms: NDArray[np.float32], unit_names: Sequence[str]) -
 
 
 class ShardWriter:
-    """Collects rows and writes a shard of them every `SHARD_ROWS` rows or `SHARD_SECONDS`; rows do not depend on where it cuts."""
+    """Collects rows and writes a shard of them every `SHARD_ROWS` rows or `SHARD_SECONDS`; rows do not depend on where it cuts.
 
-    def __init__(self, store: ProbeStore, attempt: Attempt, n_items: int) -> None:
-        self.n_rows = 0
-        self._store, self._attempt = store, attempt
+    As a context, it writes what is left at the end, also where the work is interrupted.
+    """
+
+    def __init__(self, probe: ProbeFolder, attempt: Attempt, n_items: int, mirror: Mirror | None = None) -> None:
+        self._probe, self._attempt, self._mirror = probe, attempt, mirror
         self._most = max(SHARD_ROWS, n_items // SHARDS)
-        self._pending: list[ProbeRow] = []
+        self._waiting: list[ProbeRow] = []
         self._written = time.monotonic()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *failure: object) -> None:
+        self._write()
 
     def add(self, rows: Sequence[ProbeRow]) -> None:
         """Takes the rows of one batch, which always get into one shard."""
-        self._pending += rows
-        if len(self._pending) >= self._most or time.monotonic() - self._written >= SHARD_SECONDS:
-            self.write()
+        self._waiting += rows
+        if len(self._waiting) >= self._most or time.monotonic() - self._written >= SHARD_SECONDS:
+            self._write()
 
-    def write(self) -> None:
-        """Writes what there is."""
-        if not self._pending:
-            return
-        self._store.append(self._pending)
-        self.n_rows += len(self._pending)
-        self._attempt.add(len(self._pending), sum(row.n_tokens for row in self._pending))
-        self._pending = []
-        self._written = time.monotonic()
+    def _write(self) -> None:
+        if self._waiting:
+            shard = self._probe.append(self._waiting)
+            self._attempt.add(len(self._waiting), sum(row.n_tokens for row in self._waiting))
+            if self._mirror is not None:
+                self._mirror.push(shard, self._attempt.path)
+        self._waiting, self._written = [], time.monotonic()
 
 
 @dataclass(slots=True)
@@ -146,17 +141,16 @@ class Counts:
 class BatchRun:
     """Probes batches of `items`.
 
-    `batch_tokens` and `boundaries` are those of the plan. Where memory runs out, and `may_split`, batches are split into ones of
-    half as many tokens. `workers` batches run at once, each on a thread.
+    `batch_tokens` and `boundaries` are those of the plan. Where memory runs out, batches are split into ones of half as many tokens.
+    `workers` batches run at once, each on a thread.
     """
 
     prober: TrajectoryProber
-    source: Source
+    source: Prepared
     items: Items
     batch_tokens: int
     boundaries: tuple[int, ...] = ()
     workers: int = 1
-    may_split: bool = True
     counts: Counts = field(default_factory=Counts)
 
     def run(self, batches: Iterable[Batch], take: Callable[[list[ProbeRow]], None], n_items: int | None = None) -> None:
@@ -229,7 +223,7 @@ class BatchRun:
         try:
             return self.prober.probe(self.sequences(batch))
         except (RuntimeError, MemoryError) as error:
-            if not self.may_split or not is_out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
         finally:
             self.counts.busy_seconds += time.perf_counter() - began

@@ -9,8 +9,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from gradprism.concentration import METRICS, Metric, UndefinedError
-from gradprism.probing.probe_manifest import UnitInfo
-from gradprism.probing.store import ProbeStore, Shard
+from gradprism.probing.folder import ProbeFolder, Shard, to_frame
+from gradprism.probing.manifest import UnitInfo
 from gradprism.runtime.errors import ConfigError, DataError
 
 NORMALISATIONS = ("none", "per_parameter", "per_weight_norm")
@@ -28,7 +28,7 @@ class View:
     units: NDArray[np.intp] | None = None
 
 
-def measure(store: ProbeStore, scales: NDArray[np.float64] | None, metrics: Sequence[str]) -> pl.DataFrame:
+def measure(probe: ProbeFolder, scales: NDArray[np.float64] | None, metrics: Sequence[str]) -> pl.DataFrame:
     """A complete probe's columns in the corpus's order, with a column per metric of the norms times `scales` `[N]`.
 
     Raises `DataError` for a probe that is not complete and for norms that have no concentration, naming the trajectory.
@@ -42,15 +42,15 @@ def measure(store: ProbeStore, scales: NDArray[np.float64] | None, metrics: Sequ
         except UndefinedError as error:
             raise DataError(f"trajectory {shard.columns['id'][rows][error.row].as_py()!r}: {error.why}") from None
 
-    shards = list(store.scan("whole", lambda shard: _blocks(shard, of_block, len(metrics))))
+    shards = list(probe.scan("whole", lambda shard: _blocks(shard, of_block, len(metrics))))
     order = np.argsort(np.concatenate([shard.codes for shard in shards]))
     columns = pa.concat_tables([shard.columns for shard in shards]).take(pa.array(order))
     values = np.concatenate([shard.norms for shard in shards])[order]
-    table = pl.DataFrame(pl.from_arrow(columns)).drop("turn")
+    table = to_frame(columns).drop("turn")
     return table.with_columns(**{name: pl.Series(values[:, k]) for k, name in enumerate(metrics)})
 
 
-def measure_views(store: ProbeStore, views: Sequence[View]) -> NDArray[np.float64]:
+def measure_views(probe: ProbeFolder, views: Sequence[View]) -> NDArray[np.float64]:
     """Each view's scores, float64 `[n, views]`, rows in the corpus's order, from one pass over the norms.
 
     NaN where a row's units have no concentration: all of their norms are zero, or for kurtosis equal. Raises `DataError` for a probe
@@ -60,7 +60,7 @@ def measure_views(store: ProbeStore, views: Sequence[View]) -> NDArray[np.float6
     def of_block(norms: NDArray[np.float64], shard: Shard, rows: slice) -> list[NDArray[np.float64]]:
         return [_of_view(norms, view) for view in views]
 
-    shards = list(store.scan("whole", lambda shard: _blocks(shard, of_block, len(views))))
+    shards = list(probe.scan("whole", lambda shard: _blocks(shard, of_block, len(views))))
     return np.concatenate([shard.norms for shard in shards])[np.argsort(np.concatenate([shard.codes for shard in shards]))]
 
 

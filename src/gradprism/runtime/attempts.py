@@ -20,8 +20,9 @@ _SUMS = ("rows", "tokens", "cpu_seconds")
 class Attempt:
     """One process's account in a folder; `name` is shared by the processes of one run."""
 
-    def __init__(self, folder: Path, name: str | None = None, process: int = 0) -> None:
-        self._path = Path(folder) / "attempts.jsonl"
+    def __init__(self, folder: Path, name: str | None = None, process: int = 0, file: str = "attempts.jsonl") -> None:
+        """`file` is one that matches `attempts*.jsonl`; processes that do not see one another's writing need one each."""
+        self.path = Path(folder) / file
         self.name = name or f"{time.time():.3f}-{os.getpid()}"
         self.process = process
         self.rows = self.tokens = 0
@@ -40,7 +41,7 @@ class Attempt:
 
     def _append(self, counts: dict[str, float]) -> None:
         append_jsonl(
-            self._path,
+            self.path,
             {
                 "attempt": self.name,
                 "process": self.process,
@@ -57,7 +58,7 @@ def total_cost(folder: Path, without: str | None = None) -> dict[str, Any]:
     Times of the processes of one attempt run side by side: the longest counts; the rest is summed.
     """
     last: dict[tuple[str, int], dict[str, Any]] = {}
-    for line in _lines(Path(folder) / "attempts.jsonl"):
+    for line in (line for path in sorted(Path(folder).glob("attempts*.jsonl")) for line in _lines(path)):
         if line["attempt"] != without:
             last[line["attempt"], line["process"]] = line
     walls: dict[str, float] = {}

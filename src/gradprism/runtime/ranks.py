@@ -1,7 +1,6 @@
 """The processes that `torchrun` or `accelerate launch` starts: who they are, what they tell each other, and how they end.
 
-They talk through the launcher's key-value store alone, at their own pace: nothing waits for a batch of another process. Only a
-sharded model (`sharding.py`) makes them walk in step.
+They talk through the launcher's key-value store alone, at their own pace: nothing waits for a batch of another process.
 """
 
 import json
@@ -13,11 +12,11 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
-from gradprism.probing.plan import Batch
 from gradprism.runtime.errors import ConfigError
 
+T = TypeVar("T")
 _NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 _POLL_SECONDS = 0.05
 _PART = 1 << 20  # the store refuses values of many megabytes
@@ -52,29 +51,6 @@ class Ranks:
     def is_first(self) -> bool:
         """Whether this process prepares, and prints."""
         return self.rank == 0
-
-    def device(self, device: str) -> str:
-        """This process's own device: `cuda:<local rank>` where `device` means CUDA.
-
-        Raises `ConfigError` for a device that all processes of a machine would share.
-        """
-        import torch
-
-        from gradprism.models import resolve_device
-
-        if device == "auto-map" or ":" in device:
-            raise ConfigError(
-                f"--device {device}: under a launcher each process takes the device of its number; use auto, cpu or cuda"
-            )
-        if resolve_device(device) == "cpu":
-            return "cpu"
-        if self.local_rank >= torch.cuda.device_count():
-            raise ConfigError(
-                f"process {self.local_rank} of this machine has no CUDA device of its own ({torch.cuda.device_count()} found); "
-                f"start {torch.cuda.device_count()} processes here, or use --device cpu"
-            )
-        torch.cuda.set_device(self.local_rank)
-        return f"cuda:{self.local_rank}"
 
     @property
     def store(self) -> Any:
@@ -117,7 +93,7 @@ class Ranks:
             self._at_work = False
         self._leave_if_told()
 
-    def steps(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+    def steps(self, batches: Iterable[T]) -> Iterator[T]:
         """The batches, until the launcher says to stop: then `SystemExit`, after the batch that is being probed."""
         for batch in batches:
             self._leave_if_told()

@@ -1,26 +1,34 @@
-"""The Ray cluster that a probe runs on: what is asked of it, connecting to it, and what its errors mean."""
+"""Shares of a probe as tasks of a Ray cluster: a task whose process dies is tried again, and goes on with what the folder lacks.
+
+Every node must see the model and the probe folder: a shared disk, or a URL.
+"""
 
 import logging
 import math
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
+from gradprism.models import ModelSpec
+from gradprism.probing.fingerprint import describe_model
+from gradprism.probing.folder import local_copy
+from gradprism.probing.manifest import ProbeManifest
+from gradprism.probing.norms import Costs
+from gradprism.probing.work import Done, ProbeOptions, Share, do_share
 from gradprism.runtime.errors import ConfigError, GradprismError, MissingDependencyError, WorkerError
+from gradprism.runtime.progress import Progress, set_quiet
 
-# How often a batch is tried again after its actor's death, before it counts as the cause.
+# How often a share is tried again after its process's death, before it counts as the cause.
 RETRIES = 4
 
 
 @dataclass(frozen=True, slots=True)
-class Cluster:
-    """What to ask of Ray: `workers` actors (None: as many as fit), each with so many CUDA devices (None: one where there are any)
-    and processors."""
+class Ray:
+    """Launcher: `workers` tasks at once (None: as many as fit), each with so many CUDA devices (None: one where there are any) and
+    processors."""
 
     workers: int | None = None
     gpus_per_worker: float | None = None
@@ -37,7 +45,7 @@ class Cluster:
 
 
 @contextmanager
-def connected(cluster: Cluster) -> Iterator["Pool"]:
+def connected(asked: Ray) -> Iterator["Pool"]:
     """A connection to the cluster that `RAY_ADDRESS` names, or else a Ray of this machine alone that ends with the block.
 
     Raises `MissingDependencyError` without Ray, and `WorkerError` where the cluster is not there or too small.
@@ -47,7 +55,6 @@ def connected(cluster: Cluster) -> Iterator["Pool"]:
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # its C++ part; Python exceptions say the same again
     try:
         import ray  # pyright: ignore[reportMissingImports]
-        import ray.data  # pyright: ignore[reportMissingImports]
     except ImportError:
         raise MissingDependencyError(
             "--executor ray: Ray is not installed; install it with: pip install 'gradprism[ray]'"
@@ -55,8 +62,8 @@ def connected(cluster: Cluster) -> Iterator["Pool"]:
     address = os.environ.get("RAY_ADDRESS")
     options: dict[str, Any] = {"address": address}
     if not address:
-        # Actors may outnumber the processors: on one machine that is for the user to judge.
-        wanted = int(np.ceil((cluster.workers or 1) * cluster.cpus_per_worker))
+        # Workers may outnumber the processors: on one machine that is for the user to judge.
+        wanted = math.ceil((asked.workers or 1) * asked.cpus_per_worker)
         options = {"address": "local", "num_cpus": max(os.cpu_count() or 1, wanted), "include_dashboard": False}
     try:
         with _muted_stderr():
@@ -65,12 +72,10 @@ def connected(cluster: Cluster) -> Iterator["Pool"]:
         said = " ".join(str(error).split())[:200]
         advice = "look at RAY_ADDRESS, and at RAY_AUTH_MODE and its token if the cluster wants one" if address else "see /tmp/ray"
         raise WorkerError(f"Ray: cannot {'connect' if address else 'start'} ({said}); {advice}") from None
-    # Ray says on stdout which actors have died, some of it when it ends.
+    # Ray says on stdout which processes have died, some of it when it ends.
     with redirect_stdout(sys.stderr):
         try:
-            logging.getLogger("ray.data").setLevel(logging.CRITICAL)
-            ray.data.DataContext.get_current().enable_progress_bars = False
-            yield Pool(cluster, ray.cluster_resources())
+            yield Pool(asked, ray.cluster_resources())
         finally:
             ray.shutdown()
 
@@ -90,37 +95,63 @@ def _muted_stderr() -> Iterator[None]:
 
 
 class Pool:
-    """Actors of a connected cluster."""
+    """The processes of a connected cluster."""
 
-    def __init__(self, cluster: Cluster, resources: Mapping[str, float]) -> None:
-        devices = resources.get("GPU", 0.0)
-        gpus = cluster.gpus_per_worker
-        self.gpus = (1.0 if devices else 0.0) if gpus is None else gpus
-        self.cpus = cluster.cpus_per_worker
-        fit = int(resources.get("CPU", 0.0) // self.cpus)
+    def __init__(self, asked: Ray, resources: Mapping[str, float]) -> None:
+        devices, cpus = resources.get("GPU", 0.0), resources.get("CPU", 0.0)
+        self.gpus = (1.0 if devices else 0.0) if asked.gpus_per_worker is None else asked.gpus_per_worker
+        self.cpus = asked.cpus_per_worker
+        fit = int(cpus // self.cpus)
         if self.gpus:
             fit = min(fit, int(devices // self.gpus))
-        if fit < (cluster.workers or 1):
+        if fit < (asked.workers or 1):
             raise WorkerError(
-                f"Ray: {cluster.workers or 1} workers of {self.gpus:g} GPUs and {self.cpus:g} CPUs do not fit a cluster that has "
-                f"{devices:g} GPUs and {resources.get('CPU', 0.0):g} CPUs; ask for fewer --workers, --gpus-per-worker or --cpus-per-worker"
+                f"Ray: {asked.workers or 1} workers of {self.gpus:g} GPUs and {self.cpus:g} CPUs do not fit a cluster that has "
+                f"{devices:g} GPUs and {cpus:g} CPUs; ask for fewer --workers, --gpus-per-worker or --cpus-per-worker"
             )
-        self.workers = cluster.workers or fit
+        self.workers = asked.workers or fit
 
-    def run_one(self, work: Callable[..., Any], *arguments: Any) -> Any:
-        """`work(*arguments)` in one process of the cluster that has an actor's resources; raises what it raises."""
+    def run(self, work: Callable[..., Any], *calls: Sequence[Any]) -> list[Any]:
+        """`work(*arguments)` for each of `calls`, at once, each in a process of its own; raises what the first to fail raises."""
         import ray  # pyright: ignore[reportMissingImports]
         from ray.exceptions import RayError  # pyright: ignore[reportMissingImports]
 
         remote = ray.remote(work).options(num_cpus=self.cpus, num_gpus=self.gpus, max_retries=RETRIES)
+        asked = [remote.remote(*arguments) for arguments in calls]
+        running = asked
         try:
-            return ray.get(remote.remote(*arguments))
+            with Progress("workers", len(asked)) as progress:
+                while running:
+                    finished, running = ray.wait(running)
+                    ray.get(finished)  # raises its error
+                    progress.advance(len(finished))
+            return ray.get(asked)
         except RayError as error:
             raise own_error(error) from None
 
     def device(self, device: str) -> str:
-        """Where an actor loads the model: over all its devices where it has several."""
+        """Where a worker loads the model: over all its devices where it has several."""
         return "auto-map" if self.gpus > 1 and device in ("auto", "cuda") else device
+
+    def describe(self, spec: ModelSpec, options: ProbeOptions, costs: Costs | None) -> ProbeManifest:
+        """The manifest's part, from a worker: this process may have neither the memory nor the device."""
+        return self.run(_describe, (spec, self.device(spec.device), options, costs))[0]
+
+    def do(self, spec: ModelSpec, options: ProbeOptions, out: str, attempt: str) -> list[Done]:
+        """All shares of the probe folder `out`, one per worker."""
+        shares = [Share(rank, self.workers) for rank in range(self.workers)]
+        return self.run(_do_share, *((spec, self.device(spec.device), options, out, share, attempt) for share in shares))
+
+
+def _describe(spec: ModelSpec, device: str, options: ProbeOptions, costs: Costs | None) -> ProbeManifest:
+    set_quiet(True)
+    return describe_model(options.prober(spec.load(device), costs))
+
+
+def _do_share(spec: ModelSpec, device: str, options: ProbeOptions, out: str, share: Share, attempt: str) -> Done:
+    set_quiet(True)
+    with local_copy(out) as (folder, mirror):
+        return do_share(spec.load(device), options, folder, mirror, share, attempt)
 
 
 def own_error(error: BaseException) -> GradprismError:

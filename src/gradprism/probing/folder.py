@@ -1,0 +1,261 @@
+"""The files of a probe folder: `manifest.json`, `corpus.jsonl`, and one row per work item in `norms-*.parquet`.
+
+A work item is a trajectory as a whole (`turn` −1) or one of its assistant turns. Shards are written whole and renamed into place, under
+a name made from the items in them, so any number of processes may write to one folder. A shard that cannot be read counts as not
+written: its items are pending again. Nothing here needs torch.
+"""
+
+import contextlib
+import hashlib
+import os
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import ArrayLike, NDArray
+
+from gradprism.probing.manifest import INFORMATIVE, ProbeManifest
+from gradprism.probing.mirror import Mirror, is_url
+from gradprism.runtime.errors import DataError, MissingFileError
+from gradprism.runtime.files import atomic_write, read_json, sha256_json, writing
+from gradprism.runtime.folders import MANIFEST, FolderKind
+from gradprism.runtime.progress import say
+
+Kind = Literal["whole", "turns"]
+WHOLE = -1
+CORPUS, RENDERED, RENDERED_NOTE = "corpus.jsonl", "rendered.arrow", "rendered.json"
+PROBE = FolderKind("probe", "units", ("norms-*", "attempts*.jsonl", RENDERED, RENDERED_NOTE, CORPUS), INFORMATIVE)
+_METADATA_KEY = b"gradprism.probe"
+_TURN_BITS = (1 << 20) - 1
+_RESTORE = "give the same `gradprism probe` command again, which restores it"
+
+
+@contextlib.contextmanager
+def local_copy(out: str | Path) -> Iterator[tuple[Path, Mirror | None]]:
+    """`out` itself, or for a URL a copy on this machine with all that is there so far, and its mirror."""
+    if is_url(out):
+        mirror = Mirror(str(out), (MANIFEST, *PROBE.own))
+        mirror.pull()
+        yield mirror.folder, mirror
+    else:
+        yield Path(out), None
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeRow:
+    """One item: its trajectory's place in the corpus, its measures, and `norms` float32 `[N]` in the order of the manifest's units.
+
+    `turn` is −1 for the whole trajectory, else the number of an assistant turn, from 0. `l2` is the gradient's norm over all units.
+    """
+
+    index: int
+    id: str
+    turn: int
+    n_tokens: int
+    n_response_tokens: int
+    n_turns: int
+    loss: float
+    l2: float
+    norms: NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeTable:
+    """Rows of a complete probe, in the corpus's order: `norms` float32 `[n, N]`, and `frame` with a `ProbeRow`'s other fields."""
+
+    norms: NDArray[np.float32]
+    frame: pl.DataFrame
+
+    @property
+    def ids(self) -> list[str]:
+        """The trajectories' ids, `[n]`."""
+        return self.frame["id"].to_list()
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """Rows of one shard: `codes` int64 `[k]`, their `item_code`s; `columns`, a `ProbeRow`'s fields but `norms`; `norms` `[k, N]`."""
+
+    codes: NDArray[np.int64]
+    columns: pa.Table
+    norms: NDArray[Any]
+
+    def take(self, rows: NDArray[Any]) -> "Shard":
+        """The rows at the positions `rows`."""
+        if len(rows) == len(self.codes):
+            return self
+        return Shard(self.codes[rows], self.columns.take(pa.array(rows)), self.norms[rows])
+
+
+def item_code(index: ArrayLike, turn: ArrayLike) -> NDArray[np.int64]:
+    """One number for each item, int64; numbers order items by trajectory and then by turn, the whole first."""
+    return (np.asarray(index, dtype=np.int64) << 20) | (np.asarray(turn, dtype=np.int64) + 1)  # 20 bits: see `_TURN_BITS`
+
+
+class ProbeFolder:
+    """An existing probe folder, on this machine; `prepared.prepare` makes one."""
+
+    def __init__(self, folder: Path) -> None:
+        """Raises `MissingFileError` where `folder` is no probe folder and `DataError` where its manifest is broken."""
+        self.folder = Path(folder)
+        path = self.folder / MANIFEST
+        if not path.is_file():
+            what = f"holds no {MANIFEST}" if self.folder.is_dir() else "no such folder"
+            raise MissingFileError(f"{folder}: {what}; name a folder that `gradprism probe` has written")
+        self.manifest = ProbeManifest.from_json(read_json(path), path)
+        self._schema = _schema(len(self.manifest.units))
+
+    def append(self, rows: Sequence[ProbeRow]) -> Path:
+        """Writes one row or more as one shard, and gives its file. Raises `WriteError`; older shards are untouched by it."""
+        norms = pa.FixedSizeListArray.from_arrays(pa.array(np.concatenate([row.norms for row in rows])), len(self.manifest.units))
+        columns = {name: [getattr(row, name) for row in rows] for name in self._schema.names if name != "norms"}
+        table = pa.table({**columns, "norms": norms}, schema=self._schema.with_metadata({_METADATA_KEY: self.manifest.fingerprint}))
+        # The name says which items are within: written again, they replace themselves.
+        name = sha256_json([[row.index, row.turn] for row in rows])[:16]
+        path = self.folder / f"norms-{name}.parquet"
+        with atomic_write(path, "wb") as file:
+            # Norms hardly repeat: a dictionary of them costs time and space.
+            pq.write_table(table, file, compression="zstd", write_page_checksum=True, use_dictionary=False)
+        return path
+
+    def finished(self, set_aside: bool = True) -> NDArray[np.int64]:
+        """Sorted `item_code`s of the items that have a row of finite numbers.
+
+        Shards that cannot be read are set aside as `*.torn`, with a line to the person, unless `set_aside` is false.
+        """
+        torn: list[Path] = []
+        codes = [shard.codes for shard in self._shards(torn)]
+        for path in torn if set_aside else ():
+            with writing(path), contextlib.suppress(FileNotFoundError):  # another process was faster
+                path.rename(path.with_suffix(".parquet.torn"))
+                say(f"{path}: cannot be read; set aside as *.torn (torn, or of another probe), and its items are probed again")
+        return np.unique(np.concatenate([np.empty(0, np.int64), *codes]))
+
+    def read(self, kind: Kind = "whole") -> ProbeTable:
+        """The rows of whole trajectories, or of turns by trajectory and turn, once each; raises `DataError` as `scan` does."""
+        shards = list(self.scan(kind))
+        order = np.argsort(np.concatenate([np.empty(0, np.int64), *(shard.codes for shard in shards)]))
+        norms = np.concatenate([np.empty((0, len(self.manifest.units)), np.float32), *(shard.norms for shard in shards)])
+        columns = pa.concat_tables([self._schema.remove(self._schema.get_field_index("norms")).empty_table(), *(s.columns for s in shards)])
+        del shards
+        return ProbeTable(norms[order], to_frame(columns.take(pa.array(order))))
+
+    def scan(self, kind: Kind, compute: Callable[[Shard], NDArray[Any]] | None = None) -> Iterator[Shard]:
+        """The finite rows of whole trajectories, or of turns, once each, shard by shard in no order of the corpus.
+
+        `compute`, run on several threads, makes of a shard's rows what takes the place of its norms, `[k, …]`.
+        Raises `DataError` after the last shard where rows are pending, saying how many.
+        """
+        expected = self.manifest.n_trajectories if kind == "whole" else self.manifest.totals.turns
+        seen = _Seen(kind, self.manifest.n_trajectories)
+        torn: list[Path] = []
+        for shard in self._shards(torn, kind, compute):
+            # Two processes may have probed the same item: the first row stands.
+            yield shard.take(seen.first(shard.codes))
+        if pending := expected - seen.n:
+            more = f" and {len(torn) - 3} more" if len(torn) > 3 else ""
+            because = f" (cannot be read: {', '.join(path.name for path in torn[:3])}{more})" if torn else ""
+            what = "trajectories" if kind == "whole" else "turns"
+            raise DataError(
+                f"{self.folder}: {pending} of {expected} {what} are not probed yet{because}; give the same `gradprism probe` command "
+                f"again{'' if kind == 'whole' else ' with --per-turn'}, which probes only those"
+            )
+
+    def corpus_blocks(self) -> Iterator[list[bytes]]:
+        """The lines of `corpus.jsonl`, one per trajectory and without their ends, some thousand at a time.
+
+        Raises `DataError` after the last where they are not what was probed.
+        """
+        path = self.folder / CORPUS
+        digest, rest = hashlib.sha256(), b""
+        try:
+            with open(path, "rb") as file:
+                while block := file.read(1 << 22):
+                    digest.update(block)
+                    *lines, rest = (rest + block).split(b"\n")
+                    yield lines
+        except OSError as error:
+            raise DataError(f"{path}: cannot be read ({error.strerror or error}); {_RESTORE}") from None
+        if digest.hexdigest() != self.manifest.corpus_sha256:
+            raise DataError(f"{path}: is not the corpus that was probed; {_RESTORE}")
+
+    def _shards(
+        self, torn: list[Path], kind: Kind | None = None, compute: Callable[[Shard], NDArray[Any]] | None = None
+    ) -> Iterator[Shard]:
+        """The finite rows of each shard, of one kind or of both, in the order of names; adds to `torn` what is not of this probe."""
+
+        def load(path: Path) -> Shard | None:
+            shard = self._load(path)
+            if shard is not None and kind is not None:
+                shard = shard.take(np.flatnonzero((shard.codes & _TURN_BITS == 0) == (kind == "whole")))
+            return shard if shard is None or compute is None else Shard(shard.codes, shard.columns, compute(shard))
+
+        paths = deque(sorted(self.folder.glob("norms-*.parquet")))
+        with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+            loading: deque[tuple[Path, Future[Shard | None]]] = deque()
+            while paths or loading:
+                while paths and len(loading) < 2 * (os.cpu_count() or 1):  # few enough to bound the memory
+                    loading.append((path := paths.popleft(), pool.submit(load, path)))
+                path, future = loading.popleft()
+                if (shard := future.result()) is None:
+                    torn.append(path)
+                else:
+                    yield shard
+
+    def _load(self, path: Path) -> Shard | None:
+        # Whether a file is Parquet at all pyarrow says with ArrowInvalid; damage further in is an OSError without a number.
+        try:
+            table = pq.ParquetFile(path, page_checksum_verification=True).read(use_threads=False)
+        except (pa.ArrowException, OSError) as error:
+            if getattr(error, "errno", None) and not isinstance(error, FileNotFoundError):
+                raise DataError(f"{path}: cannot be read ({error}); nothing is lost, try again once it can") from None
+            return None
+        if (table.schema.metadata or {}).get(_METADATA_KEY) != self.manifest.fingerprint.encode():
+            return None
+        if table.schema.remove_metadata() != self._schema or any(column.null_count for column in table.columns):
+            return None
+        table = table.combine_chunks()
+        norms = table["norms"].combine_chunks().flatten().to_numpy().reshape(len(table), len(self.manifest.units))
+        codes = item_code(table["index"].to_numpy(), table["turn"].to_numpy())
+        finite = np.isfinite(norms).all(axis=1) & np.isfinite(table["loss"].to_numpy())
+        return Shard(codes, table.drop("norms"), norms).take(np.flatnonzero(finite))
+
+
+def _schema(n_units: int) -> pa.Schema:
+    item = [("index", pa.int64()), ("id", pa.string()), ("turn", pa.int32())]
+    counts = [(name, pa.int64()) for name in ("n_tokens", "n_response_tokens", "n_turns")]
+    return pa.schema([*item, *counts, ("loss", pa.float64()), ("l2", pa.float64()), ("norms", pa.list_(pa.float32(), n_units))])
+
+
+class _Seen:
+    """Which items of a kind have come by, and how many."""
+
+    def __init__(self, kind: Kind, n_trajectories: int) -> None:
+        self.n = 0
+        # A flag for each trajectory, with which a million are gone through in a moment; turns have no such numbers.
+        self._flags = np.zeros(n_trajectories, dtype=bool) if kind == "whole" else None
+        self._codes: set[int] = set()
+
+    def first(self, codes: NDArray[np.int64]) -> NDArray[np.intp]:
+        """Positions of the codes that have not come before."""
+        if self._flags is None:
+            fresh = [k for k, code in enumerate(codes.tolist()) if code not in self._codes and not self._codes.add(code)]
+        else:
+            at = np.sort(np.unique(codes, return_index=True)[1])
+            index = codes[at] >> 20
+            fresh = at[~self._flags[index]]
+            self._flags[index] = True
+        self.n += len(fresh)
+        return np.array(fresh, dtype=np.intp)
+
+
+def to_frame(columns: pa.Table) -> pl.DataFrame:
+    """A shard's columns as a polars table."""
+    return pl.DataFrame(pl.from_arrow(columns))

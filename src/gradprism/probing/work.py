@@ -1,0 +1,169 @@
+"""The work of a probe and its shares: by its coordinates (rank, world) any process knows which batches are its own.
+
+Whoever does a share writes its rows into the probe folder, where all meet. Nothing is dealt out: the plan over the whole corpus says
+whose a batch is, and the folder says which of its rows are there already.
+"""
+
+import os
+import time
+from collections.abc import Iterable
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gradprism.probing.folder import PROBE, ProbeFolder
+from gradprism.probing.manifest import DataFile, ProbeManifest
+from gradprism.probing.mirror import Mirror
+from gradprism.probing.norms import Costs
+from gradprism.probing.plan import Batch, Items, pending_batches, plan_items
+from gradprism.probing.prepared import Prepared
+from gradprism.probing.prober import Prober
+from gradprism.probing.run import BatchRun, ShardWriter, default_batch_tokens, default_workers
+from gradprism.probing.units import ExpertUnits, find_units
+from gradprism.runtime.attempts import Attempt
+from gradprism.runtime.errors import ConfigError
+from gradprism.runtime.folders import OnExisting
+from gradprism.runtime.ranks import Ranks
+from gradprism.trajectories.corpus import Corpus
+from gradprism.trajectories.record import Trajectory
+from gradprism.trajectories.rendering import Renderer, template_fingerprint, tokenizer_fingerprint
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeOptions:
+    """How a corpus is probed, whoever does it; each is explained at `gradprism.probe`."""
+
+    context_length: int | None = None
+    batch_tokens: int | None = None
+    per_turn: bool = False
+    units: tuple[str, ...] | None = None
+    experts: ExpertUnits = "joined"
+    checkpoint_activations: bool = False
+
+    def __post_init__(self) -> None:
+        if self.batch_tokens is not None and self.batch_tokens < 1:
+            raise ConfigError(f"batch tokens {self.batch_tokens}: must be at least 1")
+
+    def prober(self, model: Any, costs: Costs | None) -> Prober:
+        """A prober of a loaded model; `costs` are those that the probe folder keeps, so that every process chooses the same forms."""
+        units = find_units(model, self.units, self.experts)
+        return Prober(model, units, costs=costs, checkpoint_activations=self.checkpoint_activations)
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """The part of a plan that is one process's: every `world`-th batch, from the one numbered `rank`."""
+
+    rank: int = 0
+    world: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """What a process did: `rows`, those of single turns among them, and their tokens; `batch_tokens` as they were cut to at the end."""
+
+    rows: int
+    turns: int
+    tokens: int
+    cpu_seconds: float
+    batch_tokens: int
+
+
+@dataclass(frozen=True)
+class Work:
+    """All batches of a prepared probe folder; the same in every process."""
+
+    probe: ProbeFolder
+    prepared: Prepared
+    options: ProbeOptions
+
+    @cached_property
+    def items(self) -> Items:
+        """The trajectories, and with `per_turn` their turns."""
+        return self.prepared.items(self.options.per_turn)
+
+    @property
+    def batch_tokens(self) -> int:
+        """The budget of padded tokens that the plan is made with."""
+        return self.options.batch_tokens or default_batch_tokens(self.probe.manifest.device)
+
+    @cached_property
+    def plan(self) -> list[Batch]:
+        """All batches, whether probed already or not."""
+        return plan_items(self.items, self.batch_tokens, self.probe.manifest.rope_boundaries)
+
+    def pending(self, finished: NDArray[np.int64], share: Share) -> list[Batch]:
+        """The share's batches without what is finished (`ProbeFolder.finished`)."""
+        return pending_batches(self.items, self.plan[share.rank :: share.world], finished)
+
+    def batch_run(self, prober: Prober) -> BatchRun:
+        """What probes batches of the plan here."""
+        manifest = self.probe.manifest
+        workers = default_workers(manifest.device)
+        return BatchRun(prober, self.prepared, self.items, self.batch_tokens, manifest.rope_boundaries, workers)
+
+    def do(
+        self, prober: Prober, pending: list[Batch], attempt: Attempt, mirror: Mirror | None = None, ranks: Ranks | None = None
+    ) -> Done:
+        """Probes batches and writes their rows. Raises `DataError` for an item whose loss or norms are not finite, after the rows
+        that were finished by then are in the folder."""
+        began, run = time.process_time(), self.batch_run(prober)
+        with ExitStack() as stack:
+            if ranks is not None:
+                stack.enter_context(ranks.at_work())
+            writer = stack.enter_context(ShardWriter(self.probe, attempt, len(self.items), mirror))
+            run.run(ranks.steps(pending) if ranks else pending, writer.add, sum(map(len, pending)))
+        counts = run.counts
+        return Done(counts.rows, counts.turns, counts.tokens, time.process_time() - began, run.batch_tokens)
+
+
+def do_share(
+    model: Any, options: ProbeOptions, folder: Path, mirror: Mirror | None, share: Share, attempt: str, ranks: Ranks | None = None
+) -> Done:
+    """A share of a probe folder that another process has prepared."""
+    if mirror is not None:
+        mirror.pull()
+    work = Work(ProbeFolder(folder), Prepared(folder), options)
+    prober = options.prober(model, known_costs(work.probe.manifest))
+    pending = work.pending(work.probe.finished(set_aside=False), share)
+    return work.do(prober, pending, account(folder, attempt, share), mirror, ranks)
+
+
+def account(folder: Path, attempt: str | None, share: Share) -> Attempt:
+    """A process's account in a probe folder; each of several processes has a file of its own."""
+    file = "attempts.jsonl" if attempt is None else f"attempts-{attempt}-{share.rank}-{os.getpid()}.jsonl"
+    return Attempt(folder, attempt, share.rank, file)
+
+
+def known_costs(manifest: ProbeManifest) -> Costs | None:
+    """The costs by which a probe chose between the forms of a norm; None where it does not tell them in today's form."""
+    try:
+        return Costs(**manifest.costs)
+    except TypeError:
+        return None
+
+
+def kept_costs(folder: Path, on_existing: OnExisting) -> Costs | None:
+    """The costs of the probe that is to be resumed, which must choose alike; None for a new probe."""
+    resumes = PROBE.check(folder, on_existing) is not None and on_existing == "resume"
+    return known_costs(ProbeFolder(folder).manifest) if resumes else None
+
+
+def describe(model: ProbeManifest, renderer: Renderer, trajectories: Iterable[Trajectory]) -> ProbeManifest:
+    """`fingerprint.describe_model`'s part with what renders the corpus and, for a `Corpus`, the files that it comes from."""
+    files, read = (), {}
+    if isinstance(trajectories, Corpus) and trajectories.paths:
+        files, read = trajectories.files, {"format": trajectories.format, "limit": trajectories.limit}
+    return replace(
+        model,
+        tokenizer_sha256=tokenizer_fingerprint(renderer.tokenizer),
+        template_sha256=template_fingerprint(renderer.tokenizer),
+        context_length=renderer.context_length,
+        data=tuple(DataFile(str(file.path), file.sha256) for file in files),
+        read=read,
+    )
