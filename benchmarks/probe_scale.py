@@ -90,7 +90,8 @@ def make_corpus(path: Path, n: int) -> None:
 
 def probe(corpus: Path, out: Path, n_units: int) -> dict[str, Any]:
     """Prepares and probes; returns seconds of both."""
-    from gradprism.probing.plan import owed_batches, padding_share, plan_items
+    from gradprism.probing.manifest import DataFile, ProbeManifest
+    from gradprism.probing.plan import padding_share, pending_batches, plan_items
     from gradprism.probing.prepared import prepare
     from gradprism.probing.run import BatchRun, ShardWriter
     from gradprism.runtime.attempts import Attempt
@@ -98,17 +99,17 @@ def probe(corpus: Path, out: Path, n_units: int) -> dict[str, Any]:
     from gradprism.trajectories.corpus import load_corpus
 
     prober = StubProber(n_units)
-    description = {"units": prober.unit_names, "data": [{"path": str(corpus), "sha256": sha256_file(corpus)}], "read": {}}
+    data = (DataFile(str(corpus), sha256_file(corpus)),)
+    description = ProbeManifest(units=tuple(prober.unit_names), data=data)
     began = time.perf_counter()
     store, prepared = prepare(out, description, load_corpus(corpus), ByteRenderer())
     prepared_in = time.perf_counter() - began
     items = prepared.items()
     plan = plan_items(items, BATCH_TOKENS)
-    owed = owed_batches(items, plan, store.finished())
-    writer = ShardWriter(store, Attempt(out), len(items))
+    pending = pending_batches(items, plan, store.finished())
     run = BatchRun(prober, prepared, items, BATCH_TOKENS, workers=2)
-    run.run(owed, writer.add)
-    writer.write()
+    with ShardWriter(store, Attempt(out), len(items)) as writer:
+        run.run(pending, writer.add)
     return {
         "prepare_seconds": prepared_in,
         "probe_seconds": time.perf_counter() - began - prepared_in,

@@ -16,12 +16,16 @@ Quantise = Literal["8bit", "4bit"]
 
 @dataclass(frozen=True, slots=True)
 class ModelSpec:
-    """A model by its name, and how it is loaded; small and picklable, so that any process can load the same. See `load_model`."""
+    """A model by its name, and how it is loaded; small and picklable, so that any process can load the same. See `load_model`.
+
+    `chat_template` is a Jinja file that takes the place of its tokenizer's own template.
+    """
 
     path: str
     dtype: str = "float32"
     device: str = "auto"
     quantise: Quantise | None = None
+    chat_template: Path | None = None
 
     def load(self, device: str | None = None) -> Any:
         """The model on its own device, or on another."""

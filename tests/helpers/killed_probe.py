@@ -18,9 +18,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import torch
 
 from gradprism.probing import run
-from gradprism.probing.executors.flow import probe_corpus
-from gradprism.probing.executors.local import InProcess
-from gradprism.probing.manifest import Options
+from gradprism.probing.api import probe
 from gradprism.runtime import progress
 from helpers.tiny import sample_trajectories, tiny_qwen3, tiny_tokenizer
 
@@ -43,7 +41,7 @@ def main() -> None:
         code = 1
         try:
             trajectories = iter(sample_trajectories(N_TRAJECTORIES))
-            probe_corpus(InProcess(model), tokenizer, trajectories, out, Options(1024, batch_tokens=300, per_turn=True))
+            probe(model, tokenizer, trajectories, out=out, context_length=1024, batch_tokens=300, per_turn=True)
             code = 0
         finally:
             os._exit(code)

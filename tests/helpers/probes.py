@@ -1,13 +1,27 @@
 """Probe folders without a model."""
 
+import hashlib
+
 import numpy as np
 import polars as pl
 
-from gradprism.probing.store import ProbeRow, ProbeStore
+from gradprism.probing.folder import CORPUS, PROBE, ProbeFolder, ProbeRow
+from gradprism.probing.manifest import ProbeManifest
+from gradprism.runtime.folders import OnExisting
+from gradprism.trajectories.corpus import canonical_line
 from helpers.tiny import sample_trajectories
 
 N = 14
 COUNT = 21
+
+
+def create_folder(folder, description, trajectories, on_existing: OnExisting = "resume", **totals):
+    """A probe folder without rows and without a rendered corpus; `description` is its manifest without the corpus."""
+    lines = [canonical_line(trajectory) for trajectory in trajectories]
+    of_corpus = {"corpus_sha256": hashlib.sha256(b"".join(lines)).hexdigest(), "n_trajectories": len(lines), "totals": totals}
+    PROBE.claim(folder, ProbeManifest.from_json({**description, **of_corpus}, "a test").to_json(), on_existing)
+    (folder / CORPUS).write_bytes(b"".join(lines))
+    return ProbeFolder(folder)
 
 
 def make_probe(folder, rows=None, change=None, manifest=None, trajectories=None):
@@ -24,14 +38,14 @@ def make_probe(folder, rows=None, change=None, manifest=None, trajectories=None)
         "weight_norms": [float(i + 1) for i in range(N)],
         **(manifest or {}),
     }
-    store = ProbeStore.create(folder, description, trajectories)
+    store = create_folder(folder, description, trajectories)
     rng = np.random.default_rng(0)
-    norms = rng.gamma(2.0, size=(count, store.n_units)).astype(np.float32)
+    norms = rng.gamma(2.0, size=(count, len(store.manifest.units))).astype(np.float32)
     if change is not None:
         change(norms)
     losses, tokens = rng.random(count), rng.integers(20, 90, count)
     l2 = np.linalg.norm(norms.astype(np.float64), axis=1)
-    for part in (range(0, rows, 2), range(1, rows, 2)):  # two shards, neither in the corpus's order
+    for part in filter(None, (range(0, rows, 2), range(1, rows, 2))):  # two shards, neither in the corpus's order
         store.append(
             [
                 ProbeRow(

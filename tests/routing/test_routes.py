@@ -7,7 +7,7 @@ import polars as pl
 import pytest
 
 from gradprism.concentration import METRICS, coefficient_of_variation, gini, kurtosis
-from gradprism.probing.store import ProbeRow, ProbeStore
+from gradprism.probing.folder import ProbeRow
 from gradprism.routing.routes import Routes
 from gradprism.routing.routes import route as route_probe
 from gradprism.routing.sets import RlTask
@@ -16,7 +16,7 @@ from gradprism.runtime.files import write_jsonl
 from gradprism.trajectories.corpus import load_corpus
 from gradprism.trajectories.record import Message, Trajectory
 from helpers.cli import assert_refused
-from helpers.probes import COUNT, N, make_probe
+from helpers.probes import COUNT, N, create_folder, make_probe
 from helpers.tiny import sample_trajectories
 
 
@@ -105,7 +105,7 @@ def test_the_corpus_s_texts_are_passed_on_as_they_are(route, tmp_path):
     ]
     for order in (odd, odd[::-1]):
         folder = tmp_path / order[0].id[-1]
-        store = ProbeStore.create(folder / "probe", {"units": ["a", "b", "c"]}, order)
+        store = create_folder(folder / "probe", {"units": ["a", "b", "c"]}, order)
         store.append([ProbeRow(i, t.id, -1, 9, 3, 1, 1.0, 2.0, np.array([1, 1.5, 2 + i], np.float32)) for i, t in enumerate(order)])
         route_probe(folder / "probe").save(folder / "routes")
         sft = list(load_corpus(folder / "routes" / "sft.jsonl"))

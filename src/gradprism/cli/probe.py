@@ -1,5 +1,6 @@
 """`gradprism probe`."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -14,7 +15,7 @@ def command(
     data: Annotated[
         list[Path], typer.Option(help="Trajectories: JSONL, JSON or Parquet, plain or .gz, .xz, .zst; one or more files.")
     ],
-    out: Annotated[Path, typer.Option(help="Probe folder to write or to go on with.")],
+    out: Annotated[str, typer.Option(help="Probe folder to write or to go on with, or a URL that fsspec opens (s3://…).")],
     more_data: Annotated[
         list[Path] | None, typer.Argument(metavar="[FILE]...", help="Further files, as in `--data A B C`.")
     ] = None,
@@ -28,7 +29,7 @@ def command(
         Literal["8bit", "4bit"] | None, typer.Option(help="Load the linear layers in 8 or 4 bits (bitsandbytes).")
     ] = None,
     batch_tokens: Annotated[
-        int | None, typer.Option(min=1, help="Padded tokens a batch; default 2048 on a CPU, else 16384.")
+        int | None, typer.Option(min=1, help="Padded tokens per batch; default 2048 on a CPU, else 16384.")
     ] = None,
     chat_template: Annotated[Path | None, typer.Option(help="Template file with generation markers.")] = None,
     on_existing: Annotated[str, typer.Option(help="A folder in use: resume, replace or fail.")] = "resume",
@@ -49,76 +50,82 @@ def command(
     ] = False,
     executor: Annotated[
         Literal["auto", "ray"],
-        typer.Option(help="auto: this process, or the processes of torchrun or accelerate launch; ray: actors of a Ray cluster."),
+        typer.Option(help="auto: this process, or the processes of torchrun or accelerate launch; ray: tasks of a Ray cluster."),
     ] = "auto",
-    workers: Annotated[int | None, typer.Option(min=1, help="Ray: actors; default as many as fit.")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Ray: tasks at once; default as many as fit.")] = None,
     gpus_per_worker: Annotated[
-        float | None, typer.Option(help="Ray: CUDA devices an actor; default 1 where there are any.")
+        float | None, typer.Option(help="Ray: CUDA devices per task; default 1 where there are any.")
     ] = None,
-    cpus_per_worker: Annotated[float, typer.Option(help="Ray: processors an actor.")] = 1.0,
-    shard_model: Annotated[
-        bool,
-        typer.Option("--shard-model", help="The launcher's processes hold the weights in shards (FSDP2): for very large models."),
-    ] = False,
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; default one a core.")] = None,
+    cpus_per_worker: Annotated[float, typer.Option(help="Ray: processors per task.")] = 1.0,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; default one per core.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print a summary as JSON and no progress.")] = False,
 ) -> None:
     """Takes each trajectory's loss and the gradient norm of every weight matrix, and writes one row for each.
 
     A folder may be given to several runs at once: each keeps what it finishes, though what both are at is probed twice.
     """
-    from itertools import islice
-
     import torch
 
     from gradprism.cli.options import print_json
-    from gradprism.probing.executors.anywhere import Where, probe_anywhere
-    from gradprism.probing.executors.cluster import Cluster
-    from gradprism.probing.executors.spec import ModelSpec
-    from gradprism.probing.manifest import Options
+    from gradprism.models import ModelSpec
+    from gradprism.probing.api import probe
+    from gradprism.probing.estimate import estimate_probe
+    from gradprism.probing.rays import Ray
+    from gradprism.probing.work import ProbeOptions
     from gradprism.runtime import progress
-    from gradprism.trajectories.readers import iter_trajectories
+    from gradprism.runtime.ranks import Ranks
+    from gradprism.trajectories.corpus import load_corpus
 
     progress.set_quiet(as_json)
     if threads is not None:
         torch.set_num_threads(threads)
-    files = [*data, *(more_data or [])]
-    spec = ModelSpec(model, dtype, quantise, None if units is None else tuple(units), experts, checkpoint_activations)
-    result = probe_anywhere(
+    spec = ModelSpec(model, dtype, device, quantise, chat_template)
+    corpus = load_corpus([*data, *(more_data or [])], format=format_, limit=limit)
+    patterns = None if units is None else tuple(units)
+    if dry_run:
+        ranks = Ranks.from_environment()
+        if ranks is not None and not ranks.is_first:
+            return
+        options = ProbeOptions(context_length, batch_tokens, per_turn, patterns, experts, checkpoint_activations)
+        estimate = estimate_probe(spec, None, corpus, options, out=out, on_existing=on_existing)  # pyright: ignore[reportArgumentType]
+        if as_json:
+            print_json(asdict(estimate))
+        else:
+            print(
+                f"{estimate.pending} of {estimate.items} items to probe: {estimate.tokens_read} tokens in {estimate.batches} batches of "
+                f"{estimate.batch_tokens}, {estimate.padding_share:.1%} padding"
+            )
+            print(
+                f"by a sample of {estimate.sample_batches} batches: {estimate.probe_seconds:.0f} s and {estimate.prepare_seconds:.0f} s "
+                f"of preparation, peak memory {estimate.peak_memory_mib:.0f} MiB"
+            )
+        return
+    result = probe(
         spec,
-        Where(device, executor, Cluster(workers, gpus_per_worker, cpus_per_worker), shard_model),
-        lambda: islice(iter_trajectories(files, format_), limit),
-        out,
-        Options(
-            context_length,
-            batch_tokens,
-            per_turn,
-            on_existing,  # pyright: ignore[reportArgumentType] # checked there
-            files,
-            {"format": format_, "limit": limit},
-        ),
-        chat_template=chat_template,
-        dry_run=dry_run,
+        None,
+        corpus,
+        out=out,
+        context_length=context_length,
+        batch_tokens=batch_tokens,
+        per_turn=per_turn,
+        units=patterns,
+        experts=experts,
+        checkpoint_activations=checkpoint_activations,
+        on_existing=on_existing,  # pyright: ignore[reportArgumentType] # checked there
+        launcher=Ray(workers, gpus_per_worker, cpus_per_worker) if executor == "ray" else "auto",
     )
-    if result is None:
+    run, manifest = result.run, result.manifest
+    if run is None:
         return  # another process of the launcher prints
     if as_json:
-        print_json(result)
-    elif dry_run:
-        seconds = result["seconds"]
-        print(
-            f"{result['owed']} of {result['items']} items to probe: {result['tokens_read']} tokens in {result['batches']} batches of "
-            f"{result['batch_tokens']}, {result['padding_share']:.1%} padding"
-        )
-        print(
-            f"by a sample of {result['sample_batches']} batches: {seconds['probe']:.0f} s and {seconds['prepare']:.0f} s of preparation, "
-            f"peak memory {result['peak_memory_mib']:.0f} MiB"
-        )
+        about = {"units": len(result.units), "parameters": manifest.parameters, "device": manifest.device}
+        corpus_totals = {"trajectories": len(result), **asdict(manifest.totals), "sha256": manifest.corpus_sha256}
+        print_json({**run.to_json(), **about, "corpus": corpus_totals})
     else:
-        turns = f" and {result['probed_turns']} turns" if per_turn else ""
-        kept_turns = f" and {result['kept_turns']} turns" if per_turn else ""
+        turns = f" and {run.probed_turns} turns" if per_turn else ""
+        kept_turns = f" and {run.kept_turns} turns" if per_turn else ""
         print(
-            f"{out}: {result['probed']} trajectories{turns} probed, {result['kept']}{kept_turns} kept, "
-            f"{result['corpus']['truncated']} cut to the context length; {result['trajectories_per_second']} trajectories and "
-            f"{result['tokens_per_second']:.0f} tokens a second, {result['padding_share']:.1%} padding"
+            f"{out}: {run.probed} trajectories{turns} probed, {run.kept}{kept_turns} kept, {manifest.totals.truncated} cut to the "
+            f"context length; {run.trajectories_per_second:.2f} trajectories and {run.tokens_per_second:.0f} tokens a second, "
+            f"{run.padding_share:.1%} padding"
         )

@@ -113,16 +113,10 @@ def _curve(record: Record) -> list[dict[str, float]]:
 
 def _heat_map(probe: Path) -> dict[str, Any]:
     """Mean norm of every unit, as a layer x matrix table."""
-    import numpy as np
+    from gradprism.probing.result import Probe
 
-    from gradprism.probing.store import ProbeStore
-
-    store = ProbeStore(probe)
-    sums = np.zeros(store.n_units)
-    for shard in store.scan("whole"):
-        sums += shard.norms.sum(axis=0, dtype="float64")
-    means = {unit: float(total / store.n_trajectories) for unit, total in zip(store.manifest["units"], sums, strict=True)}
-    parts = [(int(name.split(".")[1]), name.rsplit(".", 1)[1].removesuffix("_proj"), value) for name, value in means.items()]
+    loaded = Probe.load(probe)
+    parts = [(unit.layer, unit.kind, float(value)) for unit, value in zip(loaded.units, loaded.mean_norms, strict=True)]
     layers, kinds = sorted({layer for layer, _, _ in parts}), list(dict.fromkeys(kind for _, kind, _ in parts))
     table = {(layer, kind): value for layer, kind, value in parts}
     return {"layers": layers, "kinds": kinds, "mean_norms": [[table[layer, kind] for kind in kinds] for layer in layers]}

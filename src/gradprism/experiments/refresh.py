@@ -12,7 +12,7 @@ from typing import Any, Literal
 import polars as pl
 
 from gradprism.environments.protocol import Environment, Task
-from gradprism.probing.result import Probe
+from gradprism.probing.result import Probe, ProbeRun
 from gradprism.routing.routes import Routes, route
 from gradprism.runtime.errors import FolderInUseError
 from gradprism.runtime.files import write_json
@@ -41,21 +41,29 @@ def reroute(
 
     Writes `out/probe`, `out/route` and `out/changes.json`. What was finished by an earlier, interrupted call is not probed again.
     """
-    from gradprism.probing.executors.flow import probe_corpus
-    from gradprism.probing.executors.local import InProcess
-    from gradprism.probing.manifest import Options
+    from gradprism.probing.api import probe as probe_corpus
 
     before = Routes.load(first)
     routing = before.routing
 
-    def probe(on_existing: Literal["resume", "replace"]) -> dict[str, Any]:
-        options = Options(context_length, batch_tokens, on_existing=on_existing)
-        return probe_corpus(InProcess(model), tokenizer, iter(trajectories), out / "probe", options)
+    def probe(on_existing: Literal["resume", "replace"]) -> ProbeRun:
+        run = probe_corpus(
+            model,
+            tokenizer,
+            iter(trajectories),
+            out=out / "probe",
+            context_length=context_length,
+            batch_tokens=batch_tokens,
+            on_existing=on_existing,
+            launcher="here",
+        ).run
+        assert run is not None
+        return run
 
     try:
-        summary = probe("resume")
+        run = probe("resume")
     except FolderInUseError:  # of weights that a training cut short had, and has not come to again bit for bit
-        summary = probe("replace")
+        run = probe("replace")
     after = route(
         out / "probe",
         routing.metric,
@@ -77,8 +85,8 @@ def reroute(
         "spearman": both.select(pl.corr("score_before", "score", method="spearman")).item() if len(both) > 2 else None,
         "moved": moved.select("id", "score_before", "score").to_dicts(),
         # All attempts at the probe.
-        "tokens_forward": summary["tokens_forward"] + summary["earlier"]["tokens"],
-        "tokens_backward": summary["tokens_backward"] + summary["earlier"]["tokens"],
+        "tokens_forward": (run.usage + run.earlier).tokens_forward,
+        "tokens_backward": (run.usage + run.earlier).tokens_backward,
     }
     write_json(out / CHANGES, changes)
     return changes

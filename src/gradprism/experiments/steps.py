@@ -65,27 +65,26 @@ def collect(config: RunConfig, folder: Path, inputs: Inputs) -> dict[str, Any]:
 
 def probe(config: RunConfig, folder: Path, inputs: Inputs) -> dict[str, Any]:
     """Probes the corpus into `probe/`."""
-    from gradprism.probing.executors.flow import probe_corpus
-    from gradprism.probing.executors.local import InProcess
-    from gradprism.probing.manifest import Options
-    from gradprism.trajectories.readers import iter_trajectories
+    from gradprism.probing.api import probe as probe_corpus
+    from gradprism.trajectories.corpus import load_corpus
 
-    files = corpus_files(config, inputs)
-    trajectories = iter_trajectories(files, config.corpus.format)
     model, renderer = load(config, inputs)
-    summary = probe_corpus(
-        InProcess(model),
+    run = probe_corpus(
+        model,
         renderer.tokenizer,
-        trajectories,
-        folder / "probe",
-        Options(config.model.context_length, config.probe.batch_tokens, data=files, read={"format": config.corpus.format}),
-    )
+        load_corpus(corpus_files(config, inputs), format=config.corpus.format),
+        out=folder / "probe",
+        context_length=config.model.context_length,
+        batch_tokens=config.probe.batch_tokens,
+        launcher="here",
+    ).run
+    assert run is not None
     # A stage that was cut short costs what all its attempts did.
-    earlier = summary["earlier"]
+    summary = run.to_json()
     for name in ("tokens_forward", "tokens_backward"):
-        summary[name] += earlier["tokens"]
-    cost = {name: earlier[name] for name in ("wall_seconds", "cpu_seconds")}
-    return {**summary, "earlier_cost": cost, "headline": f"{summary['trajectories_per_second']:.1f} trajectories a second"}
+        summary[name] += getattr(run.earlier, name)
+    cost = {name: getattr(run.earlier, name) for name in ("wall_seconds", "cpu_seconds")}
+    return {**summary, "earlier_cost": cost, "headline": f"{run.trajectories_per_second:.1f} trajectories per second"}
 
 
 def pass_rates(config: RunConfig, folder: Path, inputs: Inputs) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from gradprism.models import ModelSpec, check_context_length, load_config, resolve_device, tokenizer_source
+from gradprism.models import ModelSpec, resolve_device
 from gradprism.probing.fingerprint import describe_model
 from gradprism.probing.folder import ProbeFolder, local_copy
 from gradprism.probing.manifest import ProbeManifest
@@ -22,14 +22,14 @@ from gradprism.probing.prepared import prepare
 from gradprism.probing.rays import Ray, connected
 from gradprism.probing.result import Probe, ProbeRun, attempts_usage
 from gradprism.probing.units import ExpertUnits
-from gradprism.probing.work import Done, ProbeOptions, Share, Work, account, describe, do_share, kept_costs
+from gradprism.probing.work import Done, ProbeOptions, Share, Work, account, describe, do_share, kept_costs, make_renderer
 from gradprism.runtime.errors import ConfigError
 from gradprism.runtime.folders import OnExisting
 from gradprism.runtime.progress import quiet
 from gradprism.runtime.ranks import Ranks
 from gradprism.runtime.usage import Usage
 from gradprism.trajectories.record import Trajectory
-from gradprism.trajectories.rendering import Renderer, load_tokenizer
+from gradprism.trajectories.rendering import Renderer
 
 Launcher = Literal["auto", "here"] | Ray
 _calls = itertools.count()  # of a launcher's processes, which must not hear what was said in an earlier call
@@ -126,7 +126,7 @@ class _Flow:
     def first(self) -> ProbeRun:
         """The only process, or the first of a launcher's: prepares the folder, does its share, and sums up."""
         ranks, costs = self.ranks, kept_costs(self.folder, self.on_existing)
-        renderer = self._renderer()
+        renderer = make_renderer(self.source, self.tokenizer, self.options.context_length)
         prober = self.options.prober(self._model(), costs)
         work, finished = self._prepare(describe_model(prober), renderer)
         probing_began, attempt = time.perf_counter(), account(self.folder, None, Share())
@@ -137,6 +137,7 @@ class _Flow:
             own = work.do(prober, work.pending(finished, Share(0, ranks.world)), attempt, self.mirror, ranks)
             done = [Done(**each) for each in ranks.gather(f"{self.key}/done", asdict(own))]
             ranks.publish(f"{self.key}/complete", True)
+            ranks.gather(f"{self.key}/left", True)  # what they hear may go with this process
         return self._run(work, finished, done, attempt.name, probing_began)
 
     def follow(self) -> None:
@@ -148,10 +149,12 @@ class _Flow:
         done = do_share(model, self.options, self.folder, self.mirror, share, attempt, ranks)
         ranks.gather(f"{self.key}/done", asdict(done))
         ranks.wait_for(f"{self.key}/complete")
+        ranks.gather(f"{self.key}/left", True)
 
     def on_ray(self, launcher: Ray, out: str) -> ProbeRun:
         """Prepares the folder here; workers of a Ray cluster do the shares."""
-        costs, renderer = kept_costs(self.folder, self.on_existing), self._renderer()
+        costs = kept_costs(self.folder, self.on_existing)
+        renderer = make_renderer(self.source, self.tokenizer, self.options.context_length)
         with connected(launcher) as pool:
             work, finished = self._prepare(pool.describe(self.source, self.options, costs), renderer)
             probing_began, attempt = time.perf_counter(), account(self.folder, None, Share())
@@ -163,12 +166,6 @@ class _Flow:
         if not isinstance(self.source, ModelSpec):
             return self.source
         return self.source.load(resolve_device(self.source.device, self.ranks) if self.ranks else None)
-
-    def _renderer(self) -> Renderer:
-        named = isinstance(self.source, ModelSpec)
-        length = check_context_length(load_config(self.source.path) if named else self.source, self.options.context_length)
-        tokenizer = self.tokenizer or load_tokenizer(tokenizer_source(self.source.path if named else self.source.name_or_path))
-        return Renderer(tokenizer, length)
 
     def _prepare(self, model: ProbeManifest, renderer: Renderer) -> tuple[Work, NDArray[np.int64]]:
         """The work, and what of it is finished."""

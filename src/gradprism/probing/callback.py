@@ -53,7 +53,9 @@ class ProbeCallback(TrainerCallback):
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **parts: Any) -> None:
         """Renders the trajectories and probes the model as it is."""
         if args.fsdp or args.deepspeed:
-            raise ConfigError("ProbeCallback: no process holds the whole model of an FSDP or DeepSpeed training; probe its checkpoints")
+            raise ConfigError(
+                "ProbeCallback: no process holds the whole model of an FSDP or DeepSpeed training; probe its checkpoints"
+            )
         if state.is_world_process_zero:
             length = check_context_length(parts["model"], self._context_length)
             renderer = Renderer(self._tokenizer or parts["processing_class"], length)

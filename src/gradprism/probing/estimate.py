@@ -10,16 +10,15 @@ from typing import Any
 
 import numpy as np
 
-from gradprism.models import ModelSpec, check_context_length, tokenizer_source
+from gradprism.models import ModelSpec
 from gradprism.probing.fingerprint import describe_model
 from gradprism.probing.folder import PROBE, ProbeFolder, local_copy
 from gradprism.probing.plan import Batch, padded_tokens, padding_share
 from gradprism.probing.prepared import prepare, reopen
-from gradprism.probing.work import ProbeOptions, Share, Work, describe, kept_costs
+from gradprism.probing.work import ProbeOptions, Share, Work, describe, kept_costs, make_renderer
 from gradprism.runtime.folders import OnExisting
 from gradprism.runtime.memory import peak_gpu_memory_mib, peak_memory_mib, reset_peak_gpu_memory, reset_peak_memory
 from gradprism.trajectories.record import Trajectory
-from gradprism.trajectories.rendering import Renderer, load_tokenizer
 
 SAMPLE_BATCHES = 20
 
@@ -53,7 +52,7 @@ def estimate_probe(
     model: Any,
     tokenizer: Any,
     trajectories: Iterable[Trajectory],
-    options: ProbeOptions = ProbeOptions(),
+    options: ProbeOptions | None = None,
     *,
     out: str | Path | None = None,
     on_existing: OnExisting = "resume",
@@ -62,16 +61,15 @@ def estimate_probe(
 
     Raises what `probe` does, except for what only writing or the batches outside the sample can show.
     """
-    began = time.perf_counter()
+    began, options = time.perf_counter(), options or ProbeOptions()
     spec = ModelSpec(str(model)) if isinstance(model, str | Path) else model
     with ExitStack() as stack:
         temporary = stack.enter_context(tempfile.TemporaryDirectory(prefix="gradprism-"))
         folder, _ = stack.enter_context(local_copy(Path(temporary) / "none" if out is None else out))
         costs = kept_costs(folder, on_existing)
+        renderer = make_renderer(spec, tokenizer, options.context_length)
         loaded = spec.load() if isinstance(spec, ModelSpec) else spec
         prober = options.prober(loaded, costs)
-        source = tokenizer_source(spec.path) if isinstance(spec, ModelSpec) else loaded.name_or_path
-        renderer = Renderer(tokenizer or load_tokenizer(source), check_context_length(loaded, options.context_length))
         description = describe(describe_model(prober), renderer, trajectories)
         opened = reopen(folder, description, on_existing)
         work = Work(*(opened or prepare(Path(temporary) / "probe", description, trajectories, renderer)), options)

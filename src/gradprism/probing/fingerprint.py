@@ -50,7 +50,7 @@ def describe_model(prober: Prober) -> ProbeManifest:
         units=tuple(prober.unit_names),
         n_parameters=tuple(unit.n_parameters for unit in prober.units),
         weight_norms=tuple(norm if math.isfinite(norm) else None for norm in weight_norms(prober.found)),
-        model=model.name_or_path,
+        model=model.name_or_path or "",
         model_class=type(model).__name__,
         weights_sha256=weights_fingerprint(model),
         config_sha256=config_fingerprint(model),

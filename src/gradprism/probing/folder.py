@@ -143,7 +143,9 @@ class ProbeFolder:
         shards = list(self.scan(kind))
         order = np.argsort(np.concatenate([np.empty(0, np.int64), *(shard.codes for shard in shards)]))
         norms = np.concatenate([np.empty((0, len(self.manifest.units)), np.float32), *(shard.norms for shard in shards)])
-        columns = pa.concat_tables([self._schema.remove(self._schema.get_field_index("norms")).empty_table(), *(s.columns for s in shards)])
+        columns = pa.concat_tables(
+            [self._schema.remove(self._schema.get_field_index("norms")).empty_table(), *(s.columns for s in shards)]
+        )
         del shards
         return ProbeTable(norms[order], to_frame(columns.take(pa.array(order))))
 

@@ -105,7 +105,7 @@ class ProbeManifest:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Hex SHA-256 of all that the norms depend on. Each shard bears it, so that rows of another probe are never taken for this one's."""
+        """Hex SHA-256 of all that the norms depend on; each shard bears it, so that rows of another probe do not count."""
         return sha256_json({key: value for key, value in self.to_json().items() if key not in INFORMATIVE})
 
     @cached_property

@@ -4,13 +4,14 @@ All work is done in the copy, with the same code as in a folder of this machine;
 appears whole. So every process of a run has a copy of its own, and the URL is where they meet.
 """
 
+import contextlib
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
 
 from gradprism.runtime.errors import ConfigError, MissingDependencyError, WriteError
+from gradprism.runtime.folders import MANIFEST
 
 
 def is_url(folder: object) -> bool:
@@ -39,41 +40,42 @@ class Mirror:
     def pull(self) -> None:
         """Brings what is at the URL and not yet here. Of files that are no probe's only the names come, by which they are refused."""
         try:
-            names = [Path(entry["name"]).name for entry in self._fs.ls(self._root, detail=True, refresh=True)]
+            found = {Path(entry["name"]).name: entry["size"] for entry in self._fs.ls(self._root, detail=True, refresh=True)}
         except FileNotFoundError:
             return
-        for name in names:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for name, size in found.items():
             local = self.folder / name
-            if name not in self._pulled or not self._is_shard(name):
-                local.parent.mkdir(parents=True, exist_ok=True)
-                if self._is_own(name):
-                    self._fs.get_file(self._remote(name), str(local))
-                else:
-                    local.touch()
+            if not self._is_own(name):
+                local.touch()
+            elif not (self._is_shard(name) and local.exists() and local.stat().st_size == size):
+                self._fs.get_file(self._remote(name), str(local))
                 self._pulled.add(name)
 
     def push(self, *paths: Path) -> None:
         """Puts files of the copy to the URL; raises `WriteError`."""
-        for path in paths:
-            self._write(path.name, lambda path=path: self._fs.pipe_file(self._remote(path.name), path.read_bytes()))
+        with self._writing():
+            self._fs.makedirs(self._root, exist_ok=True)
+            for path in paths:
+                self._fs.pipe_file(self._remote(path.name), path.read_bytes())
 
     def push_all(self) -> None:
         """Puts the copy's own files there but shards, and deletes there what was deleted here; to be called by one process."""
         here = {path.name for path in self.folder.iterdir() if self._is_own(path.name)}
         for name in sorted(self._pulled - here):
-            if self._is_own(name):
-                self._write(name, lambda name=name: self._fs.rm_file(self._remote(name)))
+            with self._writing(), contextlib.suppress(FileNotFoundError):  # another process was faster
+                self._fs.rm_file(self._remote(name))
         self._pulled &= here
         # The manifest last: by it a folder is known.
-        self.push(*sorted((self.folder / name for name in here if not self._is_shard(name)), key=lambda path: path.name == "manifest.json"))
+        rest = sorted((name for name in here if not self._is_shard(name)), key=lambda name: name == MANIFEST)
+        self.push(*(self.folder / name for name in rest))
 
-    def _write(self, name: str, write: Any) -> None:
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
         try:
-            write()
-        except FileNotFoundError:
-            pass  # another process deleted it first
+            yield
         except Exception as error:  # each file system has exceptions of its own
-            raise WriteError(f"{self.url}/{name}: cannot be written ({error}); name a folder that can be written") from error
+            raise WriteError(f"{self.url}: cannot be written ({error}); name a folder that can be written") from error
 
     def _remote(self, name: str) -> str:
         return f"{self._root.rstrip('/')}/{name}"

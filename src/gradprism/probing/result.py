@@ -3,9 +3,10 @@
 import json
 import shutil
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -49,6 +50,12 @@ class ProbeRun:
     def tokens_per_second(self) -> float:
         """While probing, padding not counted."""
         return self.usage.tokens_forward / self.probing_seconds
+
+    def to_json(self) -> dict[str, Any]:
+        """All figures by their names, those of `usage` among them."""
+        figures = asdict(self)
+        speeds = {name: round(getattr(self, name), 2) for name in ("trajectories_per_second", "tokens_per_second")}
+        return {**figures, **figures.pop("usage"), **speeds}
 
 
 class Probe:

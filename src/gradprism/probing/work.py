@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gradprism.models import ModelSpec, check_context_length, load_config, tokenizer_source
 from gradprism.probing.folder import PROBE, ProbeFolder
 from gradprism.probing.manifest import DataFile, ProbeManifest
 from gradprism.probing.mirror import Mirror
@@ -31,7 +32,7 @@ from gradprism.runtime.folders import OnExisting
 from gradprism.runtime.ranks import Ranks
 from gradprism.trajectories.corpus import Corpus
 from gradprism.trajectories.record import Trajectory
-from gradprism.trajectories.rendering import Renderer, template_fingerprint, tokenizer_fingerprint
+from gradprism.trajectories.rendering import Renderer, load_tokenizer, template_fingerprint, tokenizer_fingerprint
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +133,16 @@ def do_share(
     prober = options.prober(model, known_costs(work.probe.manifest))
     pending = work.pending(work.probe.finished(set_aside=False), share)
     return work.do(prober, pending, account(folder, attempt, share), mirror, ranks)
+
+
+def make_renderer(source: Any, tokenizer: Any, context_length: int | None) -> Renderer:
+    """The renderer of a model (a `ModelSpec`, or loaded); without `tokenizer` its own, and without `context_length` its limit."""
+    if isinstance(source, ModelSpec):
+        name, template, config = tokenizer_source(source.path), source.chat_template, load_config(source.path)
+    else:
+        name, template, config = source.name_or_path, None, source
+    length = check_context_length(config, context_length)
+    return Renderer(load_tokenizer(name, template) if tokenizer is None else tokenizer, length)
 
 
 def account(folder: Path, attempt: str | None, share: Share) -> Attempt:

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 
+from gradprism.models import resolve_device
 from gradprism.runtime.errors import ConfigError
 from gradprism.runtime.progress import quiet
 from gradprism.runtime.ranks import Ranks
@@ -28,7 +29,7 @@ def join_processes(device: str) -> Ranks | None:
     if _joined is None and (ranks := Ranks.from_environment()) is not None:
         from accelerate import PartialState
 
-        PartialState(cpu=ranks.device(device) == "cpu", timeout=_TIMEOUT)
+        PartialState(cpu=resolve_device(device, ranks) == "cpu", timeout=_TIMEOUT)
         # One connection to the launcher's store, made while all are there: asked when one has failed, a new one would wait for it.
         ranks.store  # noqa: B018
         _joined = ranks

@@ -8,8 +8,8 @@ import polars as pl
 import probe_scale
 from gradprism.concentration import gini
 from gradprism.probing import run
-from gradprism.probing.store import ProbeStore
-from gradprism.trajectories.readers import canonical_line
+from gradprism.probing.folder import ProbeFolder
+from gradprism.trajectories.corpus import canonical_line
 
 N, UNITS = 20_000, 28
 
@@ -26,13 +26,13 @@ def test_a_large_corpus_is_probed_again_and_routed(tmp_path, monkeypatch):
     trajectories = list(probe_scale.synthetic_trajectories(N))
     rendered = [probe_scale.ByteRenderer().render(t) for t in trajectories]
     norms = np.stack([probe_scale.stub_norms(r.input_ids, UNITS) for r in rendered])
-    table = ProbeStore(tmp_path / "probe").read()
+    table = ProbeFolder(tmp_path / "probe").read()
     assert table.ids == [t.id for t in trajectories]
     np.testing.assert_array_equal(table.norms, norms.astype(np.float32))
-    np.testing.assert_allclose(table.columns["l2"], np.linalg.norm(norms, axis=1))
-    np.testing.assert_array_equal(table.columns["loss"], [r.response_mask.mean() for r in rendered])
-    assert table.columns["n_response_tokens"].to_list() == [r.n_targets for r in rendered]
-    assert table.columns["n_turns"].to_list() == [len(r.turns) for r in rendered]
+    np.testing.assert_allclose(table.frame["l2"], np.linalg.norm(norms, axis=1))
+    np.testing.assert_array_equal(table.frame["loss"], [r.response_mask.mean() for r in rendered])
+    assert table.frame["n_response_tokens"].to_list() == [r.n_targets for r in rendered]
+    assert table.frame["n_turns"].to_list() == [len(r.turns) for r in rendered]
 
     routes = pl.read_parquet(tmp_path / "route" / "routes.parquet")
     assert routes["id"].to_list() == table.ids

@@ -15,14 +15,13 @@ import pytest
 import torch
 
 from gradprism.probing import run
-from gradprism.probing.executors.estimate import estimate_probe, sample_batches
-from gradprism.probing.executors.flow import probe_corpus
-from gradprism.probing.executors.local import InProcess
-from gradprism.probing.manifest import Options
-from gradprism.probing.store import ProbeStore
+from gradprism.probing.api import probe as probe_corpus
+from gradprism.probing.estimate import estimate_probe, sample_batches
+from gradprism.probing.folder import ProbeFolder
+from gradprism.probing.work import ProbeOptions
 from gradprism.runtime.attempts import Attempt, total_cost
 from gradprism.runtime.errors import ConfigError, DataError, WriteError
-from gradprism.trajectories.readers import write_messages_jsonl
+from gradprism.trajectories.corpus import write_messages_jsonl
 from gradprism.trajectories.record import Message, Trajectory
 from gradprism.trajectories.rendering import Renderer
 from helpers.cli import assert_refused
@@ -48,9 +47,9 @@ def model():
 
 
 def probe(model, trajectories, out, **options):
-    return probe_corpus(
-        InProcess(model), TOKENIZER, trajectories, out, Options(**{"context_length": 1024, "batch_tokens": 300, **options})
-    )
+    run = probe_corpus(model, TOKENIZER, trajectories, out=out, **{"context_length": 1024, "batch_tokens": 300, **options}).run
+    assert run is not None
+    return run
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -84,42 +83,42 @@ def test_a_turn_s_vector_is_that_of_its_own_loss(tmp_path):
     summary = probe(exact, iter(trajectories), tmp_path / "probe", per_turn=True)
     rendered = [Renderer(TOKENIZER, 1024).render(t) for t in trajectories]
     expected = [(i, k) for i, r in enumerate(rendered) for k in range(len(r.turns)) if (trajectories[i].id, k) != ("untrained", 0)]
-    table = ProbeStore(tmp_path / "probe").read_turns()
-    assert list(zip(table.columns["index"], table.columns["turn"], strict=True)) == expected
-    assert (summary["probed"], summary["probed_turns"]) == (7, len(expected))
-    for (i, k), norms, row in zip(expected, table.norms, table.columns.iter_rows(named=True), strict=True):
+    table = ProbeFolder(tmp_path / "probe").read("turns")
+    assert list(zip(table.frame["index"], table.frame["turn"], strict=True)) == expected
+    assert (summary.probed, summary.probed_turns) == (7, len(expected))
+    for (i, k), norms, row in zip(expected, table.norms, table.frame.iter_rows(named=True), strict=True):
         start, stop = rendered[i].turns[k]
         loss, reference = by_autograd(exact, rendered[i], np.arange(start, stop))
         np.testing.assert_allclose(norms, reference, rtol=1e-6)  # they are stored in float32
         assert row["loss"] == pytest.approx(loss, rel=1e-9)
         assert row["l2"] == pytest.approx(np.linalg.norm(reference), rel=1e-9)
         assert (row["id"], row["n_tokens"], row["n_response_tokens"], row["n_turns"]) == (trajectories[i].id, stop, stop - start, 1)
-    whole = ProbeStore(tmp_path / "probe").read()
-    assert whole.columns["turn"].to_list() == [-1] * 7
-    for i, (norms, l2) in enumerate(zip(whole.norms, whole.columns["l2"], strict=True)):
+    whole = ProbeFolder(tmp_path / "probe").read()
+    assert whole.frame["turn"].to_list() == [-1] * 7
+    for i, (norms, l2) in enumerate(zip(whole.norms, whole.frame["l2"], strict=True)):
         np.testing.assert_allclose(norms, by_autograd(exact, rendered[i], np.flatnonzero(rendered[i].response_mask))[1], rtol=1e-6)
         assert l2 == pytest.approx(np.linalg.norm(norms.astype(np.float64)), rel=1e-7)
 
 
 def test_turns_asked_for_later_are_all_that_is_probed(model, tmp_path):
     trajectories = sample_trajectories(15)
-    assert probe(model, trajectories, tmp_path / "probe")["probed"] == 15
-    store = ProbeStore(tmp_path / "probe")
+    assert probe(model, trajectories, tmp_path / "probe").probed == 15
+    store = ProbeFolder(tmp_path / "probe")
     before = files(store.folder)
     n_turns = sum(m.role == "assistant" for t in trajectories for m in t.messages)
     with pytest.raises(DataError, match=rf"{n_turns} of {n_turns} turns are not probed yet; .* with --per-turn"):
-        store.read_turns()
+        store.read("turns")
     summary = probe(model, trajectories, tmp_path / "probe", per_turn=True)
-    assert (summary["probed"], summary["kept"], summary["probed_turns"], summary["kept_turns"]) == (0, 15, n_turns, 0)
+    assert (summary.probed, summary.kept, summary.probed_turns, summary.kept_turns) == (0, 15, n_turns, 0)
     after = files(store.folder)
     assert all(after[name] == content for name, content in before.items() if name != "attempts.jsonl")
-    assert len(store.read_turns().ids) == n_turns
-    assert probe(model, trajectories, tmp_path / "probe", per_turn=True)["kept_turns"] == n_turns
-    assert probe(model, trajectories, tmp_path / "at once", per_turn=True)["probed_turns"] == n_turns
-    for read in (ProbeStore.read, ProbeStore.read_turns):
-        later, at_once = (read(ProbeStore(tmp_path / name)) for name in ("probe", "at once"))
+    assert len(store.read("turns").ids) == n_turns
+    assert probe(model, trajectories, tmp_path / "probe", per_turn=True).kept_turns == n_turns
+    assert probe(model, trajectories, tmp_path / "at once", per_turn=True).probed_turns == n_turns
+    for kind in ("whole", "turns"):
+        later, at_once = (ProbeFolder(tmp_path / name).read(kind) for name in ("probe", "at once"))
         np.testing.assert_array_equal(later.norms, at_once.norms)
-        assert later.columns.equals(at_once.columns)
+        assert later.frame.equals(at_once.frame)
 
 
 # Kills
@@ -137,16 +136,16 @@ def test_killed_at_random_moments_and_started_again(tmp_path):
     assert result.returncode == 0, result.stderr
     happened = json.loads(result.stdout)
     assert happened["kills"] >= 24
-    whole = ProbeStore(tmp_path / "whole")
-    expected = whole.read(), whole.read_turns()
+    whole = ProbeFolder(tmp_path / "whole")
+    expected = whole.read(), whole.read("turns")
     n_items = sum(len(table.ids) for table in expected)
     assert n_items > 100
     for k in range(happened["folders"]):
-        store = ProbeStore(tmp_path / f"killed-{k}")
+        store = ProbeFolder(tmp_path / f"killed-{k}")
         assert_each_item_once(store.folder, n_items)
-        for table, reference in zip((store.read(), store.read_turns()), expected, strict=True):
+        for table, reference in zip((store.read(), store.read("turns")), expected, strict=True):
             np.testing.assert_array_equal(table.norms, reference.norms)  # bit for bit
-            assert table.columns.equals(reference.columns)
+            assert table.frame.equals(reference.frame)
         assert list(store.corpus_blocks()) == list(whole.corpus_blocks())
 
 
@@ -170,11 +169,11 @@ def test_what_attempts_cost_is_summed(model, tmp_path, monkeypatch):
         torch.set_num_threads(threads)
     first = total_cost(tmp_path / "probe")
     lengths = dict(enumerate(len(Renderer(TOKENIZER, 1024).render(t).input_ids) for t in sample_trajectories(12)))
-    done = [code >> 20 for code in ProbeStore(tmp_path / "probe").finished().tolist()]
+    done = [code >> 20 for code in ProbeFolder(tmp_path / "probe").finished().tolist()]
     assert (first["attempts"], first["rows"], first["tokens"]) == (1, len(done), sum(lengths[i] for i in done))
     summary = probe(model, sample_trajectories(12), tmp_path / "probe", batch_tokens=100)
-    assert summary["earlier"] == first
-    assert summary["earlier"]["tokens"] + summary["tokens_forward"] == sum(lengths.values())
+    assert summary.earlier.tokens_forward == first["tokens"]
+    assert (summary.earlier + summary.usage).tokens_forward == sum(lengths.values())
     total = total_cost(tmp_path / "probe")
     assert (total["attempts"], total["rows"], total["tokens"]) == (2, 12, sum(lengths.values()))
     assert total["wall_seconds"] >= first["wall_seconds"] > 0
@@ -224,7 +223,7 @@ def test_a_full_disk_is_one_line_and_old_shards_stay(probe_cli, tmp_path):
     assert_refused(result, f"{tmp_path / 'probe'}/norms-", "File too large", "make room")
     assert files(tmp_path / "probe") == before
     assert probe_cli("--per-turn")[0] == 0
-    assert len(ProbeStore(tmp_path / "probe").read_turns().ids) > 15
+    assert len(ProbeFolder(tmp_path / "probe").read("turns").ids) > 15
 
 
 def refuse(number):
@@ -245,7 +244,7 @@ def test_a_folder_that_cannot_be_written_is_one_line(probe_cli, tmp_path, number
     with monkeypatch.context() as patch:
         patch.setattr("tempfile.mkstemp", refuse(number))
         assert_refused(probe_cli("--per-turn", "--json"), f"{tmp_path / 'probe'}/norms-", os.strerror(number))
-        assert probe_cli("--json")[0] == 0  # nothing is owed, so nothing is written
+        assert probe_cli("--json")[0] == 0  # nothing is pending, so nothing is written
     assert files(tmp_path / "probe") == before
 
 
@@ -273,7 +272,7 @@ def test_room_that_runs_out_while_a_file_is_written(writes, model, tmp_path, mon
     assert all(after[name] == content for name, content in before.items() if name != "attempts.jsonl")
     assert not [name for name in after if name.endswith(".tmp")]
     probe(model, sample_trajectories(9), tmp_path / "probe", per_turn=True)
-    assert len(ProbeStore(tmp_path / "probe").read().ids) == 9
+    assert len(ProbeFolder(tmp_path / "probe").read().ids) == 9
 
 
 # Dry run
@@ -283,22 +282,21 @@ def test_a_dry_run_counts_what_a_run_would_do_and_leaves_nothing(model, tmp_path
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr("tempfile.tempdir", None)
     trajectories = sample_trajectories(60)
-    options = Options(1024, 300)
-    estimate = estimate_probe(InProcess(model), TOKENIZER, iter(trajectories), tmp_path / "probe", options)
+    options = ProbeOptions(1024, 300)
+    estimate = estimate_probe(model, TOKENIZER, iter(trajectories), options, out=tmp_path / "probe")
     assert list(tmp_path.iterdir()) == []
     summary = probe(model, iter(trajectories), tmp_path / "probe")
-    assert (estimate["trajectories"], estimate["items"], estimate["owed"]) == (60, 60, 60)
-    assert estimate["tokens"] == summary["corpus"]["tokens"] == summary["tokens_forward"]
-    assert estimate["padding_share"] == summary["padding_share"]
-    assert estimate["sample_batches"] == 20 < estimate["batches"]
-    assert estimate["seconds"]["probe"] > 0 < estimate["peak_memory_mib"]
-    assert estimate["seconds"]["total"] == pytest.approx(estimate["seconds"]["probe"] + estimate["seconds"]["prepare"], abs=0.02)
-    # Of a folder that is in use: only what is owed, and the folder stays as it is.
+    assert (estimate.trajectories, estimate.items, estimate.pending) == (60, 60, 60)
+    assert estimate.tokens == summary.usage.tokens_forward
+    assert estimate.padding_share == summary.padding_share
+    assert estimate.sample_batches == 20 < estimate.batches
+    assert estimate.probe_seconds > 0 < estimate.prepare_seconds and estimate.peak_memory_mib > 0
+    # Of a folder that is in use: only what is pending, and the folder stays as it is.
     before = files(tmp_path / "probe")
-    turns = estimate_probe(InProcess(model), TOKENIZER, iter(trajectories), tmp_path / "probe", replace(options, per_turn=True))
-    assert turns["owed"] == turns["items"] - 60 == sum(m.role == "assistant" for t in trajectories for m in t.messages)
-    done = estimate_probe(InProcess(model), TOKENIZER, iter(trajectories), tmp_path / "probe", options)
-    assert (done["owed"], done["batches"], done["seconds"]["probe"]) == (0, 0, 0)
+    turns = estimate_probe(model, TOKENIZER, iter(trajectories), replace(options, per_turn=True), out=tmp_path / "probe")
+    assert turns.pending == turns.items - 60 == sum(m.role == "assistant" for t in trajectories for m in t.messages)
+    done = estimate_probe(model, TOKENIZER, iter(trajectories), options, out=tmp_path / "probe")
+    assert (done.pending, done.batches, done.probe_seconds) == (0, 0, 0)
     assert files(tmp_path / "probe") == before
     assert [path.name for path in tmp_path.iterdir()] == ["probe"]
 

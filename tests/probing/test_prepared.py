@@ -7,11 +7,13 @@ import numpy as np
 import pytest
 
 from gradprism.probing import prepared as module
+from gradprism.probing.folder import ProbeFolder
+from gradprism.probing.manifest import ProbeManifest, Totals
 from gradprism.probing.prepared import Prepared, one_turn, prepare, reopen, turn_lengths
 from gradprism.probing.prober import read_length
 from gradprism.runtime.errors import DataError, FolderInUseError, MissingFileError, ModelError
 from gradprism.runtime.files import sha256_file
-from gradprism.trajectories.readers import iter_trajectories, write_messages_jsonl
+from gradprism.trajectories.corpus import load_corpus, write_messages_jsonl
 from gradprism.trajectories.record import Message, Trajectory
 from gradprism.trajectories.rendering import Renderer
 from helpers.tiny import sample_trajectories, tiny_tokenizer
@@ -31,7 +33,8 @@ def corpus(tmp_path):
 
 def describe(*files, **more):
     data = [{"path": str(file), "sha256": sha256_file(file)} for file in files]
-    return {"units": ["a", "b"], "context_length": 60, "data": data, "read": {"limit": None}, **more}
+    values = {"units": ["a", "b"], "context_length": 60, "data": data, "read": {"limit": None}, **more}
+    return ProbeManifest.from_json(values, "a test")
 
 
 def unread():
@@ -61,17 +64,17 @@ def test_what_was_rendered_is_read_back(rows, tmp_path, renderer, monkeypatch):
     items = opened.items()
     assert items.index.tolist() == list(range(40))
     assert items.length.tolist() == [read_length(r) for r in rendered]
-    assert store.manifest["totals"] == {
-        "tokens": sum(len(r.input_ids) for r in rendered),
-        "response_tokens": sum(r.n_targets for r in rendered),
-        "turns": sum(int((r.turns[:, 1] > r.turns[:, 0]).sum()) for r in rendered),
-        "truncated": sum(r.n_truncated > 0 for r in rendered),
-    }
+    assert store.manifest.totals == Totals(
+        tokens=sum(len(r.input_ids) for r in rendered),
+        response_tokens=sum(r.n_targets for r in rendered),
+        turns=sum(int((r.turns[:, 1] > r.turns[:, 0]).sum()) for r in rendered),
+        truncated=sum(r.n_truncated > 0 for r in rendered),
+    )
     assert any(r.n_truncated for r in rendered)
 
 
 @pytest.mark.parametrize("rows", [3, 1024])
-def test_turns_are_items_where_they_are_learnt_and_left(rows, tmp_path, renderer, monkeypatch):
+def test_turns_are_items_where_they_are_trained_on_and_left(rows, tmp_path, renderer, monkeypatch):
     monkeypatch.setattr(module, "_BATCH_ROWS", rows)
     look, answer = Message("user", "look at desk 1 ."), Message("assistant", "go to desk 1")
     silent = Message("assistant", "open drawer 1", train=False)
@@ -99,7 +102,7 @@ def test_turns_are_items_where_they_are_learnt_and_left(rows, tmp_path, renderer
 
 
 def test_the_same_data_is_not_read_again(tmp_path, corpus, renderer):
-    _, first = prepare(tmp_path / "probe", describe(corpus), iter_trajectories([corpus]), renderer)
+    _, first = prepare(tmp_path / "probe", describe(corpus), load_corpus(corpus), renderer)
     _, again = prepare(tmp_path / "probe", describe(corpus), unread(), renderer)
     assert_same(again.rendered(11), first.rendered(11))
     moved = corpus.rename(tmp_path / "moved.jsonl")
@@ -109,7 +112,7 @@ def test_the_same_data_is_not_read_again(tmp_path, corpus, renderer):
 @pytest.mark.parametrize("damage", ["no rendered", "no note", "cut", "bit", "other corpus", "no corpus"])
 def test_what_is_damaged_is_made_again(tmp_path, corpus, renderer, damage):
     folder = tmp_path / "probe"
-    prepare(folder, describe(corpus), iter_trajectories([corpus]), renderer)
+    prepare(folder, describe(corpus), load_corpus(corpus), renderer)
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     arrow = folder / "rendered.arrow"
     if damage == "no rendered":
@@ -125,18 +128,18 @@ def test_what_is_damaged_is_made_again(tmp_path, corpus, renderer, damage):
     else:
         (folder / "corpus.jsonl").unlink()
     assert reopen(folder, describe(corpus), "resume") is None
-    prepare(folder, describe(corpus), iter_trajectories([corpus]), renderer)
+    prepare(folder, describe(corpus), load_corpus(corpus), renderer)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
 def test_other_ways_of_reading_are_read_again(tmp_path, corpus, renderer):
-    prepare(tmp_path / "probe", describe(corpus), iter_trajectories([corpus]), renderer)
+    prepare(tmp_path / "probe", describe(corpus), load_corpus(corpus), renderer)
     assert reopen(tmp_path / "probe", describe(corpus, read={"limit": 3}), "resume") is None
     assert reopen(tmp_path / "probe", describe(corpus), "replace") is None
     assert reopen(tmp_path / "probe", describe(), "resume") is None
     # The same trajectories from elsewhere are the same corpus.
     store, _ = prepare(tmp_path / "probe", describe(), sample_trajectories(40), renderer)
-    assert store.manifest["n_trajectories"] == 40
+    assert store.manifest.n_trajectories == 40
     with pytest.raises(FolderInUseError, match="n_trajectories: 40 → 39"):
         prepare(tmp_path / "probe", describe(), sample_trajectories(39), renderer)
 
@@ -148,7 +151,7 @@ def test_a_failure_leaves_the_folder_as_it_was(tmp_path, corpus, renderer):
         with pytest.raises((DataError, ModelError), match=words):
             prepare(new, describe(), trajectories, renderer)
         assert not (tmp_path / "deep").exists()
-    prepare(tmp_path / "probe", describe(corpus), iter_trajectories([corpus]), renderer)
+    prepare(tmp_path / "probe", describe(corpus), load_corpus(corpus), renderer)
     before = {path.name: path.read_bytes() for path in (tmp_path / "probe").iterdir()}
     for on_existing in ("resume", "replace"):
         with pytest.raises(ModelError):
@@ -175,3 +178,14 @@ def test_long_texts_are_rendered(tmp_path):
     assert_same(opened.rendered(3), whole.render(long))
     assert opened.items().length[3] == 6 * 20_000 + 6
     assert json.loads((Path(tmp_path) / "probe" / "manifest.json").read_text())["n_trajectories"] == 7
+
+
+def test_a_folder_that_another_run_made_meanwhile_is_refused(tmp_path, renderer):
+    def slowly():
+        yield from sample_trajectories(3)
+        prepare(tmp_path / "probe", describe(weights_sha256="def"), sample_trajectories(4), renderer)
+
+    with pytest.raises(FolderInUseError, match='weights_sha256: "def" → "abc"'):
+        prepare(tmp_path / "probe", describe(weights_sha256="abc"), slowly(), renderer)
+    assert ProbeFolder(tmp_path / "probe").manifest.n_trajectories == 4
+    assert Prepared(tmp_path / "probe").rendered(3).id == "sample-0003"

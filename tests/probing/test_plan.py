@@ -5,17 +5,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gradprism.probing.folder import item_code
 from gradprism.probing.plan import (
     SHORTEST,
     Items,
-    owed_batches,
     padded_tokens,
     padding_share,
+    pending_batches,
     plan_batches,
     plan_items,
     rope_boundaries,
 )
-from gradprism.probing.store import item_code
 
 lengths_lists = st.lists(st.integers(1, 200), min_size=1, max_size=80)
 
@@ -62,12 +62,12 @@ def test_turns_do_not_change_the_batches_of_the_whole(lengths, budget, data):
     assert sorted(int(k) for batch in both for k in batch) == list(range(len(lengths) + len(extra)))
 
 
-def test_owed_batches_keep_what_is_not_finished():
+def test_pending_batches_keep_what_is_not_finished():
     work = Items(np.array([0, 1, 2, 0, 2]), np.array([-1, -1, -1, 0, 3], np.int32), np.array([5, 5, 5, 3, 3]))
     plan = plan_items(work, 10)
     assert [batch.tolist() for batch in plan] == [[0, 1], [2], [3, 4]]
     finished = item_code([1, 2, 2], [-1, -1, 3])
-    assert [batch.tolist() for batch in owed_batches(work, plan, finished)] == [[0], [3]]
+    assert [batch.tolist() for batch in pending_batches(work, plan, finished)] == [[0], [3]]
     assert len(set(item_code(work.index, work.turn).tolist())) == 5
 
 

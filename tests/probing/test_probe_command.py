@@ -12,15 +12,13 @@ import pytest
 import torch
 
 from gradprism.probing import run
-from gradprism.probing.executors.flow import probe_corpus
-from gradprism.probing.executors.local import InProcess
-from gradprism.probing.manifest import Options
+from gradprism.probing.api import probe as probe_corpus
+from gradprism.probing.folder import ProbeFolder
 from gradprism.probing.plan import plan_batches
 from gradprism.probing.prober import Prober
-from gradprism.probing.store import ProbeStore
 from gradprism.runtime.attempts import total_cost
 from gradprism.runtime.errors import DataError
-from gradprism.trajectories.readers import write_messages_jsonl
+from gradprism.trajectories.corpus import write_messages_jsonl
 from gradprism.trajectories.rendering import Renderer
 from helpers.cli import assert_refused
 from helpers.tiny import sample_trajectories, tiny_qwen3, tiny_tokenizer
@@ -68,16 +66,16 @@ def test_probe_writes_one_row_for_each_trajectory(probe, shared, tmp_path):
     assert (code, err) == (0, "")
     summary = json.loads(out)
     assert (summary["probed"], summary["kept"], summary["units"]) == (12, 0, 14)
-    table = ProbeStore(tmp_path / "probe").read()
+    table = ProbeFolder(tmp_path / "probe").read()
     assert table.ids == [f"sample-{i:04d}" for i in range(12)]
     tokenizer, model = tiny_tokenizer(), tiny_qwen3(len(tiny_tokenizer()))
     rendered = [Renderer(tokenizer, 1024).render(t) for t in sample_trajectories(12)]
     expected = Prober(model).probe(rendered)
     np.testing.assert_allclose(table.norms, expected.norms, rtol=1e-4)
-    np.testing.assert_allclose(table.columns["loss"], expected.loss, rtol=1e-5)
-    assert table.columns["n_tokens"].to_list() == [len(r.input_ids) for r in rendered]
-    assert table.columns["n_response_tokens"].to_list() == [r.n_targets for r in rendered]
-    assert table.columns["n_turns"].to_list() == [len(r.turns) for r in rendered]
+    np.testing.assert_allclose(table.frame["loss"], expected.loss, rtol=1e-5)
+    assert table.frame["n_tokens"].to_list() == [len(r.input_ids) for r in rendered]
+    assert table.frame["n_response_tokens"].to_list() == [r.n_targets for r in rendered]
+    assert table.frame["n_turns"].to_list() == [len(r.turns) for r in rendered]
     assert summary["corpus"]["tokens"] == sum(len(r.input_ids) for r in rendered)
 
 
@@ -96,13 +94,13 @@ def test_several_files_with_one_flag_or_more(cli, probe, shared, tmp_path):
     flags = ["--data", shared / "first.jsonl", "--data", shared / "more.jsonl"]
     assert cli("probe", *flags, "--model", shared / "model", "--out", tmp_path / "b")[0] == 0
     assert probe(out="c")[0] == 0
-    tables = [ProbeStore(tmp_path / name).read() for name in "abc"]
+    tables = [ProbeFolder(tmp_path / name).read() for name in "abc"]
     for table in tables:
         assert table.ids == tables[0].ids
         np.testing.assert_array_equal(table.norms, tables[0].norms)
 
 
-def test_resume_probes_only_what_is_owed_and_gives_the_same_rows(probe, tmp_path, monkeypatch):
+def test_resume_probes_only_what_is_pending_and_gives_the_same_rows(probe, tmp_path, monkeypatch):
     assert probe("--batch-tokens", 100, out="whole")[0] == 0
 
     monkeypatch.setattr(run, "SHARD_ROWS", 1)
@@ -117,7 +115,7 @@ def test_resume_probes_only_what_is_owed_and_gives_the_same_rows(probe, tmp_path
     monkeypatch.setattr(Prober, "probe", stop_at_the_third_batch)
     assert probe("--batch-tokens", 100)[0] == 130
     done = sum(calls[:2])
-    assert len(ProbeStore(tmp_path / "probe").finished()) == done
+    assert len(ProbeFolder(tmp_path / "probe").finished()) == done
     costs = total_cost(tmp_path / "probe")
     assert (costs["attempts"], costs["rows"]) == (1, done)
 
@@ -125,10 +123,10 @@ def test_resume_probes_only_what_is_owed_and_gives_the_same_rows(probe, tmp_path
     assert code == 0
     summary = json.loads(out)
     assert (summary["probed"], summary["kept"]) == (12 - done, done)
-    assert summary["earlier"] == costs
-    whole, resumed = (ProbeStore(tmp_path / name).read() for name in ("whole", "probe"))
+    assert summary["earlier"]["tokens_backward"] == costs["tokens"] > 0
+    whole, resumed = (ProbeFolder(tmp_path / name).read() for name in ("whole", "probe"))
     np.testing.assert_array_equal(resumed.norms, whole.norms)
-    assert resumed.columns.equals(whole.columns)
+    assert resumed.frame.equals(whole.frame)
 
     summary = json.loads(probe("--batch-tokens", 100, "--json")[1])
     assert (summary["probed"], summary["kept"]) == (0, 12)
@@ -142,14 +140,14 @@ def test_same_inputs_give_the_same_bytes(probe, tmp_path):
 
 def test_a_torn_shard_is_probed_again(probe, tmp_path):
     probe()
-    before = ProbeStore(tmp_path / "probe").read()
+    before = ProbeFolder(tmp_path / "probe").read()
     (shard,) = (tmp_path / "probe").glob("norms-*.parquet")
     shard.write_bytes(shard.read_bytes()[:100])
     code, out, err = probe()
     assert code == 0
     assert "12 trajectories probed, 0 kept" in out
     assert f"{shard}: cannot be read; set aside" in err
-    np.testing.assert_array_equal(ProbeStore(tmp_path / "probe").read().norms, before.norms)
+    np.testing.assert_array_equal(ProbeFolder(tmp_path / "probe").read().norms, before.norms)
 
 
 def test_a_differing_manifest_is_refused(probe, tmp_path):
@@ -157,9 +155,9 @@ def test_a_differing_manifest_is_refused(probe, tmp_path):
     assert_refused(probe("--context-length", 64), "holds another probe (context_length: 1024 → 64)", "--on-existing replace")
     assert_refused(probe("--dtype", "bfloat16"), 'dtype: "float32" → "bfloat16"', "weights_sha256: ")
     assert_refused(probe("--limit", 3), "n_trajectories: 12 → 3", "corpus_sha256")
-    assert len(ProbeStore(tmp_path / "probe").read().ids) == 12
+    assert len(ProbeFolder(tmp_path / "probe").read().ids) == 12
     assert probe("--limit", 3, "--on-existing", "replace")[0] == 0
-    assert len(ProbeStore(tmp_path / "probe").read().ids) == 3
+    assert len(ProbeFolder(tmp_path / "probe").read().ids) == 3
     assert_refused(probe("--limit", 3, "--on-existing", "fail"), "is not empty")
 
 
@@ -190,10 +188,10 @@ def test_a_model_without_a_stated_context(cli, shared, tmp_path):
     assert_refused(cli(*arguments, "--units", "*query_key_value"), "does not say its longest context; give --context-length")
     assert_refused(cli(*arguments, "--context-length", 512), "self_attention.query_key_value (×2)", "--units ")
     assert cli(*arguments, "--units", "*query_key_value", "--context-length", 512)[0] == 0
-    table = ProbeStore(tmp_path / "probe").read()
-    assert ProbeStore(tmp_path / "probe").manifest["units"] == [
+    table = ProbeFolder(tmp_path / "probe").read()
+    assert ProbeFolder(tmp_path / "probe").manifest.units == tuple(
         f"transformer.h.{i}.self_attention.query_key_value" for i in range(2)
-    ]
+    )
     model: Any = BloomForCausalLM.from_pretrained(tmp_path / "bloom")
     rendered = Renderer(tokenizer, 512).render(sample_trajectories(1)[0])
     ids = torch.from_numpy(rendered.input_ids.astype(np.int64))
@@ -216,7 +214,7 @@ def test_the_same_weights_under_another_configuration_are_another_model(probe, s
 def test_running_out_of_memory_halves_the_batches(shared, tmp_path, monkeypatch, capsys):
     tokenizer = tiny_tokenizer()
     model, trajectories = tiny_qwen3(len(tokenizer)), sample_trajectories(12)
-    probe_corpus(InProcess(model), tokenizer, trajectories, tmp_path / "plain", Options(1024))
+    probe_corpus(model, tokenizer, trajectories, out=tmp_path / "plain", context_length=1024)
     real = Prober.probe
 
     def little_memory(self, rendered):
@@ -229,15 +227,15 @@ def test_running_out_of_memory_halves_the_batches(shared, tmp_path, monkeypatch,
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(2)
-        summary = probe_corpus(InProcess(model), tokenizer, trajectories, tmp_path / "probe", Options(1024, batch_tokens=300))
+        summary = probe_corpus(model, tokenizer, trajectories, out=tmp_path / "probe", context_length=1024, batch_tokens=300).run
     finally:
         torch.set_num_threads(before)
-    assert summary["probed"] == 12
-    assert summary["batch_tokens"] <= 150
+    assert summary is not None and (summary.probed, summary.kept) == (12, 0)
+    assert summary.batch_tokens <= 150
     said = capsys.readouterr().err
     assert "out of memory: going on with one batch at a time" in said
     assert "out of memory: going on with batches of 150 tokens" in said
-    tables = [ProbeStore(tmp_path / name).read() for name in ("plain", "probe")]
+    tables = [ProbeFolder(tmp_path / name).read() for name in ("plain", "probe")]
     np.testing.assert_allclose(tables[1].norms, tables[0].norms, rtol=1e-4)
 
 
@@ -248,11 +246,11 @@ def test_rows_do_not_depend_on_the_number_of_threads(threads, tmp_path):
     whole = Prober(model).probe([Renderer(tokenizer, 1024).render(t) for t in trajectories])
     try:
         torch.set_num_threads(threads)
-        probe_corpus(InProcess(model), tokenizer, trajectories, tmp_path / "probe", Options(1024, batch_tokens=200))
+        probe_corpus(model, tokenizer, trajectories, out=tmp_path / "probe", context_length=1024, batch_tokens=200)
         assert torch.get_num_threads() == threads
     finally:
         torch.set_num_threads(before)
-    np.testing.assert_allclose(ProbeStore(tmp_path / "probe").read().norms, whole.norms, rtol=1e-4)
+    np.testing.assert_allclose(ProbeFolder(tmp_path / "probe").read().norms, whole.norms, rtol=1e-4)
     assert all(p.requires_grad for p in model.parameters())
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
 
@@ -265,7 +263,7 @@ def test_one_and_three_threads_give_the_same_bytes(batch_tokens, tmp_path):
         for threads in (1, 3):
             torch.set_num_threads(threads)
             out = tmp_path / str(threads)
-            probe_corpus(InProcess(model), tokenizer, trajectories, out, Options(1024, batch_tokens=batch_tokens))
+            probe_corpus(model, tokenizer, trajectories, out=out, context_length=1024, batch_tokens=batch_tokens)
     finally:
         torch.set_num_threads(before)
     assert contents(tmp_path / "1") == contents(tmp_path / "3")
@@ -279,7 +277,7 @@ def test_one_trajectory_too_large_for_memory_is_named(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Prober, "probe", no_memory)
     with pytest.raises(DataError, match=r"trajectory 'sample-0000': its \d+ tokens alone need more memory"):
-        probe_corpus(InProcess(tiny_qwen3(len(tokenizer))), tokenizer, sample_trajectories(1), tmp_path / "probe", Options(1024))
+        probe_corpus(tiny_qwen3(len(tokenizer)), tokenizer, sample_trajectories(1), out=tmp_path / "probe", context_length=1024)
 
 
 def test_other_runtime_errors_are_not_taken_for_memory(tmp_path, monkeypatch):
@@ -290,7 +288,7 @@ def test_other_runtime_errors_are_not_taken_for_memory(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Prober, "probe", broken)
     with pytest.raises(RuntimeError, match="shapes do not match"):
-        probe_corpus(InProcess(tiny_qwen3(len(tokenizer))), tokenizer, sample_trajectories(3), tmp_path / "probe", Options(1024))
+        probe_corpus(tiny_qwen3(len(tokenizer)), tokenizer, sample_trajectories(3), out=tmp_path / "probe", context_length=1024)
 
 
 @pytest.mark.parametrize(
@@ -319,10 +317,11 @@ def test_a_non_finite_result_names_the_trajectory_and_keeps_the_rest(tmp_path, s
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Prober, "probe", spoilt)
         with pytest.raises(DataError, match=f"trajectory '{shortest}': {words}.*finished trajectories are kept"):
-            probe_corpus(InProcess(model), tokenizer, trajectories, tmp_path / "probe", Options(1024, batch_tokens=1))
-    probed = {trajectories[code >> 20].id for code in ProbeStore(tmp_path / "probe").finished()}
+            probe_corpus(model, tokenizer, trajectories, out=tmp_path / "probe", context_length=1024, batch_tokens=1)
+    probed = {trajectories[code >> 20].id for code in ProbeFolder(tmp_path / "probe").finished()}
     assert probed == {t.id for t in trajectories} - {shortest}
-    assert probe_corpus(InProcess(model), tokenizer, trajectories, tmp_path / "probe", Options(1024))["probed"] == 1
+    again = probe_corpus(model, tokenizer, trajectories, out=tmp_path / "probe", context_length=1024).run
+    assert again is not None and again.probed == 1
 
 
 def test_bad_inputs_are_one_line(cli, probe, shared, tmp_path):
@@ -333,7 +332,7 @@ def test_bad_inputs_are_one_line(cli, probe, shared, tmp_path):
     assert_refused(probe("--on-existing", "append"), "choose resume, replace or fail")
     (tmp_path / "probe").mkdir(exist_ok=True)
     (tmp_path / "probe" / "thesis.tex").write_text("mine")
-    assert_refused(probe(), "no probe folder")
+    assert_refused(probe(), "holds no probe")
     assert [path.name for path in (tmp_path / "probe").iterdir()] == ["thesis.tex"]
     (tmp_path / "broken.jsonl").write_text('{"messages": [\n')
     assert_refused(probe(data=(tmp_path / "broken.jsonl",), out="new"), "broken.jsonl:1")
@@ -351,9 +350,9 @@ def test_a_model_that_is_not_recognised_is_refused_until_its_units_are_named(pro
     assert_refused(probe(model=tmp_path / "model"), "GPTNeoXForCausalLM", "gpt_neox.layers.*.mlp.dense_4h_to_h", "--units")
     code, _, err = probe("--units", "gpt_neox.layers.*.mlp.dense_*", model=tmp_path / "model")
     assert code == 0, err
-    units = ProbeStore(tmp_path / "probe").manifest["units"]
-    assert units == ["gpt_neox.layers.0.mlp.dense_h_to_4h", "gpt_neox.layers.0.mlp.dense_4h_to_h"]
-    assert ProbeStore(tmp_path / "probe").read().norms.shape == (12, 2)
+    units = ProbeFolder(tmp_path / "probe").manifest.units
+    assert units == ("gpt_neox.layers.0.mlp.dense_h_to_4h", "gpt_neox.layers.0.mlp.dense_4h_to_h")
+    assert ProbeFolder(tmp_path / "probe").read().norms.shape == (12, 2)
 
 
 def test_a_template_that_marks_nothing_is_refused_and_names_the_trajectory(probe, tmp_path):
