@@ -1,7 +1,7 @@
 """Builds a shipped base model from nothing: expert demonstrations, a tokenizer, a training run.
 
-    OMP_NUM_THREADS=1 python scripts/build_base_model.py --out models/alfworld-tiny
-    OMP_NUM_THREADS=1 python scripts/build_base_model.py --env webshop --out models/webshop-tiny
+    OMP_NUM_THREADS=1 python scripts/build_base_model.py --out src/gradprism/data/alfworld-tiny
+    OMP_NUM_THREADS=1 python scripts/build_base_model.py --env webshop --out src/gradprism/data/webshop-tiny
 
 The base is meant to be weak: it speaks the environment's language and sometimes succeeds, so that imitation and reinforcement both
 have something left to teach. `--demonstrations` and `--stop-at` set how weak. It never sees what its users train or test on:

@@ -65,7 +65,7 @@ def test_a_public_name_is_there_and_says_what_it_is(name):
     if not callable(thing):
         return
     document = inspect.getdoc(thing)
-    assert document and document.splitlines()[0].endswith((".", ":")), name
+    assert document and document.split("\n\n")[0].endswith((".", ":")), name
     assert document.split()[0] not in {"What", "How", "Whether", "Why", "This"}, "begins with a noun or a verb"
     origin = importlib.import_module(thing.__module__)
     assert origin.__name__.startswith("gradprism."), name

@@ -31,10 +31,13 @@ if TYPE_CHECKING:
     from gradprism.runtime.usage import Usage
     from gradprism.training.rl import train_rl
     from gradprism.training.rl_config import RlConfig
+    from gradprism.training.sft import train_sft
+    from gradprism.training.sft_config import SftConfig
     from gradprism.training.summary import TrainingSummary
     from gradprism.trajectories.corpus import Corpus, load_corpus
     from gradprism.trajectories.formats import register_format
     from gradprism.trajectories.record import Message, Trajectory
+    from gradprism.trajectories.rendering import Renderer, load_tokenizer
 
 __version__ = "0.1.0"
 __all__ = [
@@ -49,10 +52,12 @@ __all__ = [
     "Message",
     "PolicyContext",
     "Probe",
+    "Renderer",
     "RlConfig",
     "RlTask",
     "RolloutConfig",
     "Routes",
+    "SftConfig",
     "Step",
     "StopReason",
     "Task",
@@ -65,6 +70,7 @@ __all__ = [
     "evaluate",
     "export",
     "load_corpus",
+    "load_tokenizer",
     "make_environment",
     "probe",
     "register_environment",
@@ -76,6 +82,7 @@ __all__ = [
     "route",
     "shipped",
     "train_rl",
+    "train_sft",
     "write_template",
 ]
 
@@ -102,10 +109,13 @@ _ROOMS = {
     "runtime.usage": "Usage",
     "training.rl": "train_rl",
     "training.rl_config": "RlConfig",
+    "training.sft": "train_sft",
+    "training.sft_config": "SftConfig",
     "training.summary": "TrainingSummary",
     "trajectories.corpus": "Corpus load_corpus",
     "trajectories.formats": "register_format",
     "trajectories.record": "Message Trajectory",
+    "trajectories.rendering": "Renderer load_tokenizer",
 }
 _ROOM_OF = {name: room for room, names in _ROOMS.items() for name in names.split()}
 

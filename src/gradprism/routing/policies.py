@@ -26,7 +26,7 @@ TIES = 1
 
 @dataclass(frozen=True, slots=True)
 class PolicyContext:
-    """What a policy is asked: the name of the concentration `metric`, a `seed`, and whether scores are cut at a number that was given.
+    """Question to a policy: the name of the concentration `metric`, a `seed`, and whether scores are cut at a number that was given.
 
     At a `fixed_threshold` equal scores need no order, and none may be drawn to the other side.
     """

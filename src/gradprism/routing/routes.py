@@ -34,7 +34,7 @@ _TABLE, _SFT, _RL, _ROUTING, _AUDIT = "routes.parquet", "sft.jsonl", "rl.jsonl",
 
 @dataclass(frozen=True)
 class Routes:
-    """What a route decided, for n trajectories in the corpus's order.
+    """The decision of a route, for n trajectories in the corpus's order.
 
     `frame` has a row per trajectory: `id`, `score`, `rank` (from 1), `margin` (score − threshold), `route` (`sft` or `rl`), and what
     the probe measured: `n_tokens`, `n_response_tokens`, `n_turns`, `loss`, `l2`, each metric, and `pass_rate` where rates were given.

@@ -19,7 +19,7 @@ from gradprism.trajectories.record import Trajectory
 
 @dataclass(frozen=True, slots=True)
 class RlTask:
-    """What RL is given of a trajectory: its `id`, the `prompt` (the messages before the first turn that is trained on), and `task`, by
+    """A trajectory as RL is given it: its `id`, the `prompt` (the messages before the first turn that is trained on), and `task`, by
     which an environment sets the same task up, empty where the corpus names none."""
 
     id: str
