@@ -87,7 +87,7 @@ def test_a_size_that_is_not_known_is_refused(route, tmp_path):
 
 
 def test_the_corpus_s_texts_are_passed_on_as_they_are(route, tmp_path):
-    """Also numbers and characters that a JSON reader might change, and turns that are not learnt."""
+    """Also numbers and characters that a JSON reader might change, and turns that are not trained on."""
     odd = [
         Trajectory(
             'ü\u2028\\ "messages": [', (Message("user", 'a\n"task": {}'), Message("assistant", "b")), {"n": 10**30, "x": [1e300]}

@@ -1,6 +1,7 @@
 """What a person sees of a corpus, and the command that shows it."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from typer.testing import CliRunner
 from gradprism.cli.inspect import command
 from gradprism.runtime.errors import MissingFileError, ModelError
 from gradprism.trajectories.corpus import write_messages_jsonl
-from gradprism.trajectories.display import heading, mask_text, summarise, summary_lines, visible
+from gradprism.trajectories.display import heading, mask_text, summarise, visible
 from gradprism.trajectories.record import Message, Trajectory
 from gradprism.trajectories.rendering import Renderer
 from helpers.tiny import sample_trajectories, tiny_tokenizer
@@ -61,7 +62,7 @@ def test_heading_and_summary_count_what_was_rendered() -> None:
         heading(second, corpus[1], tokenizer.unk_token_id)
         == "b · d:2 · 5 tokens · 2 response (40.0%) · assistant turns: 1 · nothing cut off"
     )
-    summary = summarise(corpus, tokenizer.unk_token_id)
+    summary = asdict(summarise(corpus, tokenizer.unk_token_id))
     quantiles = summary.pop("length_quantiles")
     assert quantiles == {str(p): np.percentile([9, 5], p) for p in (0, 5, 25, 50, 75, 95, 100)}
     assert summary.pop("response_length_quantiles")["50"] == 3.5
@@ -75,7 +76,7 @@ def test_heading_and_summary_count_what_was_rendered() -> None:
         "truncated_trajectories": 1,
         "truncated_tokens": 3,
     }
-    assert summary_lines(summarise(corpus))[0] == "2 trajectories, 2 assistant turns, 14 tokens, of which response 7 (50.0%)"
+    assert str(summarise(corpus)).splitlines()[0] == "2 trajectories, 2 assistant turns, 14 tokens, of which response 7 (50.0%)"
 
 
 def test_command_prints_marked_trajectories_and_the_summary(folder: Path) -> None:
@@ -105,7 +106,7 @@ def test_command_colours_on_a_terminal(folder: Path, monkeypatch: pytest.MonkeyP
 def test_command_prints_the_summary_as_json(folder: Path) -> None:
     result = CliRunner().invoke(app, arguments(folder, "--json", "--context-length", "60"))
     summary = json.loads(result.stdout)
-    expected = summarise(Renderer(tiny_tokenizer(), 60).render_all(sample_trajectories(6)))
+    expected = asdict(summarise(Renderer(tiny_tokenizer(), 60).render_all(sample_trajectories(6))))
     assert summary == expected
     assert summary["truncated_trajectories"] > 0
 

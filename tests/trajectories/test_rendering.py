@@ -117,11 +117,11 @@ def test_any_conversation_equals_the_reference(turns: list[tuple[str, str, bool]
         assert rendered.input_ids.tolist() == ids
         assert rendered.response_mask.tolist() == mask
     else:
-        with pytest.raises(ModelError, match="no assistant turn is to be learnt"):
+        with pytest.raises(ModelError, match="no assistant turn is to be trained on"):
             renderer.render(trajectory)
 
 
-def test_turn_not_to_be_learnt_has_a_span_but_no_mask() -> None:
+def test_turn_that_is_not_trained_on_has_a_span_but_no_mask() -> None:
     rendered = Renderer(tiny_tokenizer(), None).render(conversation("look", "yes", "go", "no", train=(False, True)))
     assert rendered.turns.tolist() == [[3, 5], [8, 10]]
     assert np.flatnonzero(rendered.response_mask).tolist() == [8, 9]
@@ -250,7 +250,7 @@ def test_empty_mask_names_trajectory_and_cause() -> None:
         ModelError, match=place + r"the response begins at token 4, past the context length 3; raise --context-length"
     ):
         Renderer(tokenizer, 3).render(conversation("look", "yes"))
-    with pytest.raises(ModelError, match=place + "no assistant turn is to be learnt"):
+    with pytest.raises(ModelError, match=place + "no assistant turn is to be trained on"):
         Renderer(tokenizer, 3).render(conversation("look", "yes", train=(False,)))
     with pytest.raises(ConfigError, match="at least 2"):
         Renderer(tokenizer, 1)

@@ -1,5 +1,6 @@
 """`gradprism inspect`: what a corpus becomes in a model's eyes."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -38,12 +39,11 @@ def command(
     unknown_id = renderer.tokenizer.unk_token_id
     summary = display.summarise(rendered, unknown_id)
     if as_json:
-        print_json(summary)
+        print_json(asdict(summary))
         return
     console = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
     coloured = console.color_system is not None and not console.no_color
     for trajectory, one in list(zip(trajectories, rendered, strict=True))[:limit]:
         console.print(f"── {display.heading(trajectory, one, unknown_id)}", style="bold")
         console.print(display.mask_text(renderer.marked_text(trajectory), coloured))
-    for line in display.summary_lines(summary):
-        console.print(line)
+    console.print(str(summary))

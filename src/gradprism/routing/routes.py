@@ -16,7 +16,7 @@ from gradprism.concentration import METRICS
 from gradprism.probing.result import Probe
 from gradprism.routing.audit import Audit, audit_split
 from gradprism.routing.policies import POLICIES, PolicyContext, policy_scores
-from gradprism.routing.sets import FileSets, ProbeSets, RlTask, Sets
+from gradprism.routing.sets import FileSets, ProbeSets, RlTask
 from gradprism.routing.split import ProbeOrigin, Routing, metrics_with, split_table
 from gradprism.routing.tasks import PassRates, Tasks
 from gradprism.routing.thresholds import choose_threshold
@@ -43,7 +43,7 @@ class Routes:
 
     frame: pl.DataFrame
     routing: Routing
-    sets: Sets = field(repr=False)
+    sets: ProbeSets | FileSets = field(repr=False)
     tasks: Tasks | None = field(default=None, repr=False)
     folder: Path | None = None
 

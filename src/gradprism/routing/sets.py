@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import IO, Any
 
 import msgspec
 import numpy as np
@@ -27,22 +27,6 @@ class RlTask:
     task: dict[str, Any]
 
 
-class Sets(Protocol):
-    """Where a route's sets come from."""
-
-    def sft(self) -> Iterator[Trajectory]:
-        """The trajectories to train on, in the corpus's order."""
-        ...
-
-    def rl(self) -> Iterator[RlTask]:
-        """The tasks to play, in the corpus's order."""
-        ...
-
-    def write(self, sft: IO[bytes], rl: IO[bytes]) -> None:
-        """Writes both as lines of JSON."""
-        ...
-
-
 @dataclass(frozen=True, slots=True)
 class ProbeSets:
     """Those of a probe's corpus; `to_rl` bool `[n]`."""
@@ -51,11 +35,11 @@ class ProbeSets:
     to_rl: NDArray[np.bool_]
 
     def sft(self) -> Iterator[Trajectory]:
-        """See `Sets`."""
+        """The trajectories to train on, in the corpus's order."""
         return itertools.compress(self.probe.trajectories, (~self.to_rl).tolist())
 
     def rl(self) -> Iterator[RlTask]:
-        """See `Sets`."""
+        """The tasks to play, in the corpus's order."""
         return (RlTask(t.id, t.prompt(), t.task) for t in itertools.compress(self.probe.trajectories, self.to_rl.tolist()))
 
     def write(self, sft: IO[bytes], rl: IO[bytes]) -> None:
@@ -78,16 +62,14 @@ class FileSets:
     rl_file: Path
 
     def sft(self) -> Iterator[Trajectory]:
-        """See `Sets`."""
+        """As in `ProbeSets`; and so the others."""
         return iter(load_corpus(self.sft_file, format="messages") if self.sft_file.stat().st_size else ())
 
     def rl(self) -> Iterator[RlTask]:
-        """See `Sets`."""
         with open(self.rl_file, "rb") as file:
             yield from (RlTask(**json.loads(line)) for line in file)
 
     def write(self, sft: IO[bytes], rl: IO[bytes]) -> None:
-        """Copies the files."""
         for path, to in ((self.sft_file, sft), (self.rl_file, rl)):
             with open(path, "rb") as file:
                 shutil.copyfileobj(file, to)

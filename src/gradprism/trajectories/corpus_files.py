@@ -13,6 +13,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
+import pyarrow
+import pyarrow.parquet
+import zstandard
+
 from gradprism.runtime.errors import DataError, MissingFileError
 
 # An escaped UTF-16 surrogate: half a character unless the other half follows.
@@ -88,8 +92,6 @@ class _ZstdFile(io.RawIOBase):
         return size
 
     def _decompress(self) -> bytes:
-        import zstandard
-
         if self._frame is None:
             self._frame = zstandard.ZstdDecompressor(max_window_size=1 << 31).decompressobj()
         try:
@@ -110,9 +112,6 @@ _COMPRESSIONS: tuple[tuple[bytes, Callable[[Any], Any]], ...] = (
 
 
 def _parquet_records(path: Path, source: Any) -> Iterator[Record]:
-    import pyarrow
-    import pyarrow.parquet
-
     size = path.stat().st_size
     try:
         file = pyarrow.parquet.ParquetFile(source)

@@ -1,8 +1,8 @@
 """Rendered trajectories for a person's eyes: the response mask as colour or brackets, and the corpus in a few numbers."""
 
 import unicodedata
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from rich.text import Text
@@ -60,38 +60,51 @@ def heading(trajectory: Trajectory, rendered: RenderedTrajectory, unknown_id: in
     return " · ".join(part for part in parts if part)
 
 
-def summarise(corpus: Sequence[RenderedTrajectory], unknown_id: int | None = None) -> dict[str, Any]:
-    """Counts, shares (fractions) and quantiles (by percent) of a rendered corpus of at least one trajectory; lengths in tokens."""
+@dataclass(frozen=True, slots=True)
+class CorpusSummary:
+    """Counts, shares (fractions) and quantiles (by percent) of a rendered corpus; lengths in tokens. `str` gives it in words."""
+
+    trajectories: int
+    tokens: int
+    response_tokens: int
+    response_share: float
+    unknown_tokens: int
+    assistant_turns: int
+    truncated_trajectories: int
+    truncated_tokens: int
+    length_quantiles: Mapping[str, float]
+    response_length_quantiles: Mapping[str, float]
+
+    def __str__(self) -> str:
+        lines = [
+            f"{self.trajectories} trajectories, {self.assistant_turns} assistant turns, {self.tokens} tokens, "
+            f"of which response {self.response_tokens} ({self.response_share:.1%})",
+            f"cut off by the context length: {self.truncated_tokens} tokens of {self.truncated_trajectories} trajectories",
+        ]
+        for label, quantiles in (("length", self.length_quantiles), ("response", self.response_length_quantiles)):
+            lines.append(f"{label} in tokens: " + ", ".join(f"{percent} % {value:g}" for percent, value in quantiles.items()))
+        if self.unknown_tokens:
+            lines.append(f"unknown to the tokenizer: {self.unknown_tokens} tokens")
+        return "\n".join(lines)
+
+
+def summarise(corpus: Sequence[RenderedTrajectory], unknown_id: int | None = None) -> CorpusSummary:
+    """The summary of a rendered corpus of at least one trajectory; `unknown_id` is the tokenizer's unknown token."""
     tokens = np.array([len(rendered.input_ids) for rendered in corpus])
     response = np.array([rendered.response_mask.sum() for rendered in corpus])
     cut = np.array([rendered.n_truncated for rendered in corpus])
-    unknown = 0 if unknown_id is None else sum(int((rendered.input_ids == unknown_id).sum()) for rendered in corpus)
-    return {
-        "trajectories": len(corpus),
-        "tokens": int(tokens.sum()),
-        "response_tokens": int(response.sum()),
-        "response_share": float(response.sum() / tokens.sum()),
-        "unknown_tokens": unknown,
-        "assistant_turns": sum(len(rendered.turns) for rendered in corpus),
-        "truncated_trajectories": int((cut > 0).sum()),
-        "truncated_tokens": int(cut.sum()),
-        "length_quantiles": _quantiles(tokens),
-        "response_length_quantiles": _quantiles(response),
-    }
-
-
-def summary_lines(summary: dict[str, Any]) -> list[str]:
-    """`summarise`'s result in words."""
-    lines = [
-        f"{summary['trajectories']} trajectories, {summary['assistant_turns']} assistant turns, {summary['tokens']} tokens, "
-        f"of which response {summary['response_tokens']} ({summary['response_share']:.1%})",
-        f"cut off by the context length: {summary['truncated_tokens']} tokens of {summary['truncated_trajectories']} trajectories",
-    ]
-    for label, key in (("length", "length_quantiles"), ("response", "response_length_quantiles")):
-        lines.append(f"{label} in tokens: " + ", ".join(f"{percent} % {value:g}" for percent, value in summary[key].items()))
-    if summary["unknown_tokens"]:
-        lines.append(f"unknown to the tokenizer: {summary['unknown_tokens']} tokens")
-    return lines
+    return CorpusSummary(
+        trajectories=len(corpus),
+        tokens=int(tokens.sum()),
+        response_tokens=int(response.sum()),
+        response_share=float(response.sum() / tokens.sum()),
+        unknown_tokens=0 if unknown_id is None else sum(int((rendered.input_ids == unknown_id).sum()) for rendered in corpus),
+        assistant_turns=sum(len(rendered.turns) for rendered in corpus),
+        truncated_trajectories=int((cut > 0).sum()),
+        truncated_tokens=int(cut.sum()),
+        length_quantiles=_quantiles(tokens),
+        response_length_quantiles=_quantiles(response),
+    )
 
 
 def _quantiles(values: np.ndarray) -> dict[str, float]:

@@ -8,7 +8,7 @@ ROLES = ("system", "user", "assistant", "tool")
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One turn. `train` is false for an assistant turn that the source marks as not to be learnt (AgentTraj's `loss`)."""
+    """One turn. `train` is false for an assistant turn that the source marks as not to be trained on (AgentTraj's `loss`)."""
 
     role: str
     content: str

@@ -16,6 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jinja2 import TemplateError, TemplateSyntaxError
+from transformers import AutoTokenizer
+from transformers.utils.chat_template_utils import render_jinja_template
 
 from gradprism.runtime.errors import ConfigError, ModelError
 from gradprism.runtime.files import sha256_json
@@ -30,8 +33,8 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 class RenderedTrajectory:
     """A trajectory as the model sees it.
 
-    `input_ids` int32 [T]; `response_mask` bool [T], true on the tokens to be learnt; `n_truncated` tokens were cut on the right;
-    `turns` int32 [S, 2], one row an assistant turn, learnt or not, empty where the cut took it. The first token has nothing that
+    `input_ids` int32 [T]; `response_mask` bool [T], true on the tokens that are trained on; `n_truncated` tokens were cut on the right;
+    `turns` int32 [S, 2], one row per assistant turn, trained on or not, empty where the cut took it. The first token has nothing that
     predicts it: the loss is the mean over `response_mask[1:]`, with `input_ids[1:]` as targets.
     """
 
@@ -169,9 +172,6 @@ class Renderer:
 
     def _render_text(self, messages: list[dict[str, str]], place: str, generate: bool = False) -> tuple[str, list[tuple[int, int]]]:
         """The conversation's text and the character spans that the template marks as generated."""
-        from jinja2 import TemplateError, TemplateSyntaxError
-        from transformers.utils.chat_template_utils import render_jinja_template
-
         try:
             texts, spans = render_jinja_template(
                 [messages],
@@ -192,7 +192,7 @@ class Renderer:
 
     def _why_empty(self, trajectory: Trajectory, whole: _Tokenised) -> str:
         if not any(message.train for message in trajectory.messages if message.role == "assistant"):
-            return "no assistant turn is to be learnt (each one's flag is false); delete the record or correct its flags"
+            return "no assistant turn is to be trained on (each one's flag is false); delete the record or correct its flags"
         if not whole.mask[1:].any():
             return f"the chat template marks no text in the assistant turns, or only the first token; {_GIVE_TEMPLATE}"
         first = 1 + int(whole.mask[1:].argmax())
@@ -214,8 +214,6 @@ def load_tokenizer(name_or_path: str | Path, chat_template: Path | None = None) 
     if not is_local and (not _HUB_ID.fullmatch(name) or Path(name).parent.is_dir()):
         raise ModelError(f"{name}: no such folder; give a model folder, or a hub id of the form org/name")
     template = None if chat_template is None else _read_template(chat_template)
-
-    from transformers import AutoTokenizer
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False, local_files_only=is_local)
@@ -241,7 +239,7 @@ def training_template(tokenizer: Any) -> str:
     if _MARKER.search(template):
         return template
 
-    from jinja2 import TemplateError
+    # Here: it takes seconds to import, and a template with markers does not need it.
     from trl.chat_template_utils import get_training_chat_template
 
     try:
