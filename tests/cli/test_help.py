@@ -18,7 +18,7 @@ PAGES = [
     ("experiment", "run"),
     ("experiment", "status"),
     ("experiment", "tables"),
-    ("export", "verl"),
+    ("export",),
     ("alfworld", "replay"),
     ("webshop", "serve"),
     ("webshop", "generate"),

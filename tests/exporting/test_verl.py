@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import datasets
 import numpy as np
 import pandas as pd
+import polars as pl
 import pyarrow.parquet as pq
 import pytest
 
@@ -20,7 +21,7 @@ from gradprism.environments.webshop.catalogue import read_catalogue
 from gradprism.environments.webshop.generated import generate_catalogue
 from gradprism.environments.webshop.goals import make_goals
 from gradprism.routing.routes import route
-from gradprism.runtime.files import sha256_file, write_json, write_jsonl
+from gradprism.runtime.files import sha256_file, sha256_folder, write_json, write_jsonl
 from gradprism.trajectories.corpus import load_corpus, write_messages_jsonl
 from gradprism.trajectories.record import Message, Trajectory
 from helpers.cli import assert_refused
@@ -39,10 +40,10 @@ def webshop_task(name):
     return {"env": "webshop", "id": name, "task_type": "garden", "split": "train"}
 
 
-def trajectory(name, task=None, learnt=True):
+def trajectory(name, task=None, trained=True):
     turns = (
         Message("user", f"You are in a room. {name} ü\u2028"),
-        Message("assistant", "look", train=learnt),
+        Message("assistant", "look", train=trained),
         Message("user", "Nothing."),
         Message("assistant", "go to desk 1"),
     )
@@ -56,8 +57,11 @@ def write_route(folder, sft, rl):
     if sft:
         write_messages_jsonl(folder / "sft.jsonl", sft)
     write_jsonl(folder / "rl.jsonl", [{"id": t.id, "prompt": t.prompt(), "task": t.task} for t in rl])
-    routing = {"policy": "concentration", "metric": "gini", "threshold": 0.5, "n_sft": len(sft), "n_rl": len(rl)}
-    write_json(folder / "routing.json", routing)
+    pl.DataFrame({"id": [t.id for t in (*sft, *rl)]}).write_parquet(folder / "routes.parquet")
+    write_json(folder / "audit.json", {})
+    write_json(
+        folder / "routing.json", {"threshold": 0.5, "n_trajectories": len(sft) + len(rl), "n_sft": len(sft), "n_rl": len(rl)}
+    )
 
 
 @pytest.fixture
@@ -91,7 +95,7 @@ def test_sft_messages_as_both_of_verls_loaders_read_them(export, tmp_path):
     write_route(tmp_path / "route", sft, [trajectory("r", alfworld_task(GAMES[0]))])
     code, out, err = export()
     assert (code, err) == (0, "")
-    assert "4 trajectories to SFT, 1 alfworld tasks to RL (1 in the list)" in out
+    assert "4 trajectories to SFT, 1 to RL, in rl-alfworld.parquet, sft.parquet, tasks-alfworld.json" in out
     path = tmp_path / "verl" / "sft.parquet"
     today = pd.read_parquet(path, dtype_backend="pyarrow")
     # None of the columns that the loader would take for pictures, tools or a way of thinking.
@@ -105,16 +109,16 @@ def test_sft_messages_as_both_of_verls_loaders_read_them(export, tmp_path):
     assert today["id"].tolist() == [t.id for t in sft]
 
 
-def test_turns_that_are_not_to_be_learnt_are_marked_and_warned_of(export, tmp_path):
-    sft = [trajectory("all"), trajectory("some", learnt=False)]
-    write_route(tmp_path / "route", sft, [trajectory("r", alfworld_task(GAMES[0]), learnt=False)])
+def test_turns_that_are_not_trained_on_are_marked_and_warned_of(export, tmp_path):
+    sft = [trajectory("all"), trajectory("some", trained=False)]
+    write_route(tmp_path / "route", sft, [trajectory("r", alfworld_task(GAMES[0]), trained=False)])
     code, out, _ = export()
     assert code == 0
-    assert "warning: 1 assistant turns are not to be learnt (loss_mask 0), but verl learns every assistant turn" in out
+    assert "warning: 1 assistant turns are not to be trained on (loss_mask 0), but verl trains on every assistant turn" in out
     rows = pd.read_parquet(tmp_path / "verl" / "sft.parquet", dtype_backend="pyarrow")["messages"].tolist()
     assert [[m["loss_mask"] for m in row] for row in rows] == [[0, 1, 0, 1], [0, 0, 0, 1]]
     assert [[{k: m[k] for k in ("role", "content")} for m in row] for row in rows] == [t.chat() for t in sft]
-    # The prompt goes as far as the first turn to be learnt.
+    # The prompt goes as far as the first turn that is trained on.
     rl = pq.read_table(tmp_path / "verl" / "rl-alfworld.parquet").to_pylist()
     assert [m["role"] for m in rl[0]["prompt"]] == ["user", "assistant", "user"]
 
@@ -157,8 +161,8 @@ def test_the_games_are_listed_as_alfworld_lays_them_out(export, tmp_path, monkey
     code, out, _ = export("--json")
     assert code == 0
     exported = json.loads(out)
-    assert exported["rl"] == {"alfworld": {"tasks": 4, "official": 4, "no_counterpart": 0}}
-    assert (exported["rl_trajectories"], exported["warnings"]) == (5, [])
+    assert (exported["routing"]["n_rl"], exported["warnings"]) == (5, [])
+    assert pq.read_metadata(tmp_path / "verl" / "rl-alfworld.parquet").num_rows == 4
     allowed = json.loads((tmp_path / "verl" / "tasks-alfworld.json").read_text())
     files = [f"json_2.1.1/{name.partition('/')[2]}/game.tw-pddl" for name in GAMES]
     assert allowed == {"environment": "alfworld", "game_files": files}
@@ -290,16 +294,12 @@ def test_a_routed_probe_is_exported_whole(export, tmp_path):
     folder = tmp_path / "verl"
     exported = json.loads(out)
     assert exported == json.loads((folder / "export.json").read_text())
-    assert exported["source"]["routing"]["policy"] == "concentration"
-    routing = json.loads((tmp_path / "route" / "routing.json").read_text())
-    assert {key: routing[key] for key in exported["source"]["routing"]} == exported["source"]["routing"]
-    assert exported["source"]["sha256"]["rl.jsonl"] == sha256_file(tmp_path / "route" / "rl.jsonl")
-    assert {name: about["sha256"] for name, about in exported["files"].items()} == {
-        path.name: sha256_file(path) for path in folder.iterdir() if path.name != "export.json"
-    }
+    assert exported["routing"] == json.loads((tmp_path / "route" / "routing.json").read_text())
+    assert exported["source_sha256"] == sha256_folder(tmp_path / "route")
+    assert exported["files"] == {path.name: sha256_file(path) for path in folder.iterdir() if path.name != "export.json"}
     sft = list(load_corpus(tmp_path / "route" / "sft.jsonl"))
     assert [list(row) for row in pd.read_parquet(folder / "sft.parquet")["messages"]] == [t.chat() for t in sft]
-    assert exported["sft"]["trajectories"] == len(sft) == 11
+    assert exported["routing"]["n_sft"] == len(sft) == 11
     # Our own readers take the SFT file as well, so nothing is lost on the way.
     assert [(t.id, t.messages) for t in list(load_corpus(folder / "sft.parquet"))] == [(t.id, t.messages) for t in sft]
     assert export(out="again")[0] == 0
@@ -358,12 +358,12 @@ def test_broken_route_folders_are_one_line(cli, export, tmp_path):
     changed("rl.jsonl", rl + rl, "rl.jsonl: holds 2 lines, routing.json says 1")
     changed("rl.jsonl", b"", "rl.jsonl: holds 0 lines")
     changed("rl.jsonl", rl.replace(b'"role"', b'"from"'), "rl.jsonl:1: 'prompt' is no list of messages")
-    changed("rl.jsonl", re.sub(rb'"prompt": \[.*?\]', b'"prompt": []', rl), "rl.jsonl:1: 'prompt' is no list")
+    changed("rl.jsonl", re.sub(rb'"prompt": \[.*?\]', b'"prompt": []', rl), "rl.jsonl:1: 'prompt' is empty")
     changed("rl.jsonl", rl.replace(b"You are", b"\\ud800 You are"), "rl.jsonl:1: not valid JSON", "surrogates")
     changed("sft.jsonl", sft + sft, "sft.jsonl:2: id 's' is taken")
     changed("sft.jsonl", b"", "sft.jsonl: holds 0 trajectories, routing.json says 1")
     changed("sft.jsonl", sft[:-9], "sft.jsonl:1: ")
-    changed("routing.json", b"{}", "routing.json: has no numbers n_sft and n_rl")
+    changed("routing.json", b"{}", "routing.json: is not of a route folder")
     changed("routing.json", b"[", "routing.json: not valid JSON")
     (tmp_path / "route" / "rl.jsonl").unlink()
     assert_refused(export(), "is no route folder (no rl.jsonl)")

@@ -16,6 +16,7 @@ COMMANDS = {
     "inspect": "Show trajectories with the tokens that training and the probe count as response.",
     "probe": "Measure where each trajectory's gradient falls in a frozen model.",
     "route": "Send each probed trajectory to SFT or to RL.",
+    "export": "Write a route folder in the format of another trainer, such as verl.",
     "audit": "Show what a probe's split correlates with, and how stable it is.",
     "sft": "Fine-tune a model on trajectories.",
     "rl": "Train a model with GRPO or GiGPO on an environment's tasks.",
@@ -25,7 +26,6 @@ COMMANDS = {
 # Groups of commands: the module gradprism.cli.<name> holds a Typer `app`.
 GROUPS = {
     "experiment": "Compare arms: train and evaluate every arm with every seed, with uncertainty and cost.",
-    "export": "Write a route folder in the formats of other trainers: verl and verl-agent.",
     "alfworld": "ALFWorld's own: replay corpora of the older text version.",
     "webshop": "WebShop's own: play it in a browser, write a generated catalogue.",
 }

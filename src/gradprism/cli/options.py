@@ -138,12 +138,12 @@ def existing_file(path: Path) -> Path:
     return path
 
 
-def environment_options(data_dir: Path | None, settings: list[str] | None) -> dict[str, str]:
+def environment_options(data_dir: Path | None, settings: list[str] | None, flag: str = "--env-option") -> dict[str, str]:
     """An environment's options from `--data-dir` and `--env-option key=value`."""
     options = {} if data_dir is None else {"data_dir": str(data_dir)}
     for setting in settings or []:
         key, equals, value = setting.partition("=")
         if not equals or not key:
-            raise ConfigError(f"--env-option {setting!r}: expected key=value, for example difficulty=tiny")
+            raise ConfigError(f"{flag} {setting!r}: expected key=value, for example difficulty=tiny")
         options[key.strip().replace("-", "_")] = value.strip()
     return options

@@ -1,25 +1,83 @@
-"""Exporters by name, and what is common to all: the folder that is written whole or not at all."""
+"""Exporters by name, and what is common to all: the folder that is written whole or not at all, and its account of what is in it."""
 
-from collections.abc import Callable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Protocol
 
-from gradprism.runtime.folders import OnExisting
+import pyarrow as pa
+from pydantic import BaseModel, ConfigDict
+
+from gradprism import __version__
+from gradprism.routing.routes import Routes
+from gradprism.routing.split import Routing
+from gradprism.runtime.errors import ConfigError
+from gradprism.runtime.files import sha256_file, sha256_folder, write_json
+from gradprism.runtime.folders import OnExisting, atomic_folder
 from gradprism.runtime.registry import Registry
+
+MARKER = "export.json"
 
 
 class Exporter(Protocol):
-    """Writes a route folder in the form of another trainer."""
+    """Writes the files of a route for another trainer."""
 
-    def __call__(self, route: Path, out: Path, *, on_existing: OnExisting, **options: object) -> dict[str, object]: ...
+    def __call__(self, routes: Routes, folder: Path, /, **options: object) -> Iterable[str] | None:
+        """Writes into `folder`, which is new and empty; returns warnings for the user, if there are any.
+
+        `routes.sft` are trajectories and `routes.rl` tasks; `routes.sets` gives both without holding all in memory. `options` are the
+        exporter's own, as keyword arguments.
+        """
+        ...
 
 
 EXPORTERS: Registry[Exporter] = Registry("exporter", {"verl": "gradprism.exporting.verl:export_verl"})
-register_exporter: Callable = EXPORTERS.register
+register_exporter = EXPORTERS.register
+
+
+class Export(BaseModel):
+    """The contents of `export.json`.
+
+    `source`: the route folder, and `source_sha256` of all that is in it; both None for a route in memory. `routing`: how the route was
+    made. `files`: SHA-256 of each file by name. `warnings`: facts that the trainer's user must know.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    format: str
+    source: str | None
+    source_sha256: str | None
+    routing: Routing
+    files: Mapping[str, str]
+    warnings: tuple[str, ...]
+    versions: Mapping[str, str]
 
 
 def export(
-    route: Path | str, name: str, out: Path | str, *, on_existing: OnExisting = "fail", **options: object
-) -> dict[str, object]:
-    """Writes a route folder into `out` as the exporter `name` does, and returns what it says of it."""
-    return EXPORTERS[name](Path(route), Path(out), on_existing=on_existing, **options)
+    routes: Routes | Path | str, format: str, out: Path | str, *, on_existing: OnExisting = "fail", **options: object
+) -> Export:
+    """Writes a route (or route folder) into the folder `out` in another trainer's `format`, whole or not at all.
+
+    `on_existing` is `replace`, which replaces an earlier export in that format alone, or `fail`. Raises `ConfigError` for an unknown
+    format or option, `MissingFileError` or `DataError`, naming file and line, for a broken route folder, and `FolderInUseError`.
+    """
+    write = EXPORTERS[format]
+    if not isinstance(routes, Routes):
+        routes = Routes.load(routes)
+    with atomic_folder(Path(out), on_existing, MARKER, f"{format} export") as folder:
+        try:
+            warnings = write(routes, folder, **options) or ()
+        except TypeError as error:
+            if options and "unexpected keyword argument" in str(error):
+                raise ConfigError(f"exporter {format!r}: {error}") from None
+            raise
+        made = Export(
+            format=format,
+            source=routes.folder and str(routes.folder),
+            source_sha256=routes.folder and sha256_folder(routes.folder),
+            routing=routes.routing,
+            warnings=tuple(warnings),
+            files={str(path.relative_to(folder)): sha256_file(path) for path in sorted(folder.rglob("*")) if path.is_file()},
+            versions={"gradprism": __version__, "pyarrow": pa.__version__},
+        )
+        write_json(folder / MARKER, made.model_dump())
+    return made

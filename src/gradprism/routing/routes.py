@@ -120,7 +120,7 @@ class Routes:
         except pl.exceptions.PolarsError as error:
             raise DataError(f"{folder / _TABLE}: cannot be read ({str(error).splitlines()[0]}); route again") from None
         routing = Routing.read(folder / _ROUTING)
-        return cls(frame, routing, FileSets(folder / _SFT, folder / _RL), folder=folder)
+        return cls(frame, routing, FileSets(folder / _SFT, folder / _RL, routing.n_sft, routing.n_rl), folder=folder)
 
 
 def route(

@@ -3,28 +3,32 @@
 import itertools
 import json
 import shutil
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from gradprism.probing.result import Probe
+from gradprism.runtime.errors import DataError
 from gradprism.trajectories.corpus import load_corpus
 from gradprism.trajectories.record import Trajectory
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
 class RlTask:
     """A trajectory as RL is given it: its `id`, the `prompt` (the messages before the first turn that is trained on), and `task`, by
-    which an environment sets the same task up, empty where the corpus names none."""
+    which an environment sets the same task up, empty where the corpus names none. `source` is `file:line`, for messages to a person."""
 
     id: str
     prompt: list[dict[str, str]]
     task: dict[str, Any]
+    source: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,23 +60,54 @@ class ProbeSets:
 
 @dataclass(frozen=True, slots=True)
 class FileSets:
-    """Those that a route folder holds."""
+    """Those that a route folder holds: `n_sft` trajectories and `n_rl` tasks, or it is broken."""
 
     sft_file: Path
     rl_file: Path
+    n_sft: int
+    n_rl: int
 
     def sft(self) -> Iterator[Trajectory]:
-        """As in `ProbeSets`; and so the others."""
-        return iter(load_corpus(self.sft_file, format="messages") if self.sft_file.stat().st_size else ())
+        """As in `ProbeSets`; raises `DataError` naming the file and line."""
+        trajectories = load_corpus(self.sft_file, format="messages") if self.sft_file.stat().st_size else ()
+        return _counted(trajectories, self.sft_file, "trajectories", self.n_sft)
 
     def rl(self) -> Iterator[RlTask]:
-        with open(self.rl_file, "rb") as file:
-            yield from (RlTask(**json.loads(line)) for line in file)
+        """As in `ProbeSets`; raises `DataError` naming the file and line."""
+        return _counted(_read_tasks(self.rl_file), self.rl_file, "lines", self.n_rl)
 
     def write(self, sft: IO[bytes], rl: IO[bytes]) -> None:
         for path, to in ((self.sft_file, sft), (self.rl_file, rl)):
             with open(path, "rb") as file:
                 shutil.copyfileobj(file, to)
+
+
+def _counted(items: Iterable[T], path: Path, what: str, n: int) -> Iterator[T]:
+    count = 0
+    for count, item in enumerate(items, 1):  # noqa: B007 # the count is what is wanted
+        yield item
+    if count != n:
+        raise DataError(f"{path}: holds {count} {what}, routing.json says {n}; route again")
+
+
+def _read_tasks(path: Path) -> Iterator[RlTask]:
+    with open(path, "rb") as file:
+        for number, line in enumerate(file, 1):
+            place = f"{path}:{number}"
+            try:
+                value = json.loads(line)
+                json.dumps(value, ensure_ascii=False, allow_nan=False).encode()  # half characters, which no other file can hold
+            except (ValueError, RecursionError) as error:
+                raise DataError(f"{place}: not valid JSON ({error}); route again") from None
+            value = value if isinstance(value, dict) else {}
+            identifier, prompt, task = value.get("id"), value.get("prompt"), value.get("task")
+            if not isinstance(identifier, str) or not isinstance(task, dict):
+                raise DataError(f"{place}: has no 'id' or no 'task'; route again")
+            if not isinstance(prompt, list) or not all(
+                isinstance(m, dict) and isinstance(m.get("role"), str) and isinstance(m.get("content"), str) for m in prompt
+            ):
+                raise DataError(f"{place}: 'prompt' is no list of messages with a role and a text; route again")
+            yield RlTask(identifier, [{"role": m["role"], "content": m["content"]} for m in prompt], task, place)
 
 
 class _Message(msgspec.Struct, omit_defaults=True, gc=False):

@@ -38,31 +38,9 @@ TOOL = {
 COPIES = {"StoveBurner": 4, "HandTowelHolder": 2}
 # Types that the constants list as objects although nobody can pick them up.
 FIXED = frozenset(
-    [
-        "Bathtub",
-        "Blinds",
-        "Boots",
-        "Chair",
-        "Curtains",
-        "DeskLamp",
-        "Faucet",
-        "FloorLamp",
-        "Footstool",
-        "HousePlant",
-        "Lamp",
-        "LaundryHamperLid",
-        "LightSwitch",
-        "Mirror",
-        "Painting",
-        "Poster",
-        "ScrubBrush",
-        "ShowerDoor",
-        "ShowerGlass",
-        "Sink",
-        "StoveKnob",
-        "Television",
-        "Window",
-    ]
+    {"Bathtub", "Blinds", "Boots", "Chair", "Curtains", "DeskLamp", "Faucet", "FloorLamp", "Footstool", "HousePlant", "Lamp"}
+    | {"LaundryHamperLid", "LightSwitch", "Mirror", "Painting", "Poster", "ScrubBrush", "ShowerDoor", "ShowerGlass", "Sink"}
+    | {"StoveKnob", "Television", "Window"}
 )
 LAMPS = ("DeskLamp", "FloorLamp")
 LAMP_SUPPORTS = ("Desk", "SideTable", "Dresser", "DiningTable", "CoffeeTable")
@@ -97,16 +75,11 @@ class Game:
     lamp: str = ""
 
 
-def game_name(difficulty: str, split: str, task_type: str, index: int) -> str:
-    """`small/unseen/pick_two_obj_and_place/17`: the name that fixes a generated game."""
-    return f"{difficulty}/{split}/{task_type}/{index}"
-
-
 _OWN_DIFFICULTY = re.compile(r"r(\d{1,3})-(\d{1,3})d(\d{1,3})-(\d{1,3})")
 
 
 def parse_difficulty(name: str) -> Difficulty:
-    """`tiny`, `small`, `full`, or one's own as `r<least>-<most>d<least>-<most>`: receptacles, and objects that are not needed.
+    """`tiny`, `small`, `full`, or your own as `r<least>-<most>d<least>-<most>`: receptacles, and objects that are not needed.
 
     Raises `ConfigError`. What a task needs is added to a room whose bounds would leave no place for it.
     """
@@ -124,7 +97,7 @@ def parse_difficulty(name: str) -> Difficulty:
 def list_games(difficulty: str, split: str, count: int, start: int = 0, task_type: str | None = None) -> list[str]:
     """Names of `count` games from index `start` of each type on: the six types in turn, or one only."""
     types = TASK_TYPES if task_type is None else (task_type,)
-    return [game_name(difficulty, split, types[i % len(types)], start + i // len(types)) for i in range(count)]
+    return [f"{difficulty}/{split}/{types[i % len(types)]}/{start + i // len(types)}" for i in range(count)]
 
 
 def generate(name: str) -> Game:
@@ -162,9 +135,7 @@ def constants() -> Any:
 @cache
 def _floor_plan(number: int) -> tuple[dict[str, list[float]], frozenset[str]]:
     """Reachable receptacles (id -> x, z, rotation, horizon) and all object types of one floor plan."""
-    import alfworld
-
-    folder = Path(alfworld.__file__).parent / "gen" / "layouts"
+    folder = Path(constants().__file__).parent / "layouts"
     openable = json.loads((folder / f"FloorPlan{number}-openable.json").read_text())
     types = json.loads((folder / f"FloorPlan{number}-objects.json").read_text())
     return openable, frozenset(types)
