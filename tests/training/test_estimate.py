@@ -9,13 +9,13 @@ import torch
 from torch import nn
 
 from gradprism.environments.alfworld.environment import AlfworldEnvironment
-from gradprism.models import load_model
+from gradprism.models import ModelSpec, load_model
 from gradprism.runtime.errors import ModelError
 from gradprism.runtime.files import write_jsonl
 from gradprism.training import estimate
 from gradprism.training.adapters import add_adapters
-from gradprism.training.estimate import DEVICES, GIB, UTILISATION, estimate_rl, estimate_sft, hardware
-from gradprism.training.footprint import footprint, training_memory
+from gradprism.training.estimate import DEVICES, GIB, UTILISATION, Estimate, _add_memory, estimate_rl, estimate_sft, hardware
+from gradprism.training.footprint import footprint
 from gradprism.training.loop import Loop
 from gradprism.training.rl import train_rl
 from gradprism.training.rl_config import RlConfig
@@ -101,9 +101,10 @@ def test_real_models_have_the_parameters_that_their_makers_give(tmp_path):
     for name, parameters in (("qwen3", 8_190_735_360), ("llama", 8_030_261_248)):
         counted = footprint(str(tmp_path / name), "bfloat16", LoraSettings(), bf16=True, sharded=True)
         assert counted.parameters == parameters
-        memory = training_memory(counted, devices=8, sharded=True, bf16=True, lora=False, reference=True)
-        assert memory["weights"][0] == memory["gradients"][0] == parameters * 4 / 8
-        assert memory["reference model"][0] == parameters * 2 / 8
+        config, told = RlConfig(bf16=True, kl=0.1), Estimate()
+        _add_memory(told, counted, config, machine(8), 100)
+        assert told["weights"].value == told["gradients"].value == parameters * 4 / 8 / GIB
+        assert told["reference model"].value == parameters * 2 / 8 / GIB
         assert counted.key_value == 2 * counted.layers * 8 * 128
 
 
@@ -147,8 +148,8 @@ def test_weights_gradients_and_optimizer_are_the_tensors_that_training_holds(sha
     monkeypatch.setattr(Loop, "save_model", watch_end)
     train_sft(load_model(name), load_tokenizer(name), sample_trajectories(4), config, out=tmp_path / "out", device="cpu")
     counted = footprint(name, "float32", config, bf16=False)
-    memory = training_memory(counted, devices=1, sharded=False, bf16=False, lora=bool(options), reference=False)
-    assert {key: memory[key][0] for key in held} == held
+    _add_memory(told := Estimate(), counted, config, machine(), 100)
+    assert {key: told[key].value * GIB for key in held} == pytest.approx(held, rel=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -163,7 +164,7 @@ def test_weights_gradients_and_optimizer_are_the_tensors_that_training_holds(sha
 def test_tokens_and_steps_are_those_of_sft(shared, tmp_path, options):
     name, config = str(shared / "qwen3"), SftConfig.model_validate(options)
     renderer, trajectories = Renderer(load_tokenizer(name), 256), sample_trajectories(21)
-    told = estimate_sft(name, "float32", renderer, trajectories, [], config, machine(tflops=1.0))
+    told = estimate_sft(ModelSpec(name), renderer, trajectories, [], config, machine(tflops=1.0))
     done = train_sft(
         load_model(name), renderer.tokenizer, trajectories, config, out=tmp_path / "out", context_length=256, device="cpu"
     )
@@ -178,7 +179,7 @@ def test_steps_of_several_devices_share_the_rows(shared):
     name = str(shared / "qwen3")
     renderer = Renderer(load_tokenizer(name), 256)
     config = SftConfig(epochs=3, batch_size=2, gradient_accumulation=2)
-    one, eight = (estimate_sft(name, "float32", renderer, sample_trajectories(64), [], config, machine(n, 1.0)) for n in (1, 8))
+    one, eight = (estimate_sft(ModelSpec(name), renderer, sample_trajectories(64), [], config, machine(n, 1.0)) for n in (1, 8))
     assert (one["optimizer steps"].value, eight["optimizer steps"].value) == (48, 6)
     assert eight["hours"].value == pytest.approx(one["hours"].value / 8)
     assert eight["weights"].value == one["weights"].value / 8
@@ -198,7 +199,7 @@ def test_episodes_and_steps_are_those_of_rl(shared, tmp_path):
         kl=0.1,
     )
     renderer, tasks = Renderer(load_tokenizer(name), 512), environment.tasks("train", 5)
-    told = estimate_rl(name, "float32", renderer, environment, tasks, config, machine(), 512, workers=1)
+    told = estimate_rl(ModelSpec(name), renderer, environment, tasks, config, machine(), 512, 1)
     assert "measured" in told["rollout hours"].source and "measured" in told["throughput"].source
     played = train_rl(
         load_model(name),

@@ -2,15 +2,18 @@
 
 import inspect
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_origin
 
 import typer
 from pydantic import BaseModel, ValidationError
 
 from gradprism.package_data import resolve_shipped
 from gradprism.runtime.errors import ConfigError
+
+if TYPE_CHECKING:
+    from gradprism.training.estimate import Estimate
 
 Model = Annotated[
     str, typer.Option(help="Folder or hub id of the model, or shipped:alfworld-tiny, shipped:webshop-tiny.", parser=resolve_shipped)
@@ -121,14 +124,15 @@ def print_json(value: Any) -> None:
     print(json.dumps(value, indent=2, ensure_ascii=False))
 
 
-def print_figures(figures: Mapping[str, Any], as_json: bool) -> None:
+def print_estimate(estimate: "Estimate", as_json: bool) -> None:
     """Figures of an estimate, each with its unit and where it comes from."""
     if as_json:
-        print_json({name: figure._asdict() for name, figure in figures.items()})
+        print_json(estimate.to_json())
         return
-    for name, (value, unit, source) in figures.items():
+    for name, figure in estimate.figures.items():
+        value = figure.value
         shown = f"{value:,}" if isinstance(value, int) else f"{value:,.4g}" if value < 1e6 else f"{value:.3e}"
-        print(f"{name:22s} {f'{shown} {unit}'.strip():>18s}   {source}")
+        print(f"{name:22s} {f'{shown} {figure.unit}'.strip():>18s}   {figure.source}")
 
 
 def existing_file(path: Path) -> Path:

@@ -51,19 +51,19 @@ def command(
     progress.set_quiet(as_json)
     config = config.model_copy(update={"prompt": prompt, "context_length": context_length})
     if dry_run:
-        from gradprism.cli.options import print_figures
-        from gradprism.models import load_config
+        from gradprism.cli.options import print_estimate
+        from gradprism.models import ModelSpec, load_config
         from gradprism.training.estimate import estimate_rl, hardware
 
         machine = hardware(devices, device_tflops, device)
         environment = make_environment(env, **environment_options(data_dir, env_option))
         limit = check_context_length(load_config(model), context_length)
         renderer = Renderer(load_tokenizer(model, chat_template), limit)
-        figures = estimate_rl(
-            model, dtype, renderer, environment, read_tasks(tasks, environment), config, machine, limit, workers=workers
+        estimate = estimate_rl(
+            ModelSpec(model, dtype), renderer, environment, read_tasks(tasks, environment), config, machine, limit, workers
         )
         if machine.is_first:
-            print_figures(figures, as_json)
+            print_estimate(estimate, as_json)
         return
     with training_processes(device) as ranks:
         is_first = ranks is None or ranks.is_first

@@ -52,8 +52,8 @@ def command(
 
     progress.set_quiet(as_json)
     if dry_run:
-        from gradprism.cli.options import print_figures
-        from gradprism.models import check_context_length, load_config
+        from gradprism.cli.options import print_estimate
+        from gradprism.models import ModelSpec, check_context_length, load_config
         from gradprism.training.estimate import estimate_sft, hardware
         from gradprism.trajectories.rendering import Renderer
 
@@ -61,9 +61,9 @@ def command(
         trajectories = list(load_corpus(data, format=format_))
         held_out = list(load_corpus(eval_data, format=format_)) if eval_data else []
         renderer = Renderer(load_tokenizer(model, chat_template), check_context_length(load_config(model), context_length))
-        figures = estimate_sft(model, dtype, renderer, trajectories, held_out, config, machine, attention)
+        estimate = estimate_sft(ModelSpec(model, dtype), renderer, trajectories, held_out, config, machine, attention)
         if machine.is_first:
-            print_figures(figures, as_json)
+            print_estimate(estimate, as_json)
         return
     with training_processes(device) as ranks:
         is_first = ranks is None or ranks.is_first

@@ -1,24 +1,24 @@
-"""What SFT or RL would take: the answer of `--dry-run`, from the data and the model's configuration.
+"""What SFT or RL would take: the answer of `--dry-run`, from the data and the model's configuration. Nothing is written.
 
-Every figure says where it comes from. Counts are exact where the data decide them. Hours are arithmetic over an assumed throughput, or
-measured with one micro-batch where the model is a small one on this machine; nothing is written.
+Every figure says where it comes from. Counts are exact where the data decide them. Hours are arithmetic over an assumed throughput; a
+small model on this machine is timed with one micro-batch, and plays the episodes itself.
 """
 
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 import torch
 
 from gradprism.environments.pool import SessionPool
 from gradprism.environments.protocol import Environment, Task
-from gradprism.models import load_model, resolve_device
+from gradprism.models import ModelSpec, resolve_device
 from gradprism.runtime.errors import ConfigError
 from gradprism.runtime.ranks import Ranks
-from gradprism.training.footprint import Footprint, footprint, training_memory
+from gradprism.training.footprint import Footprint, footprint
 from gradprism.training.rl_config import RlConfig
 from gradprism.training.sample_play import play_some
 from gradprism.training.sft_config import SftConfig
@@ -32,14 +32,35 @@ UTILISATION = 0.4  # of that: what full fine-tuning of 8B models reaches
 ASSUMED = "A100"  # where there is no GPU to ask: the paper's
 GIB = 2**30
 _SMALL = 20_000_000  # parameters that are timed on this machine
+_TILE = (4096, 32768)  # tokens and vocabulary of one tile of the output head (trl.kernels)
 
 
-class Figure(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Figure:
     """A number, its unit, and where it comes from."""
 
     value: float
     unit: str
     source: str
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """Named figures, in the order in which they are shown."""
+
+    figures: dict[str, Figure] = field(default_factory=dict)
+
+    def __getitem__(self, name: str) -> Figure:
+        return self.figures[name]
+
+    def add(self, name: str, value: float, unit: str, source: str) -> float:
+        """Adds a figure and returns its value."""
+        self.figures[name] = Figure(value, unit, source)
+        return value
+
+    def to_json(self) -> dict[str, Any]:
+        """Value, unit and source by name."""
+        return {name: asdict(figure) for name, figure in self.figures.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +77,10 @@ class Hardware:
     measures: bool  # a small model is timed here
     is_first: bool  # the process that prints
 
+    def hours(self, flops: float, speed: Figure) -> float:
+        """Hours of so many FLOPs on all devices."""
+        return flops / (self.devices * speed.value * 1e12) / 3600
+
 
 def hardware(devices: int | None, tflops: float | None, device: str) -> Hardware:
     """The launcher's processes, or `devices` (sharded where more than one), and this machine's GPU or an assumed one."""
@@ -63,220 +88,195 @@ def hardware(devices: int | None, tflops: float | None, device: str) -> Hardware
     if devices is not None and ranks is not None and devices != ranks.world:
         raise ConfigError(f"--devices {devices}: the launcher has started {ranks.world} processes; leave it out")
     count = ranks.world if ranks else devices or 1
-    sharded = os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true" if ranks else count > 1
     on_gpu = resolve_device(device) == "cuda"
-    if on_gpu:
-        properties = torch.cuda.get_device_properties(0)
-        name, gib = properties.name, properties.total_memory / GIB
-    else:
-        name, gib = ASSUMED, 80.0
+    properties = torch.cuda.get_device_properties(0) if on_gpu else None
+    name = properties.name if properties else ASSUMED
     peak, bandwidth = next((value for key, value in DEVICES.items() if key in name), DEVICES[ASSUMED])
     where = name if on_gpu else f"{name}, assumed: no GPU here"
-    source = f"{UTILISATION:.0%} of {peak} TFLOP/s in bfloat16 ({where})" if tflops is None else "--device-tflops"
     return Hardware(
-        where,
-        count,
-        sharded,
-        tflops or UTILISATION * peak,
-        bandwidth,
-        gib,
-        source,
-        not on_gpu and tflops is None,
-        not ranks or ranks.is_first,
+        name=where,
+        devices=count,
+        sharded=os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true" if ranks else count > 1,
+        tflops=tflops or UTILISATION * peak,
+        bandwidth=bandwidth,
+        gib=properties.total_memory / GIB if properties else 80.0,
+        source="--device-tflops" if tflops else f"{UTILISATION:.0%} of {peak} TFLOP/s in bfloat16 ({where})",
+        measures=not on_gpu and tflops is None,
+        is_first=not ranks or ranks.is_first,
     )
 
 
 def estimate_sft(
-    name: str,
-    dtype: str,
+    model: ModelSpec,
     renderer: Renderer,
     trajectories: Sequence[Trajectory],
     held_out: Sequence[Trajectory],
     config: SftConfig,
     machine: Hardware,
     attention: str | None = None,
-) -> dict[str, Figure]:
+) -> Estimate:
     """Figures of `train_sft` with the same arguments."""
-    learnt, held = split_held_out(trajectories, held_out, config)
-    rendered = renderer.render_all(learnt)
-    lengths = [len(r.input_ids) for r in rendered]
+    trained_on, held = split_held_out(trajectories, held_out, config)
+    lengths = [len(r.input_ids) for r in renderer.render_all(trained_on)]
     packs = config.packing == "on" or (config.packing == "auto" and "flash" in (attention or ""))
     rows = [sum(lengths[i] for i in row) for row in pack(lengths, renderer.context_length or max(lengths))] if packs else lengths
     plan = Plan(len(rows), machine.devices, config)
-    steps, an_epoch = plan.steps, plan.steps_per_epoch
-    epochs = steps / an_epoch if config.max_steps else config.epochs
-    evaluations = (2 + steps // config.eval_steps if config.eval_steps else 2) if held else 0
+    epochs = plan.steps / plan.steps_per_epoch if config.max_steps else config.epochs
+    evaluations = (2 + plan.steps // config.eval_steps if config.eval_steps else 2) if held else 0
+    tokens, squares = epochs * sum(lengths), epochs * sum(n * n for n in lengths)
     held_tokens = sum(len(renderer.render(t).input_ids) for t in held) * evaluations
 
-    model = footprint(name, dtype, config, bf16=config.bf16, sharded=machine.sharded)
+    told, found = Estimate(), footprint(model.path, model.dtype, config, bf16=config.bf16, sharded=machine.sharded)
     micro_batch = sum(sorted(rows)[-config.batch_size :]) if packs else config.batch_size * max(rows)
-    factor = model.train_factor(config.lora_rank is not None, config.activation_checkpointing)
-    tokens, squares = epochs * sum(lengths), epochs * sum(n * n for n in lengths)
-    flops = factor * model.forward_flops(tokens, squares) + model.forward_flops(held_tokens, 0)
-    speed = _speed(name, dtype, model, machine, min(micro_batch, 1024))
-    return {
-        **_parameters(model, config.lora_rank is not None),
-        **_memory(model, config, machine, micro_batch),
-        "trajectories": Figure(len(learnt), "", f"the data, less {len(held)} held out"),
-        "rows": Figure(len(rows), "", f"packed into rows of {renderer.context_length}" if packs else "one a trajectory"),
-        "optimizer steps": Figure(
-            steps,
-            "",
-            "max_steps"
-            if config.max_steps
-            else f"{config.epochs:g} epochs of {len(rows)} rows / ({config.batch_size} x "
-            f"{config.gradient_accumulation} x {machine.devices} devices), rounded up",
-        ),
-        "tokens": Figure(round(tokens), "", f"{sum(lengths):,} rendered x {epochs:g} epochs"),
-        "FLOPs": Figure(flops, "", f"{factor} forward passes of 2·{model.linear:.4g}·T + 2·L·d·ΣT²"),
-        "hours": Figure(flops / (machine.devices * speed.value * 1e12) / 3600, "h", "FLOPs / (devices x throughput)"),
-        "throughput": speed,
-    }
+    _add_memory(told, found, config, machine, micro_batch)
+    told.add("trajectories", len(trained_on), "", f"the data, less {len(held)} held out")
+    told.add("rows", len(rows), "", f"packed into rows of {renderer.context_length}" if packs else "one per trajectory")
+    counted = f"{config.epochs:g} epochs of {len(rows)} rows / ({config.batch_size} x {config.gradient_accumulation} x "
+    counted += f"{machine.devices} devices), rounded up"
+    told.add("optimizer steps", plan.steps, "", "max_steps" if config.max_steps else counted)
+    told.add("tokens", round(tokens), "", f"{sum(lengths):,} rendered x {epochs:g} epochs")
+    passes = _passes(config)
+    flops = passes * found.forward_flops(tokens, squares) + found.forward_flops(held_tokens)
+    told.add("FLOPs", flops, "", f"{passes} forward passes of 2·{found.linear:.4g}·T + 2·L·d·ΣT²")
+    speed = _speed(model, found, machine, micro_batch)
+    told.add("hours", machine.hours(flops, speed), "h", "FLOPs / (devices x throughput)")
+    told.figures["throughput"] = speed
+    return told
 
 
 def estimate_rl(
-    name: str,
-    dtype: str,
+    model: ModelSpec,
     renderer: Renderer,
     environment: Environment,
     tasks: Sequence[Task],
     config: RlConfig,
     machine: Hardware,
     context_length: int,
-    *,
     workers: int | None = None,
-) -> dict[str, Figure]:
+) -> Estimate:
     """Figures of `train_rl` with the same arguments. Tokens are those of a few sampled episodes."""
     if config.tasks_per_round % machine.devices:
         raise ConfigError(f"tasks_per_round {config.tasks_per_round}: must be a multiple of the {machine.devices} devices")
-    model = footprint(name, dtype, config, bf16=config.bf16, sharded=machine.sharded)
+    told, found = Estimate(), footprint(model.path, model.dtype, config, bf16=config.bf16, sharded=machine.sharded)
     with SessionPool(environment, workers) as pool:
-        player = load_model(name, dtype, "cpu") if _is_timed(name, model, machine) else None
+        player = model.load("cpu") if _is_timed(model, found, machine) else None
         sample = play_some(player, renderer, pool, tasks, config, context_length)
-    lora, round_ = config.lora_rank is not None, config.tasks_per_round * config.rollouts_per_task
-    episodes = config.rounds * round_
-    evaluated = (1 + config.rounds // config.evaluate_every) * config.evaluate_tasks if config.evaluate_every else 0
-    factor = model.train_factor(lora, config.activation_checkpointing) * config.epochs_per_round
-    extra = int(config.steps_per_round > 1 or config.vllm != "off") + int(config.kl > 0)
-    update = (factor + extra) * model.forward_flops(sample.trained * episodes, sample.squares * episodes)
-    play = model.forward_flops((sample.read + sample.generated) * (episodes + evaluated), 0)
     micro_batch = max(config.micro_batch_tokens, sample.longest)
-    speed = _speed(name, dtype, model, machine, min(micro_batch, 1024))
-    skipped = "" if config.kl else "; less where a group's rewards are equal, which teaches nothing"
-    hours = {
-        "update hours": Figure(
-            update / (machine.devices * speed.value * 1e12) / 3600, "h", f"FLOPs / (devices x throughput){skipped}"
+    _add_memory(told, found, config, machine, micro_batch, context_length)
+    speed = _speed(model, found, machine, micro_batch)
+
+    per_round = config.tasks_per_round * config.rollouts_per_task
+    episodes, again = config.rounds * per_round, config.dynamic_sampling
+    evaluated = (1 + config.rounds // config.evaluate_every) * config.evaluate_tasks if config.evaluate_every else 0
+    told.add("tasks", len(tasks), "", "the task file, without repeats")
+    counted = f"{config.rounds} rounds x {config.tasks_per_round} tasks x {config.rollouts_per_task} rollouts"
+    counted += f"; up to {config.dynamic_sampling_limit:g} times as many where groups are drawn again" if again else ""
+    told.add("episodes", episodes, "", counted)
+    counted = f"{config.evaluate_tasks} every {config.evaluate_every} rounds, and before them" if evaluated else "none"
+    told.add("evaluation episodes", evaluated, "", counted)
+    counted = f"{config.rounds} rounds x {config.updates_per_round} updates x {config.epochs_per_round} epochs"
+    told.add("optimizer steps", config.rounds * config.steps_per_round, "", counted)
+    sampled = "as sampled, before dynamic sampling" if again else "as sampled"
+    told.add("environment steps", round(sample.steps * episodes), "", f"{sample.steps:.1f} per episode, {sample.source}")
+    told.add("generated tokens", round(sample.generated * episodes), "", f"{sample.generated:.0f} per episode, {sampled}")
+    counted = f"{sample.trained:.0f} per episode in {sample.rows:.1f} rows, {sampled}"
+    told.add("trained tokens", round(sample.trained * episodes), "", counted)
+
+    passes = _passes(config) * config.epochs_per_round + (config.steps_per_round > 1 or config.vllm != "off") + (config.kl > 0)
+    update = passes * found.forward_flops(sample.trained * episodes, sample.squares * episodes)
+    play = found.forward_flops((sample.read + sample.generated) * (episodes + evaluated))
+    counted = f"updates {passes} forward passes of 2·{found.linear:.4g}·T + 2·L·d·ΣT², rollouts 2·P·T"
+    told.add("FLOPs", update + play, "", counted)
+    skipped = "" if config.kl else "; less where a group has zero variance"
+    hours = told.add("update hours", machine.hours(update, speed), "h", f"FLOPs / (devices x throughput){skipped}")
+    # Every token of an answer reads all weights once, for as many episodes as are answered together (half of those in flight).
+    together = max(1.0, min(config.in_flight, per_round / machine.devices) / 2)
+    reading = sample.generated * found.parameters * found.compute / (together * machine.bandwidth * 1e12)
+    answering = 0.0 if sample.by_model else reading + found.forward_flops(sample.read) / (speed.value * 1e12)
+    seconds = max(answering, sample.seconds)
+    counted = f"{sample.seconds:.3g} s per episode to play, measured here"
+    if not sample.by_model:
+        counted = (
+            f"the larger of {counted}, and {answering:.3g} s to answer ({sample.generated:.0f} tokens, {together:.0f} episodes "
         )
-    }
-    if sample.by_model:
-        seconds = sample.seconds * (episodes + evaluated) / machine.devices
-        hours["rollout hours"] = Figure(seconds / 3600, "h", f"measured: {sample.seconds:.3g} s an episode on this machine")
-    else:
-        # Every token of an answer reads all weights once, for as many episodes as are answered together (half of those in flight).
-        together = max(1.0, min(config.in_flight, round_ / machine.devices) / 2)
-        reading = sample.generated * model.parameters * model.compute / (together * machine.bandwidth * 1e12)
-        computing = model.forward_flops(sample.read, 0) / (speed.value * 1e12)
-        engines = sample.seconds
-        seconds = max(reading + computing, engines) * (episodes + evaluated) / machine.devices
-        hours["rollout hours"] = Figure(
-            seconds / 3600,
-            "h",
-            f"the larger of {reading + computing:.3g} s an episode to answer ({sample.generated:.0f} tokens, {together:.0f} episodes "
-            f"together, {machine.bandwidth} TB/s) and {engines:.3g} s to play, measured here",
-        )
-    hours["hours"] = Figure(sum(figure.value for figure in hours.values()), "h", "updates and rollouts, one after the other")
-    counted = "as sampled" if not config.dynamic_sampling else "as sampled, before dynamic sampling"
-    return {
-        **_parameters(model, lora),
-        **_memory(model, config, machine, micro_batch, context_length),
-        "tasks": Figure(len(tasks), "", "the task file, without repeats"),
-        "episodes": Figure(
-            episodes,
-            "",
-            f"{config.rounds} rounds x {config.tasks_per_round} tasks x {config.rollouts_per_task} rollouts"
-            + (
-                f"; up to {config.dynamic_sampling_limit:g} times as many where groups are drawn again"
-                if config.dynamic_sampling
-                else ""
-            ),
-        ),
-        "evaluation episodes": Figure(
-            evaluated, "", f"{config.evaluate_tasks} every {config.evaluate_every} steps, and before them" if evaluated else "none"
-        ),
-        "optimizer steps": Figure(
-            config.rounds * config.steps_per_round,
-            "",
-            f"{config.rounds} x {config.updates_per_round} updates x {config.epochs_per_round} epochs",
-        ),
-        "environment steps": Figure(round(sample.steps * episodes), "", f"{sample.steps:.1f} an episode, {sample.source}"),
-        "generated tokens": Figure(round(sample.generated * episodes), "", f"{sample.generated:.0f} an episode, {counted}"),
-        "trained tokens": Figure(
-            round(sample.trained * episodes), "", f"{sample.trained:.0f} an episode in {sample.rows:.1f} rows, {counted}"
-        ),
-        "FLOPs": Figure(
-            update + play, "", f"updates {factor + extra} forward passes of 2·{model.linear:.4g}·T + 2·L·d·ΣT², rollouts 2·P·T"
-        ),
-        **hours,
-        "throughput": speed,
-    }
+        counted += f"together, {machine.bandwidth} TB/s)"
+    hours += told.add("rollout hours", seconds * (episodes + evaluated) / machine.devices / 3600, "h", counted)
+    told.add("hours", hours, "h", "updates and rollouts, one after the other")
+    told.figures["throughput"] = speed
+    return told
 
 
-def _parameters(model: Footprint, lora: bool) -> dict[str, Figure]:
-    return {
-        "parameters": Figure(model.parameters, "", "the configuration, on the meta device"),
-        "trained parameters": Figure(model.trained, "", "LoRA adapters" if lora else "all weights"),
-    }
+def _passes(config: SftConfig | RlConfig) -> int:
+    """Forward passes' worth of one training pass: 1 forward, 1 for gradients of inputs, 1 of weights, 1 to compute it again."""
+    return 3 - (config.lora_rank is not None) + config.activation_checkpointing
 
 
-def _memory(
-    model: Footprint, config: SftConfig | RlConfig, machine: Hardware, micro_batch: int, context_length: int = 0
-) -> dict[str, Figure]:
-    """GiB of one device, and of the host."""
-    lora = config.lora_rank is not None
-    reference = isinstance(config, RlConfig) and config.kl > 0 and not lora
-    held = training_memory(
-        model, devices=machine.devices, sharded=machine.sharded, bf16=config.bf16, lora=lora, reference=reference
-    )
-    figures = {key: Figure(value / GIB, "GiB", source) for key, (value, source) in held.items()}
-    recomputes = config.activation_checkpointing
-    saved = model.activations(micro_batch, recomputes) / GIB
+def _add_memory(
+    told: Estimate, model: Footprint, config: SftConfig | RlConfig, machine: Hardware, micro_batch: int, context_length: int = 0
+) -> None:
+    """GiB of one device, and of the host. AdamW has two numbers per weight, and one per tensor."""
+    lora, rl = config.lora_rank is not None, config if isinstance(config, RlConfig) else None
+    shards = machine.devices if machine.sharded else 1
+    over = f" / {shards}" if shards > 1 else ""
+    each = 4 if machine.sharded and config.bf16 else model.trained_element  # accelerate keeps sharded weights in float32
+    frozen = model.parameters - (0 if lora else model.trained)
+    told.add("parameters", model.parameters, "", "the configuration, on the meta device")
+    told.add("trained parameters", model.trained, "", "LoRA adapters" if lora else "all weights")
+    total = 0.0
+
+    def add(name: str, size: float, source: str) -> None:
+        nonlocal total
+        total += told.add(name, size / GIB, "GiB", source)
+
+    trained = f"{model.trained:,} x {each}"
+    weights = (model.trained * each + frozen * model.element) / shards
+    add("weights", weights, f"{trained} + {frozen:,} x {model.element} B{over}")
+    add("gradients", model.trained * each / shards, f"{trained} B{over}")
+    moments = 2 * model.trained * each / shards + 4 * model.trained_tensors
+    add("optimizer", moments, f"2 x {trained} B{over} + 4 B per tensor")
+    if machine.sharded:
+        gathered = 2 * model.largest_layer + model.outside_layers
+        add("gathered weights", gathered * model.compute, f"two layers, embeddings and head, x {model.compute} B")
+    elif config.bf16 and model.element > 2:
+        add("bfloat16 copies", 2 * model.linear, "autocast keeps one of every matrix, x 2 B")
+    reference = rl is not None and rl.kl > 0 and not lora
+    if reference:
+        add("reference model", model.parameters * model.element / shards, f"{model.parameters:,} x {model.element} B{over}")
+    if rl and rl.vllm == "colocate":
+        add("vLLM", rl.vllm_memory * machine.gib * GIB, f"vllm_memory {rl.vllm_memory} x {machine.gib:.0f} GiB")
+    held, recomputes = total, config.activation_checkpointing
     how = "layers' inputs and one layer's all" if recomputes else "all that is saved"
-    figures["activations"] = Figure(saved, "GiB", f"a forward pass of {micro_batch} tokens on the meta device: {how}")
-    figures["output head"] = Figure(
-        model.head(micro_batch, not lora) / GIB, "GiB", "hidden states, gradient of the weight in float32, one tile of logits"
-    )
-    total = sum(figure.value for figure in figures.values())
-    if isinstance(config, RlConfig) and config.vllm == "colocate":
-        share = config.vllm_memory * machine.gib
-        figures["vLLM"] = Figure(share, "GiB", f"vllm_memory {config.vllm_memory} x {machine.gib:.0f} GiB")
-        total += share
-    if isinstance(config, RlConfig) and config.vllm == "off":
-        slots = min(config.in_flight, config.tasks_per_round * config.rollouts_per_task // machine.devices)
-        cache = slots * context_length * model.key_value * model.element / GIB
+    saved = model.activations(micro_batch, recomputes)
+    add("activations", saved, f"a forward pass of {micro_batch} tokens on the meta device: {how}")
+    tile = min(micro_batch, _TILE[0]) * min(model.vocabulary, _TILE[1]) * model.compute
+    head = micro_batch * model.width * (model.compute + 4) + (not lora) * model.vocabulary * model.width * 4 + tile
+    add("output head", head, "hidden states, gradient of the weight in float32, one tile of logits")
+    if rl and rl.vllm == "off":
+        slots = min(rl.in_flight, rl.tasks_per_round * rl.rollouts_per_task // machine.devices)
+        cache = slots * context_length * model.key_value * model.element
         how = f"{slots} episodes x {context_length} tokens x {model.key_value} x {model.element} B at most; gone before the updates"
-        figures["key/value cache"] = Figure(cache, "GiB", how)
-        total = max(total, total - figures["activations"].value - figures["output head"].value + cache)
+        total = max(total, held + told.add("key/value cache", cache / GIB, "GiB", how))
     how = f"what is held at once, without fragmentation and CUDA's own, of {machine.gib:.0f} GiB ({machine.name})"
-    figures["device memory"] = Figure(total, "GiB", how)
+    told.add("device memory", total, "GiB", how)
     loaded = max(model.element * (1 + reference), 4 if machine.sharded and config.bf16 else 0)
     how = f"{machine.devices} processes each load the model: {model.parameters:,} x {loaded} B; divide by the machines"
-    figures["host memory"] = Figure(machine.devices * model.parameters * loaded / GIB, "GiB", how)
-    return figures
+    told.add("host memory", machine.devices * model.parameters * loaded / GIB, "GiB", how)
 
 
-def _speed(name: str, dtype: str, model: Footprint, machine: Hardware, tokens: int) -> Figure:
+def _speed(model: ModelSpec, found: Footprint, machine: Hardware, micro_batch: int) -> Figure:
     """TFLOP/s of a device in training: assumed, or timed with one micro-batch of a small model."""
-    if not _is_timed(name, model, machine):
+    if not _is_timed(model, found, machine):
         return Figure(machine.tflops, "TFLOP/s", machine.source)
-    loaded = load_model(name, dtype, "cpu")
-    ids = torch.arange(tokens)[None] % model.vocabulary
+    loaded, tokens = model.load("cpu"), min(micro_batch, 1024)
+    ids = torch.arange(tokens)[None] % found.vocabulary
+    clock = seconds = 0.0
     for _ in range(2):  # the first pass pays for what it loads
         clock = time.perf_counter()
         loaded(input_ids=ids, labels=ids).loss.backward()
         seconds = time.perf_counter() - clock
-    flops = 3 * model.forward_flops(tokens, tokens * tokens)
-    return Figure(flops / seconds / 1e12, "TFLOP/s", f"measured: forward and backward of {tokens} tokens on this machine's CPU")  # pyright: ignore[reportPossiblyUnboundVariable]
+    reached = 3 * found.forward_flops(tokens, tokens * tokens) / seconds / 1e12
+    return Figure(reached, "TFLOP/s", f"measured: forward and backward of {tokens} tokens on this machine's CPU")
 
 
-def _is_timed(name: str, model: Footprint, machine: Hardware) -> bool:
-    return machine.measures and Path(name).is_dir() and model.parameters <= _SMALL
+def _is_timed(model: ModelSpec, found: Footprint, machine: Hardware) -> bool:
+    return machine.measures and Path(model.path).is_dir() and found.parameters <= _SMALL
