@@ -93,7 +93,8 @@ def webshop_names() -> set[str]:
 
 def webshop_pieces() -> set[str]:
     """Makers' names in two pieces, for there are thousands of them, and single letters and digits for any other word."""
-    makers = {o + v for o in generated._ONSETS for v in generated._VOWELS} | {f"##{ending}" for ending in generated._ENDINGS}
+    words = generated.WORDS
+    makers = {o + v for o in words["onsets"] for v in words["vowels"]} | {f"##{ending}" for ending in words["endings"]}
     letters = "abcdefghijklmnopqrstuvwxyz0123456789-'"
     return makers | set(letters) | {f"##{letter}" for letter in letters}
 

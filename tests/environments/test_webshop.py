@@ -226,18 +226,18 @@ def test_rewards_worked_by_hand(folder):
     table, cookie = read_catalogue(folder).products
     goal = replace(make_goals(read_catalogue(folder), human=False)[0], options={"color": "navy blue"}, price_upper=60.0)
     both = replace(goal, attributes=("solid wood", "hand made", "waterproof"))
-    assert score_purchase(goal, table, ["navy blue"])["reward"] == 1.0
-    assert score_purchase(goal, table, ["dark blue"])["option_hits"] == 1  # both name the colour blue
-    assert score_purchase(goal, table, ["light | dark brown"])["reward"] == pytest.approx(2 / 3)
-    assert score_purchase(both, table, [])["reward"] == pytest.approx((2 + 0 + 1) / 5)  # hand made stands in a bullet point only
-    assert score_purchase(replace(goal, price_upper=40.0), table, ["navy blue"])["reward"] == pytest.approx(2 / 3)
+    assert score_purchase(goal, table, ["navy blue"]).reward == 1.0
+    assert score_purchase(goal, table, ["dark blue"]).option_hits == 1  # both name the colour blue
+    assert score_purchase(goal, table, ["light | dark brown"]).reward == pytest.approx(2 / 3)
+    assert score_purchase(both, table, []).reward == pytest.approx((2 + 0 + 1) / 5)  # hand made stands in a bullet point only
+    assert score_purchase(replace(goal, price_upper=40.0), table, ["navy blue"]).reward == pytest.approx(2 / 3)
     other = score_purchase(goal, cookie, [])
-    assert (other["r_type"], other["title_score"], other["reward"]) == (0.0, 0.0, 0.0)
+    assert (other.r_type, other.title_score, other.reward) == (0.0, 0.0, 0.0)
     named = replace(cookie, title="Oak Cookies")  # one of three nouns of the goal's title
-    assert score_purchase(goal, named, [])["r_type"] == 1.0
+    assert score_purchase(goal, named, []).r_type == 1.0
     longer = replace(goal, product=replace(table, title="Oak Console Table Desk Stand Shelf Rack Board"))
-    assert score_purchase(longer, named, [])["r_type"] == 0.5  # one of eight
-    assert score_purchase(longer, named, [])["reward"] == pytest.approx(0.5 * 1 / 3)
+    assert score_purchase(longer, named, []).r_type == 0.5  # one of eight
+    assert score_purchase(longer, named, []).reward == pytest.approx(0.5 * 1 / 3)
     assert plain_nouns("New Oak Table for 2 People, very quickly") == {"oak", "table", "people"}
 
 
@@ -302,7 +302,7 @@ def test_a_generated_catalogue_is_fixed_by_its_seed():
     goals = make_goals(first, human=False)
     assert {goal.product.category for goal in goals} == {"beauty", "electronics", "fashion", "garden", "grocery"}
     for goal in goals:  # its own product, with the wanted options, fulfils it
-        assert score_purchase(goal, goal.product, goal.wanted_options)["reward"] == 1.0
+        assert score_purchase(goal, goal.product, goal.wanted_options).reward == 1.0
 
 
 def test_the_official_totals_and_that_every_goal_can_be_met():
@@ -311,5 +311,5 @@ def test_the_official_totals_and_that_every_goal_can_be_met():
     store = WebshopEnvironment(data_dir=str(OFFICIAL)).store
     assert len(store.shop.by_asin) == 1000 and len(store.goals) == 6910
     met = [score_purchase(goal, goal.product, goal.wanted_options) for goal in store.goals]
-    assert min(terms["r_type"] for terms in met) == 1.0
-    assert sum(terms["reward"] == 1.0 for terms in met) / len(met) > 0.95
+    assert min(terms.r_type for terms in met) == 1.0
+    assert sum(terms.reward == 1.0 for terms in met) / len(met) > 0.95

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from gradprism.environments.protocol import Environment, Info, Step, Task
@@ -131,10 +131,9 @@ class WebshopSession:
     def _step(self, valid: bool) -> Step:
         visit, goal = self.visit, self.goal
         observation = text(page(goal, visit, self._attributes), self._rich, visit.clicked)
-        if visit.page == "end":
-            reward, product = visit.terms["reward"], visit.product
-            assert product is not None
-            details = {**visit.terms, "asin": product.asin, "chosen": visit.options, "goal_asin": goal.asin, "goal": goal.text}
+        if visit.terms is not None and visit.product is not None:
+            reward, asin = visit.terms.reward, visit.product.asin
+            details = {**asdict(visit.terms), "asin": asin, "chosen": visit.options, "goal_asin": goal.asin, "goal": goal.text}
             # Played on after its end, an episode earns nothing more.
             info = Info(valid, (), reward == 1.0, reward, details=details)
             return Step(observation, reward if valid else 0.0, True, info)

@@ -7,8 +7,11 @@ is installed with an English model; else every word counts that is no function w
 """
 
 import functools
+import json
 import re
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from rapidfuzz import fuzz
@@ -17,46 +20,57 @@ from gradprism.environments.webshop.catalogue import Product
 from gradprism.environments.webshop.goals import Goal
 
 MATCH = 85
-COLOURS_TEXT = (
-    "alizarin crimson azure beige black blonde blue bone bright brown burgundy camel champagne charcoal coffee coral cream "
-    "cyan ebony emerald fuchsia gold gray green grey indigo ivory khaki lavender lilac magenta maroon mint mocha mustard "
-    "navy nude olive orange peach pink plum purple red rose ruby rust sand sapphire silver tan taupe teal turquoise violet "
-    "walnut white wine yellow"
-)
-COLOURS = COLOURS_TEXT.split()
+_WORDS = json.loads(Path(__file__).with_name("words.json").read_text(encoding="utf-8"))
+COLOURS, NOT_NOUNS = _WORDS["colours"], frozenset(_WORDS["not_nouns"])
 _SPACY_MODELS = ("en_core_web_lg", "en_core_web_sm", "en_core_web_md")
 _WORD = re.compile(r"[^\W\d_]{2,}")
-_NO_NOUNS_TEXT = (
-    "a an and are as at be but by for from if in into is it no not of on or such that the their then there these they this "
-    "to was will with without our your you we us its more most very all any each other than can up out over under per plus "
-    "new best good great easy high low long short small large big extra full free soft hard light heavy dark fresh natural "
-    "organic premium perfect classic modern vintage casual comfortable portable adjustable durable waterproof wireless "
-    "reusable washable foldable black white red blue green pink grey gray brown purple yellow orange beige navy only also "
-    "use using made"
-)
-_NO_NOUNS = frozenset(_NO_NOUNS_TEXT.split())
 
 
-def score_purchase(goal: Goal, product: Product, options: Iterable[str]) -> dict[str, Any]:
-    """The reward of buying `product` with the chosen option values, as `reward`, and the terms that it is made of."""
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """The reward of a purchase, and what it is made of: for each term how many there are and how many were met."""
+
+    reward: float
+    r_type: float
+    query_match: bool
+    category_match: bool
+    title_score: float
+    attribute_hits: int
+    attributes: int
+    option_hits: int
+    options: int
+    price_fits: bool
+    price: float
+    price_upper: float
+
+
+def score_purchase(goal: Goal, product: Product, options: Iterable[str]) -> Terms:
+    """The reward of buying `product` with the chosen option values."""
     chosen = [_colour(option) for option in options]
-    attributes = [_has_attribute(product, attribute) for attribute in goal.attributes]
-    wanted = goal.wanted_options
-    hits = [any(fuzz.token_set_ratio(value, _colour(option)) > MATCH for value in chosen) for option in wanted]
+    attributes = sum(_has_attribute(product, attribute) for attribute in goal.attributes)
+    hits = sum(any(fuzz.token_set_ratio(value, _colour(option)) > MATCH for value in chosen) for option in goal.wanted_options)
+    same_query = goal.product.query == product.query
+    same_category = len(_categories(goal.product) & _categories(product)) >= 2
+    title_score = _title_score(goal.product.title, product.title)
+    r_type = (
+        0.0 if title_score == 0 else 0.1 if title_score < 0.1 else 1.0 if same_query or same_category or title_score > 0.2 else 0.5
+    )
     price_fits = product.price <= goal.price_upper
-    kind = _type_terms(goal.product, product)
-    total = len(attributes) + len(wanted) + 1
-    return {
-        "reward": kind["r_type"] * (sum(attributes) + sum(hits) + price_fits) / total,
-        **kind,
-        "attribute_hits": sum(attributes),
-        "attributes": len(attributes),
-        "option_hits": sum(hits),
-        "options": len(wanted),
-        "price_fits": price_fits,
-        "price": product.price,
-        "price_upper": goal.price_upper,
-    }
+    total = len(goal.attributes) + len(goal.wanted_options) + 1
+    return Terms(
+        reward=r_type * (attributes + hits + price_fits) / total,
+        r_type=r_type,
+        query_match=same_query,
+        category_match=same_category,
+        title_score=title_score,
+        attribute_hits=attributes,
+        attributes=len(goal.attributes),
+        option_hits=hits,
+        options=len(goal.wanted_options),
+        price_fits=price_fits,
+        price=product.price,
+        price_upper=goal.price_upper,
+    )
 
 
 def _has_attribute(product: Product, attribute: str) -> bool:
@@ -66,18 +80,10 @@ def _has_attribute(product: Product, attribute: str) -> bool:
     return any(attribute in text.lower() for text in texts)
 
 
-def _type_terms(wanted: Product, bought: Product) -> dict[str, Any]:
-    same_query = wanted.query == bought.query
-    shared = _categories(wanted) & _categories(bought)
-    tagger = _tagger()
-    nouns = tagger(wanted.title)
-    title_score = len(nouns & tagger(bought.title)) / len(nouns) if nouns else 0.2
-    r_type = 1.0 if same_query or len(shared) >= 2 or title_score > 0.2 else 0.5
-    if title_score < 0.1:
-        r_type = 0.1
-    if title_score == 0.0:
-        r_type = 0.0
-    return {"r_type": r_type, "query_match": same_query, "category_match": len(shared) >= 2, "title_score": title_score}
+def _title_score(wanted: str, bought: str) -> float:
+    """Share of the wanted title's nouns that the bought one has."""
+    nouns = _tagger()(wanted)
+    return len(nouns & _tagger()(bought)) / len(nouns) if nouns else 0.2
 
 
 def _categories(product: Product) -> set[str]:
@@ -91,7 +97,7 @@ def _colour(text: str) -> str:
 
 def plain_nouns(title: str) -> set[str]:
     """Words of a title that are likely nouns, in lower case."""
-    return {word for word in _WORD.findall(title.lower()) if word not in _NO_NOUNS and not word.endswith("ly")}
+    return {word for word in _WORD.findall(title.lower()) if word not in NOT_NOUNS and not word.endswith("ly")}
 
 
 def _tagged_nouns(model: Any, title: str) -> set[str]:

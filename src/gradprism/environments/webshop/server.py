@@ -12,6 +12,7 @@ from html import escape
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from ipaddress import ip_address
+from pathlib import Path
 from socket import AF_INET, AF_INET6
 from urllib.parse import parse_qs, urlsplit
 
@@ -22,28 +23,7 @@ from gradprism.runtime.errors import ConfigError, WriteError
 
 MOST_FORM_BYTES = 10_000
 SHOWN_ACTIONS = 30
-STYLE = """
-:root{color-scheme:light dark;--ground:#fbfaf7;--paper:#fff;--ink:#1d1f21;--soft:#61666b;--line:#dcd9d1;--accent:#1f5fa8;--good:#1c7a3e}
-@media(prefers-color-scheme:dark){:root{--ground:#16181b;--paper:#1f2226;--ink:#e9e7e2;--soft:#a3a8ad;--line:#3a3f45;--accent:#8bbcf2;
---good:#7fd09b}}
-*{box-sizing:border-box}body{margin:0;background:var(--ground);color:var(--ink);font:16px/1.5 system-ui,sans-serif}
-main{display:grid;grid-template-columns:minmax(0,3fr) minmax(0,2fr);gap:24px;max-width:1200px;margin:0 auto;padding:24px}
-header{grid-column:1/-1;display:flex;flex-wrap:wrap;gap:8px 24px;align-items:center;justify-content:space-between}
-h1{font-size:20px;margin:0}h2{font-size:14px;color:var(--soft);margin:0 0 8px}
-section{background:var(--paper);border:1px solid var(--line);border-radius:8px;padding:20px;min-width:0;overflow-wrap:anywhere}
-.goal{border-left:3px solid var(--accent);padding-left:12px;margin:0 0 16px}form{display:inline}
-button,input{font:inherit;color:inherit;border:1px solid var(--line);border-radius:6px;background:var(--ground);padding:6px 12px;
-margin:2px 0;max-width:100%;text-align:left}button{cursor:pointer}button:hover{border-color:var(--accent)}
-button:focus-visible,input:focus-visible{outline:2px solid var(--accent);outline-offset:2px}
-.chosen{border-color:var(--accent);box-shadow:inset 0 0 0 1px var(--accent)}.buy{background:var(--accent);color:var(--paper);border:0}
-.search{display:flex;gap:8px;margin-bottom:12px}.search label{display:flex;flex:1;gap:8px;align-items:baseline}
-.search input{flex:1;min-width:0}.product{border-top:1px solid var(--line);padding:10px 0}
-.product p,.text{margin:4px 0}.asin{font-family:ui-monospace,monospace;font-size:14px}
-pre{white-space:pre-wrap;overflow-wrap:anywhere;font-size:13px;max-height:320px;overflow:auto;margin:0 0 16px}
-ol{font:13px/1.5 ui-monospace,monospace;padding-left:28px;margin:0 0 16px}table{border-collapse:collapse;width:100%}
-td{border-top:1px solid var(--line);padding:4px 8px 4px 0;vertical-align:top}.reward{font-size:32px;color:var(--good);margin:0}
-.refused{color:var(--soft)}@media(max-width:800px){main{grid-template-columns:minmax(0,1fr);padding:12px}}
-"""
+STYLE = Path(__file__).with_name("page.css").read_text(encoding="utf-8")
 
 
 class WebshopServer(ThreadingHTTPServer):

@@ -7,11 +7,10 @@ the original's text environment: a search is taken on every page, `Next >` is al
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 from gradprism.environments.webshop.catalogue import Product
 from gradprism.environments.webshop.goals import Goal
-from gradprism.environments.webshop.reward import score_purchase
+from gradprism.environments.webshop.reward import Terms, score_purchase
 from gradprism.environments.webshop.search import SearchIndex
 
 BACK, PREVIOUS, NEXT, BUY = "Back to Search", "< Prev", "Next >", "Buy Now"
@@ -61,7 +60,7 @@ class Visit:
     product: Product | None = None
     options: dict[str, str] = field(default_factory=dict)
     clicked: str = ""
-    terms: dict[str, Any] = field(default_factory=dict)
+    terms: Terms | None = None  # of the purchase, on the end page
 
 
 def act(shop: Shop, goal: Goal, visit: Visit, action: str, attributes: bool = False) -> Visit | None:
@@ -102,10 +101,9 @@ def clickables(goal: Goal, visit: Visit, attributes: bool = False) -> dict[str, 
 
 def page(goal: Goal, visit: Visit, attributes: bool = False) -> list[Part]:
     """What a page says."""
-    if visit.page == "end":
-        product = visit.product
-        assert product is not None
-        score = f"{visit.terms['reward']:.2f}".rstrip("0").rstrip(".")
+    product = visit.product
+    if visit.terms is not None and product is not None:
+        score = f"{visit.terms.reward:.2f}".rstrip("0").rstrip(".")
         told = ["Thank you for shopping with us!", "Purchased", "asin", product.asin, "options", str(visit.options)]
         return [Part(text) for text in [*told, "Your score (min 0.0, max 1.0)", score]]
     opening = [Part("Instruction:"), Part(goal.text)]
@@ -117,10 +115,10 @@ def page(goal: Goal, visit: Visit, attributes: bool = False) -> list[Part]:
         if visit.number > 1:
             parts.append(Part(PREVIOUS, "button"))
         parts.append(Part(NEXT, "button"))
-        for product in visit.results[(visit.number - 1) * PER_PAGE : visit.number * PER_PAGE]:
-            parts += [Part(product.asin, "link"), Part(product.title), Part(product.shown_price)]
+        for found in visit.results[(visit.number - 1) * PER_PAGE : visit.number * PER_PAGE]:
+            parts += [Part(found.asin, "link"), Part(found.title), Part(found.shown_price)]
         return parts
-    parts, product = [*opening, back, Part(PREVIOUS, "button")], visit.product
+    parts = [*opening, back, Part(PREVIOUS, "button")]
     assert product is not None
     if visit.page == "item":
         for name, values in product.options.items():
