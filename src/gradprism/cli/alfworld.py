@@ -13,7 +13,7 @@ app = new_app()
 
 @app.callback()
 def group() -> None:
-    """What only ALFWorld needs."""
+    """Commands that only ALFWorld needs."""
 
 
 @app.command("replay", cls=Command)
@@ -24,7 +24,7 @@ def replay_command(
     format_: Annotated[str | None, typer.Option("--format", help="messages, eto, sharegpt or agenttraj; else recognised.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many trajectories.")] = None,
     report: Annotated[Path | None, typer.Option(metavar="FILE", help="JSON file for those that do not replay.")] = None,
-    workers: Annotated[int | None, typer.Option(min=1, help="Worker processes; default one a core.")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Worker processes; default one per core.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON and no progress.")] = False,
 ) -> None:
     """Plays an older corpus again on the official games, in the text of the installed ALFWorld."""

@@ -17,8 +17,8 @@ def command(
     count: Annotated[int | None, typer.Option(min=1, help="Number of tasks, types in turn; default all there are, or 240.")] = None,
     start: Annotated[int, typer.Option(min=0, help="Place of the first task; of each type where tasks are generated.")] = 0,
     task_type: Annotated[str | None, typer.Option(help="Only tasks of this type.")] = None,
-    max_steps: Annotated[int, typer.Option(min=1, help="Actions an episode; a task not solved by then is left out.")] = 50,
-    workers: Annotated[int | None, typer.Option(min=1, help="Worker processes; default one a core.")] = None,
+    max_steps: Annotated[int, typer.Option(min=1, help="Actions per episode; a task not solved by then is left out.")] = 50,
+    workers: Annotated[int | None, typer.Option(min=1, help="Worker processes; default one per core.")] = None,
 ) -> None:
     """Plays tasks with the environment's expert. The same arguments give the same bytes."""
     from gradprism.cli.options import environment_options

@@ -13,7 +13,7 @@ app = new_app()
 
 @app.callback()
 def group() -> None:
-    """What only WebShop needs."""
+    """Commands that only WebShop needs."""
 
 
 @app.command("serve", cls=Command)

@@ -1,4 +1,4 @@
-"""What an agent reads of a step, and how its answer becomes an action. The same for every environment.
+"""Prompts that show steps to an agent, and the reading of its answers as actions. The same for every environment.
 
 A conversation either grows turn by turn, or is rebuilt at each step as one user message with the last few steps (verl-agent's way).
 """
@@ -19,7 +19,7 @@ TAGS = (
 
 
 class PromptTemplate(BaseModel):
-    """How steps are shown and actions are read; the defaults show bare observations and take bare actions."""
+    """The way in which steps are shown and actions are read; the defaults show bare observations and take bare actions."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

@@ -2,12 +2,12 @@
 
 TextWorld parses its grammar with TatSu at every derivation, translates a game's PDDL four times at every start, and derives the text of
 every admissible command at every step. All of it depends only on strings that repeat, so it is memoised here, around the library.
-What an agent reads is the library's own text: `tests/integration/test_alfworld_engine.py` plays games in both and compares.
+An agent reads the library's own text: `tests/environments/test_alfworld_engine.py` plays games in both and compares.
 
 One thing differs on purpose. TextWorld keeps its facts in sets of strings, so the order in which it lists the objects of a shelf
 depends on Python's hash seed; here facts are kept sorted, then in the order in which they come about, and text is reproducible.
 
-Not thread-safe (TextWorld's parsers are module globals): one engine a process.
+Not thread-safe (TextWorld's parsers are module globals): one engine per process.
 """
 
 import copy
@@ -58,7 +58,7 @@ class _State(pddl_logic.PddlState):
 
 @functools.cache
 def _install_caches() -> None:
-    """Memoises the library's pure functions, once a process."""
+    """Memoises the library's pure functions, once per process."""
     # The optimised translation serves TextWorld's planner only, which is never asked for: the plain one stands in for it.
     fast_downward.pddl2sas = lambda domain, problem, verbose=False, optimize=False: translate(domain, problem)
 
@@ -86,7 +86,7 @@ def _logic() -> pddl_logic.GameLogic:
 
 
 class _Env(PddlEnv):
-    """`PddlEnv` that shares one parsed grammar and derives each command's text once a game."""
+    """`PddlEnv` that shares one parsed grammar and derives each command's text once per game."""
 
     def load(self, filename_or_data: Any) -> None:
         self._game_file, self._game_data, self.walkthrough = None, filename_or_data, None

@@ -48,7 +48,7 @@ LAMP_SUPPORTS = ("Desk", "SideTable", "Dresser", "DiningTable", "CoffeeTable")
 
 @dataclass(frozen=True, slots=True)
 class Difficulty:
-    """How large a room is: at most this many receptacles and distractor objects, `None` for all that the floor plan has."""
+    """The size of a room: from and to how many receptacles and distractor objects, `None` for all that the floor plan has."""
 
     receptacles: tuple[int, int] | None
     distractors: tuple[int, int] | None
@@ -81,7 +81,7 @@ _OWN_DIFFICULTY = re.compile(r"r(\d{1,3})-(\d{1,3})d(\d{1,3})-(\d{1,3})")
 def parse_difficulty(name: str) -> Difficulty:
     """`tiny`, `small`, `full`, or your own as `r<least>-<most>d<least>-<most>`: receptacles, and objects that are not needed.
 
-    Raises `ConfigError`. What a task needs is added to a room whose bounds would leave no place for it.
+    Raises `ConfigError`. Whatever a task needs is added to a room whose bounds would leave no place for it.
     """
     if name in DIFFICULTIES:
         return DIFFICULTIES[name]

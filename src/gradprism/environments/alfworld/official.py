@@ -94,7 +94,7 @@ def parse_official(name: str) -> tuple[str, str, str, str]:
 def _solvable(root: Path) -> list[str]:
     """`<task>/<trial>` of each solvable game below a split's folder, sorted.
 
-    What was read of a file is kept in the cache folder for as long as the file's size and time stay the same: listing a split then
+    The answer for each file is kept in the cache folder for as long as the file's size and time stay the same: listing a split then
     costs a look at each file instead of reading hundreds of megabytes.
     """
     index = cache_folder() / "alfworld" / f"index-{sha256_json(str(root.resolve()))[:16]}.json"
@@ -115,7 +115,7 @@ def _solvable(root: Path) -> list[str]:
 
 
 def _is_solvable(path: Path) -> bool:
-    """What the file says of itself; a file that says nothing was never checked and does not count, as in the library."""
+    """True if the file says so; a file that says nothing was never checked and does not count, as in the library."""
     content = path.read_bytes()
     if not content.rstrip().endswith(b"}"):
         raise DataError(f"{path}: ends in the middle; the download is not complete: {HELP}")

@@ -61,7 +61,7 @@ class Replay:
         return len(self.kept) / (len(self.kept) + len(self.lost)) if self.lost else 1.0
 
     def report(self) -> dict[str, object]:
-        """How many were kept, and why the others were not; JSON-serialisable."""
+        """The number kept, and why the others were not, as JSON."""
         n = len(self.kept) + len(self.lost)
         return {"trajectories": n, "kept": len(self.kept), "kept_share": self.share, "lost": [asdict(one) for one in self.lost]}
 

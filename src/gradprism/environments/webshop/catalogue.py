@@ -43,7 +43,7 @@ class Product:
 
 @dataclass(frozen=True, slots=True)
 class Instruction:
-    """What somebody wants of one product; `options` None: a goal for each combination of the product's options."""
+    """A wish for one product; `options` None: a goal for each combination of the product's options."""
 
     asin: str
     text: str
@@ -103,7 +103,7 @@ def make_catalogue(
                     by_people.append(Instruction(asin, text, tuple(one["instruction_attributes"]), options))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             what = f"{type(error).__name__}: {error}"
-            raise DataError(f"{place}: cannot be read ({what}); mend or delete it there or in {wanted_name}") from None
+            raise DataError(f"{place}: cannot be read ({what}); correct or delete it there or in {wanted_name}") from None
     if not products:
         raise DataError(f"{items_name}: holds no product; {HELP}")
     digest = sha256_json([[p.asin, p.title] for p in products.values()])[:8]
@@ -139,7 +139,7 @@ def _text(value: Any) -> str:
 
 
 def _price(asin: str, pricing: Any) -> tuple[str, float]:
-    """What is shown, and the price: drawn evenly from a range, by the product's id."""
+    """The price as shown, and as a number: drawn evenly from a range, seeded by the product's id."""
     if pricing is None or not pricing.strip():
         return f"${_NO_PRICE}", _NO_PRICE
     parts = [re.sub(r"[^\d.]", "", part) for part in pricing.split("$")[1:]]

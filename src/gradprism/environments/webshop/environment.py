@@ -48,7 +48,7 @@ class WebshopEnvironment(Environment):
 
     @property
     def store(self) -> "Store":
-        """Products, index and goals; made once a process."""
+        """Products, index and goals; made once per process."""
         return _open_store(self.data_dir, self.products, self.seed, self.goals)
 
     def ids(self, split: str, task_type: str | None = None) -> Sequence[str]:

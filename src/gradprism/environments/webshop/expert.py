@@ -125,7 +125,7 @@ class WebshopExpert:
         return "click[features]" if fit == 1 else "click[< prev]"
 
     def _choose(self, item: _Item, name: str, values: list[str]) -> float:
-        """Writes down the wanted value of one option; 1 where the instruction names it, less where it is merely like one."""
+        """Writes down the wanted value of one option; 1 where the instruction names it, less where it only resembles one."""
 
         def likeness(value: str) -> float:
             if f"{name.lower()}: {value.lower()}" in self._wanted:

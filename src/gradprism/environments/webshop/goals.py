@@ -1,4 +1,4 @@
-"""What an agent is asked to buy: goals from instructions, in the original's order and wording."""
+"""Goals, each a product that an agent is asked to buy: from instructions, in the original's order and wording."""
 
 import itertools
 import random

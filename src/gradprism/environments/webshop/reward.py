@@ -2,7 +2,7 @@
 
 reward = r_type · (attribute hits + option hits + [price ≤ bound]) / (attributes + options + 1)
 
-What is approximate: r_type compares the nouns of two titles, which the original takes from spaCy's tagger. That tagger is used where it
+An approximation: r_type compares the nouns of two titles, which the original takes from spaCy's tagger. That tagger is used where it
 is installed with an English model; else every word counts that is no function word, number or common adjective.
 """
 

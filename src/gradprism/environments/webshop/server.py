@@ -123,7 +123,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
 
     def _trusted(self) -> bool:
-        """Whether the request is under this server's own name: another name that leads here belongs to somebody else's page."""
+        """True if the request is under this server's own name: another name that leads here belongs to somebody else's page."""
         if self.headers.get("Host") in self.server.hosts:
             return True
         self._answer(HTTPStatus.MISDIRECTED_REQUEST, f"open {self.server.address}\n", "text/plain")

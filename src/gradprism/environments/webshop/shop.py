@@ -94,13 +94,13 @@ def act(shop: Shop, goal: Goal, visit: Visit, action: str, attributes: bool = Fa
 
 
 def clickables(goal: Goal, visit: Visit, attributes: bool = False) -> dict[str, Part]:
-    """What can be clicked on a page, by its text in lower case."""
+    """The parts of a page that can be clicked, by their text in lower case."""
     parts = [part for part in page(goal, visit, attributes) if part.kind not in ("text", "field")]
     return {part.text.lower(): part for part in parts}
 
 
 def page(goal: Goal, visit: Visit, attributes: bool = False) -> list[Part]:
-    """What a page says."""
+    """The parts of a page, in their order."""
     product = visit.product
     if visit.terms is not None and product is not None:
         score = f"{visit.terms.reward:.2f}".rstrip("0").rstrip(".")
