@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
+from gradprism.environments.play import Play, play
 from gradprism.environments.pool import SessionPool
 from gradprism.environments.protocol import Environment, Step, Task
 from gradprism.probing.fingerprint import weights_fingerprint
 from gradprism.rollouts.config import RolloutConfig
 from gradprism.rollouts.episode import Episode, StopReason, Turn
 from gradprism.rollouts.player import OnDone, PlayCosts, Player
-from gradprism.runtime.errors import EnvironmentPlayError
 from gradprism.trajectories.rendering import Renderer, template_fingerprint, tokenizer_fingerprint
 
 _PLACEHOLDER = re.compile(r"<[^<>]*>")
@@ -72,35 +72,21 @@ class ScriptedAgent:
         self, environment: Environment, pool: SessionPool, tasks: Sequence[Task], config: RolloutConfig, seed: int, on_done: OnDone
     ) -> tuple[list[Episode], PlayCosts]:
         """See `Agent`."""
-        if self.kind == "expert":
-            policies = [environment.expert().act for _ in tasks]
-        else:
-            policies = [RandomPolicy(f"{seed}/{task.id}").act for task in tasks]
-        steps = pool.reset(range(len(tasks)), [task.id for task in tasks])
-        episodes, costs, playing = [Episode(task) for task in tasks], PlayCosts(), []
-        for index, step in enumerate(steps):
-            episodes[index].take(step)
-            if step.done:  # the engine could not start it
-                on_done(episodes[index])
-            else:
-                playing.append(index)
-        while playing:
-            acting = []
-            for index in playing:
-                try:
-                    episodes[index].turns.append(Turn(steps[index].observation, policies[index](steps[index])))
-                    acting.append(index)
-                except EnvironmentPlayError:  # the expert knows no way on
-                    episodes[index].stop_reason = StopReason.GAVE_UP
-                    on_done(episodes[index])
-            for index, step in zip(acting, pool.step(acting, [episodes[i].turns[-1].action for i in acting]), strict=True):
-                steps[index] = step
-                episodes[index].take(step)
-            costs.environment_steps += len(acting)
-            playing = [i for i in acting if not steps[i].done and len(episodes[i].turns) < config.max_steps]
-            for index in sorted(set(acting) - set(playing)):
-                on_done(episodes[index])
-        return episodes, costs
+        expert = self.kind == "expert"
+        players = [environment.expert() if expert else RandomPolicy(f"{seed}/{task.id}") for task in tasks]
+        plays = play(pool, tasks, players, config.max_steps, lambda one: on_done(_episode(one)))
+        return [_episode(one) for one in plays], PlayCosts(environment_steps=sum(len(one.actions) for one in plays))
+
+
+def _episode(one: Play) -> Episode:
+    episode = Episode(one.task)
+    episode.take(one.steps[0])
+    for before, action, after in zip(one.steps, one.actions, one.steps[1:], strict=False):
+        episode.turns.append(Turn(before.observation, action))
+        episode.take(after)
+    if one.gave_up:
+        episode.stop_reason = StopReason.GAVE_UP
+    return episode
 
 
 class RandomPolicy:

@@ -1,7 +1,7 @@
 """A route as verl and verl-agent read it: the SFT set and the RL prompts in Parquet, and the tasks that RL may draw.
 
-verl-agent takes from the Parquet file only how many episodes there are per step; its environments draw games and goals by themselves. So the
-routed tasks are also written as a list, which a few changed lines of verl-agent read. docs/verl.md tells which, and what verl reads.
+verl-agent takes from the Parquet file only how many episodes there are per step; its environments draw games and goals by themselves.
+So the routed tasks are also written as a list, which a few changed lines of verl-agent read. docs/verl.md says which, and what verl reads.
 """
 
 import json
