@@ -15,10 +15,13 @@ if TYPE_CHECKING:
     from gradprism.environments.registry import make_environment, register_environment
     from gradprism.evaluation.config import EvaluationConfig
     from gradprism.evaluation.run import Evaluation, evaluate
+    from gradprism.experiments.config import ExperimentConfig, load_config
+    from gradprism.experiments.results import Results, read_results
     from gradprism.exporting.registry import export, register_exporter
     from gradprism.package_data import shipped, write_template
     from gradprism.probing.api import probe
     from gradprism.probing.result import Probe
+    from gradprism.reporting.run import experiment, run
     from gradprism.rollouts.config import RolloutConfig
     from gradprism.rollouts.episode import Episode, StopReason, Turn
     from gradprism.rollouts.player import rollout
@@ -47,12 +50,14 @@ __all__ = [
     "Episode",
     "Evaluation",
     "EvaluationConfig",
+    "ExperimentConfig",
     "GradprismError",
     "Info",
     "Message",
     "PolicyContext",
     "Probe",
     "Renderer",
+    "Results",
     "RlConfig",
     "RlTask",
     "RolloutConfig",
@@ -68,11 +73,14 @@ __all__ = [
     "audit",
     "collect",
     "evaluate",
+    "experiment",
     "export",
+    "load_config",
     "load_corpus",
     "load_tokenizer",
     "make_environment",
     "probe",
+    "read_results",
     "register_environment",
     "register_exporter",
     "register_format",
@@ -80,6 +88,7 @@ __all__ = [
     "register_policy",
     "rollout",
     "route",
+    "run",
     "shipped",
     "train_rl",
     "train_sft",
@@ -93,10 +102,13 @@ _ROOMS = {
     "environments.registry": "make_environment register_environment",
     "evaluation.config": "EvaluationConfig",
     "evaluation.run": "Evaluation evaluate",
+    "experiments.config": "ExperimentConfig load_config",
+    "experiments.results": "Results read_results",
     "exporting.registry": "export register_exporter",
     "package_data": "shipped write_template",
     "probing.api": "probe",
     "probing.result": "Probe",
+    "reporting.run": "experiment run",
     "rollouts.config": "RolloutConfig",
     "rollouts.episode": "Episode StopReason Turn",
     "rollouts.player": "rollout",

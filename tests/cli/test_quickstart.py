@@ -29,35 +29,35 @@ def test_quickstart_from_corpus_to_report_and_again(tmp_path):
     first = run(tmp_path / "run")
     results = json.loads((tmp_path / "run" / "results.json").read_text())
 
-    routing = results["routing"]
-    assert routing["n_sft"] + routing["n_rl"] == len(routing["scores"]) == results["corpus"]["trajectories"] == 564
-    assert [r == "rl" for r in routing["routes"]] == [s > routing["threshold"] for s in routing["scores"]]
+    base, sft, rl = (arm["runs"][0] for arm in results["arms"])
+    [routing] = results["routes"].values()
+    n_sft, n_rl = sum(routing["sft"]), sum(routing["rl"])
+    assert (rl["n_sft"], rl["n_rl"]) == (n_sft, n_rl) and n_sft + n_rl == results["trajectories"] == 564
+    edges = [routing["start"] + (k + 1) * routing["width"] for k in range(len(routing["sft"]))]
+    for edge, to_sft, to_rl in zip(edges, routing["sft"], routing["rl"], strict=True):
+        assert not (to_sft if edge > routing["threshold"] + 1e-9 else to_rl), "no bin mixes the sides of the threshold"
+    assert [sum(side) for side in zip(*routing["task_types"].values(), strict=True)] == [n_sft, n_rl]
     assert len(results["heat_map"]["layers"]) == 4
     assert results["heat_map"]["kinds"] == ["q", "k", "v", "o", "gate", "up", "down"]
-    overall = {(r["stage"], r["split"]): r for r in results["evaluation"] if r["task_type"] == "all"}
-    assert {key: r["episodes"] for key, r in overall.items()} == {
-        (stage, split): count for stage in ("base", "sft", "rl") for split, count in (("unseen", 12), ("seen", 6))
-    }
-    assert len(results["curves"]["rl"]) == 2
-    costs = {stage["name"]: stage for stage in results["stages"]}
-    assert costs["probe"]["tokens_backward"] > 20_000
-    assert costs["rl"]["tokens_generated"] > 0
-    assert all(stage["wall_seconds"] > 0 for stage in costs.values())
+    for arm in (base, sft, rl):
+        assert {split: len(success) for split, success in arm["success"].items()} == {"unseen": 12, "seen": 6}
+    stages = {stage["kind"]: stage for stage in results["stages"].values()}
+    assert len(stages["rl"]["history"]) == 2 and stages["sft"]["history"][0]["loss"] > 0
+    assert stages["probe"]["tokens_backward"] > 20_000
+    assert stages["rl"]["tokens_generated"] > 0
+    assert all(stages[kind]["wall_seconds"] > 0 for kind in ("probe", "sft", "rl", "evaluate"))
+    assert set(results["audits"]) == {"gini", "cv", "kurtosis"}
 
-    for word in ("probe", "unseen", "base", "sft", "rl", "All", "%"):
+    for word in ("probe", "unseen", "Base", "SFT", "rl", "All", "%"):
         assert word in first.stdout
-    assert re.search(r"\[1/7\] probe", first.stderr), "plain progress lines where there is no terminal"
+    assert re.search(r"\[2/8\] probe", first.stderr), "plain progress lines where there is no terminal"
     assert "\x1b[" not in first.stdout + first.stderr
     page = (tmp_path / "run" / "report.html").read_text()
     assert "quickstart" in page
-    assert not re.search(r"<script[^>]*\bsrc=", page)
-    markup = re.sub(
-        r"<script.*?</script>", "", page, flags=re.DOTALL
-    )  # the inlined library's code names addresses; it asks for none
-    assert not re.search(r"""(src|href)=["']?https?:""", markup)
+    assert "<script" not in page and not re.search(r"""(src|href)=["']?https?:""", page)
 
-    # Episodes can be read back, one a task, in the order of the tasks.
-    [folder] = (tmp_path / "run" / "stages").glob("evaluate-base-*")
+    # Episodes can be read back, one per task, in the order of the tasks.
+    folder = tmp_path / "run" / "stages" / base["evaluation"]
     episodes = [json.loads(line) for line in (folder / "evaluation" / "episodes.jsonl").read_text().splitlines()]
     assert [e["id"] for e in episodes[:2]] == ["small/unseen/pick_and_place_simple/0", "small/unseen/look_at_obj_in_light/0"]
     assert all(len(e["observations"]) == len(e["actions"]) + 1 for e in episodes)
@@ -67,50 +67,50 @@ def test_quickstart_from_corpus_to_report_and_again(tmp_path):
     before = ledger.read_text().splitlines()
     again = run(tmp_path / "run")
     assert ledger.read_text().splitlines() == before
-    assert again.stderr.count("reused") == 7
-    assert json.loads((tmp_path / "run" / "results.json").read_text())["evaluation"] == results["evaluation"]
+    assert "reused: evaluate base/0, probe the base, route sft/0, sft sft/0" in again.stderr
+    assert json.loads((tmp_path / "run" / "results.json").read_text())["arms"] == results["arms"]
     replay = [sys.executable, "-m", "gradprism", "run", str(tmp_path / "run" / "config.json"), "--dry-run"]
     plan = json.loads(subprocess.run(replay, capture_output=True, text=True, check=True, cwd=tmp_path).stdout)
-    assert all(stage["done"] for stage in plan["stages"]), "the saved config replays the run, from anywhere"
+    assert (len(plan["done"]), plan["pending"]) == (8, []), "the saved config replays the run, from anywhere"
     run(tmp_path / "run", "route.metric=cv", "rl.rounds=1")
     rerun = [json.loads(line)["stage"] for line in ledger.read_text().splitlines()[len(before) :]]
-    assert rerun == ["route", "sft", "rl", "evaluate-sft", "evaluate-rl"]
+    assert rerun == ["route", "sft", "evaluate", "rl", "evaluate"]
 
     # Refreshed: what is left after SFT is probed on the SFT checkpoint and routed at the same threshold, and once more during RL.
     before = ledger.read_text().splitlines()
     run(tmp_path / "run", "refresh.after_sft=true", "refresh.every_k_steps=1")
     assert [json.loads(line)["stage"] for line in ledger.read_text().splitlines()[len(before) :]] == [
         "refresh",
-        "sft-refreshed",
+        "sft",
         "rl",
-        "evaluate-rl",
+        "evaluate",
     ]
     stages = tmp_path / "run" / "stages"
     [refresh] = stages.glob("refresh-*")
     changes = json.loads((refresh / "changes.json").read_text())
-    assert changes["threshold"] == routing["threshold"] and changes["trajectories"] == routing["n_rl"]
+    assert changes["threshold"] == routing["threshold"] and changes["trajectories"] == n_rl
     rerouted = [json.loads(line)["id"] for line in (refresh / "route" / "rl.jsonl").read_text().splitlines()]
-    learnt = [json.loads(line)["id"] for line in (refresh / "route" / "sft.jsonl").read_text().splitlines()]
-    assert {row["id"] for row in changes["moved"]} == set(learnt) and len(learnt) == changes["moved_to_sft"]
+    to_sft = [json.loads(line)["id"] for line in (refresh / "route" / "sft.jsonl").read_text().splitlines()]
+    assert {row["id"] for row in changes["moved"]} == set(to_sft) and len(to_sft) == changes["moved_to_sft"]
     [first] = [f for f in stages.glob("route-*") if json.loads((f / "route" / "routing.json").read_text())["metric"] == "gini"]
-    assert set(rerouted) | set(learnt) == {
+    assert set(rerouted) | set(to_sft) == {
         json.loads(line)["id"] for line in (first / "route" / "rl.jsonl").read_text().splitlines()
     }
     [during] = stages.glob("rl-*/refreshes/refresh-00001/changes.json")
     said = json.loads(during.read_text())
-    assert said["trajectories"] == (len(rerouted) or routing["n_rl"]) and said["mean_score"] != said["mean_score_before"]
+    assert said["trajectories"] == (len(rerouted) or n_rl) and said["mean_score"] != said["mean_score_before"]
 
 
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["route.metric=entropy"], r"route\.metric: .*'gini'.*got 'entropy'"),
-        (["rl.stepz=3"], r"rl\.stepz: Extra inputs are not permitted"),
+        (["route.metric=entropy"], r"route\.metric: metric 'entropy': choose one of gini"),
+        (["rl.roundz=3"], r"rl\.roundz: Extra inputs are not permitted"),
         (['corpus.files=["nowhere.jsonl"]'], r"corpus\.files: 'nowhere.jsonl': no such file"),
         (["model.path=./nowhere"], r"model '\./nowhere': no such folder"),
         (["environment.options.difficulty=huge"], r"difficulty 'huge': choose one of"),
         (["rl"], r"expected key=value"),
-        (["route.policy=best"], r"route\.policy: .*'concentration'"),
+        (["route.policy=best"], r"route\.policy: policy 'best': choose one of concentration"),
         (["evaluation.splits={test=6}"], r"split 'test': choose one of"),
         (["evaluation.splits={unseen=0}"], r"evaluation\.splits\.unseen: Input should be greater than 0"),
         (["rl.updates_per_round=999"], r"updates_per_round 999: more than tasks_per_round x rollouts_per_task"),
@@ -130,6 +130,5 @@ def test_dry_run_writes_nothing_and_prints_the_resolved_config(tmp_path):
     result = run(tmp_path / "run", "seed=7", flags=["--dry-run"])
     plan = json.loads(result.stdout)
     assert plan["config"]["seed"] == plan["config"]["sft"]["seed"] == plan["config"]["rl"]["seed"] == 7
-    assert [stage["name"] for stage in plan["stages"]][:2] == ["probe", "route"]
-    assert not any(stage["done"] for stage in plan["stages"])
+    assert plan["pending"][:3] == ["evaluate base/7", "probe the base", "route sft/7"] and plan["done"] == []
     assert not (tmp_path / "run").exists()

@@ -4,9 +4,12 @@ from typing import Any
 
 import numpy as np
 
+from gradprism.experiments.comparison import Comparison
+from gradprism.experiments.results import check_results
+from gradprism.reporting.document import Table, markdown
 from gradprism.reporting.tables import SHORT_NAMES
 
-TYPES = [name for name in SHORT_NAMES if name != "all"]
+TYPES = list(SHORT_NAMES)
 # Arm: title, group, true success, the trained stages and the minutes that each takes.
 ARMS: dict[str, tuple[str, str, float, dict[str, float]]] = {
     "base": ("Base", "table1", 0.10, {}),
@@ -73,7 +76,7 @@ def synthetic(seeds: int = 3) -> dict[str, Any]:
         "created": "2026-01-01T00:00:00+00:00",
         "machines": [{"cpu": "Xeon", "cores": 2, "memory_gib": 24, "versions": {"gradprism": "0.1.0"}}],
         "model": {"id": "models/alfworld-tiny", "parameters": 2500000},
-        "corpus": {"trajectories": 600},
+        "trajectories": 600,
         "tasks": tasks,
         "seeds": list(range(seeds)),
         "reference_arms": ["random", "sft-then-rl"],
@@ -106,11 +109,16 @@ def synthetic(seeds: int = 3) -> dict[str, Any]:
     }
 
 
-def cells(table: str) -> list[list[str]]:
-    return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in table.splitlines() if line.startswith("|")]
+def comparison(results: dict[str, Any] | None = None) -> Comparison:
+    return Comparison(check_results(synthetic() if results is None else results))
 
 
-def row_of(table: str, name: str) -> dict[str, str]:
+def cells(table: Table | str | None) -> list[list[str]]:
+    text = table if isinstance(table, str) else markdown([table] if table else [])
+    return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in text.splitlines() if line.startswith("|")]
+
+
+def row_of(table: Table | str | None, name: str) -> dict[str, str]:
     headings, _, *rows = cells(table)
     [row] = [row for row in rows if row[0] == name]
     return dict(zip(headings, row, strict=True))

@@ -2,29 +2,60 @@
 
 import os
 import time
-from functools import partial
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import ClassVar
 
-from gradprism.experiments.stages import Stage
+from gradprism.experiments.results import Part
+from gradprism.experiments.stage import Outcome, Stage, Store
 from gradprism.runtime.errors import ModelError
+from gradprism.runtime.usage import Usage
 
 
-def write(config: dict[str, Any], folder: Path, inputs: dict[str, Path]) -> dict[str, Any]:
-    """Writes its inputs' words and its own; does what `config` says on the way."""
-    words = [(path / "words").read_text() for _, path in sorted(inputs.items())]
-    if config.get("fail"):
-        raise ModelError(config["fail"])
-    if config.get("die") and not (folder / "begun").exists():
+class Words(Part):
+    words: str
+    left: list[str]
+
+
+@dataclass(frozen=True)
+class Write(Stage[Words]):
+    """Writes the words of the stages that it needs and its own; does what it is told on the way."""
+
+    kind = "write"
+    Found = Words
+    runner = "helpers.stages:write"
+
+    word: str
+    on: tuple["Write", ...] = ()
+    value: int = 0
+    fail: str = field(default="", compare=False)
+    die: bool = field(default=False, compare=False)
+    seconds: float = field(default=0, compare=False)
+    earlier: float = field(default=0, compare=False)
+
+
+@dataclass(frozen=True)
+class Resume(Write):
+    """The same, and goes on from what it left."""
+
+    resumes: ClassVar[bool] = True
+
+
+def words(stages: Iterable[object]) -> list[str]:
+    return [stage.word for stage in stages if isinstance(stage, Write)]
+
+
+def write(stage: Write, folder: Path, store: Store) -> Outcome[Words]:
+    words = [store.found(need).words for need in stage.on]
+    left = sorted(path.name for path in folder.iterdir())
+    (folder / "partial").write_text("x")
+    if stage.fail:
+        raise ModelError(stage.fail)
+    if stage.die and not (folder / "begun").exists():
         (folder / "begun").touch()
         os.kill(os.getpid(), 9)
-    time.sleep(config.get("seconds", 0))
-    (folder / "words").write_text(" ".join([*words, config["word"]]))
-    (folder / "process").write_text(str(os.getpid()))
-    return {"headline": config["word"], "tokens_forward": 7}
-
-
-def stage(name: str, needs: tuple[str, ...] = (), resumes: bool = False, **config: Any) -> Stage:
-    """A stage that writes its name."""
-    config = {"word": name, **config}
-    return Stage(name, partial(write, config), {"word": name}, {need: need for need in needs}, resumes, "write")
+    time.sleep(stage.seconds)
+    earlier = Usage(wall_seconds=stage.earlier, cpu_seconds=stage.earlier)
+    found = Words(words=" ".join([*words, stage.word]), left=left)
+    return Outcome(found, f"{stage.word} by {os.getpid()}", Usage(tokens_forward=7), earlier)

@@ -36,6 +36,7 @@ def command(
     """Audits the median split of a probe: what its score correlates with, and what the split depends on. Writes no route."""
     from gradprism.cli.options import print_json
     from gradprism.experiments.costs import projected_hours
+    from gradprism.experiments.results import read_results
     from gradprism.routing.stability import audit
     from gradprism.runtime.files import write_json
 
@@ -49,7 +50,7 @@ def command(
         seed=seed,
         pass_rates=pass_rates,
         compare=compare or (),
-        hours=_hours(full_rl_hours, routed_hours) if run is None else projected_hours(run),
+        hours=_hours(full_rl_hours, routed_hours) if run is None else projected_hours(read_results(run)),
     )
     if out is not None:
         write_json(out, found.to_json())

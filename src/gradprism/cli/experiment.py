@@ -1,5 +1,6 @@
 """`gradprism experiment`."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -36,23 +37,46 @@ def run(
         bool, typer.Option("--extend", help="Keep the runs that results.json already has, and make only those that it lacks.")
     ] = False,
     replace: Annotated[bool, typer.Option("--replace", help="Give up the runs of results.json that were not made here.")] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Make results again that other code has made.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would run, then stop.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON and no progress.")] = False,
 ) -> None:
     """Trains and evaluates every arm with every seed; finished stages are reused, and a killed run goes on with the same command."""
     from gradprism.cli.options import print_json
-    from gradprism.experiments.experiment import describe_experiment, run_experiment
+    from gradprism.experiments.config import load_config
+    from gradprism.reporting.run import experiment
     from gradprism.runtime import progress
 
     progress.set_quiet(as_json)
     if dry_run:
-        print_json(describe_experiment(config, set_ or [], jobs, group, results, extend))
+        print_json(_state(config, set_, jobs, group, results, extend, fresh))
         return
-    folder, found = run_experiment(config, set_ or [], jobs, group, results, extend, replace)
+    resolved = load_config(config, set_ or [])
+    out = results or Path("results") / resolved.name
+    found = experiment(resolved, results=out, jobs=jobs, groups=group or (), extend=extend, replace=replace, fresh=fresh)
     if as_json:
-        print_json(found)
+        print_json(found.model_dump(mode="json", exclude_defaults=True))
         return
-    print((folder / "tables.md").read_text(encoding="utf-8"))
+    print((out / "tables.md").read_text(encoding="utf-8"))
+
+
+def _state(
+    config: Path,
+    overrides: list[str] | None,
+    jobs: int | None,
+    groups: list[str] | None,
+    results: Path | None,
+    extend: bool,
+    fresh: bool = False,
+) -> dict[str, Any]:
+    from gradprism.environments.pool import default_workers
+    from gradprism.experiments.config import load_config
+    from gradprism.experiments.experiment import Job, job_status
+
+    resolved = load_config(config, overrides or [])
+    out, jobs = results or Path("results") / resolved.name, jobs or default_workers()
+    state = job_status(Job(resolved, out, jobs, tuple(groups or ()), extend=extend, fresh=fresh))
+    return {"folder": str(resolved.folder), "results": str(out), "jobs": jobs, **asdict(state)}
 
 
 @app.command("status", cls=Command)
@@ -65,15 +89,14 @@ def status(
     extend: Annotated[bool, typer.Option("--extend", help="As it was run.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
 ) -> None:
-    """Shows what is done, running and owed, and the time left."""
+    """Shows what is done, running and pending, and the time left."""
     from gradprism.cli.options import print_json
-    from gradprism.experiments.experiment import describe_experiment
 
-    found = describe_experiment(config, set_ or [], jobs, group, results, extend)
+    found = _state(config, set_, jobs, group, results, extend)
     if as_json:
         print_json(found)
         return
-    for state in ("done", "running", "owed"):
+    for state in ("done", "running", "pending"):
         print(f"{state:<8}{len(found[state]):>4}")
     for label in found["running"]:
         print(f"  running: {label}")
@@ -94,7 +117,7 @@ def tables(
     check: Annotated[bool, typer.Option("--check", help="Write nothing; fail where a table or figure is out of date.")] = False,
 ) -> None:
     """Rebuilds every table and figure from results.json."""
-    from gradprism.reporting.experiment_pages import fill_page, tables_are_current, write_tables
+    from gradprism.reporting.pages import fill_page, tables_are_current, write_tables
     from gradprism.runtime.errors import DataError
 
     if check:

@@ -36,6 +36,7 @@ OnExisting = Annotated[Literal["resume", "replace", "fail"], typer.Option(help="
 OnExistingOutput = Annotated[Literal["replace", "fail"], typer.Option("--on-existing", help="What to do with a folder in use.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON, and no progress.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what would be done and what it would take; write nothing.")]
+Fresh = Annotated[bool, typer.Option("--fresh", help="Make results again that other code has made.")]
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a value: section.key=value; may be repeated.")
 ]

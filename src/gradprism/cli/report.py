@@ -1,4 +1,4 @@
-"""`gradprism report`: the tables and the HTML page of a finished run."""
+"""`gradprism report`: the tables and the HTML page of a run or an experiment."""
 
 from pathlib import Path
 from typing import Annotated
@@ -7,29 +7,20 @@ import typer
 
 
 def command(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Run folder that holds results.json.")],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder that holds results.json.")],
     out: Annotated[Path | None, typer.Option(metavar="FILE", help="HTML file to write; DIR/report.html if not given.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the tables' rows as JSON on stdout.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON on stdout.")] = False,
 ) -> None:
-    """Write a run's report as one HTML file that needs no network, and print its tables."""
-    import json
-
+    """Write a report as one HTML file that needs no network, and print its tables."""
     from rich.console import Console
 
-    from gradprism.reporting.html import summary, write_report
-    from gradprism.reporting.tables import cost_rows, evaluation_rows, print_tables, read_results
+    from gradprism.cli.options import print_json
+    from gradprism.experiments.results import read_results
+    from gradprism.reporting.pages import print_tables, write_report
 
-    results = read_results(folder)
-    path = out or folder / "report.html"
-    write_report(results, path)
+    path = write_report(folder, out)
     if as_json:
-        rows = {
-            "report": str(path),
-            "summary": summary(results),
-            "evaluation": evaluation_rows(results),
-            "costs": cost_rows(results),
-        }
-        typer.echo(json.dumps(rows))
+        print_json(read_results(folder).model_dump(mode="json", exclude_defaults=True))
         return
-    print_tables(results, Console())
+    print_tables(folder, Console())
     typer.echo(f"report: {path}")

@@ -1,39 +1,43 @@
 """`gradprism run`."""
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
-from gradprism.cli.options import AsJson, DryRun, Overrides, print_json
+from gradprism.cli.options import AsJson, DryRun, Fresh, Overrides, print_json
 from gradprism.experiments.config import load_config
-from gradprism.experiments.pipeline import describe, run_pipeline
-from gradprism.reporting.tables import print_tables
+from gradprism.experiments.experiment import Job, job_status
+from gradprism.reporting.pages import REPORT, print_tables
+from gradprism.reporting.run import run
 from gradprism.runtime import progress
 
 
 def command(
     config: Annotated[Path, typer.Argument(help="TOML file, for example configs/quickstart.toml.")],
     set_: Overrides = None,
+    fresh: Fresh = False,
     dry_run: DryRun = False,
     as_json: AsJson = False,
 ) -> None:
     """Finished stages are reused, and a changed value redoes only what depends on it."""
-    run_and_print(config, set_, dry_run, as_json)
+    run_and_print(config, set_, dry_run, as_json, fresh)
 
 
-def run_and_print(config: Path, overrides: Sequence[str] | None, dry_run: bool, as_json: bool) -> None:
+def run_and_print(config: Path, overrides: Sequence[str] | None, dry_run: bool, as_json: bool, fresh: bool = False) -> None:
     """Runs a configuration and prints its tables; with `dry_run` only says what would run."""
     progress.set_quiet(as_json)
     resolved = load_config(config, overrides or [])
     if dry_run:
-        print_json(describe(resolved))
+        state = asdict(job_status(Job(resolved, resolved.folder, fresh=fresh)))
+        print_json({"folder": str(resolved.folder), "config": resolved.model_dump(mode="json"), **state})
         return
-    results = run_pipeline(resolved)
+    results = run(resolved, fresh=fresh)
     if as_json:
-        print_json(results)
+        print_json(results.model_dump(mode="json", exclude_defaults=True))
         return
-    print_tables(results, Console())
-    print(f"\nreport: {resolved.folder / 'report.html'}")
+    print_tables(resolved.folder, Console())
+    print(f"\nreport: {resolved.folder / REPORT}")

@@ -1,20 +1,25 @@
-"""The configuration of `gradprism run`: a TOML file, `--set` overrides, and the resolved form that replays the run."""
+"""The configuration of runs and experiments: a TOML file, `--set` overrides, and the resolved form that replays it."""
 
 import json
+import os
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from gradprism.concentration import METRICS
 from gradprism.evaluation.config import EvaluationConfig
+from gradprism.experiments.results import Claim, Regime, Sweep
 from gradprism.package_data import resolve_shipped
 from gradprism.routing.policies import POLICIES
 from gradprism.runtime.errors import ConfigError, MissingFileError
 from gradprism.training.rl_config import RlConfig
 from gradprism.training.sft_config import SftConfig
+
+Data = Literal["none", "routed", "all"]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
 
 
 class Section(BaseModel):
@@ -29,7 +34,7 @@ class ModelConfig(Section):
     device: Literal["auto", "cpu", "cuda"] = Field(
         default="auto", description="Where it runs; auto takes a GPU where there is one."
     )
-    context_length: int = Field(default=1024, ge=8, description="Tokens a trajectory or an episode may have.")
+    context_length: int = Field(default=1024, ge=8, description="Tokens that a trajectory or an episode may have.")
     chat_template: str | None = Field(default=None, description="Template file with generation markers, for models that have none.")
 
 
@@ -38,7 +43,7 @@ class CollectConfig(Section):
 
     count: int = Field(ge=1, description="Tasks, types in turn.")
     split: str | None = Field(default=None, description="Their split; default the environment's training split.")
-    max_steps: int = Field(default=50, ge=1, description="Actions an episode; a task not solved by then is left out.")
+    max_steps: int = Field(default=50, ge=1, description="Actions per episode; a task not solved by then is left out.")
 
 
 class CorpusConfig(Section):
@@ -62,13 +67,13 @@ class EnvironmentConfig(Section):
     options: dict[str, str | int | float | bool] = Field(
         default={}, description="The environment's own, for ALFWorld difficulty, data_dir and games."
     )
-    workers: int | None = Field(default=None, ge=1, description="Worker processes; default one a core.")
+    workers: int | None = Field(default=None, ge=1, description="Worker processes; default one per core.")
 
 
 class ProbeConfig(Section):
     """The probe."""
 
-    batch_tokens: int | None = Field(default=None, ge=1, description="Padded tokens a batch; default by device.")
+    batch_tokens: int | None = Field(default=None, ge=1, description="Padded tokens per batch; default by device.")
 
 
 class RouteConfig(Section):
@@ -96,7 +101,7 @@ class RouteConfig(Section):
 class PassRateConfig(Section):
     """Episodes that the base plays for `route.policy = "pass_rate"`, as RL's rollouts would."""
 
-    rollouts: int = Field(default=8, ge=1, description="Episodes a task.")
+    rollouts: int = Field(default=8, ge=1, description="Episodes per task.")
 
 
 class RefreshConfig(Section):
@@ -104,7 +109,7 @@ class RefreshConfig(Section):
 
     after_sft: bool = Field(
         default=False,
-        description="Probe what is left for RL on the SFT checkpoint; teach what now falls below the threshold by SFT.",
+        description="Probe what is left for RL on the SFT checkpoint; train by SFT on what now falls below the threshold.",
     )
     every_k_steps: int = Field(
         default=0,
@@ -113,15 +118,53 @@ class RefreshConfig(Section):
     )
 
 
-class RunConfig(Section):
-    """Everything that `gradprism run` does."""
+class ArmConfig(Section):
+    """One way to spend the corpus: what SFT trains on, what RL plays, and how the two are parted."""
 
-    name: str = Field(description="Name of the run; its folder is `runs/<name>` unless `out` says otherwise.")
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9.-]*$", description="Name, in lower case.")
+    title: str = Field(default="", description="Its title in tables; default the name.")
+    group: str = Field(default="table1", description="Table that it belongs to.")
+    sft: Data = Field(default="routed", description="What SFT trains on: nothing, its part of the route, or everything.")
+    rl: Data = Field(default="routed", description="Whose tasks RL plays; its rounds are that share of `rl.rounds`.")
+    rounds: int | None = Field(default=None, ge=1, description="RL's rounds, where they are not that share.")
+    route: RouteConfig = Field(default=RouteConfig(), description="The route.")
+    refresh: RefreshConfig = Field(default=RefreshConfig(), description="Routing again while the model changes.")
+    algorithm: Literal["grpo", "gigpo"] | None = Field(default=None, description="RL's, where it is not `rl.algorithm`.")
+    max_seeds: int | None = Field(default=None, ge=1, description="Only so many of the experiment's seeds, the first.")
+
+    @property
+    def is_routed(self) -> bool:
+        """Whether it needs a route."""
+        return "routed" in (self.sft, self.rl)
+
+    @model_validator(mode="after")
+    def _refreshes(self) -> Self:
+        if self.refresh.after_sft and not (self.sft != "none" and self.rl == "routed"):
+            raise ValueError(f"arm {self.name}: refresh.after_sft needs an SFT stage and routed RL")
+        if self.refresh != RefreshConfig() and self.route.policy == "pass_rate":
+            raise ValueError(f"arm {self.name}: a refresh probes again, which tells no pass rates")
+        return self
+
+
+class AuditConfig(Section):
+    """Probes beside the experiment's own, to see what routes depend on."""
+
+    dtypes: list[Literal["float32", "bfloat16"]] = Field(default=[], description="Types of the weights.")
+    context_lengths: list[Annotated[int, Field(ge=8)]] = Field(default=[], description="Lengths that trajectories are cut to.")
+    checkpoints: list[str] = Field(default=[], description="Arms whose first seed's model is probed.")
+
+
+class ExperimentConfig(Section):
+    """Everything that `gradprism run` and `gradprism experiment` do.
+
+    Without `arms` it is a run of one seed: the base, SFT on its part of `route`, and RL on the rest. With arms, `rl.rounds` are for the
+    whole corpus, and every arm has its own route.
+    """
+
+    name: str = Field(description="Name; the run folder is `runs/<name>` unless `out` says otherwise.")
     out: str | None = Field(default=None, description="Run folder (relative to the working directory).")
-    seed: int = Field(
-        default=0, ge=0, lt=2**32, description="Seed of routing, SFT, RL and evaluation where those do not set their own."
-    )
-    threads: int | None = Field(default=None, ge=1, description="CPU threads of torch; default one a core.")
+    seed: Seed = Field(default=0, description="Seed of routing, SFT, RL and evaluation where those do not set their own.")
+    threads: int | None = Field(default=None, ge=1, description="CPU threads of torch; default one per core.")
     model: ModelConfig
     corpus: CorpusConfig
     environment: EnvironmentConfig = EnvironmentConfig()
@@ -132,20 +175,81 @@ class RunConfig(Section):
     sft: SftConfig = SftConfig()
     rl: RlConfig = RlConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    seeds: list[Seed] | None = Field(default=None, min_length=1, description="Training seeds of the arms.")
+    arms: list[ArmConfig] = Field(default=[], description="Arms, in the order of the tables; earlier groups run first.")
+    base_arm: str = Field(default="base", description="Arm that trains nothing.")
+    sft_arm: str = Field(default="sft", description="Arm of SFT on everything.")
+    full_rl_arm: str | None = Field(default=None, description="Arm of RL on everything, to which costs are compared.")
+    reference_arms: list[str] = Field(default=["base"], description="Arms that every other is tested against.")
+    claims: list[Claim] = Field(default=[], description="Claims to check.")
+    sweeps: list[Sweep] = Field(default=[], description="Arms along an axis.")
+    regime: Regime = Regime()
+    audit: AuditConfig = AuditConfig()
 
     @property
     def folder(self) -> Path:
         """The run folder."""
         return Path(self.out or f"runs/{self.name}")
 
+    @property
+    def all_arms(self) -> list[ArmConfig]:
+        """The arms; of a run those that it consists of."""
+        return self.arms or [
+            ArmConfig(name="base", title="Base", sft="none", rl="none"),
+            ArmConfig(name="sft", title="SFT", rl="none", route=self.route),
+            ArmConfig(name="rl", title="SFT, then RL", rounds=self.rl.rounds, route=self.route, refresh=self.refresh),
+        ]
 
-_Config = TypeVar("_Config", bound=RunConfig)
+    @property
+    def all_seeds(self) -> list[int]:
+        """The training seeds."""
+        return [self.seed] if self.seeds is None else self.seeds
+
+    def seeds_of(self, arm: ArmConfig) -> list[int]:
+        """The training seeds of an arm."""
+        return self.all_seeds[: arm.max_seeds]
+
+    @model_validator(mode="after")
+    def _agrees(self) -> Self:
+        names = [arm.name for arm in self.all_arms]
+        if twice := {name for name in names if names.count(name) > 1}:
+            raise ValueError(f"arms {', '.join(sorted(twice))}: appear twice")
+        if self.arms and (self.route != RouteConfig() or self.refresh != RefreshConfig()):
+            raise ValueError("route and refresh are those of a run; with arms, give each its own")
+        wanted = {self.base_arm, self.sft_arm, *self.reference_arms, *self.audit.checkpoints}
+        wanted |= {self.full_rl_arm} - {None}
+        wanted |= {name for claim in self.claims for name in (claim.better, claim.worse)}
+        wanted |= {name for sweep in self.sweeps for name in sweep.arms.values()}
+        if missing := wanted - set(names):
+            raise ValueError(f"no arm is called {', '.join(sorted(map(str, missing)))}")
+        if len(set(self.all_seeds)) < len(self.all_seeds):
+            raise ValueError(f"seeds: {', '.join(map(str, self.all_seeds))} has one twice")
+        main = next(iter(self.evaluation.splits))
+        if self.rl.evaluate_every and (self.rl.evaluate_split != main or self.rl.evaluate_tasks > self.evaluation.splits[main]):
+            raise ValueError(
+                f"rl.evaluate_split: must be {main!r}, the evaluation's first split, and rl.evaluate_tasks no more than its "
+                f"{self.evaluation.splits[main]} tasks, so that curves end where the evaluation does"
+            )
+        return self
+
+    def portable(self, folder: Path) -> dict[str, Any]:
+        """The configuration as JSON with paths relative to `folder`, so that it replays from another checkout."""
+
+        def relative(path: str) -> str:
+            return os.path.relpath(path, folder.resolve()) if Path(path).is_absolute() else path
+
+        values = self.model_dump(mode="json")
+        values["model"]["path"] = relative(self.model.path)
+        if self.model.chat_template:
+            values["model"]["chat_template"] = relative(self.model.chat_template)
+        values["corpus"]["files"] = [relative(file) for file in self.corpus.files]
+        return values
 
 
-def load_config(path: Path, overrides: Sequence[str] = (), kind: type[_Config] = RunConfig) -> _Config:
+def load_config(path: Path | str, overrides: Sequence[str] = ()) -> ExperimentConfig:
     """Reads a TOML file, or the `config.json` of a run, applies `key.sub=value` overrides and resolves its paths.
 
-    Raises `ConfigError` naming file and key.
+    Raises `MissingFileError`, and `ConfigError` naming file and key.
     """
     try:
         text = Path(path).read_text(encoding="utf-8")
@@ -154,32 +258,29 @@ def load_config(path: Path, overrides: Sequence[str] = (), kind: type[_Config] =
         raise MissingFileError(f"{path}: no such file") from None
     except (IsADirectoryError, UnicodeDecodeError, ValueError) as error:
         raise ConfigError(f"{path}: not a TOML file ({error})") from None
-    return build_config(apply_overrides(values, overrides), base=Path(path).resolve().parent, source=str(path), kind=kind)
+    return build_config(apply_overrides(values, overrides), base=Path(path).resolve().parent, source=str(path))
 
 
-def build_config(values: dict[str, Any], base: Path, source: str, kind: type[_Config] = RunConfig) -> _Config:
+def build_config(values: dict[str, Any], base: Path, source: str) -> ExperimentConfig:
     """Validates `values`; paths of the model and the corpus are taken relative to `base`."""
-    seed = values.get("seed", 0)
     for section in ("sft", "rl", "evaluation"):
         if isinstance(values.setdefault(section, {}), dict):
-            values[section].setdefault("seed", seed)
+            values[section].setdefault("seed", values.get("seed", 0))
     try:
-        config = kind.model_validate(values)
+        config = ExperimentConfig.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(map(str, first["loc"]))
         where, message = f"{key}: " if key else "", first["msg"].removeprefix("Value error, ")
         got = "" if isinstance(first["input"], dict) else f"; got {first['input']!r}"  # a whole section says nothing
         raise ConfigError(f"{source}: {where}{message}{got}"[:500]) from None
+    template = config.model.chat_template
+    paths = {"path": _resolve(config.model.path, base), "chat_template": _resolve(template, base) if template else None}
+    files = [_resolve(file, base) for file in config.corpus.files]
     return config.model_copy(
         update={
-            "model": config.model.model_copy(
-                update={
-                    "path": _resolve(config.model.path, base),
-                    "chat_template": _resolve(config.model.chat_template, base) if config.model.chat_template else None,
-                }
-            ),
-            "corpus": config.corpus.model_copy(update={"files": [_resolve(f, base) for f in config.corpus.files]}),
+            "model": config.model.model_copy(update=paths),
+            "corpus": config.corpus.model_copy(update={"files": files}),
         }
     )
 

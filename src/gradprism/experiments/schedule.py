@@ -1,7 +1,7 @@
-"""Runs a graph of stages in several processes at once, and says what is done, running and owed.
+"""Runs stages one after another in this process, or several at once, each in a process of its own; says what is done and pending.
 
-Each stage has a process of its own, so that its peak memory is its own. A process ends with the command that started it, so none is left
-to write into a folder that a second command has taken over.
+With a process of its own a stage's peak memory is its own. Processes end with the command that started them, so none is left to write into
+a folder that a second command has taken over.
 """
 
 import contextlib
@@ -11,148 +11,131 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
-from typing import Any
 
-from gradprism.experiments.stages import Stage, StageGraph
+import psutil
+
+from gradprism.experiments.stage import AnyStage, Record, Store, with_needs
 from gradprism.runtime.errors import GradprismError, StageError
 from gradprism.runtime.files import read_json, write_json
 from gradprism.runtime.folders import exclusive_lock
 from gradprism.runtime.progress import say, set_quiet
 
 RUNNING, LOCK, LOG = "running", ".experiment.tmp", "workers.log"
+Labels = Mapping[str, str]  # a stage's name -> how a person is told of it
 
 
-def run_jobs(graph: StageGraph, wanted: Sequence[str], labels: Mapping[str, str], jobs: int, threads: int | None = None) -> None:
-    """Runs the `wanted` stages that are not done and all that they need, at most `jobs` at once, earlier ones first.
+def run_stages(
+    store: Store, wanted: Sequence[AnyStage], labels: Labels, jobs: int | None = None, threads: int | None = None
+) -> None:
+    """Runs the `wanted` stages that are not done and all that they need, in order; at most `jobs` at once, or in this process (None).
 
-    A stage that fails is said at once; all that does not need it still runs. Raises `StageError` at the end where any did, and
-    `FolderInUseError` where another command runs the same experiment.
+    In this process the first error ends it. With jobs, a stage that fails is said at once and all that does not need it still runs;
+    `StageError` is raised at the end. Raises `FolderInUseError` where another command runs the same experiment.
     """
-    if not owed_stages(graph, wanted):
+    _say_reused(store, wanted, labels)
+    if not store.pending(wanted):
         return
-    with exclusive_lock(graph.folder, LOCK, "the experiment is being run"):
-        owed = owed_stages(graph, wanted)
-        context = multiprocessing.get_context("spawn")  # forked children would inherit the threads and locks of libraries
-        failed: dict[str, str] = {}
-        started, total = time.monotonic(), len(owed)
-        pool = ProcessPoolExecutor(jobs, context, _begin, (str(graph.folder / LOG), threads), max_tasks_per_child=1)
-        running: dict[Future[str | None], str] = {}
-        try:
-            left = list(owed)
-            while left or running:
-                for name in list(left):
-                    stage = _stage(graph, name)
-                    if any(need in failed for need in stage.needs.values()):
-                        failed[name] = "a stage that it needs failed"
-                    elif len(running) < jobs and all(graph.is_done(need) for need in stage.needs.values()):
-                        say(f"[{total - len(left) + 1}/{total}] {labels.get(name, name)} …")
-                        running[pool.submit(_run, graph, stage)] = name
-                    else:
-                        continue
-                    left.remove(name)
-                if not running:
+    with exclusive_lock(store.folder, LOCK, "the experiment is being run"):
+        told = _Told(store, wanted, labels, jobs or 1)
+        if jobs is None:
+            _set_threads(threads)
+            for stage in told.pending:
+                told.begin(stage)
+                with _marked(store, stage):
+                    record = store.run(stage)
+                told.end(stage, record)
+        else:
+            _run_in_processes(store, told, jobs, threads)
+
+
+class _Told:
+    """Lines for a person about stages that begin and end."""
+
+    def __init__(self, store: Store, wanted: Sequence[AnyStage], labels: Labels, jobs: int) -> None:
+        self.store, self.labels, self.jobs = store, labels, jobs
+        self.known, self.pending = list(with_needs(wanted).values()), store.pending(wanted)
+        self.left = list(self.pending)
+        self.begun = 0
+
+    def label(self, stage: AnyStage) -> str:
+        return self.labels.get(stage.name, stage.kind)
+
+    def begin(self, stage: AnyStage) -> None:
+        self.begun += 1
+        say(f"[{self.begun}/{len(self.pending)}] {self.label(stage)} …")
+
+    def end(self, stage: AnyStage, record: Record) -> None:
+        self.left.remove(stage)
+        rest = time_left(self.store, self.known, self.left, self.jobs) or 0
+        said = f" · {record.headline}" if record.headline else ""
+        minutes = f" · {rest / 60:.0f} min left" if rest > 60 else ""
+        say(f"{self.label(stage)}: {record.cost.wall_seconds:.1f} s{said}{minutes}")
+
+
+def _say_reused(store: Store, wanted: Sequence[AnyStage], labels: Labels) -> None:
+    done = [stage for stage in with_needs(wanted).values() if store.is_done(stage)]
+    if done:
+        names = [labels.get(stage.name, stage.kind) for stage in done]
+        say(f"reused: {', '.join(names) if len(names) <= 12 else f'{len(names)} results'}")
+    if others := [stage for stage in done if store.is_of_other_code(stage)]:
+        versions = ", ".join(sorted({store.record(stage).version for stage in others}))
+        say(f"{len(others)} of {len(done)} reused results were made by other code (gradprism {versions}); --fresh makes them again")
+
+
+def _run_in_processes(store: Store, told: _Told, jobs: int, threads: int | None) -> None:
+    context = multiprocessing.get_context("spawn")  # forked children would inherit the threads and locks of libraries
+    pool = ProcessPoolExecutor(jobs, context, _begin, (str(store.folder / LOG), threads), max_tasks_per_child=1)
+    running: dict[Future[Record | str], AnyStage] = {}
+    failed: dict[str, str] = {}  # name of the stage -> error
+    started = time.monotonic()
+    waiting = {stage.name: stage for stage in told.pending}
+    pending = set(waiting)  # a fresh run's results are there before they are made again
+    try:
+        while waiting or running:
+            for name, stage in list(waiting.items()):
+                needs = {need.name for need in stage.needs}
+                if needs & failed.keys():
+                    failed[name] = "a stage that it needs failed"
+                elif len(running) < jobs and not needs & pending:
+                    told.begin(stage)
+                    running[pool.submit(_run, store, stage)] = stage
+                else:
                     continue
-                for future in wait(running, return_when=FIRST_COMPLETED).done:
-                    error, name = future.result(), running.pop(future)
-                    if error:
-                        failed[name] = error
-                        say(f"{labels.get(name, name)} failed: {error}")
-                    else:
-                        record = graph.record(name, reused=False)
-                        said = record.summary.get("headline", "")
-                        rest = time_left(graph, [*left, *running.values()], jobs)
-                        say(
-                            f"{labels.get(name, name)}: {record.cost['wall_seconds']:.0f} s{f' · {said}' if said else ''}"
-                            f"{f' · {rest / 60:.0f} min left' if rest is not None and (left or running) else ''}"
-                        )
-        except BrokenProcessPool:
-            cut = ", ".join(labels.get(name, name) for name in running.values())
-            raise StageError(
-                f"{graph.folder}: a process died (killed, or out of memory) in {cut or 'a stage'}; give the same command again, "
-                "which goes on from there, or fewer --jobs"
-            ) from None
-        finally:
-            if sys.exc_info()[0] is not None:  # an interrupt must not wait for hours of training
-                for process in list(getattr(pool, "_processes", None) or {}):
-                    with contextlib.suppress(ProcessLookupError):
-                        os.kill(process, signal.SIGKILL)
-            pool.shutdown(wait=True, cancel_futures=True)
-        if failed:
-            name, error = next(iter(failed.items()))
-            raise StageError(
-                f"{graph.path(name)}: {labels.get(name, name)} failed ({error}); {len(failed)} of {total} stages are owed after "
-                f"{(time.monotonic() - started) / 60:.0f} min; details in {graph.folder / LOG}"
-            )
-
-
-def owed_stages(graph: StageGraph, wanted: Sequence[str]) -> list[str]:
-    """The `wanted` stages that are not done, and all that they need and is not done, in the graph's order."""
-    owed: set[str] = set()
-    stages = {stage.name: stage for stage in graph.stages}
-
-    def visit(name: str) -> None:
-        if name not in owed and not graph.is_done(name):
-            owed.add(name)
-            for need in stages[name].needs.values():
-                visit(need)
-
-    for name in wanted:
-        visit(name)
-    return [name for name in stages if name in owed]
-
-
-def state_of(graph: StageGraph, name: str) -> str:
-    """`done`, `running` or `owed`."""
-    if graph.is_done(name):
-        return "done"
-    path = _marker(graph, name)
-    if path.is_file():
-        import psutil
-
-        told = read_json(path)
-        with contextlib.suppress(psutil.NoSuchProcess):
-            if psutil.Process(told["pid"]).create_time() == told["created"]:
-                return "running"
-    return "owed"
-
-
-def _marker(graph: StageGraph, name: str) -> Path:
-    """What a running stage leaves beside the stages' folders, with its process; after a kill it names a process that is gone."""
-    return graph.folder / RUNNING / f"{name}.json"
-
-
-def time_left(graph: StageGraph, names: Sequence[str], jobs: int) -> float | None:
-    """Seconds until the stages `names` are done, from what finished ones of their kind took a unit of work; None before any has.
-
-    Work is RL's rounds, and otherwise the stage itself. What runs counts as if it had just begun, and a kind of which none has
-    finished as a stage of the mean length.
-    """
-    spent: dict[str, list[float]] = {}
-    lengths = []
-    for stage in graph.stages:
-        if graph.is_done(stage.name):
-            lengths.append(graph.record(stage.name).cost["wall_seconds"])
-            spent.setdefault(graph.kinds[stage.name], []).append(lengths[-1] / _work(stage))
-    if not lengths:
-        return None
-    total = 0.0
-    for stage in graph.stages:
-        if stage.name in names:
-            each = spent.get(graph.kinds[stage.name])
-            total += sum(each) / len(each) * _work(stage) if each else sum(lengths) / len(lengths)
-    return total / jobs
-
-
-def _work(stage: Stage) -> float:
-    return float(stage.reads["rl"]["rounds"]) if "rl" in stage.reads else 1.0
-
-
-def _stage(graph: StageGraph, name: str) -> Stage:
-    return next(stage for stage in graph.stages if stage.name == name)
+                del waiting[name]
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                ended, stage = future.result(), running.pop(future)
+                if isinstance(ended, str):
+                    failed[stage.name] = ended
+                    say(f"{told.label(stage)} failed: {ended}")
+                else:
+                    pending.remove(stage.name)
+                    told.end(stage, ended)
+    except BrokenProcessPool:
+        cut = ", ".join(map(told.label, running.values()))
+        raise StageError(
+            f"{store.folder}: a process died (killed, or out of memory) in {cut or 'a stage'}; give the same command again, "
+            "which goes on from there, or fewer --jobs"
+        ) from None
+    finally:
+        if sys.exc_info()[0] is not None:  # an interrupt must not wait for hours of training
+            for process in list(getattr(pool, "_processes", None) or {}):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(process, signal.SIGKILL)
+        pool.shutdown(wait=True, cancel_futures=True)
+    if failed:
+        name, error = next(iter(failed.items()))
+        [stage] = [stage for stage in told.pending if stage.name == name]
+        raise StageError(
+            f"{store.path(stage)}: {told.label(stage)} failed ({error}); {len(failed)} of {len(told.pending)} stages are pending after "
+            f"{(time.monotonic() - started) / 60:.0f} min; details in {store.folder / LOG}"
+        )
 
 
 def _begin(log: str, threads: int | None) -> None:
@@ -169,55 +152,91 @@ def _begin(log: str, threads: int | None) -> None:
     os.dup2(file, 1)
     os.dup2(file, 2)
     set_quiet(True)
+    _set_threads(threads)
+
+
+def _set_threads(threads: int | None) -> None:
     if threads is not None:
-        import torch
+        import torch  # seconds that a command with nothing to do need not wait
 
         torch.set_num_threads(threads)
 
 
-def _run(graph: StageGraph, stage: Stage) -> str | None:
+def _run(store: Store, stage: AnyStage) -> Record | str:
     """Runs a stage in a worker; the error's message where it fails, whose trace goes to the log."""
-    import traceback
-    from importlib import import_module
+    with _marked(store, stage):
+        try:
+            import_module(stage.runner.partition(":")[0])
+            return store.run(stage)
+        except Exception as error:
+            print(f"{stage.name}:", file=sys.stderr)
+            traceback.print_exc()
+            return f"{error}" if isinstance(error, GradprismError) else f"{type(error).__name__}: {error}"[:500]
 
-    import psutil
 
-    marker = _marker(graph, stage.name)
-    marker.parent.mkdir(parents=True, exist_ok=True)
+# --- what is done, running and pending
+
+
+def _marker(store: Store, stage: AnyStage) -> Path:
+    """The file of a running stage, with its process, beside the stages' folders; after a kill it names a process that is gone."""
+    return store.folder / RUNNING / f"{stage.name}.json"
+
+
+@contextlib.contextmanager
+def _marked(store: Store, stage: AnyStage) -> Iterator[None]:
+    marker = _marker(store, stage)
     write_json(marker, {"pid": os.getpid(), "created": psutil.Process().create_time()})
     try:
-        for library in stage.imports:
-            import_module(library)
-        graph.run_stage(stage)
-    except Exception as error:
-        print(f"{stage.name}:", file=sys.stderr)
-        traceback.print_exc()
-        return f"{error}" if isinstance(error, GradprismError) else f"{type(error).__name__}: {error}"[:500]
+        yield
     finally:
         marker.unlink(missing_ok=True)
-    return None
 
 
-def summary(graph: StageGraph, wanted: Sequence[str], labels: Mapping[str, str], jobs: int) -> dict[str, Any]:
-    """What is done, running and owed of the `wanted` stages and those that they need, and the seconds left with `jobs` at once."""
-    states: dict[str, list[str]] = {"done": [], "running": [], "owed": []}
-    needed = set(wanted) | _needs(graph, wanted)
-    for stage in graph.stages:
-        if stage.name in needed:
-            states[state_of(graph, stage.name)].append(labels.get(stage.name, stage.name))
-    owed = owed_stages(graph, wanted)
-    return {**states, "seconds_left": time_left(graph, owed, jobs) if owed else 0.0}
+def _is_running(store: Store, stage: AnyStage) -> bool:
+    path = _marker(store, stage)
+    if path.is_file():
+        told = read_json(path)
+        with contextlib.suppress(psutil.NoSuchProcess):
+            return psutil.Process(told["pid"]).create_time() == told["created"]
+    return False
 
 
-def _needs(graph: StageGraph, wanted: Sequence[str]) -> set[str]:
-    stages, found = {stage.name: stage for stage in graph.stages}, set()
+@dataclass(frozen=True)
+class Status:
+    """Labels of the stages that are done, running and pending, and the seconds left (None until a stage is done)."""
 
-    def visit(name: str) -> None:
-        for need in stages[name].needs.values():
-            if need not in found:
-                found.add(need)
-                visit(need)
+    done: list[str]
+    running: list[str]
+    pending: list[str]
+    seconds_left: float | None
 
-    for name in wanted:
-        visit(name)
-    return found
+
+def status(store: Store, wanted: Sequence[AnyStage], labels: Labels, jobs: int) -> Status:
+    """The state of the `wanted` stages and of those that they need, with `jobs` at once."""
+    stages = list(with_needs(wanted).values())
+    states: dict[str, list[str]] = {"done": [], "running": [], "pending": []}
+    for stage in stages:
+        state = "done" if store.is_done(stage) else "running" if _is_running(store, stage) else "pending"
+        states[state].append(labels.get(stage.name, stage.kind))
+    pending = store.pending(wanted)
+    return Status(**states, seconds_left=time_left(store, stages, pending, jobs) if pending else 0.0)
+
+
+def time_left(store: Store, known: Sequence[AnyStage], pending: Sequence[AnyStage], jobs: int) -> float | None:
+    """Seconds until the stages `pending` are done, by what those of `known` that are done took per unit of work; None before any is.
+
+    A running stage counts as if it had just begun, and a kind of which none has finished as a stage of the mean length.
+    """
+    spent: dict[str, list[float]] = {}
+    lengths = []
+    for stage in known:
+        if store.is_done(stage):
+            lengths.append(store.record(stage).cost.wall_seconds)
+            spent.setdefault(stage.kind, []).append(lengths[-1] / stage.work)
+    if not lengths:
+        return None
+    total = 0.0
+    for stage in pending:
+        each = spent.get(stage.kind)
+        total += sum(each) / len(each) * stage.work if each else sum(lengths) / len(lengths)
+    return total / jobs

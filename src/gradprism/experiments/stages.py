@@ -1,176 +1,323 @@
-"""A graph of stages, each in a folder named by the hash of everything it depends on.
+"""The kinds of stages: what each depends on, and what it finds.
 
-A stage is done when its folder holds `stage.json`, which is written last. Asked for again, a done stage is reused; one that was
-cut short is run again, after its folder was emptied unless the stage says that it resumes. A changed value changes the keys of the stages
-that read it and of those after them, and of no others.
+Without a model a stage works on the base. A checkpoint lies in its stage's own folder; routes, probes and evaluations in one below.
 """
 
-import platform
-import resource
-import shutil
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Self
 
-from gradprism import __version__
-from gradprism.runtime.files import append_jsonl, read_json, sha256_json, write_json
-from gradprism.runtime.memory import gpu_name, peak_gpu_memory_mib, peak_memory_mib, reset_peak_gpu_memory, reset_peak_memory
-from gradprism.runtime.progress import say
+from gradprism.environments.protocol import Environment
+from gradprism.environments.registry import make_environment
+from gradprism.evaluation.config import EvaluationConfig
+from gradprism.experiments.config import (
+    CollectConfig,
+    CorpusConfig,
+    EnvironmentConfig,
+    ModelConfig,
+    RouteConfig,
+)
+from gradprism.experiments.results import (
+    HeatMap,
+    MetricAudit,
+    Outcomes,
+    Part,
+    Routing,
+    Task,
+    TrainingStep,
+)
+from gradprism.experiments.stage import Stage
+from gradprism.models import check_model_name, check_trainable
+from gradprism.rollouts.config import RolloutConfig
+from gradprism.runtime.errors import ConfigError
+from gradprism.runtime.files import sha256_file, sha256_folder, sha256_json
+from gradprism.training.rl_config import RlConfig
+from gradprism.training.sft_config import SftConfig
 
-# What a stage's summary may say about its cost, beside the clock and the memory that the graph measures itself.
-RECORD = "stage.json"
-COUNTS = ("tokens_forward", "tokens_backward", "tokens_generated", "environment_steps")
-
-
-# (what a run is configured to do, the stage's own folder, the folders that it needs by role) -> summary
-Step = Callable[[Any, Path, dict[str, Path]], dict[str, Any]]
+PROBE, ROUTE = "probe", "route"  # in the folders of the stages that make them
+MODELS, DATA = "gradprism.experiments.model_work", "gradprism.experiments.data_work"
 
 
 @dataclass(frozen=True)
-class Stage:
-    """One node. `run(folder, inputs)` writes into `folder`, reads the folders of `needs` and returns a JSON-serialisable summary.
+class Base:
+    """The base model by what is in its files, its chat template, and how it is loaded."""
 
-    `needs` says which stage plays which role. `reads` is what the result depends on besides: configuration values and fingerprints of
-    files. Stages of one `kind` (by default the name) that read the same are the same, whatever they are called. A process of its own
-    imports `imports` before the stage's clock starts.
+    weights: str  # hash of a folder; a hub id stands for itself
+    template: str | None
+    dtype: str
+    device: str
+    context_length: int
+    threads: int | None
+    path: str = field(compare=False)
+    template_file: Path | None = field(compare=False)
+
+    @classmethod
+    def of(cls, config: ModelConfig, threads: int | None) -> Self:
+        """Reads the hashes; raises `ConfigError` for a model that cannot work, before anything is paid for."""
+        check_model_name(config.path)
+        check_trainable(config.path)
+        weights = sha256_folder(Path(config.path)) if Path(config.path).is_dir() else config.path
+        file = _existing("model.chat_template", config.chat_template) if config.chat_template else None
+        template = sha256_file(file) if file else None
+        return cls(weights, template, config.dtype, config.device, config.context_length, threads, config.path, file)
+
+
+@dataclass(frozen=True)
+class World:
+    """The environment by its options, and by what is in the files and folders that they name."""
+
+    name: str
+    options: Mapping[str, str | int | float | bool]
+    contents: Mapping[str, str]
+    paths: Mapping[str, str] = field(compare=False)
+    workers: int | None = field(compare=False)
+
+    @classmethod
+    def of(cls, config: EnvironmentConfig) -> Self:
+        """Reads the hashes of files; of a folder, which may hold gigabytes, the names and sizes of its files count."""
+        named = {key: Path(value) for key, value in config.options.items() if isinstance(value, str) and Path(value).exists()}
+        contents = {key: sha256_file(path) if path.is_file() else _listing(path) for key, path in named.items()}
+        options = {key: value for key, value in config.options.items() if key not in named}
+        return cls(config.name, options, contents, {key: str(path) for key, path in named.items()}, config.workers)
+
+    def make(self) -> Environment:
+        """The environment."""
+        return make_environment(self.name, **self.options, **self.paths)
+
+
+def _listing(folder: Path) -> str:
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return sha256_json([[path.relative_to(folder).as_posix(), path.stat().st_size] for path in files])
+
+
+def _existing(key: str, file: str) -> Path:
+    if not Path(file).is_file():
+        raise ConfigError(f"{key}: {file!r}: no such file")
+    return Path(file)
+
+
+@dataclass(frozen=True)
+class Files:
+    """A corpus in files, by what is in them."""
+
+    sha256: tuple[str, ...]
+    format: str | None
+    paths: tuple[Path, ...] = field(compare=False)
+
+    @classmethod
+    def of(cls, config: CorpusConfig) -> Self:
+        """Reads the hashes; raises `ConfigError` for a file that is not there."""
+        paths = tuple(_existing("corpus.files", file) for file in config.files)
+        return cls(tuple(map(sha256_file, paths)), config.format, paths)
+
+
+class Collected(Part):
+    """The number of trajectories that the expert has played."""
+
+    trajectories: int
+
+
+@dataclass(frozen=True)
+class Collect(Stage[Collected]):
+    """Trajectories of the environment's expert."""
+
+    kind = "collect"
+    Found = Collected
+    runner = f"{DATA}:collect_corpus"
+
+    world: World
+    config: CollectConfig
+
+
+Corpus = Files | Collect
+
+
+class Probed(Part):
+    """Size of the corpus and of the model (`matmul`: parameters that every token is multiplied by), and the mean norms."""
+
+    trajectories: int
+    parameters: int
+    matmul: int
+    heat_map: HeatMap
+
+
+@dataclass(frozen=True)
+class Probe(Stage[Probed]):
+    """A probe of the whole corpus."""
+
+    kind = "probe"
+    Found = Probed
+    runner = f"{MODELS}:probe_corpus"
+    resumes = True
+
+    base: Base
+    corpus: Corpus
+    batch_tokens: int | None
+    model: "Sft | Rl | None" = None
+
+
+class Played(Part):
+    """Episodes for pass rates, and how many succeeded."""
+
+    episodes: int
+    successes: int
+
+
+@dataclass(frozen=True)
+class PassRates(Stage[Played]):
+    """Episodes that the base plays on every task of the corpus, as RL's rollouts would be."""
+
+    kind = "pass-rates"
+    Found = Played
+    runner = f"{MODELS}:play_pass_rates"
+
+    base: Base
+    corpus: Corpus
+    world: World
+    rollouts: int
+    play: RolloutConfig
+    seed: int
+
+
+class Routed(Part):
+    """Sizes of both sides, how many of RL's were drawn among equal pass rates (None without them), and the scores."""
+
+    n_sft: int
+    n_rl: int
+    n_rl_by_chance: int | None
+    scores: Routing
+
+
+@dataclass(frozen=True)
+class Route(Stage[Routed]):
+    """A route of a probe."""
+
+    kind = "route"
+    Found = Routed
+    runner = f"{DATA}:route_corpus"
+
+    probe: Probe
+    config: RouteConfig
+    seed: int
+    pass_rates: PassRates | None = None
+
+
+class TrainedPoint(Part):
+    """Success after a share of the training."""
+
+    fraction: float
+    success: float
+
+
+class Trained(Part):
+    """The log of a training, and the evaluations that it stopped for."""
+
+    examples: int
+    history: list[TrainingStep]
+    curve: list[TrainedPoint]
+
+
+@dataclass(frozen=True)
+class Sft(Stage[Trained]):
+    """SFT of the model, or the base, on the SFT side of a route or on a whole corpus; with nothing to train on the model stays as it is."""
+
+    kind = "sft"
+    Found = Trained
+    runner = f"{MODELS}:train_by_imitation"
+    resumes = True
+
+    base: Base
+    config: SftConfig
+    data: "Files | Collect | Route | Refresh"
+    model: "Sft | None" = None
+
+
+class Moved(Part):
+    """How many trajectories a refresh routed again, and how many of them moved to SFT."""
+
+    trajectories: int
+    moved_to_sft: int
+
+
+@dataclass(frozen=True)
+class Refresh(Stage[Moved]):
+    """The RL side of a route probed on a checkpoint, and routed again at the route's threshold."""
+
+    kind = "refresh"
+    Found = Moved
+    runner = f"{MODELS}:refresh_route"
+    resumes = True
+
+    base: Base
+    first: Route
+    model: Sft
+
+
+@dataclass(frozen=True)
+class Rl(Stage[Trained]):
+    """RL of the model, or the base, on the RL side of a route or on every task of a corpus.
+
+    `share_of`: its rounds are for the tasks of that, of which only the share that `tasks` holds are played. Every `refresh_every` rounds
+    what is left is probed and routed again.
     """
 
-    name: str
-    run: Callable[[Path, dict[str, Path]], dict[str, Any]]
-    reads: dict[str, Any] = field(default_factory=dict)
-    needs: Mapping[str, str] = field(default_factory=dict)
-    resumes: bool = False
-    kind: str = ""
-    imports: tuple[str, ...] = ()
+    kind = "rl"
+    Found = Trained
+    runner = f"{MODELS}:train_by_rl"
+    resumes = True
+
+    base: Base
+    world: World
+    config: RlConfig
+    tasks: Files | Collect | Route | Refresh
+    model: Sft | None = None
+    share_of: Files | Collect | Route | None = None
+    refresh_every: int = 0
+
+    @property
+    def work(self) -> float:
+        return float(self.config.rounds)
+
+
+class Evaluated(Part):
+    """Success and score of every task, by split, and the tasks in the order in which they were played."""
+
+    success: dict[str, Outcomes]
+    score: dict[str, list[float]]
+    tasks: dict[str, list[Task]]
 
 
 @dataclass(frozen=True)
-class Record:
-    """A finished stage."""
+class Evaluate(Stage[Evaluated]):
+    """An evaluation of the model, or the base."""
 
-    name: str
-    key: str
-    folder: Path
-    reused: bool
-    summary: dict[str, Any]
-    cost: dict[str, float]
-    machine: dict[str, Any]
+    kind = "evaluate"
+    Found = Evaluated
+    runner = f"{MODELS}:evaluate_model"
 
-
-class StageGraph:
-    """Stages in the order in which they run; `folder` is the run folder that keeps them all."""
-
-    def __init__(self, folder: Path, stages: list[Stage]) -> None:
-        self.folder, self.stages = folder, stages
-        self.keys: dict[str, str] = {}
-        for stage in stages:
-            self.keys[stage.name] = stage_key(stage, self.keys)
-        self.kinds = {stage.name: stage.kind or stage.name for stage in stages}
-
-    def path(self, name: str) -> Path:
-        """The folder of a stage."""
-        return self.folder / "stages" / f"{self.kinds[name]}-{self.keys[name]}"
-
-    def is_done(self, name: str) -> bool:
-        """Whether the stage can be reused."""
-        return (self.path(name) / RECORD).is_file()
-
-    def run(self) -> dict[str, Record]:
-        """Runs what is not done and returns a record of every stage."""
-        records = {}
-        for number, stage in enumerate(self.stages, 1):
-            title = f"[{number}/{len(self.stages)}] {stage.name}"
-            if self.is_done(stage.name):
-                say(f"{title}: reused")
-                records[stage.name] = self.record(stage.name, reused=True)
-                continue
-            say(f"{title} …")
-            self.run_stage(stage)
-            records[stage.name] = record = self.record(stage.name, reused=False)
-            said = record.summary.get("headline", "")
-            say(f"{title}: {record.cost['wall_seconds']:.1f} s{' · ' + said if said else ''}")
-        return records
-
-    def run_stage(self, stage: Stage) -> None:
-        """Runs one stage, whose needs are done; its folder and the ledger tell of it once it has ended."""
-        folder = self.path(stage.name)
-        if folder.exists() and not stage.resumes:
-            shutil.rmtree(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        reset_peak_memory()
-        reset_peak_gpu_memory()
-        started, wall, cpu = datetime.now(UTC), time.perf_counter(), _cpu_seconds()
-        summary = stage.run(folder, {role: self.path(name) for role, name in stage.needs.items()})
-        on_gpu = peak_gpu_memory_mib()
-        cost = {
-            "wall_seconds": time.perf_counter() - wall,
-            "cpu_seconds": _cpu_seconds() - cpu,
-            "peak_memory_mib": peak_memory_mib(),
-            "peak_gpu_memory_mib": on_gpu or 0.0,
-            **{name: summary.pop(name, 0) for name in COUNTS},
-        }
-        # What attempts that were cut short have cost a stage that resumes.
-        for name, value in summary.pop("earlier_cost", {}).items():
-            cost[name] += value
-        # A stage is one process and holds one GPU from its first second to its last, busy or not: that is what is paid for.
-        cost["gpu_seconds"] = 0.0 if on_gpu is None else cost["wall_seconds"]
-        key = self.keys[stage.name]
-        record = {
-            "name": stage.name,
-            "key": key,
-            "reads": stage.reads,
-            "needs": {role: self.keys[name] for role, name in stage.needs.items()},
-            "started": started.isoformat(timespec="seconds"),
-            "machine": {**machine(), "versions": versions()},
-            "summary": summary,
-            "cost": cost,
-        }
-        write_json(folder / RECORD, record)
-        append_jsonl(self.folder / "ledger.jsonl", {"stage": stage.name, "key": key, "started": record["started"], **cost})
-
-    def record(self, name: str, reused: bool = True) -> Record:
-        """The record of a stage that is done."""
-        folder = self.path(name)
-        stored = read_json(folder / RECORD)
-        return Record(name, self.keys[name], folder, reused, stored["summary"], stored["cost"], stored.get("machine", {}))
+    base: Base
+    world: World
+    config: EvaluationConfig
+    model: Sft | Rl | None = None
 
 
-def stage_key(stage: Stage, keys: Mapping[str, str]) -> str:
-    """What names a stage's folder: the hash of its kind, of what it reads, and of the keys of the stages that it needs."""
-    needs = {role: keys[name] for role, name in stage.needs.items()}
-    return sha256_json({"stage": stage.kind or stage.name, "reads": stage.reads, "needs": needs, "version": __version__})[:16]
+class Audited(Part):
+    """An audit by metric."""
+
+    audits: dict[str, MetricAudit]
 
 
-def versions() -> dict[str, str]:
-    """Those of this package and of the libraries that figures depend on."""
-    from importlib.metadata import version
+@dataclass(frozen=True)
+class Audit(Stage[Audited]):
+    """The audit of a probe for every metric, compared with `others`, which `labels` name."""
 
-    return {"gradprism": __version__, **{name: version(name) for name in ("torch", "transformers", "trl", "numpy")}}
+    kind = "audit"
+    Found = Audited
+    runner = f"{DATA}:audit_probes"
 
-
-def machine() -> dict[str, Any]:
-    """What the figures were measured on; the GPU where this process uses one."""
-    import psutil
-
-    names = [line.split(":", 1)[1].strip() for line in _cpu_info() if line.startswith("model name")]
-    return {
-        "cpu": names[0] if names else platform.processor() or platform.machine(),
-        "cores": len(psutil.Process().cpu_affinity() or []),
-        "memory_gib": round(psutil.virtual_memory().total / 2**30),
-        "python": platform.python_version(),
-        **({"gpu": gpu} if (gpu := gpu_name()) else {}),
-    }
-
-
-def _cpu_info() -> list[str]:
-    path = Path("/proc/cpuinfo")
-    return path.read_text().splitlines() if path.exists() else []
-
-
-def _cpu_seconds() -> float:
-    """CPU time of this process and of its finished children (a pool's workers end with their stage)."""
-    usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
+    probe: Probe
+    labels: tuple[str, ...]
+    others: tuple[Probe, ...]
+    seed: int
+    pass_rates: PassRates | None = None

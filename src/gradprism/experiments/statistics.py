@@ -1,4 +1,4 @@
-"""How sure a comparison of arms is: intervals over training seeds and tasks, paired tests, and what could have been seen at all.
+"""Statistics of comparisons: intervals over training seeds and tasks, paired tests, and the difference that could have been detected.
 
 Shape suffixes: S training seeds of an arm, T evaluation tasks, D bootstrap draws of tasks. Values are successes (0 or 1) or scores.
 All draws are seeded: equal inputs give equal numbers.
@@ -44,7 +44,7 @@ def interval(values: ArrayLike, seed: int = 0) -> Interval:
     their sum over S·T, its degrees of freedom are Satterthwaite's, the interval is Student's. `MS_seeds` counts as at least `MS_rest`,
     its expectation were all seeds alike: three seeds may agree by chance. A bootstrap of seeds and tasks would be no substitute:
     resamples of three seeds never leave their range, and simulated it covers 76–92 % where whole trainings differ by 8 points and
-    more; this interval covers 92–98 % throughout (`tests/unit/test_statistics.py`).
+    more; this interval covers 92–98 % throughout (`tests/experiments/test_statistics.py`).
 
     With one seed: the percentile bootstrap over tasks, `DRAWS` resamples, which knows nothing of training. With one task: Student's
     over seeds.
@@ -95,7 +95,7 @@ def training_p(first: ArrayLike, second: ArrayLike) -> float | None:
     small p that a correction over many comparisons asks for: where three seeds lie close by chance, they say that all seeds would.
     Simulated with thirteen claims of no effect and three seeds that differ by 7 points, Holm's correction of those finds a false one in
     more than 10 % of experiments, of these in at most 5 %. The price is power: as one of fourteen claims three seeds find next to
-    nothing, five a difference of 20 points, and one of 10 seldom (`tests/unit/test_statistics.py`).
+    nothing, five a difference of 20 points, and one of 10 seldom (`tests/experiments/test_statistics.py`).
     """
     found, S = difference(first, second), len(np.asarray(first))
     if S < 2:
@@ -114,7 +114,7 @@ def _task_means(values_T: NDArray[np.float64], seed: int) -> NDArray[np.float64]
 
 @lru_cache(maxsize=8)
 def _counts(n: int, seed: int) -> NDArray[np.uint16]:
-    """How often each of n tasks is in each resample of n: `[D, n]`, rows sum to n."""
+    """Counts of each of n tasks in each resample of n: `[D, n]`, rows sum to n."""
     return np.random.default_rng([seed, n]).multinomial(n, np.full(n, 1 / n), DRAWS).astype(np.uint16)
 
 

@@ -1,230 +1,340 @@
-"""The report's figures: plotly objects from parts of the results. Colours are Okabe and Ito's, safe for colour-blind readers."""
+"""Figures of results as SVG: success, success against cost, along the sweeps, while training; of a single run also its routes and norms.
 
-import html
-import math
-from collections.abc import Sequence
+Colours are Okabe and Ito's; markers differ too, so that none of them is needed. With one version of matplotlib, equal results give equal
+bytes.
+"""
+
+import importlib.metadata
+import io
+import re
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import matplotlib
 import numpy as np
-import plotly.graph_objects as go
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
-COLOURS = {"base": "#B8B8B8", "sft": "#0072B2", "rl": "#E69F00"}
-OTHER_COLOURS = ("#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442")
-# One hue from light to middling: it survives grey print, and dark figures can be read on all of it.
-PALE_TO_BLUE = [[0, "#F7FBFF"], [0.33, "#C6DBEF"], [0.67, "#85BCDC"], [1, "#4292C6"]]
-INK, GRID = "#333333", "#E3E3E3"
+from gradprism.experiments import costs
+from gradprism.experiments.comparison import MAIN_GROUP, Comparison
+from gradprism.experiments.results import HeatMap, Routing, TrainingStep
+from gradprism.experiments.statistics import Interval
+from gradprism.reporting.document import Figure as Block
 
-_AXIS = {
-    "showline": True,
-    "linecolor": INK,
-    "ticks": "outside",
-    "tickcolor": INK,
-    "gridcolor": GRID,
-    "zeroline": False,
-    "automargin": True,
+WIDTH = 7.6  # inches; at GitHub's width of a README, text of 9 points is then read as it is
+COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000", "#8A8A8A")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p")
+LINES = ("-", "--", ":")
+INK = "#333333"
+_STYLE: dict[Any, Any] = {
+    "svg.hashsalt": "gradprism",
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "text.parse_math": False,
 }
-_TEMPLATE = go.layout.Template(
-    layout={
-        "font": {"family": "system-ui, sans-serif", "size": 13, "color": INK},
-        "paper_bgcolor": "#FFFFFF",
-        "plot_bgcolor": "#FFFFFF",
-        "margin": {"l": 60, "r": 20, "t": 36, "b": 50},
-        "legend": {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom", "title": {"text": ""}},
-        "xaxis": {**_AXIS, "showgrid": False},
-        "yaxis": _AXIS,
-        "bargap": 0.3,
+
+
+def matplotlib_version() -> str:
+    """The installed version; does not import it."""
+    return importlib.metadata.version("matplotlib")
+
+
+def drawn_by(svg: str) -> str | None:
+    """The version of matplotlib that drew a figure, by what it wrote into it."""
+    found = re.search(r"Matplotlib v([\w.+]+)", svg)
+    return found[1] if found else None
+
+
+def figure(comparison: Comparison, name: str) -> list[Block]:
+    """The figure as a block of a document, or nothing where there is nothing to draw."""
+    return [Block(name, _FIGURES[name][0])] if has_figure(comparison, name) else []
+
+
+def has_figure(comparison: Comparison, name: str) -> bool:
+    """Whether the results hold enough for a figure."""
+    return bool(_FIGURES[name][1](comparison))
+
+
+def draw_figures(comparison: Comparison) -> dict[str, str]:
+    """Name to SVG of every figure that the results hold enough for."""
+    drawn = {}
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()  # whatever the user's own settings are
+        matplotlib.rcParams.update(_STYLE)
+        for name, (_, data_of, draw) in _FIGURES.items():
+            if data := data_of(comparison):
+                canvas = Figure(layout="constrained")
+                draw(canvas, comparison, data)
+                file = io.StringIO()
+                canvas.savefig(file, format="svg", metadata={"Date": None})
+                # Matplotlib ends lines with blanks, which no editor would keep.
+                drawn[name] = re.sub(r"[ \t]+$", "", file.getvalue(), flags=re.MULTILINE)
+    return drawn
+
+
+def _styles(arms: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Colour, marker and line of each arm; the same in every figure of an experiment."""
+    return {
+        arm: {
+            "color": COLOURS[i % len(COLOURS)],
+            "marker": MARKERS[i % len(MARKERS)],
+            "linestyle": LINES[i // len(COLOURS) % len(LINES)],
+        }
+        for i, arm in enumerate(arms)
     }
-)
 
 
-def _label(text: str, longest: int = 40) -> str:
-    """A name from the data, shown as it is (plotly reads a few HTML tags in any text) and cut where it would crowd out the plot."""
-    return html.escape(text if len(text) <= longest else text[: longest - 1] + "…", quote=False)
+def _bars(mean: Interval) -> list[list[float]]:
+    """Lengths below and above the mean, in percent, as matplotlib wants them."""
+    return [[100 * max(0.0, mean.mean - mean.low)], [100 * max(0.0, mean.high - mean.mean)]]
 
 
-def _figure(traces: Sequence[Any], x: str, y: str, height: int = 340, **layout: Any) -> go.Figure:
-    return go.Figure(
-        list(traces),
-        go.Layout(template=_TEMPLATE, height=height, xaxis={"title": {"text": x}}, yaxis={"title": {"text": y}}, **layout),
-    )
+def _legend(figure: Figure, axes: Axes, columns: int = 3) -> None:
+    """Above the plot, where it hides nothing."""
+    handles, labels = axes.get_legend_handles_labels()
+    if handles:
+        figure.legend(handles, labels, loc="outside upper left", ncols=columns, frameon=False, fontsize=8)
 
 
-def stage_colours(stages: Sequence[str]) -> dict[str, str]:
-    """A colour a stage; those of the pipeline always have the same."""
-    unknown = [s for s in dict.fromkeys(stages) if s not in COLOURS]
-    return {**COLOURS, **{s: OTHER_COLOURS[i % len(OTHER_COLOURS)] for i, s in enumerate(unknown)}}
+def _grid(axes: Axes, axis: Any = "both") -> None:
+    axes.grid(axis=axis, color="#E3E3E3")
+    axes.set_axisbelow(True)
 
 
-def score_bins(scores: Sequence[float], anchor: float) -> tuple[np.ndarray, float]:
-    """Bin index of every score and the bins' width: bin k is (anchor + k·width, anchor + (k + 1)·width].
-
-    Closed on the right and anchored at the threshold, so that no bin mixes the two sides: s ≤ threshold falls left of it.
-    The width is Freedman and Diaconis's (1981), held between 10 and 60 bins over the range.
-    """
-    s = np.asarray(scores, dtype=np.float64)
-    spread = float(s.max() - s.min())
-    if spread == 0:
-        width = max(abs(anchor), 1.0) / 100
-    else:
-        q1, q3 = np.percentile(s, [25, 75])
-        width = float(np.clip(2 * (q3 - q1) / len(s) ** (1 / 3), spread / 60, spread / 10))
-    return np.ceil((s - anchor) / width).astype(int) - 1, width
+# --- success by arm
 
 
-def score_figure(routing: dict[str, Any]) -> go.Figure:
-    """Histogram of the scores, stacked by route, with the threshold."""
-    threshold = routing.get("threshold")
-    anchor = min(routing["scores"]) if threshold is None else threshold
-    index, width = score_bins(routing["scores"], anchor)
-    bins = np.arange(index.min(), index.max() + 1)
-    routes = np.asarray(routing["routes"])
-    traces = [
-        go.Bar(
-            x=[anchor + (k + 0.5) * width for k in bins.tolist()],
-            y=[int(((index == k) & (routes == route)).sum()) for k in bins],
-            width=width,
-            name=f"{route.upper()} ({int((routes == route).sum())})",
-            marker={"color": COLOURS[route], "line": {"color": "#FFFFFF", "width": 1}},
-            hovertemplate="%{x:.4g}: %{y} trajectories",
-        )
-        for route in ("sft", "rl")
+def _success_data(comparison: Comparison) -> list[tuple[str, Interval]]:
+    groups = dict.fromkeys([MAIN_GROUP, *(arm.group for arm in comparison.arms.values())])
+    return [(arm, mean) for group in groups for arm in comparison.of_group(group) if (mean := comparison.mean(arm))]
+
+
+def _draw_success(figure: Figure, comparison: Comparison, data: list[tuple[str, Interval]]) -> None:
+    figure.set_size_inches(WIDTH, 0.9 + 0.24 * len(data))
+    axes = figure.subplots()
+    for y, (arm, mean) in enumerate(data):
+        axes.errorbar(100 * mean.mean, y, xerr=_bars(mean), fmt="o", color=COLOURS[0], capsize=2.5, ms=5)
+        if y and comparison.arms[data[y - 1][0]].group != comparison.arms[arm].group:
+            axes.axhline(y - 0.5, color="#BBBBBB", linewidth=0.8)
+    for reference, line in zip(comparison.results.reference_arms, LINES[1:], strict=False):
+        if mean := comparison.mean(reference):
+            axes.axvline(100 * mean.mean, color=INK, linewidth=0.8, linestyle=line, label=comparison.title(reference), zorder=1)
+    axes.set_yticks(range(len(data)), [comparison.title(arm) for arm, _ in data])
+    axes.set_ylim(len(data) - 0.5, -0.5)
+    axes.set_xlim(left=0)
+    axes.set_xlabel(f"{comparison.splits[0]} success, % (bars: 95 % interval)")
+    _grid(axes, "x")
+    _legend(figure, axes, columns=2)
+
+
+# --- success against cost
+
+_COSTS: dict[costs.Measure, str] = {"wall_seconds": "wall time", "flops": "FLOPs"}
+_CostRow = tuple[str, Interval, dict[costs.Measure, float]]
+
+
+def _cost_data(comparison: Comparison) -> list[_CostRow]:
+    """Arm, success, and each cost relative to full RL."""
+    rows = []
+    for arm in comparison.of_group(MAIN_GROUP):
+        mean, speedups = comparison.mean(arm), {measure: comparison.speedup(arm, measure) for measure in _COSTS}
+        relative = {measure: 1 / found.ratio for measure, found in speedups.items() if found}
+        if mean and relative:
+            rows.append((arm, mean, relative))
+    return rows
+
+
+def _draw_cost(figure: Figure, comparison: Comparison, data: list[_CostRow]) -> None:
+    figure.set_size_inches(WIDTH, 3.9)
+    shown = {measure: name for measure, name in _COSTS.items() if any(measure in relative for _, _, relative in data)}
+    styles = _styles(comparison.of_group(MAIN_GROUP))
+    panels = figure.subplots(1, len(shown), sharey=True, squeeze=False)[0]
+    for axes, (measure, name) in zip(panels, shown.items(), strict=True):
+        for arm, mean, relative in data:
+            if measure in relative:
+                style = {**styles[arm], "linestyle": "none", "capsize": 2, "ms": 6, "elinewidth": 0.9}
+                axes.errorbar(relative[measure], 100 * mean.mean, yerr=_bars(mean), label=comparison.title(arm), **style)
+        axes.set_xlabel(f"{name}, full RL = 1")
+        axes.set_xlim(left=0)
+        _grid(axes)
+    panels[0].set_ylim(bottom=0)
+    panels[0].set_ylabel(f"{comparison.splits[0]} success, %")
+    _legend(figure, panels[0])
+
+
+# --- along the sweeps
+
+_SweepData = list[tuple[str, list[tuple[str, Interval]]]]
+
+
+def _sweep_data(comparison: Comparison) -> _SweepData:
+    """Title and known points of every sweep that has at least two."""
+    found = [
+        (sweep.title, [(value, mean) for value, arm in sweep.arms.items() if (mean := comparison.mean(arm))])
+        for sweep in comparison.results.sweeps
     ]
-    figure = _figure(traces, f"score ({_label(routing['metric'])})", "trajectories", barmode="stack", bargap=0)
-    if threshold is not None:
-        figure.add_vline(threshold, line={"color": INK, "width": 1.5, "dash": "dash"})
-        figure.add_annotation(
-            x=threshold, y=1, yref="paper", yanchor="bottom", text=f"threshold {threshold:.4g}", showarrow=False, font={"size": 12}
-        )
-        # A line does not stretch the axis: a threshold beyond all scores must still be seen.
-        ends = [anchor + int(bins[0]) * width, anchor + (int(bins[-1]) + 1) * width, threshold]
-        figure.update_xaxes(range=[min(ends) - width, max(ends) + width])
-        if threshold - min(ends) < max(ends) - threshold:  # the legend goes to the side where the threshold's label is not
-            figure.update_layout(legend={"x": 1, "xanchor": "right"})
-    # Left alone, plotly puts the ticks of a bar chart at the bars' centres, which are no round numbers.
-    figure.update_xaxes(tick0=0, dtick=_round_step(len(bins) * width / 8))
-    figure.update_layout(legend_traceorder="normal")
-    return figure
+    return [(title, points) for title, points in found if len(points) > 1]
 
 
-def _round_step(step: float) -> float:
-    """The smallest of 1, 2, 5 times a power of ten that is at least `step`."""
-    power = 10.0 ** math.floor(math.log10(step))
-    return next(m * power for m in (1, 2, 5, 10) if m * power >= step * (1 - 1e-9))
+def _draw_sweeps(figure: Figure, comparison: Comparison, data: _SweepData) -> None:
+    columns = min(2, len(data))
+    rows = -(-len(data) // columns)
+    figure.set_size_inches(WIDTH, 0.5 + 2.7 * rows)
+    panels = figure.subplots(rows, columns, sharey=True, squeeze=False).flat
+    for axes, (title, points) in zip(panels, data, strict=False):
+        positions = _positions([value for value, _ in points])
+        for x, (_, mean) in zip(positions, points, strict=True):
+            axes.errorbar(x, 100 * mean.mean, yerr=_bars(mean), fmt="o", color=COLOURS[0], capsize=3, ms=5)
+        axes.plot(positions, [100 * mean.mean for _, mean in points], color=COLOURS[0], linewidth=1)
+        for reference, line in zip(comparison.results.reference_arms, LINES[1:], strict=False):
+            if mean := comparison.mean(reference):
+                label = comparison.title(reference)
+                axes.axhline(100 * mean.mean, color=INK, linewidth=0.8, linestyle=line, label=label, zorder=1)
+        axes.set_xticks(positions, [value for value, _ in points])
+        axes.set_xlabel(title)
+        axes.set_ylabel(f"{comparison.splits[0]} success, %")
+        axes.set_ylim(bottom=0)
+        _grid(axes, "y")
+    for axes in list(figure.axes)[len(data) :]:
+        axes.remove()
+    _legend(figure, figure.axes[0])
 
 
-def heat_map_figure(heat_map: dict[str, Any], *, log: bool = True) -> go.Figure:
-    """Mean Frobenius norm by layer (first at the bottom) and matrix; `log` colours by order of magnitude and leaves zeros blank."""
-    norms = heat_map["mean_norms"]
-    values = [[(math.log10(v) if v > 0 else None) if log else v for v in row] for row in norms]
-    known = [v for row in values for v in row if v is not None]
-    bar: dict[str, Any] = {"title": {"text": "mean norm", "side": "right"}, "outlinewidth": 0, "thickness": 14}
-    if log and known:
-        ticks = _log_ticks(min(known), max(known))
-        bar |= {"tickvals": [math.log10(t) for t in ticks], "ticktext": [f"{t:.3g}" for t in ticks]}
-    few = len(norms) <= 16
-    trace = go.Heatmap(
-        z=values,
-        x=[_label(kind) for kind in heat_map["kinds"]],
-        y=[str(layer) for layer in heat_map["layers"]],
-        customdata=norms,
-        text=[[f"{v:.2g}" for v in row] for row in norms] if few else None,
-        texttemplate="%{text}" if few else None,
-        textfont={"size": 11, "color": "#111111"},
-        colorscale=PALE_TO_BLUE,
-        colorbar=bar,
-        xgap=1,
-        ygap=1,
-        hovertemplate="layer %{y}, %{x}: %{customdata:.4g}<extra></extra>",
-    )
-    figure = _figure([trace], "matrix", "layer", height=max(300, 110 + (30 if few else 14) * len(norms)))
-    figure.update_xaxes(type="category", showline=False, ticks="")
-    figure.update_yaxes(type="category", showline=False, ticks="", showgrid=False)
-    return figure
+def _positions(values: Sequence[str]) -> list[float]:
+    """Places of the values on the axis: at what they say where all are numbers, else one after another."""
+    try:
+        return [float(value) for value in values]
+    except ValueError:
+        return [float(i) for i in range(len(values))]
 
 
-def _log_ticks(low: float, high: float) -> list[float]:
-    """1–2–5 ticks within [10^low, 10^high]; powers of ten alone over more than three decades; the ends where neither gives two."""
-    steps = (1, 2, 5) if high - low <= 3 else (1,)
-    ticks = [m * 10.0**e for e in range(math.floor(low), math.ceil(high) + 1) for m in steps]
-    inside = [t for t in ticks if low <= math.log10(t) <= high]
-    return inside if len(inside) >= 2 else sorted({10.0**low, 10.0**high})
+# --- success while training
+
+_Curves = list[tuple[str, list[tuple[float, float]]]]
 
 
-def evaluation_figure(evaluation: list[dict[str, Any]]) -> go.Figure:
-    """Success over all task types with its 95 % interval: splits along the axis, a bar a stage."""
-    overall = [row for row in evaluation if row["task_type"] == "all" and row["episodes"]]
-    stages = list(dict.fromkeys(row["stage"] for row in overall))
-    colours = stage_colours(stages)
-    traces = []
-    for stage in stages:
-        rows = [row for row in overall if row["stage"] == stage]
-        success = [row["successes"] / row["episodes"] for row in rows]
-        traces.append(
-            go.Bar(
-                x=[_label(row["split"]) for row in rows],
-                y=[100 * s for s in success],
-                name=_label(stage),
-                marker={"color": colours[stage], "line": {"color": INK, "width": 0.5}},
-                error_y={
-                    "type": "data",
-                    "symmetric": False,
-                    "array": [100 * max(0.0, row["high"] - s) for row, s in zip(rows, success, strict=True)],
-                    "arrayminus": [100 * max(0.0, s - row["low"]) for row, s in zip(rows, success, strict=True)],
-                    "color": INK,
-                    "thickness": 1.3,
-                    "width": 5,
-                },
-                hovertemplate="%{x}: %{y:.1f} %",
-            )
-        )
-    top = max((100 * row["high"] for row in overall), default=100)
-    figure = _figure(traces, "", "success, % (bars: 95 % interval)", barmode="group")
-    figure.update_xaxes(type="category")
-    figure.update_yaxes(range=[0, min(102, 1.08 * top)])
-    return figure
+def _curve_data(comparison: Comparison) -> _Curves:
+    """Arm, and (FLOPs so far over full RL's whole, success) where all its seeds with a curve have a point; means over them."""
+    whole = comparison.costs(comparison.results.full_rl_arm)
+    if not whole or not (unit := costs.mean_cost(whole).flops):
+        return []
+    rows = []
+    for arm in comparison.of_group(MAIN_GROUP):
+        runs = [run for run in comparison.runs(arm) if run.curve and run.stages]
+        points = []
+        for stage, fraction, success in costs.mean_curve(runs):
+            spent = [costs.cost_at(run, comparison.results.stages, stage, fraction, "flops") for run in runs]
+            points.append((sum(spent) / len(runs) / unit, success))
+        if points:
+            rows.append((arm, points))
+    return rows
 
 
-def sft_figure(curve: list[dict[str, Any]]) -> go.Figure:
-    """SFT loss by optimizer step."""
-    return _figure(
-        [_line(curve, "loss", "loss", COLOURS["sft"])], "optimizer step", "loss, nats a token", height=300, showlegend=False
-    )
+def _draw_curves(figure: Figure, comparison: Comparison, data: _Curves) -> None:
+    figure.set_size_inches(WIDTH, 3.9)
+    axes, styles = figure.subplots(), _styles(comparison.of_group(MAIN_GROUP))
+    for arm, points in data:
+        x, y = zip(*points, strict=True)
+        axes.plot(x, [100 * s for s in y], label=comparison.title(arm), linewidth=1.4, ms=4, **styles[arm])
+    target = costs.final_success(comparison.runs(comparison.results.full_rl_arm))
+    if target is not None:
+        axes.axhline(100 * target, color=INK, linewidth=0.8, linestyle="--", zorder=1, label="where full RL ends")
+    axes.set_xlabel("FLOPs so far, of full RL's whole")
+    axes.set_ylabel(f"{comparison.splits[0]} success, % (mean over seeds)")
+    axes.set_xlim(left=0)
+    axes.set_ylim(bottom=0)
+    _grid(axes)
+    _legend(figure, axes)
 
 
-def rl_figure(curve: list[dict[str, Any]], window: int = 5) -> go.Figure:
-    """Success of the sampled episodes by RL step, with its running mean; other shares are a click in the legend away."""
-    success = [row.get("success") for row in curve]
-    mean = [_mean(success[max(0, i + 1 - window) : i + 1]) for i in range(len(success))]
-    smooth = [{**row, "mean": m} for row, m in zip(curve, mean, strict=True)]
-    traces = [
-        _line(curve, "success", "a step", COLOURS["rl"], mode="markers", opacity=0.6),
-        _line(smooth, "mean", f"mean of the last {window} steps", COLOURS["rl"]),
-    ]
-    for key, name, colour, dash in (
-        ("invalid_share", "invalid actions", "#D55E00", "dot"),
-        ("zero_variance_groups", "zero-variance groups", "#009E73", "dash"),
-    ):
-        if any(row.get(key) is not None for row in curve):
-            traces.append(_line(curve, key, name, colour, dash=dash, visible="legendonly"))
-    figure = _figure(traces, "RL step", "success while sampling", height=300)
-    figure.update_yaxes(rangemode="tozero", tickformat=".0%")
-    return figure
+# --- of a single run: scores and routes, norms, logs of the trainings
 
 
-def _mean(values: list[float | None]) -> float | None:
-    known = [v for v in values if v is not None]
-    return sum(known) / len(known) if known else None
+def _score_data(comparison: Comparison) -> list[Routing]:
+    return list(comparison.results.routes.values())[:4] if len(comparison.results.seeds) == 1 else []
 
 
-def _line(
-    curve: list[dict[str, Any]], key: str, name: str, colour: str, *, mode: str = "lines", dash: str | None = None, **more: Any
-) -> go.Scatter:
-    return go.Scatter(
-        x=[row["step"] for row in curve],
-        y=[row.get(key) for row in curve],
-        name=name,
-        mode=mode,
-        line={"color": colour, "width": 2, "dash": dash},
-        marker={"color": colour, "size": 6},
-        **more,
-    )
+def _draw_scores(figure: Figure, comparison: Comparison, data: list[Routing]) -> None:
+    """Histograms stacked by route; no bin mixes the sides of the threshold."""
+    figure.set_size_inches(WIDTH, 2.6 * len(data))
+    for axes, routing in zip(figure.subplots(len(data), squeeze=False)[:, 0], data, strict=True):
+        left = [routing.start + k * routing.width for k in range(len(routing.sft))]
+        below = [0] * len(left)
+        for name, counts, colour in (("SFT", routing.sft, COLOURS[0]), ("RL", routing.rl, COLOURS[1])):
+            label = f"{name} ({sum(counts)})"
+            axes.bar(left, counts, routing.width, below, align="edge", color=colour, edgecolor="white", linewidth=0.5, label=label)
+            below = counts
+        axes.axvline(routing.threshold, color=INK, linewidth=1, linestyle="--", label=f"threshold {routing.threshold:.4g}")
+        axes.set_xlabel(routing.metric if routing.policy == "concentration" else f"{routing.policy} ({routing.metric})")
+        axes.set_ylabel("trajectories")
+        axes.legend(frameon=False, fontsize=8)
+
+
+def _norm_data(comparison: Comparison) -> HeatMap | None:
+    return comparison.results.heat_map if len(comparison.results.seeds) == 1 else None
+
+
+def _draw_norms(figure: Figure, comparison: Comparison, data: HeatMap) -> None:
+    """Layers upwards, kinds of matrices across; colours by order of magnitude, zeros left blank."""
+
+    few = len(data.layers) <= 16
+    figure.set_size_inches(WIDTH, max(2.5, 0.8 + (0.28 if few else 0.12) * len(data.layers)))
+    axes = figure.subplots()
+    norms = np.array([[norm or np.nan for norm in row] for row in data.mean_norms], dtype=float)
+    # Squares and few colours: an image, or a finer scale, would be a bitmap within the SVG.
+    squares = axes.pcolormesh(np.log10(norms), cmap=matplotlib.colormaps["Blues"].resampled(16), alpha=0.75, edgecolor="white")
+    axes.set_xticks(np.arange(len(data.kinds)) + 0.5, data.kinds)
+    axes.set_yticks(np.arange(len(data.layers)) + 0.5, [str(layer) for layer in data.layers])
+    axes.set_ylabel("layer")
+    for (y, x), norm in np.ndenumerate(norms) if few else ():
+        if norm == norm:
+            axes.text(x + 0.5, y + 0.5, f"{norm:.2g}", ha="center", va="center", fontsize=7.5)
+    figure.colorbar(squares, label="log₁₀ of the mean norm")
+
+
+_Logs = list[tuple[str, list[tuple[int, float]]]]
+
+
+def _training_data(comparison: Comparison) -> _Logs:
+    """Label and points of the logs of the last arm's trainings, where there is one seed."""
+    runs = comparison.runs(next(reversed(comparison.arms), None)) if len(comparison.results.seeds) == 1 else []
+    logs = []
+    for name in runs[-1].stages if runs else []:
+        stage = comparison.results.stages[name]
+        for label, value in (("SFT: loss", _loss), ("RL: success while sampling, %", _success)):
+            points = [(row.step, value(row)) for row in stage.history if value(row) is not None]
+            if points and label.lower().startswith(stage.kind):
+                logs.append((label, points))
+    return logs
+
+
+def _loss(row: TrainingStep) -> float | None:
+    return row.loss
+
+
+def _success(row: TrainingStep) -> float | None:
+    return None if row.success is None else 100 * row.success
+
+
+def _draw_training(figure: Figure, comparison: Comparison, data: _Logs) -> None:
+    figure.set_size_inches(WIDTH, 2.6)
+    for axes, (label, points) in zip(figure.subplots(1, len(data), squeeze=False)[0], data, strict=True):
+        x, y = zip(*points, strict=True)
+        axes.plot(x, y, color=COLOURS[0], linewidth=1.2, marker="o" if len(x) < 40 else None, ms=3)
+        axes.set_xlabel("step")
+        axes.set_ylabel(label)
+        axes.set_ylim(bottom=0)
+        _grid(axes, "y")
+
+
+_FIGURES: dict[str, tuple[str, Callable[[Comparison], Any], Callable[..., None]]] = {
+    "success": ("Success of every arm with its 95 % interval", _success_data, _draw_success),
+    "sweeps": ("Success along the sweeps with 95 % intervals", _sweep_data, _draw_sweeps),
+    "cost": ("Success against cost, relative to full RL", _cost_data, _draw_cost),
+    "curves": ("Success while training against the cost so far, relative to full RL's whole cost", _curve_data, _draw_curves),
+    "scores": ("Scores, and where the trajectories went", _score_data, _draw_scores),
+    "norms": ("Mean Frobenius norm of the gradient over the corpus, by layer and matrix", _norm_data, _draw_norms),
+    "training": ("Logs of the trainings", _training_data, _draw_training),
+}
+FIGURES = tuple(_FIGURES)

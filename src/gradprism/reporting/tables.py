@@ -1,18 +1,15 @@
-"""Results as tables: how often each model succeeds, and what each stage cost. For the terminal and for Markdown."""
+"""Tables of results: success, differences, claims, regime, sweeps, audits and routes."""
 
-import math
-import re
-from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self
+from collections.abc import Iterable, Sequence
+from typing import TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+import numpy as np
 
-from gradprism.runtime.errors import DataError, MissingFileError
-from gradprism.runtime.files import read_json
-
-if TYPE_CHECKING:
-    from rich.console import Console
+from gradprism.experiments.comparison import MAIN_GROUP, Comparison
+from gradprism.experiments.results import Agreement, Run, Sweep
+from gradprism.experiments.statistics import Interval, holm
+from gradprism.reporting.document import Block, Table
+from gradprism.reporting.numbers import optional, p_value, percent, points, share, times
 
 # ALFWorld's task types under the names of the literature, in its order; any other type goes by its own name.
 SHORT_NAMES = {
@@ -22,127 +19,9 @@ SHORT_NAMES = {
     "pick_heat_then_place_in_recep": "Heat",
     "pick_cool_then_place_in_recep": "Cool",
     "pick_two_obj_and_place": "Pick2",
-    "all": "All",
 }
-COUNTS = ("tokens_forward", "tokens_backward", "tokens_generated", "environment_steps")
-COST_HEADERS = (
-    "stage",
-    "wall time",
-    "share",
-    "tokens forward",
-    "tokens backward",
-    "tokens generated",
-    "env. steps",
-    "peak MiB",
-    "reused",
-)
-
-
-class _Part(BaseModel):
-    """A part of `results.json`; what the report does not read is not checked."""
-
-    model_config = ConfigDict(strict=True, extra="ignore", allow_inf_nan=False)
-
-
-class _Routing(_Part):
-    metric: str
-    policy: str
-    scores: list[float]
-    routes: list[Literal["sft", "rl"]]
-    threshold: float | None = None
-    task_types: list[str] | None = None
-
-    @model_validator(mode="after")
-    def _one_of_each(self) -> Self:
-        if len(self.routes) != len(self.scores) or len(self.task_types or self.scores) != len(self.scores):
-            raise ValueError("scores, routes and task_types differ in length")
-        return self
-
-
-class _HeatMap(_Part):
-    layers: list[int]
-    kinds: list[str]
-    mean_norms: list[list[float]]
-
-    @model_validator(mode="after")
-    def _rectangular(self) -> Self:
-        if len(self.mean_norms) != len(self.layers) or any(len(row) != len(self.kinds) for row in self.mean_norms):
-            raise ValueError("mean_norms is not one row a layer and one value a kind")
-        return self
-
-
-class _Evaluation(_Part):
-    stage: str
-    split: str
-    task_type: str
-    episodes: int
-    successes: int
-    low: float
-    high: float
-    score: float | None = None
-
-
-class _Stage(_Part):
-    name: str
-    wall_seconds: float
-    peak_memory_mib: float | None = None
-    tokens_forward: float = 0
-    tokens_backward: float = 0
-    tokens_generated: float = 0
-    environment_steps: float = 0
-    reused: bool = False
-
-
-class _Audit(_Part):
-    warnings: list[str] = []
-    spearman: dict[str, float | None] = {}
-
-
-class _Step(_Part):
-    step: float
-    loss: float | None = None
-    success: float | None = None
-    invalid_share: float | None = None
-    zero_variance_groups: float | None = None
-
-
-class _Results(_Part):
-    name: str
-    stages: list[_Stage]
-    seed: int | None = None
-    created: str | None = None
-    versions: dict[str, Any] | None = None
-    machine: dict[str, Any] | None = None
-    config: dict[str, Any] | None = None
-    model: dict[str, Any] | None = None
-    corpus: dict[str, Any] | None = None
-    routing: _Routing | None = None
-    heat_map: _HeatMap | None = None
-    audit: _Audit | None = None
-    evaluation: list[_Evaluation] | None = None
-    curves: dict[str, list[_Step]] | None = None
-    warnings: list[str] | None = None
-
-
-def read_results(folder: Path) -> dict[str, Any]:
-    """Reads and checks `folder`/results.json; raises `MissingFileError`, or `DataError` with the file and the key that is wrong."""
-    path = Path(folder) / "results.json"
-    if not path.is_file():
-        what = "holds no results.json" if Path(folder).is_dir() else "no such folder"
-        raise MissingFileError(f"{folder}: {what}; name a run folder that `gradprism run` has written")
-    results = read_json(path)
-    try:
-        _Results.model_validate(results)
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"]) or "the whole file"
-        raise DataError(f"{path}: {printable(key)}: {first['msg']}; correct it, or run `gradprism run` again") from None
-    return results
-
-
-def printable(text: str) -> str:
-    """`text` with control characters replaced, so that data cannot steer a terminal or break a line."""
-    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+_P = ("p, these models", "p, any trainings")
+K = TypeVar("K")
 
 
 def short_name(task_type: str) -> str:
@@ -150,180 +29,200 @@ def short_name(task_type: str) -> str:
     return SHORT_NAMES.get(task_type, task_type)
 
 
-def task_types(results: dict[str, Any]) -> list[str]:
-    """Task types of the evaluation: ALFWorld's in the order of `SHORT_NAMES`, then others as they occur, then `all`."""
-    found = dict.fromkeys(row["task_type"] for row in results.get("evaluation") or [])
-    order = [*(t for t in SHORT_NAMES if t != "all"), *(t for t in found if t not in SHORT_NAMES), "all"]
-    return [t for t in order if t in found]
+def in_order(task_types: Iterable[str]) -> list[str]:
+    """Distinct task types: ALFWorld's in the order of the literature, then others by name."""
+    found = set(task_types)
+    known = [name for name in SHORT_NAMES if name in found]
+    return [*known, *sorted(found - set(known))]
 
 
-def percent(row: dict[str, Any]) -> str:
-    """`12.5 [6.9, 21.5]`: success of an evaluation row and its 95 % interval, in percent; `–` for no episodes."""
-    if not row["episodes"]:
-        return "–"
-    return f"{100 * row['successes'] / row['episodes']:.1f} [{100 * row['low']:.1f}, {100 * row['high']:.1f}]"
+def trained_on(runs: Sequence[Run]) -> str:
+    """`1540 / 1540`: trajectories to SFT and tasks to RL; a range where seeds differ, and how many of RL's were drawn among equals."""
+    sides = [_range([run.n_sft for run in runs]), _range([run.n_rl for run in runs])]
+    drawn = [run.n_rl_by_chance for run in runs]
+    by_chance = f" ({_range(drawn)} by chance)" if any(drawn) else ""
+    return "–" if sides == ["–", "–"] else " / ".join(sides) + by_chance
 
 
-def evaluation_rows(results: dict[str, Any]) -> list[dict[str, Any]]:
-    """One row a split and stage, both in the order in which they occur; no rows where nothing was evaluated.
+def _range(numbers: Sequence[int | None]) -> str:
+    known = [number for number in numbers if number is not None]
+    low, high = min(known, default=None), max(known, default=None)
+    return "–" if low is None else str(low) if low == high else f"{low}–{high}"
 
-    A row is `split`, `stage`, `episodes` (of all types), `score` (mean in percent; `None` where it adds nothing to the success) and
-    `cells`: task type, in the order of `task_types`, to `percent` of it.
-    """
-    entries = results.get("evaluation") or []
-    by_key = {(e["split"], e["stage"], e["task_type"]): e for e in entries}
-    graded = any(e.get("score") is not None and not math.isclose(e["score"] * e["episodes"], e["successes"]) for e in entries)
+
+def success_table(comparison: Comparison, arms: Sequence[str], split: str) -> Table:
+    """Success of arms on a split with its interval, by task type, and the score where it says more than the success; in percent."""
+    of_types = np.array([task.task_type for task in comparison.results.tasks[split]], dtype=object)
+    types = in_order(set(of_types) - {None})
+    types = types if len(types) > 1 else []
+    scores = comparison.scores(arms, split)
+    single = len(comparison.results.seeds) == 1
+    headings = ["arm", "SFT / RL", *([] if single else ["seeds"])]
+    headings += [f"{short_name(t)} ({int((of_types == t).sum())})" for t in types]
+    headings += [f"{'All' if types else 'success'} ({len(of_types)})", *(["score"] if scores else [])]
     rows = []
-    for split in dict.fromkeys(e["split"] for e in entries):
-        for stage in dict.fromkeys(e["stage"] for e in entries if e["split"] == split):
-            overall = by_key.get((split, stage, "all"), {})
-            score = overall.get("score") if graded else None
-            rows.append(
-                {
-                    "split": split,
-                    "stage": stage,
-                    "episodes": overall.get("episodes"),
-                    "score": None if score is None else round(100 * score, 1),
-                    "cells": {t: percent(by_key[split, stage, t]) for t in task_types(results) if (split, stage, t) in by_key},
-                }
-            )
-    return rows
+    for arm in arms:
+        values, runs = comparison.values(arm, split), comparison.runs(arm, split)
+        by_type = [f"{100 * values[:, of_types == t].mean():.1f}" if values.size else "–" for t in types]
+        cells = [trained_on(runs), *([] if single else [str(len(runs))]), *by_type, percent(comparison.mean(arm, split))]
+        rows.append([comparison.title(arm), *cells, *([percent(scores[arm])] if scores else [])])
+    return Table(headings, rows)
 
 
-def cost_rows(results: dict[str, Any]) -> list[dict[str, Any]]:
-    """One row a stage and a last one, `total`: wall seconds, share of them (a fraction), counts, peak memory in MiB, `reused`.
-
-    A reused stage counts with what it cost when it ran. The total of the peaks is the largest.
-    """
-    stages = results["stages"]
-    wall = sum(s["wall_seconds"] for s in stages)
-    rows = [
-        {
-            "stage": s["name"],
-            "wall_seconds": s["wall_seconds"],
-            "share": s["wall_seconds"] / wall if wall else None,
-            **{name: s.get(name, 0) for name in COUNTS},
-            "peak_memory_mib": s.get("peak_memory_mib"),
-            "reused": s.get("reused", False),
-        }
-        for s in stages
-    ]
-    total = {
-        "stage": "total",
-        "wall_seconds": wall,
-        "share": 1.0 if wall else None,
-        **{name: sum(row[name] for row in rows) for name in COUNTS},
-        "peak_memory_mib": max((row["peak_memory_mib"] for row in rows if row["peak_memory_mib"] is not None), default=None),
-        "reused": bool(rows) and all(row["reused"] for row in rows),
-    }
-    return [*rows, total]
+def _corrected(p_values: dict[K, float | None]) -> dict[K, float]:
+    """Those that are known, corrected by Holm's method for their number."""
+    known = {key: p for key, p in p_values.items() if p is not None}
+    return dict(zip(known, holm(list(known.values())), strict=True))
 
 
-def duration(seconds: float) -> str:
-    """`4.2 s`, `3.1 min`, `11.1 h`."""
-    for limit, size, unit in ((60, 1, "s"), (3600, 60, "min")):
-        if seconds < limit:
-            return f"{seconds / size:.1f} {unit}"
-    return f"{seconds / 3600:.1f} h"
+def difference_table(comparison: Comparison, arms: Sequence[str], split: str) -> Table | None:
+    """Differences of arms to each reference arm in points, with interval and both p, Holm's over the column's comparisons."""
+    references = [arm for arm in comparison.results.reference_arms if comparison.runs(arm, split)]
+    cells: dict[str, list[str]] = {arm: [] for arm in arms}
+    for reference in references:
+        others = [arm for arm in arms if arm != reference]
+        of_models = _corrected({arm: comparison.p(arm, reference, split) for arm in others})
+        of_trainings = _corrected({arm: comparison.training_p(arm, reference, split) for arm in others})
+        for arm, row in cells.items():
+            found = None if arm == reference else comparison.difference(arm, reference, split)
+            row += [points(found), p_value(of_models.get(arm)), p_value(of_trainings.get(arm))]
+    headings = ["arm", *(text for r in references for text in (f"difference to {comparison.title(r)} (points)", *_P))]
+    return Table(headings, [[comparison.title(arm), *row] for arm, row in cells.items()]) if references else None
 
 
-def count(number: float) -> str:
-    """Three significant digits: `950`, `15.2k`, `1.23M`; a hyphen for none, so that the table shows where work was done."""
-    rounded = float(f"{number:.3g}")
-    if rounded < 1000:
-        return f"{rounded:g}" if number else "-"
-    thousands = min(int(math.log10(rounded)) // 3, 4)
-    return f"{rounded / 1000**thousands:g}{' kMGT'[thousands]}"
+def main_table(comparison: Comparison) -> Table:
+    """Table 1 in short: arm, success and score on the main split, difference to the first reference arm, speed-ups over full RL."""
+    split, references = comparison.splits[0], comparison.results.reference_arms[:1]
+    arms = comparison.of_group(MAIN_GROUP)
+    scores = comparison.scores(arms, split)
+    headings = ["arm", "seeds", f"{split} success, %", *(["score"] if scores else [])]
+    headings += [f"difference to {comparison.title(r)} (points)" for r in references]
+    headings += ["speed-up, wall clock", "speed-up, FLOPs"]
+    rows = []
+    for arm in arms:
+        cells = [str(len(comparison.runs(arm))), percent(comparison.mean(arm)), *([percent(scores[arm])] if scores else [])]
+        cells += [points(None if arm == r else comparison.difference(arm, r)) for r in references]
+        rows.append([comparison.title(arm), *cells, times(comparison.speedup(arm)), times(comparison.speedup(arm, "flops"))])
+    return Table(headings, rows)
 
 
-def share(fraction: float | None) -> str:
-    """`1.4 %`; `<0.1 %` for what is not nothing but rounds to it."""
-    if fraction is None:
-        return "–"
-    return "<0.1 %" if 0 < fraction < 0.0005 else f"{100 * fraction:.1f} %"
-
-
-def cost_cells(row: dict[str, Any]) -> list[str]:
-    """A row of `cost_rows` as text, in the order of `COST_HEADERS`."""
-    peak = row["peak_memory_mib"]
+def regime(comparison: Comparison) -> list[tuple[bool | None, str]]:
+    """Conditions under which the experiment could show anything: each met or not (None for not known), and a sentence."""
+    results, split = comparison.results, comparison.splits[0]
+    limits, base, sft = results.regime, results.base_arm or "", results.sft_arm or ""
+    at_base, gain = comparison.mean(base), comparison.difference(sft, base)
+    best = max(((m.mean, comparison.title(arm)) for arm in comparison.arms if (m := comparison.mean(arm))), default=None)
+    of_base = f"The base succeeds on {100 * limits.base_low:g}–{100 * limits.base_high:g} % of {split} tasks"
+    highest = "–" if best is None else f"the highest is {best[1]} with {100 * best[0]:.1f} %"
     return [
-        row["stage"],
-        duration(row["wall_seconds"]),
-        share(row["share"]),
-        *(count(row[name]) for name in COUNTS),
-        "–" if peak is None else f"{peak:.0f}",
-        "yes" if row["reused"] else "",
+        (
+            None if at_base is None else limits.base_low <= at_base.mean <= limits.base_high,
+            f"{of_base}: {percent(at_base, ' %')}",
+        ),
+        (
+            None if gain is None or len(comparison.runs(sft)) < 2 else gain.sign > 0,  # one seed says nothing of others
+            f"SFT on all is clearly above the base: {points(gain, ' points')}",
+        ),
+        (None if best is None else best[0] <= limits.ceiling, f"No arm is above {100 * limits.ceiling:g} %: {highest}"),
     ]
 
 
-def evaluation_table(results: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """`evaluation_rows` as headings and rows of text, task types in columns; the score last, where there is one."""
-    rows, columns = evaluation_rows(results), task_types(results)
-    graded = any(row["score"] is not None for row in rows)
-    headings = ["split", "stage", *map(short_name, columns), *(["Score"] if graded else [])]
-    body = []
-    for row in rows:
-        score = ["–" if row["score"] is None else f"{row['score']:.1f}"] if graded else []
-        body.append([row["split"], row["stage"], *(row["cells"].get(t, "–") for t in columns), *score])
-    return headings, body
+def regime_text(comparison: Comparison) -> str:
+    """The regime's conditions as a list, and the difference that the experiment can detect."""
+    said = {True: "pass", False: "**fail**", None: "not known"}
+    lines = [f"- {sentence}: {said[met]}." for met, sentence in regime(comparison)]
+    alone = f"- Detectable difference (80 % power, two-sided 5 %) of one comparison by itself: {detectable_text(comparison)}"
+    n = len(comparison.results.claims)
+    lines.append(f"{alone}; as one of the {n} claims, corrected: {detectable_text(comparison, n)}." if n else f"{alone}.")
+    return "\n".join(lines) + "\n"
 
 
-def print_tables(results: dict[str, Any], console: "Console") -> None:
-    """Prints both tables within 80 columns: one of task types by stage for each split, then the costs."""
-    from rich.text import Text
-
-    headings, rows = evaluation_table(results)
-    for split in dict.fromkeys(row[0] for row in rows):
-        chosen = [row for row in rows if row[0] == split]
-        episodes = sorted({r["episodes"] for r in evaluation_rows(results) if r["split"] == split and r["episodes"] is not None})
-        size = f", {'–'.join(map(str, dict.fromkeys((episodes[0], episodes[-1]))))} episodes" if episodes else ""
-        # Types go down and stages across: seven types with their intervals side by side are wider than a terminal.
-        body = [[heading, *(row[i] for row in chosen)] for i, heading in enumerate(headings[2:], 2)]
-        title = f"Success in % [95 % interval], {split} tasks{size}"
-        console.print(_rich_table(title, ["", *(row[1] for row in chosen)], body, "All"))
-    if not rows:
-        console.print(Text("No evaluation in these results."))
-    costs = [cost_cells(row) for row in cost_rows(results)]
-    if len(costs) > 1:
-        console.print(_rich_table("Cost", COST_HEADERS, costs, "total"))
-    else:
-        console.print(Text("No stages in these results."))
+def detectable_text(comparison: Comparison, comparisons: int = 1) -> str:
+    """`5.9 points`."""
+    detectable = comparison.detectable(comparisons)
+    return "–" if detectable is None else f"{100 * detectable:.1f} points"
 
 
-def _rich_table(title: str, headings: Sequence[str], rows: list[list[str]], strong: str) -> Any:
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
-
-    # Text, not str: a name such as "[red]" is data, never markup. The many columns of the costs stand closer, to fit 80 characters.
-    padding = (0, 1, 0, 0) if len(headings) < len(COST_HEADERS) else 0
-    table = Table(title=Text(printable(title)), title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, padding=padding)
-    for i, heading in enumerate(headings):
-        # A word a line: a column is then no wider than its figures need.
-        table.add_column(
-            Text("\n".join(map(printable, heading.split()))), justify="right" if i else "left", overflow="fold", vertical="bottom"
-        )
-    for row in rows:
-        table.add_row(*(Text(printable(cell)) for cell in row), style="bold" if row[0] == strong else None)
-    return table
+def claims_table(comparison: Comparison) -> Table:
+    """Each claim's difference on the main split, its p values (Holm's over the claims), and whether it is borne out."""
+    claims = comparison.results.claims
+    of_models = _corrected({i: comparison.p(claim.better, claim.worse) for i, claim in enumerate(claims)})
+    of_trainings = _corrected({i: comparison.training_p(claim.better, claim.worse) for i, claim in enumerate(claims)})
+    rows = []
+    for i, claim in enumerate(claims):
+        found = comparison.difference(claim.better, claim.worse)
+        seeds = len(comparison.pairs(claim.better, claim.worse, comparison.splits[0])[0])
+        cells = [verdict(found, of_trainings.get(i)), points(found), p_value(of_models.get(i)), p_value(of_trainings.get(i))]
+        rows.append([claim.text, *cells, str(seeds)])
+    return Table(["claim", "verdict", "difference (points)", *_P, "seeds"], rows)
 
 
-def markdown_tables(results: dict[str, Any]) -> str:
-    """Both tables as GitHub-flavoured Markdown."""
-    parts = []
-    headings, rows = evaluation_table(results)
-    parts.append(markdown(headings, rows, 2) if rows else "No evaluation in these results.\n")
-    costs = [cost_cells(row) for row in cost_rows(results)]
-    parts.append(markdown(COST_HEADERS, costs, 1) if len(costs) > 1 else "No stages in these results.\n")
-    return "\n".join(parts)
+def verdict(found: Interval | None, p: float | None) -> str:
+    """Verdict on a claim by the interval of "better less worse" and its corrected p for any trainings."""
+    if found is None:
+        return "not measured yet"
+    if p is None:
+        return "one seed: not decided"
+    said = {1: "holds", -1: "does not hold"}.get(found.sign)
+    if said is None:
+        return "cannot be told apart"
+    return f"**{said}**" if p < 0.05 else f"suggested: {said}"
 
 
-def markdown(headings: Sequence[str], rows: list[list[str]], names: int) -> str:
-    """A GitHub-flavoured table; its first `names` columns hold names from the data, left-aligned and escaped, as the headings are."""
+def sweep_table(comparison: Comparison, sweep: Sweep) -> Table:
+    """Success on the main split along a sweep."""
+    rows = []
+    for value, arm in sweep.arms.items():
+        runs = comparison.runs(arm)
+        cells = [trained_on(runs), str(len(runs)), percent(comparison.mean(arm)), times(comparison.speedup(arm, "flops"))]
+        rows.append([value, comparison.title(arm), *cells])
+    return Table(["value", "arm", "SFT / RL", "seeds", f"{comparison.splits[0]} success, %", "speed-up, FLOPs"], rows, 2)
 
-    def escape(text: str) -> str:
-        return re.sub(r"([\\`*_\[\]<>|])", r"\\\1", printable(text))
 
-    lines = [[escape(h) for h in headings], [":--" if i < names else "--:" for i in range(len(headings))]]
-    lines += [[escape(cell) if i < names else cell for i, cell in enumerate(row)] for row in rows]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+def routes_table(comparison: Comparison) -> Table | None:
+    """Routes by task type; None where no route tells them."""
+    rows = []
+    for routing in comparison.results.routes.values():
+        types = routing.task_types if len(routing.task_types) > 1 else {}
+        for name in in_order(types):
+            sft, rl = types[name]
+            rows.append([routing.policy, routing.metric, short_name(name), str(sft), str(rl), share(rl / (sft + rl))])
+    return Table(["policy", "metric", "task type", "SFT", "RL", "share to RL"], rows, 3) if rows else None
+
+
+def audit_blocks(comparison: Comparison) -> list[Block]:
+    """Correlations of the metrics' scores, firmness of their thresholds, agreement of their routes; nothing for what is missing."""
+    audits = comparison.results.audits
+    names = list(dict.fromkeys(name for audit in audits.values() for name in audit.spearman))
+    headings = ["metric", *(f"ρ {name}" for name in names), "η² task type", "SE of the threshold", "share within one SE"]
+    rows = []
+    for metric, audit in audits.items():
+        scalars = [(audit.eta_squared, 2), (audit.threshold_standard_error, 4), (audit.share_within_one_standard_error, 3)]
+        rhos = [optional(audit.spearman.get(name), 2) for name in names]
+        rows.append([metric, *rhos, *(optional(value, digits) for value, digits in scalars)])
+    title = "What the scores correlate with (Spearman's ρ, share of variance η²), and how firm the threshold is."
+    blocks = _titled(title, Table(headings, rows))
+    plain = {metric: audit.agreement for metric, audit in audits.items()}
+    changed = {metric: audit.stability for metric, audit in audits.items()}
+    blocks += _titled("Agreement with routing by plain measures.", _agreements(plain, ("same_side", "jaccard")))
+    columns = ("same_side", "jaccard", "spearman")
+    blocks += _titled("Stability of the routes when something changes.", _agreements(changed, columns))
+    warnings = [f"- **{metric}**: {text}" for metric, audit in audits.items() for text in audit.warnings]
+    return [*blocks, *(["\n".join(warnings)] if warnings else [])]
+
+
+def _agreements(of_metrics: dict[str, dict[str, Agreement]], columns: Sequence[str]) -> Table:
+    others = dict.fromkeys(other for agreements in of_metrics.values() for other in agreements)
+    rows = [
+        [metric, other, *(optional(getattr(agreements[other], column), 2) for column in columns)]
+        for metric, agreements in of_metrics.items()
+        for other in others
+        if other in agreements
+    ]
+    return Table(["metric", "against", *(column.replace("_", " ") for column in columns)], rows, 2)
+
+
+def _titled(title: str, table: Table) -> list[Block]:
+    """Both, where any number is known."""
+    known = any(cell != "–" for row in table.rows for cell in row[table.names :])
+    return [title, table] if known else []

@@ -71,9 +71,9 @@ def remove_stale_temporaries(folder: Path) -> None:
                     path.unlink()
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Writes `value` as indented JSON with sorted keys and lists of numbers on one line; NaN and infinities are refused (`ValueError`)."""
-    text = json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
+def write_json(path: Path, value: Any, *, sort_keys: bool = True) -> None:
+    """Writes `value` as indented JSON with lists of numbers on one line; NaN and infinities are refused (`ValueError`)."""
+    text = json.dumps(value, indent=2, sort_keys=sort_keys, ensure_ascii=False, allow_nan=False)
     with atomic_write(path) as file:
         file.write(_NUMBERS.sub(lambda match: " ".join(match[0].split()).replace("[ ", "[").replace(" ]", "]"), text) + "\n")
 

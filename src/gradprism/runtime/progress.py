@@ -25,6 +25,11 @@ def say(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
 
+def printable(text: str) -> str:
+    """`text` with control characters replaced, so that data cannot steer a terminal or break a line."""
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
 @contextmanager
 def quiet(active: bool = True) -> Iterator[None]:
     """Silences progress inside the block."""

@@ -1,4 +1,6 @@
-"""The numbers of an experiment as text: success, differences, p values, speed-ups."""
+"""Numbers as text: success, differences, p values, speed-ups, times and counts."""
+
+import math
 
 from gradprism.experiments.costs import Speedup
 from gradprism.experiments.statistics import Interval
@@ -47,4 +49,31 @@ def tera(flops: float) -> str:
 
 def optional(number: float | None, digits: int) -> str:
     """A number with so many digits; a dash where it is not known."""
-    return fixed(number, digits) if isinstance(number, int | float) else "–"
+    return "–" if number is None else fixed(number, digits)
+
+
+def duration(seconds: float) -> str:
+    """`4.2 s`, `3.1 min`, `11.1 h`."""
+    for limit, size, unit in ((60, 1, "s"), (3600, 60, "min")):
+        if seconds < limit:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds / 3600:.1f} h"
+
+
+def count(number: float) -> str:
+    """Three significant digits: `950`, `15.2k`, `1.23M`; a hyphen for none, so that the table shows where work was done."""
+    rounded = float(f"{number:.3g}")
+    if rounded < 1000:
+        return f"{rounded:g}" if number else "-"
+    thousands = min(int(math.log10(rounded)) // 3, 4)
+    return f"{rounded / 1000**thousands:g}{' kMGT'[thousands]}"
+
+
+def share(fraction: float) -> str:
+    """`1.4 %`; `<0.1 %` for what is not nothing but rounds to it."""
+    return "<0.1 %" if 0 < fraction < 0.0005 else f"{100 * fraction:.1f} %"
+
+
+def mib(peak: float) -> str:
+    """`900`; a dash for what was not measured."""
+    return f"{peak:.0f}" if peak else "–"

@@ -19,6 +19,19 @@ def test_the_run_seed_reaches_every_stage_that_sets_none():
     assert (config.sft.seed, config.rl.seed, config.evaluation.seed) == (5, 9, 5)
 
 
+def test_a_configuration_without_arms_is_a_run_of_three_arms_and_one_seed():
+    config = load_config(Path("configs/quickstart.toml"), ["seed=3", "route.metric=cv", "refresh.after_sft=true"])
+    assert [(arm.name, arm.sft, arm.rl) for arm in config.all_arms] == [
+        ("base", "none", "none"),
+        ("sft", "routed", "none"),
+        ("rl", "routed", "routed"),
+    ]
+    assert config.all_seeds == [3] and config.all_arms[1].route.metric == config.all_arms[2].route.metric == "cv"
+    assert config.all_arms[2].refresh.after_sft and config.all_arms[2].rounds == config.rl.rounds
+    with pytest.raises(ConfigError, match="with arms, give each its own"):
+        load_config(Path("configs/alfworld-mini.toml"), ["route.metric=cv"])
+
+
 def test_overrides_are_toml_values_or_plain_strings():
     values = {"rl": {"rounds": 1}}
     apply_overrides(values, ["rl.rounds=20", "rl.kl=0.5", "route.metric=cv", 'name="a b"', "evaluation.splits={unseen=6}"])

@@ -7,19 +7,18 @@ from typing import Any
 
 import pytest
 
+from gradprism.experiments.comparison import Comparison
+from gradprism.experiments.results import read_results
 from gradprism.experiments.statistics import Interval, holm
-from gradprism.reporting import experiment_figures as figures
-from gradprism.reporting import experiment_numbers as numbers
-from gradprism.reporting import experiment_pages as pages
-from gradprism.reporting import experiment_tables as tables
-from gradprism.reporting.experiment_results import Experiment, read_experiment
+from gradprism.reporting import figures, numbers, pages, tables
+from gradprism.reporting.document import markdown
 from gradprism.runtime.errors import DataError, MissingFileError
-from helpers.experiments import cells, row_of, synthetic
+from helpers.experiments import cells, comparison, row_of, synthetic
 
 
 @pytest.fixture(scope="module")
-def whole() -> Experiment:
-    return Experiment(synthetic())
+def whole() -> Comparison:
+    return comparison()
 
 
 @pytest.fixture
@@ -48,7 +47,7 @@ def test_p_values(p: float | None, text: str) -> None:
     assert numbers.p_value(p) == text
 
 
-def test_success_is_the_mean_over_seeds_and_tasks_by_type(whole: Experiment) -> None:
+def test_success_is_the_mean_over_seeds_and_tasks_by_type(whole: Comparison) -> None:
     row = row_of(tables.success_table(whole, ["base", "gini"], "unseen"), "PRISM, Gini 50:50")
     runs = next(arm["runs"] for arm in synthetic()["arms"] if arm["name"] == "gini")
     won = [[int(c) for c in run["success"]["unseen"]] for run in runs]
@@ -62,7 +61,7 @@ def test_an_interval_ends_where_a_success_does() -> None:
     results = synthetic()
     for place, run in enumerate(results["arms"][5]["runs"]):
         run["success"]["unseen"] = ("1" if place else "0") * 60
-    found = Experiment(results).mean("gini")
+    found = comparison(results).mean("gini")
     assert found is not None and (found.mean, found.low, found.high) == (pytest.approx(2 / 3), 0.0, 1.0)
 
 
@@ -71,15 +70,21 @@ def test_a_score_that_is_not_the_success_gets_a_column() -> None:
     for arm in results["arms"]:
         for run in arm["runs"]:
             run["score"]["unseen"] = [0.5] * 60
-    experiment = Experiment(results)
+    experiment = comparison(results)
     assert row_of(tables.success_table(experiment, ["gini"], "unseen"), "PRISM, Gini 50:50")["score"] == "50.0 [50.0, 50.0]"
     assert "score" not in cells(tables.success_table(experiment, ["gini"], "seen"))[0]
 
 
-def test_every_arm_is_compared_with_each_reference_but_itself(whole: Experiment) -> None:
+def test_every_arm_is_compared_with_each_reference_but_itself(whole: Comparison) -> None:
     headings, _, *rows = cells(tables.difference_table(whole, whole.of_group("table1"), "unseen"))
     p_values = ["p, these models", "p, any trainings"]
-    assert headings == ["arm", "less Random 50:50", *p_values, "less SFT then RL, 100:100", *p_values]
+    assert headings == [
+        "arm",
+        "difference to Random 50:50 (points)",
+        *p_values,
+        "difference to SFT then RL, 100:100 (points)",
+        *p_values,
+    ]
     by_name = {row[0]: row[1:] for row in rows}
     assert by_name["Random 50:50"][:3] == ["–", "–", "–"]
     assert by_name["SFT then RL, 100:100"][3:] == ["–", "–", "–"]
@@ -87,7 +92,7 @@ def test_every_arm_is_compared_with_each_reference_but_itself(whole: Experiment)
     assert by_name["Base"][1] == "<0.001"
 
 
-def test_claims_are_judged_by_the_p_of_any_trainings(whole: Experiment) -> None:
+def test_claims_are_judged_by_the_p_of_any_trainings(whole: Comparison) -> None:
     row = row_of(tables.claims_table(whole), "Gini beats a random split")
     claims = [(c["better"], c["worse"]) for c in synthetic()["claims"]]
     known = [p for pair in claims if (p := whole.training_p(*pair)) is not None]
@@ -110,14 +115,14 @@ def test_pairs_are_of_the_seeds_that_both_have_and_the_base_is_everyones() -> No
     results = synthetic()
     arms = {arm["name"]: arm for arm in results["arms"]}
     arms["gini"]["runs"] = arms["gini"]["runs"][1:]
-    experiment = Experiment(results)
+    experiment = comparison(results)
     random_, gini = experiment.values("random", "unseen"), experiment.values("gini", "unseen")
     a, b = experiment.pairs("gini", "random", "unseen")
     assert (a == gini).all() and (b == random_[1:]).all() and len(a) == 2
     a, b = experiment.pairs("gini", "base", "unseen")
     assert len(a) == len(b) == 2 and (b == experiment.values("base", "unseen")[0]).all()
     arms["gini"]["runs"][0]["seed"], arms["gini"]["runs"][1]["seed"] = 7, 8
-    assert Experiment(results).difference("gini", "random") is None
+    assert comparison(results).difference("gini", "random") is None
 
 
 @pytest.mark.parametrize(
@@ -129,14 +134,14 @@ def test_pairs_are_of_the_seeds_that_both_have_and_the_base_is_everyones() -> No
     ],
 )
 def test_regime_says_pass_or_fail(regime: dict[str, float], expected: list[bool]) -> None:
-    experiment = Experiment({**synthetic(), "regime": regime})
+    experiment = comparison({**synthetic(), "regime": regime})
     assert [met for met, _ in tables.regime(experiment)] == expected
     text = tables.regime_text(experiment)
     assert (text.count(": pass."), text.count(": **fail**.")) == (expected.count(True), expected.count(False))
 
 
 def test_one_seed_decides_nothing() -> None:
-    experiment = Experiment(synthetic(seeds=1))
+    experiment = comparison(synthetic(seeds=1))
     assert "above the base: +" in (text := tables.regime_text(experiment))
     assert "points: not known." in text and "by itself: –; as one of the 4 claims, corrected: –." in text
     assert row_of(tables.claims_table(experiment), "Gini beats a random split")["verdict"] == "one seed: not decided"
@@ -146,29 +151,29 @@ def test_what_was_drawn_by_chance_is_said() -> None:
     results = synthetic()
     for place, run in enumerate(results["arms"][5]["runs"]):
         run["n_rl_by_chance"] = 5 * place
-    assert row_of(tables.success_table(Experiment(results), ["gini"], "unseen"), "PRISM, Gini 50:50")["SFT / RL"] == (
+    assert row_of(tables.success_table(comparison(results), ["gini"], "unseen"), "PRISM, Gini 50:50")["SFT / RL"] == (
         "300 / 300 (0–10 by chance)"
     )
     for run in results["arms"][5]["runs"]:
         run["n_rl_by_chance"] = 0
-    assert "chance" not in tables.success_table(Experiment(results), ["gini"], "unseen")
+    assert "chance" not in str(tables.success_table(comparison(results), ["gini"], "unseen"))
 
 
-def test_audits_skip_what_is_missing(whole: Experiment) -> None:
-    text = tables.audits_text(whole)
+def test_audits_skip_what_is_missing(whole: Comparison) -> None:
+    text = markdown(tables.audit_blocks(whole))
     headings, _, gini, cv, kurtosis = cells(text)[:5]
     assert headings[:3] == ["metric", "ρ loss", r"ρ n\_response\_tokens"]
     assert gini == ["gini", "−0.16", "–", "0.31", "0.0041", "0.035"]
     assert (cv[1], kurtosis[1]) == ("−0.20", "–")
     assert "| gini | another context length | 0.95 | 0.90 | 0.99 |" in text
     assert "- **gini**: the score follows | loss" in text
-    assert tables.audits_text(Experiment({**synthetic(), "audits": {"gini": {}, "note": "free"}})) == ""
+    assert tables.audit_blocks(comparison({**synthetic(), "audits": {"gini": {}}})) == []
 
 
 def test_names_from_the_data_do_not_break_a_table() -> None:
     results = synthetic()
     results["arms"][5]["title"] = "a|b_<i>\n"
-    table = tables.main_table(Experiment(results))
+    table = markdown([tables.main_table(comparison(results))])
     assert {line.count(" | ") for line in table.splitlines()} == {5}
     assert r"a\|b\_\<i\>" in table
 
@@ -179,7 +184,7 @@ def test_names_from_the_data_do_not_break_a_table() -> None:
 def test_any_optional_part_may_be_missing(missing: str) -> None:
     results = synthetic(seeds=1)
     del results[missing]
-    assert tables.tables_text(Experiment(results))
+    assert markdown(pages.document(comparison(results)))
 
 
 def test_an_unfinished_experiment_shows_what_is_there() -> None:
@@ -187,17 +192,17 @@ def test_an_unfinished_experiment_shows_what_is_there() -> None:
     results["arms"] = [arm for arm in results["arms"] if arm["name"] not in ("sft", "grpo", "random")]
     results["arms"][2]["runs"] = results["arms"][2]["runs"][1:]
     results["arms"][2]["runs"][0]["success"].pop("seen")
-    experiment = Experiment(results)
-    text = tables.tables_text(experiment)
+    experiment = comparison(results)
+    text = markdown(pages.document(experiment))
     assert "**Unfinished**, seeds done: PRISM, Gini 50:50 (2 of 3)." in text
     assert row_of(tables.success_table(experiment, ["gini"], "seen"), "PRISM, Gini 50:50")["seeds"] == "1"
     assert "SFT on all is clearly above the base: –: not known." in text
     assert tables.main_table(experiment)
-    assert tables.tables_text(Experiment({**results, "arms": []}))
+    assert markdown(pages.document(comparison({**results, "arms": []})))
 
 
 def test_equal_results_give_equal_text() -> None:
-    assert tables.tables_text(Experiment(synthetic())) == tables.tables_text(Experiment(synthetic()))
+    assert markdown(pages.document(comparison())) == markdown(pages.document(comparison()))
 
 
 # --- blocks
@@ -218,7 +223,7 @@ def block(name: str) -> str:
     return f"<!-- gradprism: {name} -->?<!-- /gradprism -->"
 
 
-def test_inline_numbers_are_those_of_the_tables(whole: Experiment) -> None:
+def test_inline_numbers_are_those_of_the_tables(whole: Comparison) -> None:
     names = [
         "success gini",
         "success gini seen",
@@ -240,7 +245,7 @@ def test_inline_numbers_are_those_of_the_tables(whole: Experiment) -> None:
     assert shown[6] == numbers.percent(whole.mean("gini", what="score"))
 
 
-def test_a_prefix_leaves_other_experiments_alone(whole: Experiment) -> None:
+def test_a_prefix_leaves_other_experiments_alone(whole: Comparison) -> None:
     text = block("alfworld-mini main") + block("webshop-mini main") + block("anything")
     filled = pages.fill_blocks(text, whole, "README.md", prefix="alfworld-mini")
     assert filled.endswith(block("webshop-mini main") + block("anything"))
@@ -257,19 +262,21 @@ def test_a_prefix_leaves_other_experiments_alone(whole: Experiment) -> None:
         ("<!-- gradprism: main --> …", "block 'main' does not end"),
     ],
 )
-def test_wrong_blocks_are_named(whole: Experiment, text: str, message: str) -> None:
+def test_wrong_blocks_are_named(whole: Comparison, text: str, message: str) -> None:
     with pytest.raises(DataError, match=message):
         pages.fill_blocks(text, whole, "R.md")
 
 
 # --- files
 
+FOUR = ["success", "sweeps", "cost", "curves"]
+
 
 def test_what_is_written_is_current_until_something_changes(folder: Path) -> None:
     (folder / "README.md").write_text(f"# Mini\n\n{block('main')}\n\nGini: {block('success gini')}.\n")
-    assert set(pages.tables_are_current(folder)) == {"tables.md", "README.md", *(f"{name}.svg" for name in figures.FIGURES)}
+    assert set(pages.tables_are_current(folder)) == {"tables.md", "README.md", *(f"{name}.svg" for name in FOUR)}
     written = pages.write_tables(folder)
-    assert {path.name for path in written} == {"tables.md", "README.md", *(f"{name}.svg" for name in figures.FIGURES)}
+    assert {path.name for path in written} == {"tables.md", "README.md", *(f"{name}.svg" for name in FOUR)}
     assert pages.tables_are_current(folder) == []
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     pages.write_tables(folder)
@@ -293,9 +300,9 @@ def test_what_is_written_is_current_until_something_changes(folder: Path) -> Non
     assert pages.tables_are_current(folder) == []
 
 
-def test_figures_carry_the_names_of_arms_and_no_date(whole: Experiment) -> None:
+def test_figures_carry_the_names_of_arms_and_no_date(whole: Comparison) -> None:
     drawn = figures.draw_figures(whole)
-    assert list(drawn) == ["success.svg", "sweeps.svg", "cost.svg", "curves.svg"]
+    assert list(drawn) == FOUR
     for svg in drawn.values():
         assert figures.drawn_by(svg) == figures.matplotlib_version()
         assert "<dc:date>" not in svg
@@ -320,7 +327,7 @@ def test_a_wrong_block_leaves_everything_as_it_was(folder: Path) -> None:
 def test_wrong_sections_are_named(folder: Path, change: dict[str, Any], message: str) -> None:
     (folder / "results.json").write_text(json.dumps(synthetic() | change))
     with pytest.raises(DataError, match=message) as caught:
-        read_experiment(folder)
+        read_results(folder)
     assert "\n" not in str(caught.value)
 
 
@@ -339,11 +346,11 @@ def test_runs_that_do_not_fit_are_named(key: str, value: Any, message: str) -> N
     results = synthetic()
     results["arms"][5]["runs"][0][key] = value
     with pytest.raises(DataError, match=message):
-        Experiment(results)
+        comparison(results)
 
 
 def test_missing_files_say_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(MissingFileError, match=r"holds no results\.json; .*gradprism experiment"):
-        read_experiment(tmp_path)
+        read_results(tmp_path)
     with pytest.raises(MissingFileError, match="no such folder"):
-        read_experiment(tmp_path / "absent")
+        read_results(tmp_path / "absent")

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from gradprism.reporting.experiment_pages import fill_blocks, tables_are_current
-from gradprism.reporting.experiment_results import read_experiment
-from gradprism.runtime.files import read_json
+from gradprism.experiments.comparison import Comparison
+from gradprism.experiments.config import load_config
+from gradprism.experiments.results import read_results
+from gradprism.reporting.pages import fill_blocks, tables_are_current
 
 FOLDERS = sorted(path.parent for path in Path("results").glob("*/results.json"))
 
@@ -24,15 +25,15 @@ def test_tables_and_figures_are_current(folder):
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=str)
 def test_the_results_were_made_with_the_config_beside_them(folder):
-    results, config = read_json(folder / "results.json"), read_json(folder / "config.json")
-    assert [arm["name"] for arm in results["arms"]] == [arm["name"] for arm in config["arms"]]
-    assert results["seeds"] == config["seeds"] and results["splits"] == list(config["evaluation"]["splits"])
-    assert {split: len(tasks) for split, tasks in results["tasks"].items()} == config["evaluation"]["splits"]
-    by_name = {arm["name"]: arm for arm in results["arms"]}
-    for arm in config["arms"]:
-        seeds = [run["seed"] for run in by_name[arm["name"]]["runs"]]
-        assert seeds == config["seeds"][: arm["max_seeds"]][: len(seeds)]
-        assert len(seeds) >= (1 if arm["name"] == config["base_arm"] else 3) or arm["group"] != "table1"
+    results, config = read_results(folder), load_config(folder / "config.json")
+    assert [arm.name for arm in results.arms] == [arm.name for arm in config.arms]
+    assert results.seeds == config.seeds
+    assert [(split, len(tasks)) for split, tasks in results.tasks.items()] == list(config.evaluation.splits.items())
+    by_name = {arm.name: arm for arm in results.arms}
+    for arm in config.arms:
+        seeds = [run.seed for run in by_name[arm.name].runs]
+        assert seeds == config.seeds_of(arm)[: len(seeds)]
+        assert len(seeds) >= (1 if arm.name == config.base_arm else 3) or arm.group != "table1"
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/training.md"])
@@ -41,5 +42,5 @@ def test_numbers_in_other_pages_come_from_the_results(page):
     blocks = re.findall(r"<!-- gradprism: (\S+) ", text)
     assert blocks, "no number of the results is shown"
     for folder in FOLDERS:
-        text = fill_blocks(text, read_experiment(folder), page, prefix=folder.name)
+        text = fill_blocks(text, Comparison(read_results(folder)), page, prefix=folder.name)
     assert text == Path(page).read_text(encoding="utf-8")

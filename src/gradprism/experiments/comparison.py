@@ -1,0 +1,154 @@
+"""Arms of an experiment compared: means, differences and p values of their successes, costs and speed-ups."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Literal, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gradprism.evaluation.summary import wilson_interval
+from gradprism.experiments.costs import Measure, Speedup, run_cost, speedup
+from gradprism.experiments.results import Cost, Results, Run
+from gradprism.experiments.statistics import (
+    Interval,
+    at_most,
+    detectable_difference,
+    difference,
+    interval,
+    permutation_p,
+    training_p,
+)
+
+MAIN_GROUP = "table1"
+What = Literal["success", "score"]
+T = TypeVar("T")
+
+
+class Comparison:
+    """The statistics of the arms of results; arms and seeds may be missing while an experiment runs."""
+
+    def __init__(self, results: Results) -> None:
+        self.results = results
+        self.arms = {arm.name: arm for arm in results.arms}
+        self.splits = list(results.tasks)
+        self._kept: dict[tuple[str, ...], object] = {}
+
+    def _keep(self, key: tuple[str, ...], make: Callable[[], T]) -> T:
+        """The value of `make`, made once: ten thousand draws are not free, and the same figure stands in several tables."""
+        if key not in self._kept:
+            self._kept[key] = make()
+        return self._kept[key]  # pyright: ignore[reportReturnType] # a key belongs to one type
+
+    def of_group(self, group: str) -> list[str]:
+        """Names of the arms of a group, in order."""
+        return [name for name, arm in self.arms.items() if arm.group == group]
+
+    def title(self, arm: str) -> str:
+        """Title of an arm in tables."""
+        return self.arms[arm].title if arm in self.arms else arm
+
+    def runs(self, arm: str | None, split: str | None = None) -> list[Run]:
+        """The arm's runs that have been evaluated on a split (default the first), in the order of their seeds; none where it is absent."""
+        split = split or self.splits[0]
+        runs = self.arms[arm].runs if arm in self.arms else []
+        return sorted((run for run in runs if run.success.get(split)), key=lambda run: run.seed)
+
+    def values(self, arm: str, split: str, what: What = "success") -> NDArray[np.float64]:
+        """Success (0 or 1) or score of every run and task, `[S, T]`; S is 0 where nothing is there, or a run lacks its score."""
+        runs = [(run.success if what == "success" else run.score).get(split) for run in self.runs(arm, split)]
+        known = [list(map(float, values)) for values in runs if values]
+        known = known if len(known) == len(runs) else []
+        return np.array(known, dtype=np.float64).reshape(len(known), len(self.results.tasks[split]))
+
+    def mean(self, arm: str | None, split: str | None = None, what: What = "success") -> Interval | None:
+        """Mean and interval of an arm on a split (default the first), a fraction; the parts of the interval outside 0 and 1 are cut off.
+
+        Where no arm has a second seed, the interval of successes is Wilson's, as that of an evaluation by itself.
+        """
+        split = split or self.splits[0]
+        values = self.values(arm, split, what) if arm else np.zeros(0)
+        if not (arm and values.size):
+            return None
+        found = self._keep(("mean", arm, split, what), lambda: interval(values))
+        if what == "success" and len(values) == 1 and len(self.results.seeds) == 1:
+            low, high = wilson_interval(int(values.sum()), values.size)
+            return replace(found, low=low, high=high)
+        return replace(found, low=max(0.0, found.low), high=min(1.0, found.high))
+
+    def scores(self, arms: Sequence[str], split: str | None = None) -> dict[str, Interval | None]:
+        """Each arm's mean score on a split (default the first), where any differs from its success; else nothing."""
+        scores = {arm: self.mean(arm, split, "score") for arm in arms}
+        means = [self.mean(arm, split) for arm in arms]
+        graded = any(s and m and abs(s.mean - m.mean) > 1e-9 for s, m in zip(scores.values(), means, strict=True))
+        return scores if graded else {}
+
+    def pairs(self, first: str, second: str, split: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Successes `[S, T]` of two arms with the seeds that both have; an arm that trains nothing is the same with every seed.
+
+        S is 0 where they have none in common.
+        """
+        a, b = self.values(first, split), self.values(second, split)
+        runs_a, runs_b = self.runs(first, split), self.runs(second, split)
+        seeds_a, seeds_b = [run.seed for run in runs_a], [run.seed for run in runs_b]
+        if not a.size or not b.size:
+            return a[:0], b[:0]
+        if not any(run.stages for run in runs_a):
+            return np.repeat(a[:1], len(b), 0), b
+        if not any(run.stages for run in runs_b):
+            return a, np.repeat(b[:1], len(a), 0)
+        both = [seed for seed in seeds_a if seed in seeds_b]
+        return a[[seeds_a.index(seed) for seed in both]], b[[seeds_b.index(seed) for seed in both]]
+
+    def difference(self, first: str, second: str, split: str | None = None) -> Interval | None:
+        """Mean of `first` less that of `second` over the seeds that both have, a fraction; None where there are none."""
+        split = split or self.splits[0]
+        a, b = self.pairs(first, second, split)
+        return self._keep(("difference", first, second, split), lambda: difference(a, b)) if a.size else None
+
+    def p(self, first: str, second: str, split: str | None = None) -> float | None:
+        """Paired permutation p of two arms' successes over the seeds that both have, not corrected; None where there are none."""
+        split = split or self.splits[0]
+        a, b = self.pairs(first, second, split)
+        return self._keep(("p", first, second, split), lambda: permutation_p(a, b)) if a.size else None
+
+    def training_p(self, first: str, second: str, split: str | None = None) -> float | None:
+        """p of two arms' successes for other seeds and tasks, not corrected; None where they have not two seeds in common."""
+        split = split or self.splits[0]
+        a, b = self.pairs(first, second, split)
+        return self._keep(("training_p", first, second, split), lambda: training_p(a, b)) if a.size else None
+
+    def costs(self, arm: str | None) -> list[Cost]:
+        """Cost of each run of an arm; none for an arm without stages (the base)."""
+        return [run_cost(run, self.results.stages) for run in self.runs(arm) if run.stages]
+
+    def speedup(self, arm: str, measure: Measure = "wall_seconds") -> Speedup | None:
+        """Speed-up of an arm over full RL; None also of times that cannot be compared."""
+        if measure != "flops" and not self.times_compare(arm):
+            return None
+        return speedup(self.costs(arm), self.costs(self.results.full_rl_arm), measure)
+
+    def times_compare(self, arm: str) -> bool:
+        """Whether an arm's stages and full RL's all ran on one kind of machine."""
+        if not self.results.machines:
+            return True
+        runs = [*self.runs(arm), *self.runs(self.results.full_rl_arm)]
+        places = {self.results.stages[name].machine for run in runs for name in run.stages}
+        machines = [self.results.machines[place] for place in places]
+        return all(a.compares(b) for a in machines for b in machines)
+
+    def detectable(self, comparisons: int = 1) -> float | None:
+        """Smallest difference on the main split, a fraction, that 80 % of such experiments would find: over Table 1 and the references.
+
+        By the interval of one comparison by itself; or as one of several `comparisons`, corrected by Holm's first step, by the p for any
+        trainings. None where no two arms have two seeds in common: one says nothing of other trainings.
+        """
+        arms, split = self.of_group(MAIN_GROUP), self.splits[0]
+        known = [
+            (found, len(self.pairs(arm, other, split)[0]))
+            for other in self.results.reference_arms
+            for arm in arms
+            if arm not in (other, self.results.base_arm) and (found := self.difference(arm, other))
+        ]
+        found = [each if comparisons == 1 else at_most(each, S - 1) for each, S in known if S > 1]
+        return detectable_difference(found, 0.05 / comparisons) if found else None

@@ -1,0 +1,221 @@
+"""The work of stages that load the model: probing, pass rates, both trainings, refreshes and evaluation."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from gradprism.environments.pool import SessionPool
+from gradprism.environments.protocol import Environment, Task
+from gradprism.evaluation.agents import ModelAgent
+from gradprism.evaluation.run import evaluate
+from gradprism.experiments.data_work import PASS_RATES, corpus_of, probe_folder, routes_of
+from gradprism.experiments.refresh import RefreshEvery, remaining, reroute
+from gradprism.experiments.results import HeatMap, TrainingStep
+from gradprism.experiments.results import Task as EvaluatedTask
+from gradprism.experiments.stage import Outcome, Store
+from gradprism.experiments.stages import (
+    PROBE,
+    Base,
+    Collect,
+    Corpus,
+    Evaluate,
+    Evaluated,
+    Files,
+    Moved,
+    PassRates,
+    Played,
+    Probe,
+    Probed,
+    Refresh,
+    Rl,
+    Route,
+    Sft,
+    Trained,
+    TrainedPoint,
+)
+from gradprism.models import load_model
+from gradprism.probing import api, result
+from gradprism.rollouts.player import Player
+from gradprism.runtime.files import write_jsonl
+from gradprism.runtime.progress import Progress
+from gradprism.runtime.usage import Usage
+from gradprism.training.folder import save_model
+from gradprism.training.rl import train_rl
+from gradprism.training.sft import train_sft
+from gradprism.trajectories.record import Trajectory
+from gradprism.trajectories.rendering import Renderer, load_tokenizer
+
+
+def load(base: Base, model: Sft | Rl | None, store: Store, device: str | None = None) -> tuple[Any, Renderer]:
+    """The checkpoint of a stage, or the base; the template is the base model's throughout."""
+    path = str(store.path(model)) if model else base.path
+    renderer = Renderer(load_tokenizer(path, base.template_file), base.context_length)
+    return load_model(path, base.dtype, device or base.device), renderer
+
+
+def probe_corpus(stage: Probe, folder: Path, store: Store) -> Outcome[Probed]:
+    """Probes the corpus."""
+    model, renderer = load(stage.base, stage.model, store)
+    probe = api.probe(
+        model,
+        renderer.tokenizer,
+        corpus_of(stage.corpus, store),
+        out=folder / PROBE,
+        context_length=stage.base.context_length,
+        batch_tokens=stage.batch_tokens,
+        launcher="here",
+    )
+    output = model.get_output_embeddings().weight
+    found = Probed(
+        trajectories=len(probe),
+        parameters=probe.manifest.parameters,
+        matmul=sum(unit.n_parameters or 0 for unit in probe.units) + output.numel(),
+        heat_map=_heat_map(probe),
+    )
+    speed = f"{probe.run.trajectories_per_second:.1f} trajectories per second" if probe.run else ""
+    return Outcome(found, speed, probe.usage, probe.run.earlier if probe.run else Usage())
+
+
+def _heat_map(probe: result.Probe) -> HeatMap:
+    means = dict(zip(((unit.layer, unit.kind) for unit in probe.units), probe.mean_norms.tolist(), strict=True))
+    layers, kinds = sorted({layer for layer, _ in means}), list(dict.fromkeys(kind for _, kind in means))
+    return HeatMap(layers=layers, kinds=kinds, mean_norms=[[means.get((layer, kind)) for kind in kinds] for layer in layers])
+
+
+def play_pass_rates(stage: PassRates, folder: Path, store: Store) -> Outcome[Played]:
+    """Plays every task of the corpus, and writes who succeeded, one line per episode."""
+    environment = stage.world.make()
+    tasks = [task for task in _corpus_tasks(stage.corpus, store, environment) for _ in range(stage.rollouts)]
+    model, renderer = load(stage.base, None, store)
+    with SessionPool(environment, stage.world.workers) as pool, Progress("pass rates", len(tasks)) as progress:
+        player = Player(model, renderer, pool, stage.play)
+        episodes, used = player.play(tasks, stage.seed, lambda _: progress.advance(1)), player.costs
+    write_jsonl(folder / PASS_RATES, ({"id": e.task.id, "success": e.success} for e in episodes))
+    won = sum(e.success for e in episodes)
+    usage = Usage(used.tokens_read, 0, used.tokens_generated, used.environment_steps)
+    return Outcome(Played(episodes=len(episodes), successes=won), f"{100 * won / len(episodes):.1f} % succeed", usage)
+
+
+def _corpus_tasks(corpus: Corpus, store: Store, environment: Environment) -> list[Task]:
+    """Every task of the corpus once."""
+    return list({task.id: task for task in (environment.task(t.task) for t in corpus_of(corpus, store))}.values())
+
+
+def train_by_imitation(stage: Sft, folder: Path, store: Store) -> Outcome[Trained]:
+    """Trains by SFT; where a refresh has moved nothing to SFT, the model is passed on as it is."""
+    trajectories = _sft_set(stage.data, store)
+    model, renderer = load(stage.base, stage.model, store, "cpu")  # the trainer places it
+    if not trajectories:
+        save_model(model, renderer.tokenizer, folder)
+        return Outcome(Trained(examples=0, history=[], curve=[]), "nothing to train on, the model is the same")
+    summary = train_sft(
+        model,
+        renderer.tokenizer,
+        trajectories,
+        stage.config,
+        out=folder,
+        context_length=stage.base.context_length,
+        device=stage.base.device,
+    )
+    history = _history(summary.history, "loss")
+    first, last = _ends([row.loss or 0.0 for row in history])
+    line = f"loss {first:.3f} → {last:.3f} on {len(trajectories)} trajectories"
+    return Outcome(Trained(examples=len(trajectories), history=history, curve=[]), line, summary.usage, summary.earlier)
+
+
+def _sft_set(data: Files | Collect | Route | Refresh, store: Store) -> list[Trajectory]:
+    if isinstance(data, Files | Collect):
+        return list(corpus_of(data, store))
+    return routes_of(data, store).sft
+
+
+def _history(rows: Sequence[Mapping[str, float]], name: str) -> list[TrainingStep]:
+    return [TrainingStep(step=n, **{name: row[name]}) for n, row in enumerate(rows, 1) if row.get(name) is not None]
+
+
+def _ends(values: Sequence[float]) -> tuple[float, float]:
+    """Means of the first and the last fifth, at least one value each."""
+    size = max(1, len(values) // 5)
+    return sum(values[:size]) / size, sum(values[-size:]) / size
+
+
+def refresh_route(stage: Refresh, folder: Path, store: Store) -> Outcome[Moved]:
+    """Probes what the route left for RL on the checkpoint, and routes it again."""
+    model, renderer = load(stage.base, stage.model, store)
+    first, probed = routes_of(stage.first, store), stage.first.probe
+    trajectories = remaining(probe_folder(probed, store), first)
+    moved = reroute(model, renderer, trajectories, first, folder, probed.batch_tokens)
+    found = Moved(trajectories=moved.trajectories, moved_to_sft=len(moved.moved))
+    return Outcome(found, f"{len(moved.moved)} of {moved.trajectories} moved to SFT", moved.usage, moved.earlier)
+
+
+def routed_tasks(stage: Route | Refresh, store: Store, environment: Environment) -> list[Task]:
+    """The tasks that a route sends to RL."""
+    return list({task.id: task for task in (environment.task(t.task) for t in routes_of(stage, store).rl)}.values())
+
+
+def rl_tasks(stage: Rl, store: Store, environment: Environment) -> list[Task]:
+    """The tasks to play; where a refresh has left nothing, those of the first route."""
+    tasks = stage.tasks
+    if isinstance(tasks, Files | Collect):
+        return _corpus_tasks(tasks, store, environment)
+    left = routed_tasks(tasks, store, environment)
+    return routed_tasks(tasks.first, store, environment) if isinstance(tasks, Refresh) and not left else left
+
+
+def rl_rounds(stage: Rl, played: int, store: Store, environment: Environment) -> int:
+    """The rounds of RL on so many tasks: those of its settings, or the share of them that the tasks are of `share_of`."""
+    whole = stage.share_of
+    if whole is None:
+        return stage.config.rounds
+    tasks = routed_tasks(whole, store, environment) if isinstance(whole, Route) else _corpus_tasks(whole, store, environment)
+    return max(1, round(stage.config.rounds * played / len(tasks)))
+
+
+def train_by_rl(stage: Rl, folder: Path, store: Store) -> Outcome[Trained]:
+    """Trains by RL."""
+    environment = stage.world.make()
+    tasks = rl_tasks(stage, store, environment)
+    model, renderer = load(stage.base, stage.model, store, "cpu")
+    refresh = None
+    first = stage.tasks.first if isinstance(stage.tasks, Refresh) else stage.tasks
+    if stage.refresh_every and isinstance(first, Route):
+        routes, ids = routes_of(first, store), {task.id for task in tasks}
+        left = [t for t in remaining(probe_folder(first.probe, store), routes) if environment.task(t.task).id in ids]
+        out, batch_tokens = folder / "refreshes", first.probe.batch_tokens
+        refresh = RefreshEvery(stage.refresh_every, left, environment, renderer, routes, out, batch_tokens)
+    summary = train_rl(
+        model,
+        renderer.tokenizer,
+        environment,
+        tasks,
+        stage.config.model_copy(update={"rounds": rl_rounds(stage, len(tasks), store, environment)}),
+        out=folder,
+        workers=stage.world.workers,
+        device=stage.base.device,
+        refresh=refresh,
+    )
+    history = _history(summary.history, "success")
+    at_first, at_last = _ends([row.success or 0.0 for row in history])
+    curve = [TrainedPoint(fraction=row["step"] / summary.steps, success=row["success"]) for row in summary.evaluations]
+    return Outcome(
+        Trained(examples=len(tasks), history=history, curve=curve),
+        f"success while sampling {100 * at_first:.1f} % → {100 * at_last:.1f} % on {len(tasks)} tasks",
+        refresh.usage(summary.usage) if refresh else summary.usage,
+        summary.earlier,
+        summary.evaluation_seconds,
+    )
+
+
+def evaluate_model(stage: Evaluate, folder: Path, store: Store) -> Outcome[Evaluated]:
+    """Plays the evaluation's tasks."""
+    model, renderer = load(stage.base, stage.model, store)
+    agent, environment = ModelAgent(model, renderer.tokenizer), stage.world.make()
+    evaluation = evaluate(agent, environment, stage.config, out=folder / "evaluation", workers=stage.world.workers)
+    of = {split: [e for e in evaluation.episodes if e.task.split == split] for split in stage.config.splits}
+    found = Evaluated(
+        success={split: "".join("01"[e.success] for e in chosen) for split, chosen in of.items()},
+        score={split: [round(e.score, 4) for e in chosen] for split, chosen in of.items()},
+        tasks={split: [EvaluatedTask(id=e.task.id, task_type=e.task.task_type) for e in chosen] for split, chosen in of.items()},
+    )
+    return Outcome(found, evaluation.headline, evaluation.usage)

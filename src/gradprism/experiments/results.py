@@ -1,0 +1,283 @@
+"""The results of an experiment: one typed schema, and the only module that reads and writes `results.json`.
+
+A run is an experiment of one seed. Every evaluated episode, the cost of every stage and the audits are in it, so that all tables and
+figures can be made from this file alone; arms and seeds may be missing while an experiment runs.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from gradprism.runtime.errors import DataError, MissingFileError
+from gradprism.runtime.files import read_json, write_json
+from gradprism.runtime.progress import printable
+
+RESULTS = "results.json"
+
+Count = Annotated[float, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Outcomes = Annotated[str, Field(pattern=r"^[01]*$")]  # one character per task
+
+
+class Part(BaseModel):
+    """A part of the results: values of exactly these types, and nothing besides."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Cost(Part):
+    """Costs of a stage or of several: seconds, floating-point operations (an estimate), tokens, environment steps, peaks in MiB."""
+
+    wall_seconds: Count = 0
+    cpu_seconds: Count = 0
+    gpu_seconds: Count = 0
+    flops: Count = 0
+    tokens_forward: Count = 0
+    tokens_backward: Count = 0
+    tokens_generated: Count = 0
+    environment_steps: Count = 0
+    peak_memory_mib: Count = 0
+    peak_gpu_memory_mib: Count = 0
+
+
+class TrainingStep(Part):
+    """One line of a training's log: the loss of SFT, or success while sampling of RL."""
+
+    step: int
+    loss: float | None = None
+    success: float | None = None
+
+
+class Stage(Cost):
+    """A stage that was run; `machine` is its place among the machines. Its times hold the evaluations that it stopped for."""
+
+    kind: str
+    machine: Annotated[int, Field(ge=0)] = 0
+    evaluation_seconds: Count = 0
+    history: list[TrainingStep] = []
+
+
+class Machine(Part):
+    """The machine of a measurement; `threads` are torch's, a GPU is named where the stage used one."""
+
+    cpu: str | None = None
+    cores: int | None = None
+    memory_gib: int | None = None
+    python: str | None = None
+    threads: int | None = None
+    gpu: str | None = None
+    versions: dict[str, str] = {}
+
+    def compares(self, other: "Machine") -> bool:
+        """Whether wall clocks of both may be compared; versions of libraries may differ, and a stage without a GPU names none."""
+        same = (self.cpu, self.cores, self.threads) == (other.cpu, other.cores, other.threads)
+        return same and (self.gpu == other.gpu or None in (self.gpu, other.gpu))
+
+
+class Model(Part):
+    """The base model; `matmul` are the parameters that every token is multiplied by."""
+
+    id: str
+    parameters: int | None = None
+    matmul: int = 0
+
+
+class Task(Part):
+    """A task of the evaluation."""
+
+    id: str
+    task_type: str | None = None
+
+
+class Point(Part):
+    """Success on the first `tasks` of the first split when `fraction` of the training by `stage` was done."""
+
+    stage: str
+    fraction: Share
+    success: float
+    tasks: int | None = None
+
+
+class Run(Part):
+    """An arm with one seed: success and score of every task by split, what it was trained on, and the stages that made its model.
+
+    Of the stages in `forward_only` it needs the forward pass alone.
+    """
+
+    seed: int
+    success: dict[str, Outcomes] = {}
+    score: dict[str, list[float]] = {}
+    n_sft: int | None = None
+    n_rl: int | None = None
+    n_rl_by_chance: int | None = None
+    stages: list[str] = []
+    forward_only: list[str] = []
+    route: str | None = None
+    evaluation: str | None = None
+    curve: list[Point] = []
+
+
+class Arm(Part):
+    """A way to spend the corpus, with its runs; `seeds` are those that it is to have."""
+
+    name: str
+    title: str
+    group: str
+    seeds: list[int] = []
+    runs: list[Run] = []
+
+
+class Routing(Part):
+    """Scores of a route: bins of `width` from `start` on with the trajectories in each to SFT and to RL, and
+    both numbers by task type."""
+
+    metric: str
+    policy: str
+    threshold: float
+    start: float
+    width: float
+    sft: list[int]
+    rl: list[int]
+    task_types: dict[str, list[int]] = {}
+
+
+class HeatMap(Part):
+    """Mean gradient norm over the corpus of every matrix, by layer and kind; None where a layer has none of the kind."""
+
+    layers: list[int]
+    kinds: list[str]
+    mean_norms: list[list[float | None]]
+
+    @model_validator(mode="after")
+    def _rectangular(self) -> Self:
+        if len(self.mean_norms) != len(self.layers) or any(len(row) != len(self.kinds) for row in self.mean_norms):
+            raise ValueError("mean_norms is not one row per layer and one value per kind")
+        return self
+
+
+class Agreement(Part):
+    """How far two splits agree: share on the same side, overlap of the RL sides, rank correlation; `rl` is the side of a plain measure."""
+
+    same_side: float | None = None
+    jaccard: float | None = None
+    spearman: float | None = None
+    shared: int | None = None
+    rl: str | None = None
+
+
+class MetricAudit(Part):
+    """The audit of the experiment's probe for one metric."""
+
+    spearman: dict[str, float | None] = {}
+    eta_squared: float | None = None
+    agreement: dict[str, Agreement] = {}
+    threshold_standard_error: float | None = None
+    share_within_one_standard_error: float | None = None
+    stability: dict[str, Agreement] = {}
+    warnings: list[str] = []
+
+
+class Claim(Part):
+    """A claim to be checked: arm `better` succeeds more often than arm `worse`."""
+
+    text: str
+    better: str
+    worse: str
+
+
+class Sweep(Part):
+    """Arms along one axis, by the value on it."""
+
+    title: str
+    arms: dict[str, str]
+
+
+class Regime(Part):
+    """Where arms can be told apart: the base is weak but not hopeless, and no arm has reached the ceiling."""
+
+    base_low: float = 0.05
+    base_high: float = 0.20
+    ceiling: float = 0.95
+
+
+class Results(Part):
+    """The content of a `results.json`. The first split of `tasks` is the main one."""
+
+    name: str
+    environment: str
+    created: str | None = None
+    model: Model | None = None
+    trajectories: int | None = None
+    machines: list[Machine] = []
+    seeds: list[int] = []
+    base_arm: str | None = None
+    sft_arm: str | None = None
+    full_rl_arm: str | None = None
+    reference_arms: list[str] = []
+    regime: Regime = Regime()
+    claims: list[Claim] = []
+    sweeps: list[Sweep] = []
+    arms: list[Arm]
+    audits: dict[str, MetricAudit] = {}
+    heat_map: HeatMap | None = None
+    routes: dict[str, Routing] = {}
+    stages: dict[str, Stage]
+    tasks: dict[str, list[Task]] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _agree(self) -> Self:
+        if error := next(self._contradictions(), None):
+            raise ValueError(error)
+        return self
+
+    def _contradictions(self) -> Iterator[str]:
+        names = [arm.name for arm in self.arms]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            yield f"two arms have the same name: {twice}"
+        for name, stage in self.stages.items():
+            if stage.machine >= max(1, len(self.machines)):  # without any, all are of one that is not known
+                yield f"the machine of stage {name!r} is not among the machines"
+        for arm in self.arms:
+            seeds = [run.seed for run in arm.runs]
+            if len(set(seeds)) < len(seeds):
+                yield f"arm {arm.name!r} has two runs of one seed"
+            for run in arm.runs:
+                where = f"arm {arm.name!r}, seed {run.seed}"
+                for split, values in [*run.success.items(), *run.score.items()]:
+                    if split not in self.tasks or len(values) != len(self.tasks[split]):
+                        yield f"{where}: {split!r} has {len(values)} results, tasks {len(self.tasks.get(split, []))}"
+                for stage in [*run.stages, *([run.evaluation] if run.evaluation else [])]:
+                    if stage not in self.stages:
+                        yield f"{where}: stage {stage!r} is not among the stages"
+
+
+def read_results(folder: Path) -> Results:
+    """Reads and checks `folder`/results.json; raises `MissingFileError`, or `DataError` with the file and the key that is wrong."""
+    path = Path(folder) / RESULTS
+    if not path.is_file():
+        what = f"holds no {RESULTS}" if Path(folder).is_dir() else "no such folder"
+        raise MissingFileError(f"{folder}: {what}; name a folder that `gradprism run` or `gradprism experiment` has written")
+    return check_results(read_json(path), str(path))
+
+
+def check_results(content: Any, source: str = RESULTS) -> Results:
+    """The results that a JSON document holds; raises `DataError` naming `source` and the key that is wrong."""
+    try:
+        return Results.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"]) or "the whole file"
+        message = printable(first["msg"].removeprefix("Value error, "))
+        raise DataError(f"{source}: {printable(key)}: {message}; correct it, or run the experiment again") from None
+
+
+def write_results(folder: Path, results: Results) -> None:
+    """Writes `folder`/results.json, in the order of the schema and without what is at its default."""
+    write_json(Path(folder) / RESULTS, results.model_dump(mode="json", exclude_defaults=True), sort_keys=False)
+
+
+def has_results(folder: Path) -> bool:
+    """Whether a folder holds results."""
+    return (Path(folder) / RESULTS).is_file()

@@ -1,0 +1,307 @@
+"""Pages of results: all tables and figures as one document, and the blocks of other Markdown pages that show them."""
+
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from gradprism.experiments.comparison import MAIN_GROUP, Comparison
+from gradprism.experiments.results import read_results
+from gradprism.reporting.cost_tables import cost_table, ledger_table, saving_lines, training_table, work_table
+from gradprism.reporting.document import Block, Heading, markdown, page, show
+from gradprism.reporting.figures import FIGURES, draw_figures, drawn_by, figure, has_figure, matplotlib_version
+from gradprism.reporting.numbers import count, duration, percent, points, share, times
+from gradprism.reporting.tables import (
+    audit_blocks,
+    claims_table,
+    detectable_text,
+    difference_table,
+    main_table,
+    regime_text,
+    routes_table,
+    success_table,
+    sweep_table,
+)
+from gradprism.runtime.errors import ConfigError, DataError, MissingFileError
+from gradprism.runtime.files import atomic_write
+from gradprism.runtime.progress import printable
+
+TABLES, README, REPORT = "tables.md", "README.md", "report.html"
+GROUP_TITLES = {"sweep": "Arms of the sweeps", "refresh": "Routing again while the model changes"}
+
+HOW_TO_READ = (
+    "Brackets are 95 % intervals for other training seeds and other tasks (crossed random effects, Student's t), each by itself. With one "
+    "seed they are bootstraps over tasks and know nothing of training. Differences are over the seeds that both arms have. p values are "
+    "two-sided and corrected by Holm's method over the comparisons of one column with the same reference: *these models* by a paired "
+    "sign-flip test over tasks on the mean over seeds, which asks whether the models that were trained differ; *any trainings* by "
+    "Student's t with at most one degree of freedom less than there are seeds, which asks whether arms do, trained again. Of SFT / RL, "
+    "*by chance* are those of RL's that were drawn among equal pass rates."
+)
+ONE_SEED = (
+    "Brackets are 95 % intervals over tasks, each by itself: Wilson's of successes, bootstraps of scores and differences. With one seed "
+    "they know nothing of other trainings. p, *these models*: a paired sign-flip test over tasks, corrected by Holm's method over the "
+    "column."
+)
+CLAIMS_NOTE = (
+    "A claim holds where p for any trainings, corrected over the claims, is below 0.05. It is suggested where only the interval, which is "
+    "not corrected, is clear of zero: of a dozen claims of no effect one is suggested in about every second experiment. After the "
+    "correction three seeds decide next to nothing, whatever their interval; with one seed nothing is decided."
+)
+TRAINING_NOTE = (
+    "Success in % on the tasks of the curves, the first of the evaluation's, means over seeds. The highest point of a mean curve is that "
+    "of several, and so flatters. Score 0: the share of all evaluated episodes that ended with nothing."
+)
+COST_NOTE = (
+    "Means over seeds; in parentheses the range over seeds. Evaluations are not in the times. Wall clocks are of machines that may have "
+    "done other work, stages side by side among it: CPU time and FLOPs compare better, and wall clocks of different machines are not "
+    "compared at all. Speed-ups are over full RL. Choosing is all that is not training: probing, routing, sampling; of a policy that "
+    "reads losses alone it is the forward part of the probe, its time estimated by its FLOPs. FLOPs are estimates: 2 per parameter and "
+    "token read, 4 per parameter and token of a backward pass. The last columns say at which part of full RL's whole cost an arm first got "
+    "the success that full RL ended with, on the tasks of the curves, and how many seeds did: a first crossing of a noisy curve, and for "
+    "SFT the whole of it, since it is only evaluated at its end."
+)
+
+# --- the document
+
+
+def document(comparison: Comparison) -> list[Block]:
+    """All tables and figures; parts for which the results hold nothing are left out."""
+    results, main = comparison.results, comparison.of_group(MAIN_GROUP)
+    single = len(results.seeds) == 1
+    blocks: list[Block] = [Heading(f"{results.name}: tables", 1), _facts(comparison), ONE_SEED if single else HOW_TO_READ]
+    if single:
+        blocks += ["\n".join(f"- {line}" for line in run_lines(comparison))]
+    else:
+        blocks += [Heading("Does the experiment lie where something can be seen?"), regime_text(comparison)]
+    blocks += [Heading("Table 1: success in %"), *_success(comparison, main), *figure(comparison, "success")]
+    if results.claims:
+        blocks += [Heading("Claims"), claims_table(comparison), CLAIMS_NOTE]
+    for group in dict.fromkeys(arm.group for arm in results.arms if arm.group != MAIN_GROUP):
+        blocks += [Heading(GROUP_TITLES.get(group, group.capitalize())), *_success(comparison, comparison.of_group(group))]
+    for sweep in results.sweeps:
+        blocks += [Heading(f"Sweep: {sweep.title}"), sweep_table(comparison, sweep)]
+    blocks += figure(comparison, "sweeps")
+    blocks += _costs(comparison)
+    if single:
+        table = routes_table(comparison)
+        routes = [*figure(comparison, "scores"), *([table] if table else []), *figure(comparison, "norms")]
+        blocks += [Heading("Scores and routes"), *routes] if routes else []
+    if audits := audit_blocks(comparison):
+        blocks += [Heading("Audits"), *audits]
+    return blocks
+
+
+def _facts(comparison: Comparison) -> str:
+    results = comparison.results
+    facts = [f"Environment {results.environment}"]
+    facts += [f"model {results.model.id} ({count(results.model.parameters or 0)} parameters)"] if results.model else []
+    facts += [f"{results.trajectories} trajectories"] if results.trajectories else []
+    facts += [f"seeds {', '.join(map(str, results.seeds))}"] if results.seeds else []
+    for machine in results.machines:
+        if machine.gpu is None and any(m.gpu and m.model_copy(update={"gpu": None}) == machine for m in results.machines):
+            continue  # the same, by a stage that had no use for its GPU
+        where = [machine.cpu, machine.gpu, f"{machine.cores or '?'} cores"] if machine.cpu else []
+        facts += [", ".join(filter(None, [*where, *(f"{name} {v}" for name, v in sorted(machine.versions.items()))]))]
+    said = f"{'; '.join(facts)}. Written by `gradprism experiment tables` from `results.json`; edit neither."
+    missing = []
+    for name, arm in comparison.arms.items():
+        done, wanted = len(comparison.runs(name)), len(arm.seeds or results.seeds)
+        if done < (1 if name == results.base_arm else wanted):
+            missing.append(f"{arm.title} ({done} of {wanted})")
+    return said + (f"\n\n**Unfinished**, seeds done: {', '.join(missing)}." if missing else "")
+
+
+def run_lines(comparison: Comparison) -> list[str]:
+    """A run in a few plain sentences: success of every arm by split, the last arm's route, the probe's share of the time."""
+    lines = []
+    for split in comparison.splits:
+        steps = [
+            f"{percent(mean, ' %')} {comparison.title(arm)}" for arm in comparison.arms if (mean := comparison.mean(arm, split))
+        ]
+        episodes = len(comparison.results.tasks[split])
+        lines += [f"Success on {split} tasks ({episodes} episodes each; 95 % intervals): {', '.join(steps)}."] if steps else []
+    routed = [run for arm in comparison.arms for run in comparison.runs(arm) if run.n_rl is not None]
+    if routed:
+        lines.append(f"{routed[-1].n_sft} trajectories went to SFT, {routed[-1].n_rl} to RL.")
+    stages = comparison.results.stages.values()
+    probe = sum(stage.wall_seconds for stage in stages if stage.kind == "probe")
+    if (whole := sum(stage.wall_seconds for stage in stages)) and probe:
+        lines.append(f"The probe took {duration(probe)} of {duration(whole)}, {share(probe / whole)} of the wall time.")
+    return lines
+
+
+def _success(comparison: Comparison, arms: Sequence[str]) -> list[Block]:
+    blocks: list[Block] = []
+    for split in comparison.splits:
+        differences = difference_table(comparison, arms, split)
+        blocks += [Heading(f"{split.capitalize()} tasks", 3), success_table(comparison, arms, split)]
+        blocks += [differences] if differences else []
+    return blocks
+
+
+def _costs(comparison: Comparison) -> list[Block]:
+    blocks: list[Block] = [Heading("Table 3: cost")]
+    if comparison.costs(comparison.results.full_rl_arm):
+        blocks += [cost_table(comparison), COST_NOTE]
+    blocks += [work_table(comparison), *figure(comparison, "cost")]
+    if lines := saving_lines(comparison):
+        blocks += [Heading("Does choosing pay?", 3), "\n".join(lines)]
+    blocks += [Heading("All that was run", 3), ledger_table(comparison)]
+    training = training_table(comparison)
+    drawn = [*figure(comparison, "curves"), *figure(comparison, "training")]
+    if training or drawn:
+        blocks += [Heading("While training"), *([training, TRAINING_NOTE] if training else []), *drawn]
+    return blocks
+
+
+# --- blocks of other pages
+
+_BEGIN, _END = "<!-- gradprism: ", "<!-- /gradprism -->"
+_TABLE_BLOCKS: dict[str, Callable[[Comparison], Block | None]] = {
+    "main": main_table,
+    "claims": claims_table,
+    "regime": regime_text,
+    "cost": cost_table,
+    "training": training_table,
+}
+
+
+def replace_block(text: str, name: str, table: str) -> str:
+    """`text` with `table` between `<!-- gradprism: NAME -->` and `<!-- /gradprism -->`, wherever they stand.
+
+    Text of several lines is set apart by blank lines, as Markdown wants of a table; a single line stays within its own. Raises
+    `DataError` where the markers are missing.
+    """
+    body = f"\n\n{table.strip()}\n\n" if "\n" in table else table
+    begin = f"{_BEGIN}{name} -->"
+    new, n = re.subn(f"{re.escape(begin)}.*?{re.escape(_END)}", lambda _: f"{begin}{body}{_END}", text, flags=re.DOTALL)
+    if not n:
+        raise DataError(f"no block {name!r}: put {begin} and {_END} where it is to stand")
+    return new
+
+
+def fill_blocks(text: str, comparison: Comparison, source: str, prefix: str = "") -> str:
+    """`text` with all its blocks filled in; `source` is the file that errors name.
+
+    Blocks are `main`, `claims`, `regime`, `cost`, `training`, and within a line `success ARM [SPLIT]`, `score ARM [SPLIT]`, `speedup ARM`,
+    `difference ARM ARM [SPLIT]`, `speedup-flops ARM`, `detectable`. With a prefix, only blocks whose names begin with it are filled
+    ("PREFIX success gini"), so that one file can show several experiments. (A line that begins with a marker is HTML to Markdown:
+    begin it with a word.)
+
+    Raises `DataError` for a block that is none of these, an unknown arm or split, or a block that does not end before the next.
+    """
+    begin, parts = f"{prefix} " if prefix else "", text.split(_BEGIN)[1:]
+    names = [part.partition(" -->")[0] for part in parts]
+    for name, part in zip(names, parts, strict=True):
+        if _END not in part:
+            raise DataError(f"{source}: block {name!r} does not end; add {_END}")
+    for name in dict.fromkeys(name for name in names if name.startswith(begin)):
+        text = replace_block(text, name, _block(name.removeprefix(begin), comparison, source))
+    return text
+
+
+def _block(name: str, comparison: Comparison, source: str) -> str:
+    what, *words = name.split() or [""]
+    if what in _TABLE_BLOCKS and not words:
+        block = _TABLE_BLOCKS[what](comparison)
+        return markdown([block]) if block else ""
+    n_arms = {"success": 1, "score": 1, "difference": 2, "speedup": 1, "speedup-flops": 1, "detectable": 0}.get(what)
+    n_splits = int(what in ("success", "score", "difference"))
+    if n_arms is None or not n_arms <= len(words) <= n_arms + n_splits:
+        raise DataError(f"{source}: no block is called {printable(name)!r}; see docs/experiments.md for those that are")
+    arms, split = words[:n_arms], next(iter(words[n_arms:]), None)
+    for word, known in [*((arm, list(comparison.arms)) for arm in arms), *([(split, comparison.splits)] if split else [])]:
+        if word not in known:
+            where = f"{source}: block {printable(name)!r}"
+            raise DataError(f"{where}: no {printable(word)!r} in results.json; it has {', '.join(known)}")
+    if what == "success":
+        return percent(comparison.mean(arms[0], split), " %")
+    if what == "score":
+        return percent(comparison.mean(arms[0], split, "score"))
+    if what == "difference":
+        return points(comparison.difference(arms[0], arms[1], split), " points")
+    if what == "detectable":
+        return detectable_text(comparison)
+    return times(comparison.speedup(arms[0], "flops" if what == "speedup-flops" else "wall_seconds"))
+
+
+# --- files and the terminal
+
+
+def _texts(folder: Path, comparison: Comparison) -> dict[str, str]:
+    """File name to its text, figures apart."""
+    texts = {TABLES: markdown(document(comparison))}
+    readme = Path(folder) / README
+    if readme.is_file():
+        texts[README] = fill_blocks(readme.read_text(encoding="utf-8"), comparison, str(readme))
+    return texts
+
+
+def write_tables(folder: Path) -> list[Path]:
+    """Writes `tables.md` and the figures (SVG) of `folder`/results.json beside it, and fills the blocks of its README.md, if it has one.
+
+    Returns the paths written. Figures that the results no longer have are deleted. Raises `MissingFileError` or `DataError`.
+    """
+    folder, comparison = Path(folder), Comparison(read_results(folder))
+    files = _texts(folder, comparison) | {f"{name}.svg": svg for name, svg in draw_figures(comparison).items()}
+    for name, content in files.items():
+        with atomic_write(folder / name) as file:
+            file.write(content)
+    for name in FIGURES:
+        if f"{name}.svg" not in files:
+            (folder / f"{name}.svg").unlink(missing_ok=True)
+    return [folder / name for name in files]
+
+
+def fill_page(folder: Path, path: Path) -> None:
+    """Fills the blocks of a Markdown page elsewhere that name the results of `folder`: `<!-- gradprism: FOLDER success gini -->`."""
+    if not path.is_file():
+        raise MissingFileError(f"{path}: no such file")
+    text = path.read_text(encoding="utf-8")
+    filled = fill_blocks(text, Comparison(read_results(folder)), str(path), prefix=Path(folder).resolve().name)
+    if filled != text:
+        with atomic_write(path) as file:
+            file.write(filled)
+
+
+def tables_are_current(folder: Path) -> list[str]:
+    """Names of the files that `write_tables` would change; writes nothing.
+
+    Matplotlib draws the same picture in other bytes from version to version: a figure that another version drew is only looked for.
+    """
+    folder, comparison = Path(folder), Comparison(read_results(folder))
+    held = {path.name: path.read_text(encoding="utf-8") for path in folder.iterdir() if path.suffix in (".md", ".svg")}
+    stale = [name for name, text in _texts(folder, comparison).items() if held.get(name) != text]
+    version, figures = matplotlib_version(), draw_figures(comparison)
+    for name in FIGURES:
+        svg = held.get(f"{name}.svg")
+        differs = name in figures and svg is not None and drawn_by(svg) == version and svg != figures[name]
+        if differs or (svg is not None) != has_figure(comparison, name):
+            stale.append(f"{name}.svg")
+    return stale
+
+
+def write_report(folder: Path, path: Path | None = None) -> Path:
+    """Writes all tables and figures of `folder`/results.json as one HTML file (default `folder`/report.html), and returns its path.
+
+    It asks the network for nothing and holds no script. Raises `ConfigError` where `path` is a folder.
+    """
+    path, comparison = path or Path(folder) / REPORT, Comparison(read_results(folder))
+    if path.is_dir():
+        raise ConfigError(f"{path}: is a folder; --out names the HTML file")
+    text = page(comparison.results.name, document(comparison), draw_figures(comparison))
+    with atomic_write(path, "wb") as file:
+        file.write(text.encode("utf-8", errors="replace"))  # a lone surrogate, which JSON may hold, has no UTF-8 form
+    return path
+
+
+def print_tables(folder: Path, console: Console) -> None:
+    """Prints the success of all arms by split, and all that was run with its cost."""
+    comparison = Comparison(read_results(folder))
+    for split in comparison.splits:
+        title = f"Success in % [95 % interval], {split} tasks"
+        show(title, success_table(comparison, list(comparison.arms), split), console)
+    show("Cost", ledger_table(comparison), console)
+    for line in run_lines(comparison) if len(comparison.results.seeds) == 1 else ():
+        console.print(line, markup=False, highlight=False)
