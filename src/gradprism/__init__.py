@@ -18,9 +18,15 @@ if TYPE_CHECKING:
     from gradprism.experiments.config import ExperimentConfig, load_config
     from gradprism.experiments.results import Results, read_results
     from gradprism.exporting.registry import export, register_exporter
+    from gradprism.models import ModelSpec
     from gradprism.package_data import shipped, write_template
     from gradprism.probing.api import probe
-    from gradprism.probing.result import Probe
+    from gradprism.probing.callback import ProbeCallback
+    from gradprism.probing.estimate import estimate_probe
+    from gradprism.probing.manifest import ProbeManifest, UnitInfo
+    from gradprism.probing.rays import Ray
+    from gradprism.probing.result import Probe, ProbeRun
+    from gradprism.probing.work import ProbeOptions
     from gradprism.reporting.run import experiment, run
     from gradprism.rollouts.config import RolloutConfig
     from gradprism.rollouts.episode import Episode, StopReason, Turn
@@ -54,8 +60,14 @@ __all__ = [
     "GradprismError",
     "Info",
     "Message",
+    "ModelSpec",
     "PolicyContext",
     "Probe",
+    "ProbeCallback",
+    "ProbeManifest",
+    "ProbeOptions",
+    "ProbeRun",
+    "Ray",
     "Renderer",
     "Results",
     "RlConfig",
@@ -69,9 +81,11 @@ __all__ = [
     "TrainingSummary",
     "Trajectory",
     "Turn",
+    "UnitInfo",
     "Usage",
     "audit",
     "collect",
+    "estimate_probe",
     "evaluate",
     "experiment",
     "export",
@@ -106,8 +120,14 @@ _ROOMS = {
     "experiments.results": "Results read_results",
     "exporting.registry": "export register_exporter",
     "package_data": "shipped write_template",
+    "models": "ModelSpec",
     "probing.api": "probe",
-    "probing.result": "Probe",
+    "probing.callback": "ProbeCallback",
+    "probing.estimate": "estimate_probe",
+    "probing.manifest": "ProbeManifest UnitInfo",
+    "probing.rays": "Ray",
+    "probing.result": "Probe ProbeRun",
+    "probing.work": "ProbeOptions",
     "reporting.run": "experiment run",
     "rollouts.config": "RolloutConfig",
     "rollouts.episode": "Episode StopReason Turn",

@@ -220,7 +220,7 @@ def _base_and_adapter(name_or_path: str) -> tuple[str, Path | None]:
 
 
 def is_adapter(name_or_path: str) -> bool:
-    """Whether this is the folder of a PEFT adapter and not of a whole model."""
+    """True for the folder of a PEFT adapter, which is no whole model."""
     folder = Path(name_or_path)
     return (folder / _ADAPTER_CONFIG).is_file() and not (folder / "config.json").is_file()
 

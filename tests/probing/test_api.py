@@ -37,7 +37,7 @@ def test_a_probe_in_memory_is_the_one_in_a_folder_and_can_be_saved(model, tmp_pa
         assert list(other.trajectories) == list(other.trajectories) == trajectories
         assert other.usage.tokens_forward == here.run.usage.tokens_forward
     np.testing.assert_allclose(here.scores(), gini(here.norms))
-    scaled = here.norms / np.sqrt([float(unit.n_parameters or 0) for unit in here.units])
+    scaled = here.norms / np.sqrt([unit.n_parameters for unit in here.units])
     np.testing.assert_allclose(here.scores("gini", normalise="per_parameter"), gini(scaled))
     np.testing.assert_allclose(here.mean_norms, here.norms.mean(axis=0), rtol=1e-6)
     assert [(unit.name, unit.layer, unit.kind) for unit in here.units[6:8]] == [

@@ -60,7 +60,7 @@ def test_what_was_rendered_is_read_back(rows, tmp_path, renderer, monkeypatch):
     for index in (0, 39, 3, 17, *range(40)):
         assert_same(opened.rendered(index), rendered[index])
     assert opened.n_turns.tolist() == [sum(m.role == "assistant" for m in t.messages) for t in trajectories]
-    assert opened.column("n_targets").tolist() == [r.n_targets for r in rendered]
+    assert opened.column("n_truncated").tolist() == [r.n_truncated for r in rendered]
     items = opened.items()
     assert items.index.tolist() == list(range(40))
     assert items.length.tolist() == [read_length(r) for r in rendered]

@@ -1,4 +1,4 @@
-"""What one forward and backward pass of the model collects: inputs, output gradients, and from each pair a norm.
+"""One forward and backward pass of the model, and what is collected of it: inputs, output gradients, and from each pair a norm.
 
 Shapes: n trajectories, T positions, R target rows of a batch, N units, I input and O output features.
 """

@@ -1,4 +1,4 @@
-"""What the two forms of a norm cost on a device, measured once, so that each matrix of each batch gets the cheaper one.
+"""Costs of the two forms of a norm on a device, measured once, so that each matrix of each batch gets the cheaper one.
 
 The measure is kept: in the user's cache folder, so that a machine decides alike in every run, and in the probe folder's manifest.
 """

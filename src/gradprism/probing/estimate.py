@@ -57,7 +57,7 @@ def estimate_probe(
     out: str | Path | None = None,
     on_existing: OnExisting = "resume",
 ) -> ProbeEstimate:
-    """What `probe` would take with the same arguments, in this process: the corpus is rendered as a whole, a sample of batches probed.
+    """Estimates what `probe` would take with the same arguments, in this process: renders the whole corpus, probes a sample of batches.
 
     Raises what `probe` does, except for what only writing or the batches outside the sample can show.
     """

@@ -46,7 +46,7 @@ def attach_experts(tap: ExpertsTap, get_pass: Callable[[], Pass]) -> Callable[[]
 
 
 def _forward(tap: ExpertsTap, current: Pass, hidden_NH: Tensor, chosen_Nk: Tensor, weights_Nk: Tensor) -> Tensor:
-    """What the module's own forward computes, with the norms of its products announced to `current`."""
+    """Computes what the module's own forward does, with the norms of its products announced to `current`."""
     module: Any = tap.module
     gate_up_weight, down_weight = module.gate_up_proj, module.down_proj
     transposed, has_bias = getattr(module, "is_transposed", False), getattr(module, "has_bias", False)

@@ -22,11 +22,11 @@ class UnitInfo:
     """A weight matrix whose gradient is measured: a column of the norms.
 
     `layer` is the first number in its `name` (0 where there is none), `kind` the name's end, as in `q` of `layers.0.q_proj`.
-    `n_parameters` counts its entries and `weight_norm` is its Frobenius norm; None where the probe does not tell.
+    `n_parameters` counts its entries (0 where the probe does not tell) and `weight_norm` is its Frobenius norm (None likewise).
     """
 
     name: str
-    n_parameters: int | None = None
+    n_parameters: int = 0
     weight_norm: float | None = None
 
     @property
@@ -61,7 +61,7 @@ class DataFile:
 
 @dataclass(frozen=True, kw_only=True)
 class ProbeManifest:
-    """`manifest.json` of a probe folder. `units`, `n_parameters` and `weight_norms` have an entry per column of the norms.
+    """Contents of a probe folder's `manifest.json`. `units`, `n_parameters` and `weight_norms` have an entry per column of the norms.
 
     `costs` are those by which the form of each norm was chosen (`norms.Costs`); `read` says how the files `data` were read.
     """
@@ -111,9 +111,9 @@ class ProbeManifest:
     @cached_property
     def unit_infos(self) -> tuple[UnitInfo, ...]:
         """The units with their sizes."""
-        unknown = (None,) * len(self.units)
-        sizes = zip(self.units, self.n_parameters or unknown, self.weight_norms or unknown, strict=True)
-        return tuple(UnitInfo(*each) for each in sizes)
+        counts = self.n_parameters or (0,) * len(self.units)
+        norms = self.weight_norms or (None,) * len(self.units)
+        return tuple(UnitInfo(*each) for each in zip(self.units, counts, norms, strict=True))
 
 
 _ADAPTER = TypeAdapter(ProbeManifest)

@@ -15,7 +15,7 @@ from gradprism.runtime.folders import MANIFEST
 
 
 def is_url(folder: object) -> bool:
-    """Whether a folder is named by a URL."""
+    """True for a folder that is named by a URL."""
     return "://" in str(folder)
 
 

@@ -76,7 +76,7 @@ def gram(X_nTI: Tensor) -> list[Tensor]:
 
 
 def gram_entries(T: int) -> int:
-    """How many entries `gram` computes: T²/2 and a little more."""
+    """Number of entries that `gram` computes: T²/2 and a little more."""
     h = _height(T)
     return sum(min(h, T - i) * (T - i) for i in range(0, T, h))
 
@@ -102,7 +102,7 @@ def _height(T: int) -> int:
 
 
 def gram_is_cheaper(T: int, d_in: int, d_outs: Sequence[int], costs: Costs) -> bool:
-    """Whether layers of `d_outs` outputs that share an input of `d_in` features are cheaper by the gram form, together."""
+    """True where layers of `d_outs` outputs that share an input of `d_in` features are cheaper by the gram form, together."""
     entries = gram_entries(T)
     by_gram = entries * ((d_in + sum(d_outs)) * costs.gram_product + len(d_outs) * costs.gram_entry)
     return by_gram < d_in * sum(d_outs) * (T * costs.outer_product + costs.outer_entry)

@@ -26,25 +26,24 @@ from gradprism.trajectories.corpus import canonical_line
 from gradprism.trajectories.record import Trajectory
 from gradprism.trajectories.rendering import RenderedTrajectory
 
-_LAYOUT = 1
+_LAYOUT = 2
 _BATCH_ROWS, _BATCH_TOKENS = 1024, 1 << 20
 _SCHEMA = pa.schema(
     [
         ("id", pa.string()),
         ("n_truncated", pa.int32()),
-        ("n_targets", pa.int32()),  # tokens of the loss
         ("n_turns", pa.int32()),  # assistant turns that are trained on, cut off or not
         ("length", pa.int32()),  # tokens that the model reads: those before the last target
         ("input_ids", pa.list_(pa.int32())),
         ("response_mask", pa.list_(pa.bool_())),
-        ("turns", pa.list_(pa.list_(pa.int32(), 2))),  # first token and end of each assistant turn
+        ("turns", pa.list_(pa.int32())),  # first token and end of each assistant turn, one pair after the other
         ("turn_lengths", pa.list_(pa.int32())),  # tokens read for the turn's own loss; 0 for a turn without one
     ]
 )
 
 
 class TrajectoryRenderer(Protocol):
-    """What `prepare` needs of a `Renderer`."""
+    """The part of a `Renderer` that `prepare` needs."""
 
     def render(self, trajectory: Trajectory) -> RenderedTrajectory: ...
 
@@ -88,7 +87,7 @@ class Prepared:
         return int(self._starts[-1])
 
     def column(self, name: str) -> NDArray[np.int32]:
-        """A numeric column: `n_truncated`, `n_targets`, `n_turns` or `length`, int32 `[n]`."""
+        """A numeric column: `n_truncated`, `n_turns` or `length`, int32 `[n]`."""
         return np.concatenate([np.empty(0, np.int32), *(batch.column(name).to_numpy() for batch in self._batches)])
 
     def items(self, per_turn: bool = False) -> Items:
@@ -116,7 +115,7 @@ class Prepared:
             start, stop = column.offsets[row].as_py(), column.offsets[row + 1].as_py()
             return column.values[start:stop]
 
-        turns = values("turns").flatten().to_numpy().reshape(-1, 2)
+        turns = values("turns").to_numpy().reshape(-1, 2)
         return RenderedTrajectory(
             batch.column("id")[row].as_py(),
             values("input_ids").to_numpy(),
@@ -126,7 +125,7 @@ class Prepared:
         )
 
     def sequence(self, index: int, turn: int = WHOLE) -> RenderedTrajectory:
-        """What the model is given for an item."""
+        """Tokens and mask that the model is given for an item."""
         rendered = self.rendered(index)
         return rendered if turn == WHOLE else one_turn(rendered, turn)
 
@@ -173,7 +172,7 @@ def prepare(
 
 
 def reopen(folder: Path, description: ProbeManifest, on_existing: OnExisting) -> tuple[ProbeFolder, Prepared] | None:
-    """What `prepare` would open without reading the corpus again, or None; raises what `FolderKind.check` does, and for another probe."""
+    """The folder as `prepare` would open it without reading the corpus again, or None; raises as `FolderKind` does."""
     found = PROBE.check(folder, on_existing)
     if found is None:
         return None
@@ -237,32 +236,16 @@ class _Writer:
     def _flush(self) -> None:
         if not self._rows:
             return
-        rendered = [row for _, row, _ in self._rows]
-        turns = np.concatenate([row.turns for row in rendered]).astype(np.int32)
-        pairs = pa.FixedSizeListArray.from_arrays(pa.array(turns.reshape(-1)), 2)
         columns = {
-            "id": [row.id for row in rendered],
-            "n_truncated": [row.n_truncated for row in rendered],
-            "n_targets": [row.n_targets for row in rendered],
+            "id": [rendered.id for _, rendered, _ in self._rows],
+            "n_truncated": [rendered.n_truncated for _, rendered, _ in self._rows],
             "n_turns": [sum(m.role == "assistant" and m.train for m in trajectory.messages) for trajectory, _, _ in self._rows],
-            "length": [int(np.flatnonzero(row.response_mask)[-1]) for row in rendered],
-            "input_ids": _lists([row.input_ids for row in rendered], np.int32),
-            "response_mask": _lists([row.response_mask for row in rendered], np.bool_),
-            "turns": pa.ListArray.from_arrays(_offsets([row.turns for row in rendered]), pairs),
-            "turn_lengths": _lists([np.array(lengths) for _, _, lengths in self._rows], np.int32),
+            "length": [int(np.flatnonzero(rendered.response_mask)[-1]) for _, rendered, _ in self._rows],
+            "input_ids": [rendered.input_ids for _, rendered, _ in self._rows],
+            "response_mask": [rendered.response_mask for _, rendered, _ in self._rows],
+            "turns": [rendered.turns.reshape(-1) for _, rendered, _ in self._rows],
+            "turn_lengths": [lengths for _, _, lengths in self._rows],
         }
-        arrays = [
-            value if isinstance(value, pa.Array) else pa.array(value, _SCHEMA.field(name).type) for name, value in columns.items()
-        ]
-        self._ipc.write_batch(
-            pa.record_batch([array.cast(_SCHEMA.field(k).type) for k, array in enumerate(arrays)], schema=_SCHEMA)
-        )
+        arrays = [pa.array(columns[field.name], field.type) for field in _SCHEMA]
+        self._ipc.write_batch(pa.record_batch(arrays, schema=_SCHEMA))
         self._rows, self._n_tokens = [], 0
-
-
-def _offsets(rows: Sequence[NDArray[Any]]) -> pa.Array:
-    return pa.array(np.cumsum([0, *map(len, rows)]).astype(np.int32))
-
-
-def _lists(rows: Sequence[NDArray[Any]], dtype: Any) -> pa.Array:
-    return pa.ListArray.from_arrays(_offsets(rows), pa.array(np.concatenate(rows).astype(dtype)))

@@ -37,7 +37,7 @@ def target_positions(trajectory: RenderedTrajectory) -> NDArray[np.intp]:
 
 
 def read_length(trajectory: RenderedTrajectory) -> int:
-    """How many tokens the model reads: those before the last target, since nothing after them reaches the loss."""
+    """Number of tokens that the model reads: those before the last target, since nothing after them reaches the loss."""
     targets = target_positions(trajectory)
     if not targets.size:
         raise DataError(f"trajectory {trajectory.id!r}: empty response mask, so there is no loss to take a gradient of")

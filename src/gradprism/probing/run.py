@@ -29,7 +29,7 @@ SHARDS = 512
 
 
 class TrajectoryProber(Protocol):
-    """What a run needs of a `Prober`."""
+    """The part of a `Prober` that a run needs."""
 
     @property
     def unit_names(self) -> list[str]: ...
@@ -43,7 +43,7 @@ def default_batch_tokens(device: str) -> int:
 
 
 def default_workers(device: str) -> int:
-    """How many batches run at once: on a CPU as many as torch has threads, each on one thread, else 1.
+    """Number of batches that run at once: on a CPU as many as torch has threads, each on one thread, else 1.
 
     On a CPU that is faster than sharing the work of every operation, and rows do not depend on the number of threads.
     """
@@ -123,7 +123,7 @@ class ShardWriter:
 
 @dataclass(slots=True)
 class Counts:
-    """What a run did: `rows` and `turns` (rows of single turns among them), their `tokens`, and the `busy_seconds` of all batches."""
+    """A run's work: `rows` and `turns` (rows of single turns among them), their `tokens`, and the `busy_seconds` of all batches."""
 
     rows: int = 0
     turns: int = 0
@@ -177,7 +177,7 @@ class BatchRun:
                 progress.advance(len(batch), f"{self.counts.tokens} tokens")
 
     def sequences(self, batch: Batch) -> list[RenderedTrajectory]:
-        """What the model is given for the items of a batch."""
+        """Tokens and masks of the items of a batch."""
         items = zip(self.items.index[batch].tolist(), self.items.turn[batch].tolist(), strict=True)
         return [self.source.sequence(index, turn) for index, turn in items]
 
@@ -211,7 +211,7 @@ class BatchRun:
             waiting = deque(piece for whole in undone for piece in self._split(whole))
 
     def _may_join(self, batch: Batch, running: Sequence[tuple[Batch, Any]]) -> bool:
-        """Whether no batch that is running lies on the other side of a boundary: what switches there, switches for the whole model."""
+        """True where no batch that is running lies on the other side of a boundary: what switches there, switches for the whole model."""
         return not running or self._side(batch) == self._side(running[0][0])
 
     def _side(self, batch: Batch) -> int:
@@ -249,6 +249,6 @@ class BatchRun:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory ran out, on the host or on a device."""
+    """True where memory ran out, on the host or on a device."""
     # The CPU's allocator raises a plain RuntimeError that only its words tell apart.
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(error)

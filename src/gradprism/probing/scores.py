@@ -74,13 +74,14 @@ def unit_scales(units: Sequence[UnitInfo], normalise: str) -> NDArray[np.float64
         raise ConfigError(f"normalise {normalise!r}: choose one of {', '.join(NORMALISATIONS)}")
     if normalise == "none":
         return None
-    sizes = [unit.n_parameters if normalise == "per_parameter" else unit.weight_norm for unit in units]
+    by_count = normalise == "per_parameter"
+    sizes = [unit.n_parameters if by_count else unit.weight_norm for unit in units]
     for unit, size in zip(units, sizes, strict=True):
         if not size:
-            why = "its weights could not be read when it was probed" if size is None else "its weights are zero"
+            why = "its weights are zero" if size == 0 and not by_count else "its weights could not be read when it was probed"
             raise ConfigError(f"normalise {normalise}: {unit.name} has no size to divide by ({why}); probe again, or choose none")
     numbers = np.array(sizes, dtype=np.float64)
-    return 1 / (np.sqrt(numbers) if normalise == "per_parameter" else numbers)
+    return 1 / (np.sqrt(numbers) if by_count else numbers)
 
 
 def _blocks(shard: Shard, compute: _Compute, width: int) -> NDArray[np.float64]:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from gradprism.probing.manifest import UnitInfo
 from gradprism.runtime.errors import ModelError
 
 KINDS = ("q", "k", "v", "o", "gate", "up", "down")
@@ -44,16 +45,6 @@ _DENSE = frozenset({torch.float64, torch.float32, torch.bfloat16, torch.float16}
 _WRAPPERS = frozenset({"_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module"})
 
 ExpertUnits = Literal["joined", "separate"]
-
-
-@dataclass(frozen=True, slots=True)
-class Unit:
-    """One weight matrix: `name` is `layers.<layer>.<kind>_proj`, `n_parameters` its number of entries."""
-
-    name: str
-    layer: int
-    kind: str
-    n_parameters: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +103,7 @@ class Units:
     known architecture, not from patterns.
     """
 
-    units: tuple[Unit, ...]
+    units: tuple[UnitInfo, ...]
     taps: tuple[LinearTap | ExpertsTap, ...]
     layers: tuple[nn.Module, ...]
     recognised: bool
@@ -120,12 +111,10 @@ class Units:
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """A unit to be: `order` sorts the units of a layer."""
+    """A unit to be, and the output features that are its own; `order` sorts the units of a layer."""
 
     order: tuple[int, ...]
-    name: str
-    kind: str
-    n_parameters: int
+    unit: UnitInfo
     start: int = 0
     stop: int = 0
 
@@ -135,8 +124,11 @@ class _Found:
     path: str
     name: str
     module: nn.Module
-    layer: int
     parts: tuple[_Part, ...]
+
+    @property
+    def layer(self) -> int:
+        return self.parts[0].unit.layer
 
 
 def find_units(model: nn.Module, patterns: Sequence[str] | None = None, experts: ExpertUnits = "joined") -> Units:
@@ -157,7 +149,7 @@ def find_units(model: nn.Module, patterns: Sequence[str] | None = None, experts:
     for path, name, module in candidates:
         match = _PLACE.fullmatch(name)
         if match and (parts := _parts_of_place(model, path, module, int(match["layer"]), match["place"], experts)):
-            towers[match["tower"]].append(_Found(path, name, module, int(match["layer"]), parts))
+            towers[match["tower"]].append(_Found(path, name, module, parts))
     # A vision or audio tower may have layers of the same names, though hardly all their projections.
     complete = [found for found in towers.values() if _is_complete(found)]
     if len(complete) != 1:
@@ -226,10 +218,10 @@ def _parts_of_place(
     d_in, d_out = features
     if place.startswith("mlp.shared_"):
         kind = kinds[0]
-        return (_Part((1, KINDS.index(kind)), f"layers.{layer}.shared_expert.{kind}_proj", kind, d_in * d_out, 0, d_out),)
+        return (_Part((1, KINDS.index(kind)), UnitInfo(f"layers.{layer}.shared_expert.{kind}_proj", d_in * d_out), 0, d_out),)
     bounds = _bounds(model, path, d_out, kinds)
     return tuple(
-        _Part((0, KINDS.index(kind)), f"layers.{layer}.{kind}_proj", kind, d_in * (stop - start), start, stop)
+        _Part((0, KINDS.index(kind)), UnitInfo(f"layers.{layer}.{kind}_proj", d_in * (stop - start)), start, stop)
         for kind, start, stop in zip(kinds, bounds, bounds[1:], strict=False)
     )
 
@@ -253,20 +245,20 @@ def _parts_of_experts(module: nn.Module, joined: str, separate: str, experts: Ex
     E, H, I = sizes  # noqa: E741
     kinds = ("gate", "up", "down")
     if experts == "joined":
-        return tuple(_Part((0, KINDS.index(kind)), f"{joined}.{kind}_proj", kind, E * H * I) for kind in kinds)
+        return tuple(_Part((0, KINDS.index(kind)), UnitInfo(f"{joined}.{kind}_proj", E * H * I)) for kind in kinds)
     return tuple(
-        _Part((2, expert, KINDS.index(kind)), f"{separate}.{expert}.{kind}_proj", kind, H * I)
+        _Part((2, expert, KINDS.index(kind)), UnitInfo(f"{separate}.{expert}.{kind}_proj", H * I))
         for expert in range(E)
         for kind in kinds
     )
 
 
 def _is_complete(found: list[_Found]) -> bool:
-    """Whether layers 0, 1, … each have every kind exactly once, and all of them or none has a gate; shared experts come on top."""
+    """True where layers 0, 1, … each have every kind exactly once, and all of them or none has a gate; shared experts come on top."""
     layers: defaultdict[int, Counter[str]] = defaultdict(Counter)
     for entry in found:
         # All experts together are one of a kind, whether measured jointly or not.
-        names = {(part.order[0] == 1, part.kind) for part in entry.parts}
+        names = {(part.order[0] == 1, part.unit.kind) for part in entry.parts}
         layers[entry.layer].update(kind for shared, kind in names if not shared)
     gated = any("gate" in kinds for kinds in layers.values())
     expected = Counter(kind for kind in KINDS if gated or kind != "gate")
@@ -282,17 +274,13 @@ def _match_patterns(
         used.update(matching)
         if not matching:
             continue
-        number = re.search(r"(?:^|\.)(\d+)(?:\.|$)", name)
         if features := linear_features(module):
             d_in, d_out = features
-            kind = name.rpartition(".")[2].removesuffix("_proj")
-            parts = (_Part((position,), name, kind, d_in * d_out, 0, d_out),)
+            parts = (_Part((position,), UnitInfo(name, d_in * d_out), 0, d_out),)
         else:
-            parts = tuple(
-                _Part((position, *part.order), part.name, part.kind, part.n_parameters)
-                for part in _parts_of_experts(module, name, name, experts)
-            )
-        found.append(_Found(path, name, module, int(number[1]) if number else 0, parts))
+            experts_parts = _parts_of_experts(module, name, name, experts)
+            parts = tuple(_Part((position, *part.order), part.unit) for part in experts_parts)
+        found.append(_Found(path, name, module, parts))
     if absent := [pattern for pattern in patterns if pattern not in used]:
         raise ModelError(
             f"{type(model).__name__}: --units {absent[0]!r} matches none of its linear layers; they are: {_linear_layers(model)}"
@@ -303,11 +291,12 @@ def _match_patterns(
 
 
 def _build(model: nn.Module, found: list[_Found], recognised: bool) -> Units:
-    parts = sorted(((entry.layer, part) for entry in found for part in entry.parts), key=lambda item: (item[0], item[1].order))
-    index = {part: i for i, (_, part) in enumerate(parts)}
-    units = tuple(Unit(part.name, layer, part.kind, part.n_parameters) for layer, part in parts)
+    parts = sorted((part for entry in found for part in entry.parts), key=lambda part: (part.unit.layer, part.order))
+    index = {part: i for i, part in enumerate(parts)}
     ordered = sorted(found, key=lambda entry: min(index[part] for part in entry.parts))
-    return Units(units, tuple(_tap(entry, index) for entry in ordered), _layers(model, found), recognised)
+    return Units(
+        tuple(part.unit for part in parts), tuple(_tap(entry, index) for entry in ordered), _layers(model, found), recognised
+    )
 
 
 def _tap(entry: _Found, index: dict[_Part, int]) -> LinearTap | ExpertsTap:

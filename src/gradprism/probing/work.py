@@ -37,7 +37,7 @@ from gradprism.trajectories.rendering import Renderer, load_tokenizer, template_
 
 @dataclass(frozen=True, slots=True)
 class ProbeOptions:
-    """How a corpus is probed, whoever does it; each is explained at `gradprism.probe`."""
+    """Choices of a probe, whoever does the work; each is explained at `gradprism.probe`."""
 
     context_length: int | None = None
     batch_tokens: int | None = None
@@ -66,7 +66,7 @@ class Share:
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """What a process did: `rows`, those of single turns among them, and their tokens; `batch_tokens` as they were cut to at the end."""
+    """One process's work: `rows`, those of single turns among them, and their tokens; `batch_tokens` as they were cut to at the end."""
 
     rows: int
     turns: int
@@ -103,7 +103,7 @@ class Work:
         return pending_batches(self.items, self.plan[share.rank :: share.world], finished)
 
     def batch_run(self, prober: Prober) -> BatchRun:
-        """What probes batches of the plan here."""
+        """A run of batches of the plan, here."""
         manifest = self.probe.manifest
         workers = default_workers(manifest.device)
         return BatchRun(prober, self.prepared, self.items, self.batch_tokens, manifest.rope_boundaries, workers)
