@@ -34,7 +34,7 @@ def environment(data_dir: str) -> Any:
 
 
 def choose(data_dir: str, count: int) -> list[str]:
-    """Games spread over the training split, task types in turn."""
+    """Games from all over the training split, task types in turn."""
     tasks = environment(data_dir).tasks("train", None if data_dir else count)
     return [task.id for task in tasks[:: max(1, len(tasks) // count)][:count]]
 

@@ -1,4 +1,4 @@
-"""What norms of per-sample weight gradients cost, gradprism's way and every public way, from one run on the same batch.
+"""The cost of norms of per-sample weight gradients, gradprism's way and every public way, from one run on the same batch.
 
 python benchmarks/probe_cost.py                                    # hidden 1024, 4 layers, T 256 and 1024, float32 and bfloat16
 python benchmarks/probe_cost.py --hidden 256 --lengths 128 --dtypes bfloat16 --tokens 512 --repeats 3

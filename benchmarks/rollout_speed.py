@@ -1,4 +1,4 @@
-"""Rollouts of a shipped model: episodes a second, and generation with the cache kept through the turns against encoding it all again.
+"""Rollouts of a shipped model: episodes per second, and generation with the cache kept through the turns against encoding it all again.
 
     OMP_NUM_THREADS=1 python benchmarks/rollout_speed.py --env alfworld
     OMP_NUM_THREADS=1 python benchmarks/rollout_speed.py --env webshop
@@ -30,7 +30,7 @@ from gradprism.training.rl import train_rl
 from gradprism.training.rl_config import RlConfig
 from gradprism.trajectories.rendering import Renderer, load_tokenizer
 
-# environment -> (model, its options, actions an episode, tokens an action, context)
+# environment -> (model, its options, actions per episode, tokens per action, context)
 CASES: dict[str, tuple[str, dict[str, Any], int, int, int]] = {
     "alfworld": ("models/alfworld-tiny", {"difficulty": "small"}, 20, 16, 1024),
     "webshop": ("models/webshop-tiny", {}, 8, 40, 2048),
@@ -73,7 +73,7 @@ def main() -> None:
     parser.add_argument("--tasks", type=int, default=16)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--rounds", type=int, default=3, help="RL rounds for the shares")
-    parser.add_argument("--workers", type=int, help="environment processes; default one a core")
+    parser.add_argument("--workers", type=int, help="environment processes; default one per core")
     arguments = parser.parse_args()
     progress.set_quiet(True)
     shipped, options, max_steps, max_tokens, context = CASES[arguments.env]

@@ -53,7 +53,7 @@ TEMPLATE = """\
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """What sets one environment's base apart from another's.
+    """The settings in which one environment's base differs from another's.
 
     `word` is the pattern of a word in lower-case text. A word is a token if it is one of `names`, or if at least `common` of the
     demonstrations hold it. With `pieces`, other words are spelled by these, of which those within a word begin with `##`; without,
@@ -270,7 +270,7 @@ def batches(lengths: list[int], budget: int, rng: random.Random) -> list[list[in
 
 
 def loss_weights(rendered: RenderedTrajectory, balanced: bool, observation: float) -> np.ndarray:
-    """Each token's weight. Observations are learnt too, at a low weight: the base should know its world, not only its part."""
+    """Each token's weight. Observations are trained on too, at a low weight: the base should know its world, not only its part."""
     weights = np.where(rendered.response_mask, 1.0, observation)
     if balanced:
         lengths = rendered.turns[:, 1] - rendered.turns[:, 0]

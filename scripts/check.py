@@ -27,7 +27,7 @@ SPREAD = [*PYTEST, "-n", "2", "--dist", "worksteal", "-m", "not alone"]
 ALONE = [*PYTEST, "-m", "alone"]
 QUICK = [*PYTEST, "-n", "2", "--dist", "worksteal", "-m", "not alone and not slow", "tests/runtime"]
 
-# A fixed hash seed, and one thread a process: two processes of two threads each only wait for each other.
+# A fixed hash seed, and one thread per process: two processes of two threads each only wait for each other.
 SETTINGS = {"PYTHONHASHSEED": "0", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "src")}
 
 

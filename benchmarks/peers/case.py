@@ -1,4 +1,4 @@
-"""What every way is given: a model with random weights, a batch, its response mask, and the loss.
+"""The input of every method: a model with random weights, a batch, its response mask, and the loss.
 
 Shapes: n samples, T positions that the model reads, R response tokens of each sample, H hidden features, N measured matrices.
 """

@@ -42,7 +42,7 @@ def loop(case: Case) -> Iterator[Callable[[], Tensor]]:
 
 @contextmanager
 def less(case: Case) -> Iterator[Callable[[], Tensor]]:
-    """What LESS (arXiv 2402.04333) does before its random projection: the model's own loss on one sample, a full backward pass,
+    """LESS (arXiv 2402.04333) before its random projection: the model's own loss on one sample, a full backward pass,
     all gradients joined into one vector.
 
     LESS does this for LoRA's matrices; here it is done for the N matrices, since theirs are the norms that are wanted. The model's own

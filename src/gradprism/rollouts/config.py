@@ -1,4 +1,4 @@
-"""How episodes are sampled and where they end: declared once, for RL, for evaluation and for pass rates."""
+"""Settings of how episodes are sampled and where they end: declared once, for RL, for evaluation and for pass rates."""
 
 from pydantic import BaseModel, ConfigDict, Field
 

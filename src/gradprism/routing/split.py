@@ -29,7 +29,7 @@ class Value(BaseModel):
 
 
 class ProbeOrigin(Value):
-    """What was probed, of the probe's manifest."""
+    """The model and corpus that were probed, of the probe's manifest."""
 
     model: str = ""
     weights_sha256: str = ""
@@ -39,7 +39,7 @@ class ProbeOrigin(Value):
 
 
 class Routing(Value):
-    """How a route was made, and how many trajectories went where: the contents of `routing.json`.
+    """The making of a route, and the numbers of trajectories that went where: the contents of `routing.json`.
 
     Scores above `threshold` went to RL. `threshold_rule` says where that is from: the scores' median, the quantile of an `rl_share`
     (None for the other two), or a number that was given (`fixed`).

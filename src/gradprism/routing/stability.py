@@ -131,7 +131,7 @@ def _between(pairs: Iterable[tuple[str, str]], scores: Mapping[str, NDArray[np.f
 def _with_probe(
     ours: pl.DataFrame, probe: Probe, other: Probe, theirs: pl.DataFrame, policy: str, context: PolicyContext
 ) -> ProbeAgreement:
-    """How the policy's scores agree with those of another probe, both over the trajectories that they share."""
+    """Agreement of the policy's scores with those of another probe, both over the trajectories that they share."""
     if "pass_rate" in ours.columns:
         theirs = theirs.join(ours.select("id", "pass_rate"), on="id")
     ours = ours.join(theirs.select("id"), on="id", how="semi", maintain_order="left")

@@ -1,1 +1,1 @@
-"""What every room stands on: atomic files, claimed folders, locks, ranks, the cost ledger, memory, progress, errors."""
+"""The foundation of every room: atomic files, claimed folders, locks, ranks, the cost ledger, memory, progress, errors."""

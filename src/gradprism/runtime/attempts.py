@@ -1,4 +1,4 @@
-"""What a folder's result has cost so far, over all attempts: `attempts.jsonl`, a running account that a kill cannot take back.
+"""The cost of a folder's result so far, over all attempts: `attempts.jsonl`, a running account that a kill cannot take back.
 
 Each process of an attempt adds a line whenever it writes a shard or a checkpoint, with what it has used since it began; its last line
 counts.
@@ -69,7 +69,7 @@ def total_cost(folder: Path, without: str | None = None) -> dict[str, Any]:
 
 
 def total_usage(folder: Path, without: str | None = None) -> Usage:
-    """What was `record`ed of the attempts in a folder but the one called `without`."""
+    """The records of the attempts in a folder but the one called `without`."""
     last = {line["attempt"]: line for line in _lines(Path(folder) / "attempts.jsonl") if line["attempt"] != without}
     return sum((Usage.from_json(line) for line in last.values()), Usage())
 

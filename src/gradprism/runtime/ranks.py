@@ -37,7 +37,7 @@ class Ranks:
 
     @classmethod
     def from_environment(cls) -> "Ranks | None":
-        """What the launcher says in the environment; None for a process that no launcher started, or started alone."""
+        """The ranks that the launcher sets in the environment; None for a process that no launcher started, or started alone."""
         # All five: some cluster schedulers set two or three of them for single processes too.
         if any(name not in os.environ for name in _NAMES):
             return None

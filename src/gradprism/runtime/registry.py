@@ -78,7 +78,7 @@ class Registry(Mapping[str, T], Generic[T]):
         return sum(1 for _ in self)
 
     def _points(self) -> dict[str, EntryPoint]:
-        """What is loaded when it is asked for; the package's own stand before those of others."""
+        """Things that are loaded when they are asked for; the package's own stand before those of others."""
         return {point.name: point for point in (*entry_points(group=self.group), *self._builtin)}
 
 

@@ -196,7 +196,7 @@ class Loop:
         self._accounted = time.perf_counter()
 
     def usage(self) -> tuple[Usage, Usage]:
-        """What all attempts at this training have used, and what those before this one have. First process only."""
+        """Usage of all attempts at this training, and of those before this one. First process only."""
         self.account()
         return total_usage(self.out), total_usage(self.out, without=self._attempt.name)
 

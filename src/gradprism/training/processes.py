@@ -37,7 +37,7 @@ def join_processes(device: str) -> Ranks | None:
 
 
 def processes_here() -> int:
-    """How many of the launcher's processes share this machine."""
+    """Number of the launcher's processes that share this machine."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 

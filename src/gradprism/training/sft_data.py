@@ -26,7 +26,7 @@ _T = TypeVar("_T")
 def split_held_out(
     trajectories: Sequence[Trajectory], held_out: Sequence[Trajectory], config: SftConfig
 ) -> tuple[list[Trajectory], list[Trajectory]]:
-    """What is trained on and what is held out, each in its own order; drawn by ids and the seed alone, whatever the order.
+    """The trajectories that are trained on and those held out, each in its own order; drawn by ids and the seed alone, whatever the order.
 
     Raises `ConfigError` where nothing would be left to train on, or settings do not go together.
     """

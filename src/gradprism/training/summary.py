@@ -1,4 +1,4 @@
-"""What a training did: the value that SFT and RL return."""
+"""The result of a training: the value that SFT and RL return."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field

@@ -1,4 +1,4 @@
-"""What advantages are computed from, and the scaling that they share."""
+"""The outcomes that advantages are computed from, and the scaling that they share."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
