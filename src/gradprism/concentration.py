@@ -1,6 +1,6 @@
 """Concentration of a trajectory's gradient on some of the model's matrices: φ(g) for g in R^N (PRISM, arXiv 2601.07224).
 
-Each metric maps norms `[n, N]` (one row a trajectory, one column a weight matrix) to scores `[n]`, in float64. All are invariant to
+Each metric maps norms `[n, N]` (one row per trajectory, one column per weight matrix) to scores `[n]`, in float64. All are invariant to
 the scale and to the order of a row's entries. The paper defines them in words; the formulas here are the population forms.
 """
 

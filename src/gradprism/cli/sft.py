@@ -19,7 +19,8 @@ def command(
     data: Annotated[list[Path], typer.Option(help="Trajectories, for example ROUTE_FOLDER/sft.jsonl. May be repeated.")],
     out: Annotated[Path, typer.Option(help="Folder for the model, its log and its checkpoints.")],
     eval_data: Annotated[
-        list[Path] | None, typer.Option(help="Trajectories whose loss is taken and which are not learnt, in place of --eval-share.")
+        list[Path] | None,
+        typer.Option(help="Held-out trajectories, for the loss alone, in place of --eval-share."),
     ] = None,
     format_: Annotated[str | None, typer.Option("--format", help="Format of the data, where it should not be recognised.")] = None,
     context_length: Annotated[int | None, typer.Option(help="Tokens a trajectory may have; default the model's own limit.")] = None,

@@ -73,7 +73,7 @@ def _stage_costs(run: Run, stages: Stages) -> list[tuple[str, Cost]]:
 
 @dataclass(frozen=True)
 class Speedup:
-    """How many times cheaper an arm is: ratio of means, and the least and greatest of its runs against the other's mean."""
+    """The factor by which an arm is cheaper: ratio of means, and the least and greatest of its runs against the other's mean."""
 
     ratio: float
     low: float

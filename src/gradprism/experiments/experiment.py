@@ -33,7 +33,7 @@ CONFIG = "config.json"
 
 @dataclass(frozen=True)
 class Job:
-    """What is to be run, and into which results folder.
+    """The arms and seeds to run, and the results folder.
 
     `jobs`: stages at once, each in a process of its own; None for one after another in this process. `groups`: only the arms of these.
     `extend`: keep the runs that the results already have. `replace`: give up those of other settings. `fresh`: make again what other
@@ -72,7 +72,7 @@ def run_job(job: Job) -> Results:
 
 
 def job_status(job: Job) -> Status:
-    """What is done, running and pending; trains nothing."""
+    """The stages that are done, running and pending; trains nothing."""
     plan, _, wanted = _prepare(job)
     return status(Store(job.config.folder, job.fresh), wanted, plan.labels, job.jobs or default_workers())
 

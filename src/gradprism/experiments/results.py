@@ -158,7 +158,7 @@ class HeatMap(Part):
 
 
 class Agreement(Part):
-    """How far two splits agree: share on the same side, overlap of the RL sides, rank correlation; `rl` is the side of a plain measure."""
+    """Agreement of two splits: share on the same side, overlap of the RL sides, rank correlation; `rl` is the side of a plain measure."""
 
     same_side: float | None = None
     jaccard: float | None = None

@@ -166,7 +166,7 @@ class Store:
         return Record.model_validate(read_json(self.path(stage) / RECORD))
 
     def found(self, stage: Stage[G]) -> G:
-        """What a stage that is done has found."""
+        """The result of a stage that is done."""
         return stage.Found.model_validate(self.record(stage).found)  # pyright: ignore[reportReturnType] # `Found` is G
 
     def is_done(self, stage: AnyStage) -> bool:

@@ -234,7 +234,7 @@ class Sft(Stage[Trained]):
 
 
 class Moved(Part):
-    """How many trajectories a refresh routed again, and how many of them moved to SFT."""
+    """Numbers of trajectories that a refresh routed again, and that moved to SFT."""
 
     trajectories: int
     moved_to_sft: int

@@ -1,4 +1,4 @@
-"""What trajectories are ranked by. A policy maps a table of measures to scores `[n]`: high scores go to RL.
+"""Policies, by which trajectories are ranked. A policy maps a table of measures to scores `[n]`: high scores go to RL.
 
 `concentration` is PRISM, and `soft` its version by chance. The others are its controls: whatever gain it has must be more than that of
 a random split, of the reversed one, of the plain measures that concentration might merely stand for, and of other people's measures.

@@ -83,7 +83,7 @@ _NUMBERS = re.compile(r"\[\n *-?\d[\d.eE+-]*(?:,\n *-?\d[\d.eE+-]*)*\n *\]")
 
 
 def write_jsonl(path: Path, rows: Iterable[Any]) -> None:
-    """Writes one compact JSON value a line."""
+    """Writes one compact JSON value per line."""
     with atomic_write(path) as file:
         for row in rows:
             file.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")

@@ -1,4 +1,4 @@
-"""What SFT or RL would take: the answer of `--dry-run`, from the data and the model's configuration. Nothing is written.
+"""Estimates of what SFT or RL would take: the answer of `--dry-run`, from the data and the model's configuration. Nothing is written.
 
 Every figure says where it comes from. Counts are exact where the data decide them. Hours are arithmetic over an assumed throughput; a
 small model on this machine is timed with one micro-batch, and plays the episodes itself.
@@ -65,7 +65,7 @@ class Estimate:
 
 @dataclass(frozen=True, slots=True)
 class Hardware:
-    """What trains: `devices` of `tflops` (achieved, each), `bandwidth` TB/s and `gib`; `sharded`: FSDP, not copies."""
+    """Hardware that trains: `devices` of `tflops` (achieved, each), `bandwidth` TB/s and `gib`; `sharded`: FSDP, not copies."""
 
     name: str
     devices: int

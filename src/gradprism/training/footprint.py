@@ -24,7 +24,7 @@ _COUNTING = "gradprism_counting"
 
 @dataclass(frozen=True, slots=True)
 class Footprint:
-    """What a model is made of; `element`, `trained_element` and `compute` are bytes of its numbers, of trained ones, of those computed."""
+    """Sizes of a model; `element`, `trained_element` and `compute` are bytes of its numbers, of trained ones, of those computed."""
 
     parameters: int
     trained: int
