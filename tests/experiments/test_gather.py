@@ -33,7 +33,7 @@ FOUND = {
     "rl": {
         "examples": 2,
         "history": [{"step": 1, "success": 0.5}],
-        "curve": [{"fraction": 0.0, "success": 0.1}, {"fraction": 0.5, "success": 0.6}, {"fraction": 1.0, "success": 0.7}],
+        "curve": [{"stage": "rl", "fraction": f, "success": s, "tasks": 2} for f, s in ((0.0, 0.1), (0.5, 0.6), (1.0, 0.7))],
     },
     "evaluate": {
         "success": {"test": "01"},

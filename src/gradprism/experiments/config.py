@@ -19,6 +19,7 @@ from gradprism.training.rl_config import RlConfig
 from gradprism.training.sft_config import SftConfig
 
 Data = Literal["none", "routed", "all"]
+Values = dict[str, Any]  # a configuration before it is checked, or as JSON
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 
 
@@ -232,7 +233,7 @@ class ExperimentConfig(Section):
             )
         return self
 
-    def portable(self, folder: Path) -> dict[str, Any]:
+    def portable(self, folder: Path) -> Values:
         """The configuration as JSON with paths relative to `folder`, so that it replays from another checkout."""
 
         def relative(path: str) -> str:
@@ -261,7 +262,7 @@ def load_config(path: Path | str, overrides: Sequence[str] = ()) -> ExperimentCo
     return build_config(apply_overrides(values, overrides), base=Path(path).resolve().parent, source=str(path))
 
 
-def build_config(values: dict[str, Any], base: Path, source: str) -> ExperimentConfig:
+def build_config(values: Values, base: Path, source: str) -> ExperimentConfig:
     """Validates `values`; paths of the model and the corpus are taken relative to `base`."""
     for section in ("sft", "rl", "evaluation"):
         if isinstance(values.setdefault(section, {}), dict):
@@ -292,7 +293,7 @@ def _resolve(name: str, base: Path) -> str:
     return str(below.resolve()) if below.exists() else name
 
 
-def apply_overrides(values: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+def apply_overrides(values: Values, overrides: Sequence[str]) -> Values:
     """`values` with `section.key=value` applied; a value is read as TOML, or as a plain string where it is no TOML."""
     for override in overrides:
         key, equals, text = override.partition("=")

@@ -131,16 +131,24 @@ def reusable(plan: Plan, earlier: Results | None) -> dict[str, Run]:
 def gather(config: ExperimentConfig, plan: Plan, store: Store, earlier: Results | None = None) -> Results:
     """The results of all runs that are evaluated; those of `earlier` results stand in for what was not made here."""
     runs, known = dict(_runs(config, plan, store)), reusable(plan, earlier)
-    made = {name: stage for run in plan.runs if run.evaluation.name in runs for name, stage in _named(run)}
+    done_runs = [run for run in plan.runs if run.evaluation.name in runs]
+    made = {stage.name: stage for run in done_runs for stage in (*run.stages, run.evaluation)}
     probe, audit = plan.probe, plan.audit
     made |= {stage.name: stage for stage in _audit_stages(plan) if store.is_done(stage)}
     kept = {name for key, run in known.items() if key not in runs for name in [*run.stages, key]}
     kept |= {stage.name for stage in _audit_stages(plan) if stage.name not in made and earlier and stage.name in earlier.stages}
     found = store.found(probe) if probe and store.is_done(probe) else None
-    model = _model(config, found.parameters, found.matmul) if found else earlier.model if earlier else None
+    model = earlier.model if earlier else None
+    if found:
+        model = Model(id=Path(config.model.path).name, parameters=found.parameters, matmul=found.matmul)
     stages, machines = _stages(config, store, made, model.matmul if model else 0, kept, earlier)
-    done = next((run.evaluation for run in plan.runs if run.evaluation.name in runs), None)
-    tasks = store.found(done).tasks if done else earlier.tasks if earlier else {split: [] for split in config.evaluation.splits}
+    tasks = (
+        store.found(done_runs[0].evaluation).tasks
+        if done_runs
+        else earlier.tasks
+        if earlier
+        else {split: [] for split in config.evaluation.splits}
+    )
     audited = audit is not None and store.is_done(audit)
     routes = {run.route.name: run.route for run in plan.runs if run.route and run.route.name in stages}
     of_earlier = earlier.routes if earlier else {}
@@ -186,11 +194,6 @@ def gather(config: ExperimentConfig, plan: Plan, store: Store, earlier: Results 
     )
 
 
-def _named(run: PlannedRun) -> Iterator[tuple[str, AnyStage]]:
-    for stage in (*run.stages, run.evaluation):
-        yield stage.name, stage
-
-
 def _audit_stages(plan: Plan) -> list[AnyStage]:
     return [plan.audit.probe, *plan.audit.others, plan.audit] if plan.audit else []
 
@@ -227,12 +230,7 @@ def _curve(config: ExperimentConfig, planned: PlannedRun, store: Store, success:
     final, n = first.count("1") / len(first), len(first)
     kind = model.kind if model else "base"
     before = store.found(model).curve if isinstance(model, Rl) else []
-    points = [Point(stage=kind, fraction=p.fraction, success=p.success, tasks=n) for p in before if p.fraction < 1]
-    return [*points, Point(stage=kind, fraction=1.0, success=final, tasks=n)]
-
-
-def _model(config: ExperimentConfig, parameters: int, matmul: int) -> Model:
-    return Model(id=Path(config.model.path).name, parameters=parameters, matmul=matmul)
+    return [*(point for point in before if point.fraction < 1), Point(stage=kind, fraction=1.0, success=final, tasks=n)]
 
 
 def _stages(

@@ -10,7 +10,7 @@ from gradprism.evaluation.agents import ModelAgent
 from gradprism.evaluation.run import evaluate
 from gradprism.experiments.data_work import PASS_RATES, corpus_of, probe_folder, routes_of
 from gradprism.experiments.refresh import RefreshEvery, remaining, reroute
-from gradprism.experiments.results import HeatMap, TrainingStep
+from gradprism.experiments.results import HeatMap, Point, TrainingStep
 from gradprism.experiments.results import Task as EvaluatedTask
 from gradprism.experiments.stage import Outcome, Store
 from gradprism.experiments.stages import (
@@ -31,7 +31,6 @@ from gradprism.experiments.stages import (
     Route,
     Sft,
     Trained,
-    TrainedPoint,
 )
 from gradprism.models import load_model
 from gradprism.probing import api, result
@@ -197,7 +196,10 @@ def train_by_rl(stage: Rl, folder: Path, store: Store) -> Outcome[Trained]:
     )
     history = _history(summary.history, "success")
     at_first, at_last = _ends([row.success or 0.0 for row in history])
-    curve = [TrainedPoint(fraction=row["step"] / summary.steps, success=row["success"]) for row in summary.evaluations]
+    n = stage.config.evaluate_tasks
+    curve = [
+        Point(stage="rl", fraction=row["step"] / summary.steps, success=row["success"], tasks=n) for row in summary.evaluations
+    ]
     return Outcome(
         Trained(examples=len(tasks), history=history, curve=curve),
         f"success while sampling {100 * at_first:.1f} % → {100 * at_last:.1f} % on {len(tasks)} tasks",

@@ -23,6 +23,7 @@ from gradprism.experiments.results import (
     MetricAudit,
     Outcomes,
     Part,
+    Point,
     Routing,
     Task,
     TrainingStep,
@@ -203,19 +204,12 @@ class Route(Stage[Routed]):
     pass_rates: PassRates | None = None
 
 
-class TrainedPoint(Part):
-    """Success after a share of the training."""
-
-    fraction: float
-    success: float
-
-
 class Trained(Part):
     """The log of a training, and the evaluations that it stopped for."""
 
     examples: int
     history: list[TrainingStep]
-    curve: list[TrainedPoint]
+    curve: list[Point]
 
 
 @dataclass(frozen=True)
