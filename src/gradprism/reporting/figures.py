@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 
 from gradprism.experiments import costs
 from gradprism.experiments.comparison import MAIN_GROUP, Comparison
-from gradprism.experiments.results import HeatMap, Routing, TrainingStep
+from gradprism.experiments.results import HeatMap, Routing
 from gradprism.experiments.statistics import Interval
 from gradprism.reporting.document import Figure as Block
 
@@ -299,22 +299,11 @@ _Logs = list[tuple[str, list[tuple[int, float]]]]
 def _training_data(comparison: Comparison) -> _Logs:
     """Label and points of the logs of the last arm's trainings, where there is one seed."""
     runs = comparison.runs(next(reversed(comparison.arms), None)) if len(comparison.results.seeds) == 1 else []
-    logs = []
-    for name in runs[-1].stages if runs else []:
-        stage = comparison.results.stages[name]
-        for label, value in (("SFT: loss", _loss), ("RL: success while sampling, %", _success)):
-            points = [(row.step, value(row)) for row in stage.history if value(row) is not None]
-            if points and label.lower().startswith(stage.kind):
-                logs.append((label, points))
-    return logs
-
-
-def _loss(row: TrainingStep) -> float | None:
-    return row.loss
-
-
-def _success(row: TrainingStep) -> float | None:
-    return None if row.success is None else 100 * row.success
+    stages = [comparison.results.stages[name] for name in (runs[-1].stages if runs else [])]
+    losses = [[(row.step, row.loss) for row in stage.history if row.loss is not None] for stage in stages]
+    successes = [[(row.step, 100 * row.success) for row in stage.history if row.success is not None] for stage in stages]
+    logs = [*(("SFT: loss", points) for points in losses), *(("RL: success while sampling, %", points) for points in successes)]
+    return [(label, points) for label, points in logs if points]
 
 
 def _draw_training(figure: Figure, comparison: Comparison, data: _Logs) -> None:
