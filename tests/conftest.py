@@ -20,6 +20,7 @@ def cli(monkeypatch, capsys):
     from gradprism.runtime import progress
 
     def run(*arguments):
+        capsys.readouterr()  # what a fixture said is not the command's
         monkeypatch.setattr(sys, "argv", ["gradprism", *map(str, arguments)])
         with pytest.raises(SystemExit) as stop:
             main()

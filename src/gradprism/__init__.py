@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from gradprism.package_data import shipped, write_template
     from gradprism.probing.api import probe
     from gradprism.probing.callback import ProbeCallback
-    from gradprism.probing.estimate import estimate_probe
+    from gradprism.probing.estimate import ProbeEstimate, estimate_probe
     from gradprism.probing.manifest import ProbeManifest, UnitInfo
     from gradprism.probing.rays import Ray
     from gradprism.probing.result import Probe, ProbeRun
@@ -64,6 +64,7 @@ __all__ = [
     "PolicyContext",
     "Probe",
     "ProbeCallback",
+    "ProbeEstimate",
     "ProbeManifest",
     "ProbeOptions",
     "ProbeRun",
@@ -119,11 +120,11 @@ _ROOMS = {
     "experiments.config": "ExperimentConfig load_config",
     "experiments.results": "Results read_results",
     "exporting.registry": "export register_exporter",
-    "package_data": "shipped write_template",
     "models": "ModelSpec",
+    "package_data": "shipped write_template",
     "probing.api": "probe",
     "probing.callback": "ProbeCallback",
-    "probing.estimate": "estimate_probe",
+    "probing.estimate": "ProbeEstimate estimate_probe",
     "probing.manifest": "ProbeManifest UnitInfo",
     "probing.rays": "Ray",
     "probing.result": "Probe ProbeRun",

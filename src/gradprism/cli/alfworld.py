@@ -6,7 +6,12 @@ from typing import Annotated
 import typer
 
 from gradprism.cli.help import Command, new_app
-from gradprism.cli.options import DataDir
+from gradprism.cli.options import DataDir, environment_options, print_json
+from gradprism.environments.alfworld.environment import AlfworldEnvironment
+from gradprism.environments.alfworld.replay import replay
+from gradprism.runtime import progress
+from gradprism.runtime.files import write_json
+from gradprism.trajectories.corpus import load_corpus, write_messages_jsonl
 
 app = new_app()
 
@@ -28,13 +33,6 @@ def replay_command(
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON and no progress.")] = False,
 ) -> None:
     """Plays an older corpus again on the official games, in the text of the installed ALFWorld."""
-    from gradprism.cli.options import environment_options, print_json
-    from gradprism.environments.alfworld.environment import AlfworldEnvironment
-    from gradprism.environments.alfworld.replay import replay
-    from gradprism.runtime import progress
-    from gradprism.runtime.files import write_json
-    from gradprism.trajectories.corpus import load_corpus, write_messages_jsonl
-
     progress.set_quiet(as_json)
     environment = AlfworldEnvironment(games="official", **environment_options(data_dir, None))
     replayed = replay(environment, list(load_corpus(data, format=format_, limit=limit)), workers)

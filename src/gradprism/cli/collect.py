@@ -5,29 +5,27 @@ from typing import Annotated
 
 import typer
 
-from gradprism.cli.options import DataDir, EnvOptions
+import gradprism as gp
+from gradprism.cli import options as o
+from gradprism.environments.demonstrations import default_tasks
+from gradprism.trajectories.corpus import write_messages_jsonl
 
 
 def command(
     out: Annotated[Path, typer.Option(help="JSONL file to write, in the `messages` format.")],
-    env: Annotated[str, typer.Option(help="Environment.")] = "alfworld",
-    data_dir: DataDir = None,
-    env_option: EnvOptions = None,
+    env: o.Env = "alfworld",
+    data_dir: o.DataDir = None,
+    env_option: o.EnvOptions = None,
     split: Annotated[str | None, typer.Option(help="Split of the tasks; default the environment's training split.")] = None,
     count: Annotated[int | None, typer.Option(min=1, help="Number of tasks, types in turn; default all there are, or 240.")] = None,
     start: Annotated[int, typer.Option(min=0, help="Place of the first task; of each type where tasks are generated.")] = 0,
     task_type: Annotated[str | None, typer.Option(help="Only tasks of this type.")] = None,
     max_steps: Annotated[int, typer.Option(min=1, help="Actions per episode; a task not solved by then is left out.")] = 50,
-    workers: Annotated[int | None, typer.Option(min=1, help="Worker processes; default one per core.")] = None,
+    workers: o.Workers = None,
 ) -> None:
     """Plays tasks with the environment's expert. The same arguments give the same bytes."""
-    from gradprism.cli.options import environment_options
-    from gradprism.environments.demonstrations import collect, default_tasks
-    from gradprism.environments.registry import make_environment
-    from gradprism.trajectories.corpus import write_messages_jsonl
-
-    environment = make_environment(env, **environment_options(data_dir, env_option))
+    environment = gp.make_environment(env, **o.environment_options(data_dir, env_option))
     tasks = default_tasks(environment, split, count, start, task_type)
-    trajectories = collect(environment, tasks, max_steps=max_steps, workers=workers)
+    trajectories = gp.collect(environment, tasks, max_steps=max_steps, workers=workers)
     write_messages_jsonl(out, trajectories)
     print(f"{out}: {len(trajectories)} of {len(tasks)} tasks solved by the expert")

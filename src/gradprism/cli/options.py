@@ -18,6 +18,10 @@ if TYPE_CHECKING:
 Model = Annotated[
     str, typer.Option(help="Folder or hub id of the model, or shipped:alfworld-tiny, shipped:webshop-tiny.", parser=resolve_shipped)
 ]
+ModelOrNone = Annotated[
+    str | None,
+    typer.Option(help="Folder or hub id of the model that plays, or shipped:alfworld-tiny, …", parser=resolve_shipped),
+]
 Data = Annotated[
     list[str],
     typer.Option(help="Trajectories: JSONL, JSON or Parquet, plain or .gz, .xz, .zst; one or more files.", parser=resolve_shipped),
@@ -32,8 +36,15 @@ ContextLength = Annotated[
 ChatTemplate = Annotated[Path | None, typer.Option(help="Template file with generation markers, for models that have none.")]
 Dtype = Annotated[str, typer.Option(help="Type of the weights: float32, bfloat16, float16, float64 or auto.")]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
-OnExisting = Annotated[Literal["resume", "replace", "fail"], typer.Option(help="What to do with a folder in use.")]
-OnExistingOutput = Annotated[Literal["replace", "fail"], typer.Option("--on-existing", help="What to do with a folder in use.")]
+# What these may be is said in one line by who takes them, as every mistake; hence `parser=str`.
+OnExisting = Annotated[
+    Literal["resume", "replace", "fail"],
+    typer.Option(parser=str, metavar="[resume|replace|fail]", help="What to do with a folder in use."),
+]
+OnExistingOutput = Annotated[
+    Literal["replace", "fail"],
+    typer.Option("--on-existing", parser=str, metavar="[replace|fail]", help="What to do with a folder in use."),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON, and no progress.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what would be done and what it would take; write nothing.")]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Make results again that other code has made.")]

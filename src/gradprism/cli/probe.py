@@ -1,27 +1,27 @@
 """`gradprism probe`."""
 
+import os
 from dataclasses import asdict
-from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
+import gradprism as gp
+from gradprism.cli import options as o
 from gradprism.cli.config_file import with_config_file
+from gradprism.runtime import progress
+from gradprism.runtime.ranks import Ranks
 
 
 @with_config_file("probe")
 def command(
-    model: Annotated[str, typer.Option(help="Folder or hub id of the frozen model to probe with.")],
-    data: Annotated[
-        list[Path], typer.Option(help="Trajectories: JSONL, JSON or Parquet, plain or .gz, .xz, .zst; one or more files.")
-    ],
+    model: o.Model,
+    data: o.Data,
     out: Annotated[str, typer.Option(help="Probe folder to write or to go on with, or a URL that fsspec opens (s3://…).")],
-    more_data: Annotated[
-        list[Path] | None, typer.Argument(metavar="[FILE]...", help="Further files, as in `--data A B C`.")
-    ] = None,
-    format_: Annotated[str | None, typer.Option("--format", help="Format of the data, where it should not be recognised.")] = None,
-    context_length: Annotated[int | None, typer.Option(help="Tokens a trajectory may have; default the model's own limit.")] = None,
-    dtype: Annotated[str, typer.Option(help="Type of the weights: float32, bfloat16, float16, float64 or auto.")] = "float32",
+    more_data: o.MoreData = None,
+    format_: o.Format = None,
+    context_length: o.ContextLength = None,
+    dtype: o.Dtype = "float32",
     device: Annotated[
         str, typer.Option(help="auto, cpu, cuda, cuda:<number>, or auto-map: the layers spread over all visible CUDA devices.")
     ] = "auto",
@@ -31,8 +31,8 @@ def command(
     batch_tokens: Annotated[
         int | None, typer.Option(min=1, help="Padded tokens per batch; default 2048 on a CPU, else 16384.")
     ] = None,
-    chat_template: Annotated[Path | None, typer.Option(help="Template file with generation markers.")] = None,
-    on_existing: Annotated[str, typer.Option(help="A folder in use: resume, replace or fail.")] = "resume",
+    chat_template: o.ChatTemplate = None,
+    on_existing: o.OnExisting = "resume",
     limit: Annotated[int | None, typer.Option(min=1, help="Probe only the first so many trajectories.")] = None,
     per_turn: Annotated[bool, typer.Option("--per-turn", help="Also probe each assistant turn by its own mean loss.")] = False,
     dry_run: Annotated[
@@ -58,74 +58,57 @@ def command(
     ] = None,
     cpus_per_worker: Annotated[float, typer.Option(help="Ray: processors per task.")] = 1.0,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; default one per core.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print a summary as JSON and no progress.")] = False,
+    as_json: o.AsJson = False,
 ) -> None:
     """Takes each trajectory's loss and the gradient norm of every weight matrix, and writes one row for each.
 
     A folder may be given to several runs at once: each keeps what it finishes, though what both are at is probed twice.
     """
-    import torch
-
-    from gradprism.cli.options import print_json
-    from gradprism.models import ModelSpec
-    from gradprism.probing.api import probe
-    from gradprism.probing.estimate import estimate_probe
-    from gradprism.probing.rays import Ray
-    from gradprism.probing.work import ProbeOptions
-    from gradprism.runtime import progress
-    from gradprism.runtime.ranks import Ranks
-    from gradprism.trajectories.corpus import load_corpus
-
     progress.set_quiet(as_json)
     if threads is not None:
-        torch.set_num_threads(threads)
-    spec = ModelSpec(model, dtype, device, quantise, chat_template)
-    corpus = load_corpus([*data, *(more_data or [])], format=format_, limit=limit)
-    patterns = None if units is None else tuple(units)
+        os.environ["OMP_NUM_THREADS"] = str(threads)  # torch reads it when it is loaded, which is after this
+    spec = gp.ModelSpec(model, dtype, device, quantise, chat_template)
+    corpus = gp.load_corpus([*data, *(more_data or [])], format=format_, limit=limit)
+    settings = gp.ProbeOptions(
+        context_length, batch_tokens, per_turn, None if units is None else tuple(units), experts, checkpoint_activations
+    )
     if dry_run:
         ranks = Ranks.from_environment()
-        if ranks is not None and not ranks.is_first:
-            return
-        options = ProbeOptions(context_length, batch_tokens, per_turn, patterns, experts, checkpoint_activations)
-        estimate = estimate_probe(spec, None, corpus, options, out=out, on_existing=on_existing)  # pyright: ignore[reportArgumentType]
-        if as_json:
-            print_json(asdict(estimate))
-        else:
-            print(
-                f"{estimate.pending} of {estimate.items} items to probe: {estimate.tokens_read} tokens in {estimate.batches} batches of "
-                f"{estimate.batch_tokens}, {estimate.padding_share:.1%} padding"
-            )
-            print(
-                f"by a sample of {estimate.sample_batches} batches: {estimate.probe_seconds:.0f} s and {estimate.prepare_seconds:.0f} s "
-                f"of preparation, peak memory {estimate.peak_memory_mib:.0f} MiB"
-            )
+        if ranks is None or ranks.is_first:
+            _print_estimate(gp.estimate_probe(spec, None, corpus, settings, out=out, on_existing=on_existing), as_json)
         return
-    result = probe(
-        spec,
-        None,
-        corpus,
-        out=out,
-        context_length=context_length,
-        batch_tokens=batch_tokens,
-        per_turn=per_turn,
-        units=patterns,
-        experts=experts,
-        checkpoint_activations=checkpoint_activations,
-        on_existing=on_existing,  # pyright: ignore[reportArgumentType] # checked there
-        launcher=Ray(workers, gpus_per_worker, cpus_per_worker) if executor == "ray" else "auto",
-    )
-    run, manifest = result.run, result.manifest
-    if run is None:
-        return  # another process of the launcher prints
+    launcher = gp.Ray(workers, gpus_per_worker, cpus_per_worker) if executor == "ray" else "auto"
+    probe = gp.probe(spec, None, corpus, out=out, on_existing=on_existing, launcher=launcher, **asdict(settings))
+    if probe.run is not None:  # else another process of the launcher prints
+        _print(probe, out, as_json)
+
+
+def _print_estimate(estimate: "gp.ProbeEstimate", as_json: bool) -> None:
     if as_json:
-        about = {"units": len(result.units), "parameters": manifest.parameters, "device": manifest.device}
-        corpus_totals = {"trajectories": len(result), **asdict(manifest.totals), "sha256": manifest.corpus_sha256}
-        print_json({**run.to_json(), **about, "corpus": corpus_totals})
-    else:
-        turns = f" and {run.probed_turns} turns" if per_turn else ""
-        kept_turns = f" and {run.kept_turns} turns" if per_turn else ""
-        print(
-            f"{out}: {run.probed} trajectories{turns} probed, {run.kept}{kept_turns} kept, {manifest.totals.truncated} cut to the "
-            f"context length; {run.trajectories_per_second:.2f} trajectories and {run.tokens_per_second:.0f} tokens a second, "
-            f"{run.padding_share:.1%} padding"
-        )
+        o.print_json(asdict(estimate))
+        return
+    print(
+        f"{estimate.pending} of {estimate.items} items to probe: {estimate.tokens_read} tokens in {estimate.batches} batches of "
+        f"{estimate.batch_tokens}, {estimate.padding_share:.1%} padding"
+    )
+    print(
+        f"by a sample of {estimate.sample_batches} batches: {estimate.probe_seconds:.0f} s and {estimate.prepare_seconds:.0f} s "
+        f"of preparation, peak memory {estimate.peak_memory_mib:.0f} MiB"
+    )
+
+
+def _print(probe: "gp.Probe", out: str, as_json: bool) -> None:
+    run, manifest = probe.run, probe.manifest
+    assert run is not None
+    if as_json:
+        about = {"units": len(probe.units), "parameters": manifest.parameters, "device": manifest.device}
+        totals = {"trajectories": len(probe), **asdict(manifest.totals), "sha256": manifest.corpus_sha256}
+        o.print_json({**run.to_json(), **about, "corpus": totals})
+        return
+    turns = run.probed_turns or run.kept_turns
+    print(
+        f"{out}: {run.probed} trajectories{f' and {run.probed_turns} turns' if turns else ''} probed, "
+        f"{run.kept}{f' and {run.kept_turns} turns' if turns else ''} kept, {manifest.totals.truncated} cut to the context length; "
+        f"{run.trajectories_per_second:.2f} trajectories and {run.tokens_per_second:.0f} tokens per second, "
+        f"{run.padding_share:.1%} padding"
+    )

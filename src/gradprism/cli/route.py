@@ -5,31 +5,29 @@ from typing import Annotated
 
 import typer
 
-from gradprism.cli.options import Metric, Normalise, PassRates, Policy, ProbeFolder
+import gradprism as gp
+from gradprism.cli import options as o
+from gradprism.runtime import progress
 
 
 def command(
-    probe: ProbeFolder,
+    probe: o.ProbeFolder,
     out: Annotated[Path, typer.Option(help="Route folder to write; must be new or empty.")],
-    metric: Metric = "gini",
-    policy: Policy = "concentration",
+    metric: o.Metric = "gini",
+    policy: o.Policy = "concentration",
     rl_share: Annotated[float, typer.Option(help="Share that goes to RL; 0.5 is what scores above the median.")] = 0.5,
     threshold: Annotated[
         float | None, typer.Option(help="Send what scores above this number to RL, whatever share that is.")
     ] = None,
-    normalise: Normalise = "none",
-    pass_rates: PassRates = None,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of what goes by chance, and of the audit's bootstrap.")] = 0,
-    on_existing: Annotated[str, typer.Option(help="A folder in use: replace or fail.")] = "fail",
-    as_json: Annotated[bool, typer.Option("--json", help="Print the routing and its audit as JSON.")] = False,
+    normalise: o.Normalise = "none",
+    pass_rates: o.PassRates = None,
+    seed: o.Seed = 0,
+    on_existing: o.OnExistingOutput = "fail",
+    as_json: o.AsJson = False,
 ) -> None:
     """Scores every trajectory, cuts at the threshold, and writes the SFT set, the RL tasks and an audit of the split."""
-    from gradprism.cli.options import print_json
-    from gradprism.routing.routes import route
-    from gradprism.runtime import progress
-
     progress.set_quiet(as_json)
-    routes = route(
+    routes = gp.route(
         probe,
         metric,
         policy=policy,
@@ -39,9 +37,9 @@ def command(
         seed=seed,
         pass_rates=pass_rates,
     )
-    routes.save(out, on_existing)  # pyright: ignore[reportArgumentType] # checked there
+    routes.save(out, on_existing)
     if as_json:
-        print_json({"routing": routes.routing.model_dump(), "audit": routes.audit().to_json()})
+        o.print_json({"routing": routes.routing.model_dump(), "audit": routes.audit().to_json()})
         return
     print(f"{out}: {routes.routing}")
     for warning in routes.audit().warnings:

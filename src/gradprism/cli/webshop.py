@@ -6,7 +6,12 @@ from typing import Annotated
 import typer
 
 from gradprism.cli.help import Command, new_app
-from gradprism.cli.options import DataDir, EnvOptions
+from gradprism.cli.options import DataDir, EnvOptions, environment_options
+from gradprism.environments.registry import make_environment
+from gradprism.environments.webshop.generated import generate_catalogue
+from gradprism.environments.webshop.server import make_server
+from gradprism.runtime.files import write_json
+from gradprism.runtime.folders import claim_output_folder
 
 app = new_app()
 
@@ -26,10 +31,6 @@ def serve_command(
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes a free one.")] = 8700,
 ) -> None:
     """Play a goal in a browser, beside what the agent sees. Reachable from this machine only."""
-    from gradprism.cli.options import environment_options
-    from gradprism.environments.registry import make_environment
-    from gradprism.environments.webshop.server import make_server
-
     options = environment_options(data_dir, env_option)
     server = make_server(make_environment("webshop", **options), split, index, host, port)  # pyright: ignore[reportArgumentType]
     print(f"WebShop at {server.address} (stop with Ctrl-C)", flush=True)
@@ -48,10 +49,6 @@ def generate_command(
     seed: Annotated[int, typer.Option(min=0, help="Seed; with the number it fixes every byte.")] = 0,
 ) -> None:
     """Write a generated catalogue in the official file formats."""
-    from gradprism.environments.webshop.generated import generate_catalogue
-    from gradprism.runtime.files import write_json
-    from gradprism.runtime.folders import claim_output_folder
-
     items, instructions = generate_catalogue(products, seed)
     claim_output_folder(out)
     write_json(out / "items_shuffle.json", items)

@@ -14,7 +14,7 @@ from gradprism.environments.protocol import Environment, Task
 from gradprism.evaluation.agents import Agent, ModelAgent, ScriptedAgent
 from gradprism.evaluation.config import EvaluationConfig
 from gradprism.evaluation.summary import SuccessRow, headline, summarise
-from gradprism.models import load_model, tokenizer_source
+from gradprism.models import ModelSpec, tokenizer_source
 from gradprism.rollouts.episode import Episode
 from gradprism.runtime.errors import DataError
 from gradprism.runtime.files import read_jsonl, sha256_json, write_json, write_jsonl, writing
@@ -79,7 +79,7 @@ def evaluate(
 ) -> Evaluation:
     """Plays every task of `config`: greedily, unless it sets a temperature.
 
-    `agent` is an `Agent`, `"expert"`, `"random"`, or the folder or hub id of a model. Tasks are played in batches of
+    `agent` is an `Agent`, `"expert"`, `"random"`, or a model by its folder, hub id or `ModelSpec`. Tasks are played in batches of
     `config.in_flight`, each with a seed of its own, so that a batch depends on nothing before it. With `out` each batch is written as it
     ends: `episodes.jsonl` has the transcripts in the order of tasks, `summary.json` the rows; the same call goes on after a kill.
 
@@ -88,11 +88,12 @@ def evaluate(
     """
     tasks = [task for split, n in config.splits.items() for task in environment.tasks(split, n, config.start, config.task_type)]
     batches = [tasks[i : i + config.in_flight] for i in range(0, len(tasks), config.in_flight)]
+    if out is not None:
+        FOLDER.check(Path(out), on_existing)  # before a model is loaded
     player = as_agent(agent)
     with contextlib.ExitStack() as stack:
         record = _Record()
         if out is not None:
-            FOLDER.check(Path(out), on_existing)
             stack.enter_context(exclusive_lock(Path(out), _LOCK, "is being evaluated into"))
             record = _claim(Path(out), _manifest(player, environment, config, tasks), on_existing, batches)
         pool = stack.enter_context(SessionPool(environment, workers))
@@ -113,7 +114,9 @@ def as_agent(agent: Agent | Any) -> Agent:
     if agent in ("expert", "random"):
         return ScriptedAgent(agent)  # pyright: ignore[reportArgumentType]
     if isinstance(agent, str | Path):
-        return ModelAgent(load_model(str(agent)), load_tokenizer(tokenizer_source(str(agent))))
+        agent = ModelSpec(str(agent))
+    if isinstance(agent, ModelSpec):
+        return ModelAgent(agent.load(), load_tokenizer(tokenizer_source(agent.path), agent.chat_template))
     return agent
 
 

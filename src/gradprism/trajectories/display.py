@@ -3,12 +3,15 @@
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from rich.text import Text
 
 from gradprism.trajectories.record import Trajectory
-from gradprism.trajectories.rendering import RenderedTrajectory
+
+if TYPE_CHECKING:
+    from gradprism.trajectories.rendering import RenderedTrajectory
 
 OPEN, CLOSE = "⟦", "⟧"
 _RESPONSE_STYLE = "black on green"
@@ -44,7 +47,7 @@ def mask_text(runs: Iterable[tuple[str, bool]], coloured: bool) -> Text:
     return result
 
 
-def heading(trajectory: Trajectory, rendered: RenderedTrajectory, unknown_id: int | None) -> str:
+def heading(trajectory: Trajectory, rendered: "RenderedTrajectory", unknown_id: int | None) -> str:
     """One line about a trajectory: id, source, tokens, response share, turns, what was cut and what the tokenizer does not know."""
     n_tokens, n_response = len(rendered.input_ids), int(rendered.response_mask.sum())
     parts = [
@@ -88,7 +91,7 @@ class CorpusSummary:
         return "\n".join(lines)
 
 
-def summarise(corpus: Sequence[RenderedTrajectory], unknown_id: int | None = None) -> CorpusSummary:
+def summarise(corpus: "Sequence[RenderedTrajectory]", unknown_id: int | None = None) -> CorpusSummary:
     """The summary of a rendered corpus of at least one trajectory; `unknown_id` is the tokenizer's unknown token."""
     tokens = np.array([len(rendered.input_ids) for rendered in corpus])
     response = np.array([rendered.response_mask.sum() for rendered in corpus])
