@@ -6,12 +6,18 @@ from typing import Annotated, Any
 
 import typer
 
+import gradprism as gp
+from gradprism.cli import options as o
 from gradprism.cli.help import Command, Group, new_app
+from gradprism.environments.pool import default_workers
+from gradprism.experiments.experiment import Job, job_status
+from gradprism.reporting.pages import fill_page, tables_are_current, write_tables
+from gradprism.runtime import progress
+from gradprism.runtime.errors import DataError
 
-Overrides = Annotated[list[str] | None, typer.Option("--set", help="Override a value: section.key=value. May be repeated.")]
 Config = Annotated[Path, typer.Argument(help="TOML file, for example configs/alfworld-mini.toml.")]
 Groups = Annotated[list[str] | None, typer.Option("--group", help="Only arms of this group. May be repeated.")]
-Jobs = Annotated[int | None, typer.Option(min=1, help="Stages at once; default one a core.")]
+Jobs = Annotated[int | None, typer.Option(min=1, help="Stages at once; default one per core.")]
 
 
 class _RunByDefault(Group):
@@ -29,7 +35,7 @@ app = new_app(_RunByDefault)
 @app.command("run", cls=Command)
 def run(
     config: Config,
-    set_: Overrides = None,
+    set_: o.Overrides = None,
     jobs: Jobs = None,
     group: Groups = None,
     results: Annotated[Path | None, typer.Option(help="Folder of results.json, tables and figures; default results/NAME.")] = None,
@@ -37,25 +43,20 @@ def run(
         bool, typer.Option("--extend", help="Keep the runs that results.json already has, and make only those that it lacks.")
     ] = False,
     replace: Annotated[bool, typer.Option("--replace", help="Give up the runs of results.json that were not made here.")] = False,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Make results again that other code has made.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would run, then stop.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON and no progress.")] = False,
+    fresh: o.Fresh = False,
+    dry_run: o.DryRun = False,
+    as_json: o.AsJson = False,
 ) -> None:
     """Trains and evaluates every arm with every seed; finished stages are reused, and a killed run goes on with the same command."""
-    from gradprism.cli.options import print_json
-    from gradprism.experiments.config import load_config
-    from gradprism.reporting.run import experiment
-    from gradprism.runtime import progress
-
     progress.set_quiet(as_json)
     if dry_run:
-        print_json(_state(config, set_, jobs, group, results, extend, fresh))
+        o.print_json(_state(config, set_, jobs, group, results, extend, fresh))
         return
-    resolved = load_config(config, set_ or [])
+    resolved = gp.load_config(config, set_ or [])
     out = results or Path("results") / resolved.name
-    found = experiment(resolved, results=out, jobs=jobs, groups=group or (), extend=extend, replace=replace, fresh=fresh)
+    found = gp.experiment(resolved, results=out, jobs=jobs, groups=group or (), extend=extend, replace=replace, fresh=fresh)
     if as_json:
-        print_json(found.model_dump(mode="json", exclude_defaults=True))
+        o.print_json(found.model_dump(mode="json", exclude_defaults=True))
         return
     print((out / "tables.md").read_text(encoding="utf-8"))
 
@@ -69,11 +70,8 @@ def _state(
     extend: bool,
     fresh: bool = False,
 ) -> dict[str, Any]:
-    from gradprism.environments.pool import default_workers
-    from gradprism.experiments.config import load_config
-    from gradprism.experiments.experiment import Job, job_status
 
-    resolved = load_config(config, overrides or [])
+    resolved = gp.load_config(config, overrides or [])
     out, jobs = results or Path("results") / resolved.name, jobs or default_workers()
     state = job_status(Job(resolved, out, jobs, tuple(groups or ()), extend=extend, fresh=fresh))
     return {"folder": str(resolved.folder), "results": str(out), "jobs": jobs, **asdict(state)}
@@ -82,19 +80,17 @@ def _state(
 @app.command("status", cls=Command)
 def status(
     config: Config,
-    set_: Overrides = None,
+    set_: o.Overrides = None,
     jobs: Jobs = None,
     group: Groups = None,
     results: Annotated[Path | None, typer.Option(help="Folder of results.json; default results/NAME.")] = None,
     extend: Annotated[bool, typer.Option("--extend", help="As it was run.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
+    as_json: o.AsJson = False,
 ) -> None:
     """Shows what is done, running and pending, and the time left."""
-    from gradprism.cli.options import print_json
-
     found = _state(config, set_, jobs, group, results, extend)
     if as_json:
-        print_json(found)
+        o.print_json(found)
         return
     for state in ("done", "running", "pending"):
         print(f"{state:<8}{len(found[state]):>4}")
@@ -117,9 +113,6 @@ def tables(
     check: Annotated[bool, typer.Option("--check", help="Write nothing; fail where a table or figure is out of date.")] = False,
 ) -> None:
     """Rebuilds every table and figure from results.json."""
-    from gradprism.reporting.pages import fill_page, tables_are_current, write_tables
-    from gradprism.runtime.errors import DataError
-
     if check:
         if stale := tables_are_current(folder):
             raise DataError(f"{folder}: out of date: {', '.join(stale)}; run gradprism experiment tables {folder}")

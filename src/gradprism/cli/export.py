@@ -6,9 +6,8 @@ from typing import Annotated
 import typer
 
 import gradprism as gp
-from gradprism.cli.options import environment_options, print_json
+from gradprism.cli.options import AsJson, OnExistingOutput, environment_options, print_json
 from gradprism.runtime import progress
-from gradprism.runtime.folders import OnExisting
 
 
 def command(
@@ -21,8 +20,8 @@ def command(
     option: Annotated[
         list[str] | None, typer.Option(metavar="KEY=VALUE", help="An exporter's own option; may be repeated.")
     ] = None,
-    on_existing: Annotated[OnExisting, typer.Option(help="A folder in use: replace or fail.")] = "fail",
-    as_json: Annotated[bool, typer.Option("--json", help="Print what was written as JSON.")] = False,
+    on_existing: OnExistingOutput = "fail",
+    as_json: AsJson = False,
 ) -> None:
     """Writes a route's SFT set and RL tasks for another trainer; verl: Parquet files, and the list of tasks that RL may draw."""
     progress.set_quiet(as_json)

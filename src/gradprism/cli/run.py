@@ -8,11 +8,10 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+import gradprism as gp
 from gradprism.cli.options import AsJson, DryRun, Fresh, Overrides, print_json
-from gradprism.experiments.config import load_config
 from gradprism.experiments.experiment import Job, job_status
 from gradprism.reporting.pages import REPORT, print_tables
-from gradprism.reporting.run import run
 from gradprism.runtime import progress
 
 
@@ -30,12 +29,12 @@ def command(
 def run_and_print(config: Path, overrides: Sequence[str] | None, dry_run: bool, as_json: bool, fresh: bool = False) -> None:
     """Runs a configuration and prints its tables; with `dry_run` only says what would run."""
     progress.set_quiet(as_json)
-    resolved = load_config(config, overrides or [])
+    resolved = gp.load_config(config, overrides or [])
     if dry_run:
         state = asdict(job_status(Job(resolved, resolved.folder, fresh=fresh)))
         print_json({"folder": str(resolved.folder), "config": resolved.model_dump(mode="json"), **state})
         return
-    results = run(resolved, fresh=fresh)
+    results = gp.run(resolved, fresh=fresh)
     if as_json:
         print_json(results.model_dump(mode="json", exclude_defaults=True))
         return
