@@ -107,8 +107,9 @@ def test_a_worker_that_cannot_start_is_no_endless_loop(tmp_path):
 def test_leaving_early_does_not_wait_for_an_engine_that_hangs(tmp_path):
     clock = time.monotonic()
     with SessionPool(BrokenGames(str(tmp_path)), 2) as pool:
-        pool.reset([0, 1], ["train/0", "train/1"])
+        pool.reset([0, 1, 2], ["train/0", "train/1", "train/2"])
         pool.send("step", [0, 1], ["hang", "add"])
+        pool.send("step", [2], ["add"])  # waits behind the one that hangs
         processes = [worker.process for worker in pool._workers]
         time.sleep(0.2)
     assert time.monotonic() - clock < 30 and not any(process.is_alive() for process in processes)

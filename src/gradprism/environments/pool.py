@@ -135,7 +135,7 @@ class _Worker:
     def close(self) -> None:
         """Lets the process end, or ends it where it was cut short in a call: it may be hanging."""
         self._closing = True
-        self._thread.shutdown(wait=False, cancel_futures=True)
+        self._thread.shutdown(wait=False)  # what is queued behind ends at once
         while self._last is not None and wait([self._last], timeout=0.1).not_done:
             self.process.kill()
         self._connection.close()  # workers leave at end of file
