@@ -10,11 +10,11 @@ import random
 from pathlib import Path
 from typing import Any
 
-import trl.trainer.grpo_trainer
+import trl.generation.vllm_generation
 
 from gradprism.cli.main import main
 from gradprism.probing.fingerprint import weights_fingerprint
-from gradprism.training import rl
+from gradprism.training.loop import Loop
 from helpers.fsdp_on_cpu import FSDP2, allow_cpu
 
 
@@ -41,20 +41,20 @@ class StandIn:
 
 def install() -> None:
     """Puts the stand-in where TRL makes its engine, and lets vLLM pass for installed."""
-    trl.trainer.grpo_trainer.VLLMGeneration = StandIn  # pyright: ignore
+    trl.generation.vllm_generation.VLLMGeneration = StandIn  # pyright: ignore
     find = importlib.util.find_spec
     importlib.util.find_spec = lambda name, *rest: object() if name == "vllm" else find(name, *rest)  # pyright: ignore
-    save = rl.save_trained
+    save = Loop.save_model
 
-    def save_and_tell(trainer: Any, *rest: Any) -> None:
-        save(trainer, *rest)
+    def save_and_tell(self: Loop, tokenizer: Any) -> None:
+        loop = self
+        save(loop, tokenizer)
         folder = Path(os.environ["WEIGHTS"])
         folder.mkdir(parents=True, exist_ok=True)
-        model = trainer.accelerator.unwrap_model(trainer.model)
-        sharded = any(hasattr(p, "full_tensor") for p in model.parameters())
-        (folder / str(trainer.accelerator.process_index)).write_text("sharded" if sharded else weights_fingerprint(model))
+        sharded = any(hasattr(p, "full_tensor") for p in loop.unwrapped.parameters())
+        (folder / str(loop.rank)).write_text("sharded" if sharded else weights_fingerprint(loop.unwrapped))
 
-    rl.save_trained = save_and_tell  # pyright: ignore[reportAttributeAccessIssue]
+    Loop.save_model = save_and_tell
 
 
 if __name__ == "__main__":

@@ -14,15 +14,17 @@ from gradprism.environments.prompts import PromptTemplate
 from gradprism.environments.protocol import Task
 from gradprism.models import load_model
 from gradprism.rollouts.episode import Episode, StopReason, Turn
-from gradprism.rollouts.player import PlayCosts
 from gradprism.runtime.errors import ConfigError, DataError, FolderInUseError, MissingFileError, ModelError
 from gradprism.training.advantages.grpo import grpo
 from gradprism.training.advantages.outcome import Outcome
-from gradprism.training.batches import pack, split_rows, tensors
+from gradprism.training.batches import Row, make_batch, pack, row_weight, split_rows, training_rows
+from gradprism.training.head import add_head, score_tokens
+from gradprism.training.loss import policy_loss
 from gradprism.training.rewards import outcome
-from gradprism.training.rl import build_trainer, read_tasks, train_rl
+from gradprism.training.rl import RlTraining, train_rl
 from gradprism.training.rl_config import RlConfig
-from gradprism.training.rounds import Rounds, Row, TaskStream, advantages_of, means, sums, teaches, training_rows
+from gradprism.training.rounds import Rounds, advantages_of, figures_of, has_gradient
+from gradprism.training.tasks import TaskStream, read_tasks
 from gradprism.trajectories.rendering import Renderer, load_tokenizer
 from helpers.broken_games import BrokenGames
 from helpers.tiny import tiny_llama, tiny_qwen3, tiny_tokenizer
@@ -58,12 +60,25 @@ class Given:
         return self.episodes
 
 
-def trainer_of(model, tokenizer, episodes, config: RlConfig, out: Path):
-    trainer = build_trainer(model, Renderer(tokenizer, 512), config, out)
-    trainer.rounds = Rounds(TaskStream([TASK], 0), Given(episodes), config, config.tasks_per_round)
-    trainer.statistics = PlayCosts()
-    trainer.micro_batch_tokens = config.micro_batch_tokens
-    return trainer
+def training_on(model, tokenizer, episodes, config: RlConfig, out: Path) -> RlTraining:
+    """A training whose rounds are given."""
+    config = config.model_copy(update={"context_length": 512})
+    training = RlTraining(model, Renderer(tokenizer, 512), None, [TASK], config, out, "cpu")  # pyright: ignore[reportArgumentType]
+    training.rounds = Rounds(TaskStream([TASK], 0), Given(episodes), config, config.tasks_per_round)
+    return training
+
+
+def gradients_of(training: RlTraining, model) -> list[dict[str, torch.Tensor]]:
+    """Trains; the gradients of each optimizer step."""
+    seen, original = [], training.loop.accelerator.clip_grad_norm_
+
+    def watch(parameters, *args, **kwargs):
+        seen.append({n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None})
+        return original(parameters, *args, **kwargs)
+
+    training.loop.accelerator.clip_grad_norm_ = watch
+    training.run()
+    return seen
 
 
 GROUP = [
@@ -77,12 +92,11 @@ GROUP = [
 def expected_gradients(model, rows: list[Row], kind: str) -> dict[str, torch.Tensor]:
     """The policy gradient written out: at ratio 1 the clipped objective's gradient is that of advantage · log-probability."""
     model.zero_grad()
-    total, n_tokens = torch.zeros(()), sum(sum(row.mask) for row in rows)
+    total, n_tokens = torch.zeros(()), sum(len(row.logprobs) for row in rows)
     for row in rows:
-        ids = torch.tensor([row.prompt_ids + row.completion_ids])
-        logprobs = model(input_ids=ids).logits[0].log_softmax(-1)
-        begin = len(row.prompt_ids)
-        terms = [logprobs[begin + i - 1, token] * row.advantages[i] for i, token in enumerate(row.completion_ids) if row.mask[i]]
+        logprobs = model(input_ids=torch.tensor([row.ids])).logits[0].log_softmax(-1)
+        chosen = [i for i, is_action in enumerate(row.chosen) if is_action]
+        terms = [logprobs[i - 1, row.ids[i]] * advantage for i, advantage in zip(chosen, row.advantages, strict=True)]
         divisor = {"dapo": n_tokens, "grpo": len(terms) * len(rows), "dr_grpo": 512 * len(rows)}[kind]
         total = total - sum(terms) / divisor
     total.backward()
@@ -111,18 +125,10 @@ def test_the_gradient_is_the_one_written_out_however_rows_are_packed(tokenizer, 
             for t, turn in enumerate(made.turns):
                 turn.prompt_ids = [6, 7, 8, *range(10, 10 + t)]
     model = tiny_llama(len(tokenizer), seed=5)
-    trainer = trainer_of(model, tokenizer, episodes, config, tmp_path)
-    rows = trainer.rounds.next().rows
+    training = training_on(model, tokenizer, episodes, config, tmp_path)
+    rows = Rounds(TaskStream([TASK], 0), Given(episodes), config, 1).next().rows
     assert len(rows) == (10 if history else 4)
-    seen = {}
-    original = trainer.accelerator.clip_grad_norm_
-
-    def watch(parameters, *args, **kwargs):
-        seen.update({n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None})
-        return original(parameters, *args, **kwargs)
-
-    trainer.accelerator.clip_grad_norm_ = watch
-    trainer.train()
+    [seen] = gradients_of(training, model)
     fresh = tiny_llama(len(tokenizer), seed=5)
     for name, gradient in expected_gradients(fresh, rows, kind).items():
         torch.testing.assert_close(seen[name], gradient, atol=2e-6, rtol=2e-4, msg=lambda m, n=name: f"{n}: {m}")
@@ -141,17 +147,10 @@ def test_each_update_of_a_round_is_the_gradient_of_its_own_rows(tokenizer, tmp_p
         max_grad_norm=1e9,
         learning_rate=1e-9,
     )
-    model, seen = tiny_llama(len(tokenizer), seed=5), []
-    trainer = trainer_of(model, tokenizer, GROUP, config, tmp_path)
+    model = tiny_llama(len(tokenizer), seed=5)
+    training = training_on(model, tokenizer, GROUP, config, tmp_path)
     rows = Rounds(TaskStream([TASK], 0), Given(GROUP), config, 1).next().rows
-    original = trainer.accelerator.clip_grad_norm_
-
-    def watch(parameters, *args, **kwargs):
-        seen.append({n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None})
-        return original(parameters, *args, **kwargs)
-
-    trainer.accelerator.clip_grad_norm_ = watch
-    trainer.train()
+    seen = gradients_of(training, model)
     first, second = split_rows(rows, 2, seed=4)
     assert len(seen) == 4 and len(first) == len(second) == 2
     for gradients, part in zip(seen, (first, second, first, second), strict=True):
@@ -162,7 +161,7 @@ def test_each_update_of_a_round_is_the_gradient_of_its_own_rows(tokenizer, tmp_p
 def test_rl_never_learns_environment_tokens(tokenizer, tmp_path):
     """The last norm's output at a position is all that the prediction of the next token depends on, and no other position reads it."""
 
-    masks = [training_rows(e, np.zeros(len(e.turns)))[0].mask for e in GROUP]
+    masks = [training_rows(e, np.zeros(len(e.turns)))[0].chosen for e in GROUP]
 
     def learnt(episodes):
         model, gradients = tiny_qwen3(len(tokenizer), seed=5), []
@@ -173,42 +172,90 @@ def test_rl_never_learns_environment_tokens(tokenizer, tmp_path):
                 output.register_hook(gradients.append)
 
         model.model.norm.register_forward_hook(watch)
-        trainer_of(model, tokenizer, episodes, config, tmp_path / "out").train()
+        training_on(model, tokenizer, episodes, config, tmp_path / "out").run()
         [gradient] = gradients
-        width = max(map(len, masks))
-        return sorted((gradient.abs().sum(-1) > 0)[:, -width - 1 : -1].int().tolist())
+        return sorted((gradient.abs().sum(-1) > 0)[:, :-1].tolist())  # what predicts the tokens but the first
 
-    assert learnt(GROUP) == sorted(mask + [0] * (max(map(len, masks)) - len(mask)) for mask in masks)
+    width = max(map(len, masks))
+    assert learnt(GROUP) == sorted(mask[1:] + [False] * (width - len(mask)) for mask in masks)
 
 
 def test_rows_of_a_growing_conversation_and_of_one_that_is_rebuilt():
     made = episode([(2, 3), (1, 0)])
     [row] = training_rows(made, torch.tensor([0.5, -1.0]).numpy())
-    assert row.mask == [1, 1, 0, 0, 0, 1] and row.advantages == [0.5, 0.5, 0, 0, 0, -1.0]
+    assert row.chosen == [False] * 3 + [True, True, False, False, False, True] and row.advantages == [0.5, 0.5, -1.0]
     made.grows = False
     made.turns[0].prompt_ids, made.turns[1].prompt_ids = [1], [2, 3]
     first, second = training_rows(made, torch.tensor([0.5, -1.0]).numpy())
-    assert (first.prompt_ids, first.completion_ids, first.mask, first.advantages) == ([1], [20, 21], [1, 1], [0.5, 0.5])
-    assert (second.prompt_ids, second.completion_ids, second.advantages) == ([2, 3], [21], [-1.0])
+    assert (first.ids, first.chosen, first.advantages) == ([1, 20, 21], [False, True, True], [0.5, 0.5])
+    assert (second.ids, second.advantages) == ([2, 3, 21], [-1.0])
     assert training_rows(Episode(TASK), torch.zeros(0).numpy()) == []
 
 
 def test_rows_are_packed_whole_and_within_the_budget():
-    rows = [Row([1] * (1 + i % 7), [2] * (1 + i * 5 % 40), [1] * (1 + i * 5 % 40), [], []) for i in range(50)]
+    rows = [Row([1] * (2 + i % 7 + i * 5 % 40)) for i in range(50)]
     for budget in (1, 64, 500, 10_000):
         packed = pack(rows, budget)
         assert sorted(map(id, (r for part in packed for r in part))) == sorted(map(id, rows))
         for part in packed:
-            padded = (max(len(r.prompt_ids) for r in part) + max(len(r.completion_ids) for r in part)) * len(part)
-            assert padded <= budget or len(part) == 1
+            assert max(map(len, part)) * len(part) <= budget or len(part) == 1
     parts = split_rows(rows, 3, seed=1)
     assert [len(p) for p in parts] == [16, 17, 17] and len({id(r) for p in parts for r in p}) == 50
-    batch = tensors(
-        [Row([1, 2], [3], [1], [-0.5], [2.0]), Row([4], [5, 6], [1, 0], [-1.0, 0.0], [1.0, 0.0])], 9, torch.device("cpu")
+    rows = [Row([1, 2, 3], [False, False, True], [-0.5], [2.0]), Row([4, 5], [False, True], [-1.0], [1.0]), Row([7], [False])]
+    batch = make_batch(rows, [0.5, 0.25, 1.0], torch.device("cpu"))
+    assert batch.ids.tolist() == [[1, 2, 3], [4, 5, 0], [7, 0, 0]] and batch.chosen.int().tolist() == [
+        [0, 0, 1],
+        [0, 1, 0],
+        [0, 0, 0],
+    ]
+    assert (
+        batch.advantages.tolist() == [2.0, 1.0] and batch.weights.tolist() == [0.5, 0.25] and batch.sampled.tolist() == [-0.5, -1.0]
     )
-    assert batch["prompt_ids"].tolist() == [[1, 2], [9, 4]] and batch["prompt_mask"].tolist() == [[1, 1], [0, 1]]
-    assert batch["completion_ids"].tolist() == [[3, 9], [5, 6]] and batch["tool_mask"].tolist() == [[1, 0], [1, 0]]
-    assert batch["advantages"].tolist() == [[2.0, 0.0], [1.0, 0.0]]
+    assert (batch.tokens, batch.actions) == (6, 2)
+    idle = make_batch([], [], torch.device("cpu"))
+    assert (idle.tokens, idle.actions, idle.weights.tolist()) == (0, 0, [0.0])
+
+
+def logprobs_of(model, inputs, chosen) -> torch.Tensor:
+    found = score_tokens(model, model, inputs, chosen).log_probs
+    assert found is not None
+    return found[0]
+
+
+def test_the_loss_away_from_the_start_is_the_one_written_out(tokenizer):
+    """Clipped ratios, and the KL divergence whose gradient is that of ratio times estimate, against plain autograd."""
+    model, reference, plain = (tiny_llama(len(tokenizer), seed=seed) for seed in (5, 6, 5))
+    for each in (model, reference):
+        add_head(each, 1.2)
+    actions = [False] * 3 + [True, True, False, True]
+    rows = [
+        Row([6, 7, 8, 20, 21, 22, 30], actions, [-1.0] * 3, [0.5, 0.5, -1.0]),
+        Row([6, 7, 8, 9, 25], [*actions[:3], False, True], [-1.0], [0.3]),
+    ]
+    config = RlConfig(kl=0.1, loss="grpo", clip=0.2, clip_high=0.3)
+    batch = make_batch(rows, [row_weight(row, "grpo", 2, 4, 512) for row in rows], torch.device("cpu"))
+    inputs = {"input_ids": batch.ids}
+    with torch.no_grad():
+        batch.reference = logprobs_of(reference, inputs, batch.chosen)
+        batch.old = logprobs_of(model, inputs, batch.chosen) + torch.tensor([-0.5, 0.1, 0.4, 0.0])
+    loss, sums = policy_loss(logprobs_of(model, inputs, batch.chosen), batch, config)
+    loss.backward()
+    total, number = torch.zeros(()), 0
+    for row in rows:
+        logprobs = (plain(input_ids=torch.tensor([row.ids])).logits[0] / 1.2).log_softmax(-1)
+        terms = []
+        for i in (i for i, is_action in enumerate(row.chosen) if is_action):
+            logprob, advantage = logprobs[i - 1, row.ids[i]], float(batch.advantages[number])
+            ratio, difference = (logprob - batch.old[number]).exp(), batch.reference[number] - logprob
+            surrogate = torch.minimum(ratio * advantage, ratio.clamp(0.8, 1.3) * advantage)
+            terms.append(-surrogate + 0.1 * ratio * (difference.exp() - difference - 1))
+            number += 1
+        total = total + sum(terms) / len(terms) / 2
+    total.backward()
+    torch.testing.assert_close(loss, total)
+    assert sums.tolist()[1:] == [1.0, 1.0]  # the third is below at a negative advantage, the first above at a positive one
+    for (name, got), wanted in zip(model.named_parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(got.grad, wanted.grad, atol=2e-7, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
 
 
 def test_rewards_by_hand():
@@ -270,17 +317,17 @@ def test_groups_of_equal_reward_are_counted_and_replaced_where_asked():
     order = [t.id for t in TaskStream([Task("x", str(i), "k", "s") for i in range(100)], 0).draw(16)]
     good = {order[1], order[4], order[5], order[9], order[15]}
     plain = rounds(good).next()
-    assert (plain.zero_variance_groups, plain.replaced, len(plain.groups)) == (3, 0, 4)
+    assert (plain.counts["zero_variance_groups"], plain.counts["replaced_groups"], len(plain.groups)) == (3, 0, 4)
     full = rounds(good, dynamic_sampling=True)
     result = full.next()
     # Task 1 of the first four; then three more wanted: 4 and 5 of 4-6; one more: 7, 8, 9.
-    assert [g[0].task.id for g in result.groups] == [order[i] for i in (1, 4, 5, 9)]
-    assert (result.zero_variance_groups, result.replaced) == (6, 6)
+    assert [g.episodes[0].task.id for g in result.groups] == [order[i] for i in (1, 4, 5, 9)]
+    assert (result.counts["zero_variance_groups"], result.counts["replaced_groups"]) == (6, 6)
     assert [n for n, _ in full.play.asked] == [8, 6, 2, 2, 2]
     assert len({seed for _, seed in full.play.asked}) == 5
     assert full.state == {"drawn": 10, "played": 20, "count": 1, "tasks": None, "salt": []}
     limited = rounds({order[15]}, dynamic_sampling=True, dynamic_sampling_limit=2).next()
-    assert (limited.zero_variance_groups, len(limited.groups), limited.replaced) == (8, 4, 4)
+    assert (limited.counts["zero_variance_groups"], len(limited.groups), limited.counts["replaced_groups"]) == (8, 4, 4)
 
 
 def test_what_is_no_number_or_failed_is_named_counted_and_survived(capsys):
@@ -290,18 +337,18 @@ def test_what_is_no_number_or_failed_is_named_counted_and_survived(capsys):
     result = Rounds(TaskStream([TASK], 0), Given(broken), config, 1).next()
     assert [row.advantages for row in result.rows] == [[0.5], [-0.5], [0.0], [0.0]]
     said = capsys.readouterr().err
-    assert said.count("\n") == 1 and "task 't': teaches nothing (a reward is not finite: [nan])" in said
+    assert said.count("\n") == 1 and "task 't': an episode is not trained on (a reward is not finite: [nan])" in said
 
 
 def test_tasks_may_be_replaced_between_rounds_and_the_state_says_so():
     other = [Task("x", "new", "k", "s")]
     made = rounds(set())
     made._refresh = lambda count: other if count == 1 else None
-    assert {g[0].task.id for g in made.next().groups} != {"new"}
-    assert {g[0].task.id for g in made.next().groups} == {"new"}
+    assert {g.episodes[0].task.id for g in made.next().groups} != {"new"}
+    assert {g.episodes[0].task.id for g in made.next().groups} == {"new"}
     again = rounds(set())
     again.state = json.loads(json.dumps(made.state))
-    assert {g[0].task.id for g in again.next().groups} == {"new"}
+    assert {g.episodes[0].task.id for g in again.next().groups} == {"new"}
 
 
 def test_tasks_that_stay_the_same_go_on_in_their_order():
@@ -309,10 +356,10 @@ def test_tasks_that_stay_the_same_go_on_in_their_order():
     made, plain = rounds(set()), rounds(set())
     made._refresh = lambda count: [Task("x", str(i), "k", "s") for i in range(100)]
     for _ in range(5):
-        assert [g[0].task for g in made.next().groups] == [g[0].task for g in plain.next().groups]
+        assert [g.episodes[0].task for g in made.next().groups] == [g.episodes[0].task for g in plain.next().groups]
     other = [Task("x", str(i), "k", "s") for i in range(50)]
     made._refresh = lambda count: other
-    drawn = {g[0].task.id for _ in range(12) for g in made.next().groups}
+    drawn = {g.episodes[0].task.id for _ in range(12) for g in made.next().groups}
     assert len(drawn) == 48
 
 
@@ -320,14 +367,14 @@ def test_gigpo_learns_from_ways_of_different_length_to_the_same_return():
     ways = [episode([(1, 0)] * 2, [0.0, 1.0]), episode([(1, 0)] * 4, [0.0, 0.0, 0.0, 1.0])]
     for algorithm, wanted in (("grpo", False), ("gigpo", True)):
         config = RlConfig(algorithm=algorithm)  # pyright: ignore[reportArgumentType]
-        assert teaches([outcome(e, config) for e in ways], config) is wanted
+        assert has_gradient([outcome(e, config) for e in ways], config) is wanted
     rewards = [Outcome((0.1,) * 3), Outcome((0.3,))]  # equal but for rounding
-    assert not teaches(rewards, RlConfig()) and sum(rewards[0].rewards) != rewards[1].total
+    assert not has_gradient(rewards, RlConfig()) and sum(rewards[0].rewards) != rewards[1].total
 
 
 def test_the_log_tells_of_all_that_was_played_and_not_of_the_groups_that_were_kept():
     result = rounds({TaskStream([Task("x", str(i), "k", "s") for i in range(100)], 0).draw(1)[0].id}, dynamic_sampling=True).next()
-    told = means(sums(result))
+    told = figures_of(result.counts)
     assert told["episodes"] == 32 and told["success"] == 0.0 and told["reward"] == pytest.approx(1 / 32)
 
 
@@ -475,7 +522,7 @@ def test_an_environment_that_dies_is_survived(tokenizer, tmp_path, capfd):
     summary = train_rl(tiny_qwen3(len(tokenizer)), tokenizer, environment, tasks, config, out=tmp_path / "out", workers=1)
     assert summary.counts["failed_episodes"] == 4 and summary.counts["episodes"] == 6
     said = capfd.readouterr().err
-    assert "task 'corrupt': teaches nothing" in said and "not a game" in said
+    assert "task 'corrupt': an episode is not trained on" in said and "not a game" in said
 
 
 def test_settings_that_cannot_be_met_are_refused_before_training(tokenizer, tmp_path):

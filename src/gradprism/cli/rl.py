@@ -42,10 +42,11 @@ def command(
     from gradprism.environments.registry import make_environment
     from gradprism.models import check_context_length, check_trainable, load_model
     from gradprism.runtime import progress
-    from gradprism.training.checkpoints import check_training_folder
+    from gradprism.training.folder import TRAINING
     from gradprism.training.processes import training_processes
-    from gradprism.training.rl import read_tasks, train_rl
-    from gradprism.training.tracking import check_trackers
+    from gradprism.training.rl import train_rl
+    from gradprism.training.settings import check_trackers
+    from gradprism.training.tasks import read_tasks
     from gradprism.trajectories.rendering import Renderer, load_tokenizer
 
     progress.set_quiet(as_json)
@@ -68,7 +69,7 @@ def command(
     with training_processes(device) as ranks:
         is_first = ranks is None or ranks.is_first
         if is_first:
-            check_training_folder(out, on_existing)
+            TRAINING.check(out, on_existing)  # pyright: ignore[reportArgumentType] # checked there
         check_trackers(config)
         environment = make_environment(env, **environment_options(data_dir, env_option))
         to_play = read_tasks(tasks, environment)

@@ -198,7 +198,8 @@ def train_by_rl(stage: Rl, folder: Path, store: Store) -> Outcome[Trained]:
     at_first, at_last = _ends([row.success or 0.0 for row in history])
     n = stage.config.evaluate_tasks
     curve = [
-        Point(stage="rl", fraction=row["step"] / summary.steps, success=row["success"], tasks=n) for row in summary.evaluations
+        Point(stage="rl", fraction=row["step"] / summary.steps, success=row["evaluation/success"], tasks=n)
+        for row in summary.evaluations
     ]
     return Outcome(
         Trained(examples=len(tasks), history=history, curve=curve),

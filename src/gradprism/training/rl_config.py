@@ -5,10 +5,10 @@ from typing import Literal, Self
 from pydantic import ConfigDict, Field, model_validator
 
 from gradprism.rollouts.config import RolloutConfig
-from gradprism.training.settings import LoraSettings, TrackingSettings
+from gradprism.training.settings import TrainingConfig
 
 
-class RlConfig(RolloutConfig, LoraSettings, TrackingSettings):
+class RlConfig(RolloutConfig, TrainingConfig):
     """Settings of the RL stage; those of its rollouts are `RolloutConfig`'s."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -25,8 +25,6 @@ class RlConfig(RolloutConfig, LoraSettings, TrackingSettings):
     epochs_per_round: int = Field(default=1, ge=1, description="Passes over each round's episodes.")
     learning_rate: float = Field(default=1e-6, gt=0, description="Learning rate of AdamW, constant after the warm-up.")
     warmup_steps: int = Field(default=0, ge=0, description="Optimizer steps over which the learning rate rises.")
-    weight_decay: float = Field(default=0.0, ge=0, description="Weight decay of AdamW.")
-    max_grad_norm: float = Field(default=1.0, gt=0, description="Gradients are clipped to this norm.")
     kl: float = Field(default=0.0, ge=0, description="Weight of the KL divergence to the starting checkpoint.")
     loss: Literal["dapo", "dr_grpo", "grpo"] = Field(
         default="dapo",
@@ -57,8 +55,6 @@ class RlConfig(RolloutConfig, LoraSettings, TrackingSettings):
     micro_batch_tokens: int = Field(
         default=8192, ge=1, description="Padded tokens per forward and backward pass and device; a longer row is passed alone."
     )
-    bf16: bool = Field(default=False, description="Train under bfloat16 autocast.")
-    activation_checkpointing: bool = Field(default=False, description="Recompute activations in the backward pass to save memory.")
     evaluate_every: int = Field(default=0, ge=0, description="Rounds between evaluations while training; 0 for none.")
     evaluate_split: str = Field(default="", description="Split to evaluate on; default the environment's first choice.")
     evaluate_tasks: int = Field(default=96, ge=1, description="Tasks per evaluation, played greedily.")
@@ -67,9 +63,7 @@ class RlConfig(RolloutConfig, LoraSettings, TrackingSettings):
     )
     vllm_url: str = Field(default="http://localhost:8000", description="Where `trl vllm-serve` answers.")
     vllm_memory: float = Field(default=0.4, gt=0, lt=1, description="Share of the device that a colocated vLLM may take.")
-    keep_checkpoints: bool = Field(default=False, description="Keep every checkpoint, also after the end.")
     save_every: int = Field(default=10, ge=1, description="Rounds between checkpoints.")
-    seed: int = Field(default=0, ge=0, lt=2**32, description="Seed of task order and sampling.")
 
     @model_validator(mode="after")
     def _limits(self) -> Self:

@@ -13,24 +13,26 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from trl.generation import vllm_generation
 
 from gradprism.environments.pool import SessionPool
 from gradprism.experiments.config import load_config
 from gradprism.models import load_model
 from gradprism.rollouts.config import RolloutConfig
 from gradprism.rollouts.player import Player
-from gradprism.rollouts.vllm import VllmGenerator
+from gradprism.rollouts.vllm import TrainedVllm
 from gradprism.runtime.files import read_json, sha256_file, write_jsonl
-from gradprism.training.rl import vllm_engine
+from gradprism.training.folder import read_log
+from gradprism.training.loss import CORRECTION_LIMIT
 from gradprism.training.rl_config import RlConfig
-from gradprism.training.rounds import Rounds, TaskStream
-from gradprism.training.tracking import read_log
+from gradprism.training.rounds import Rounds
+from gradprism.training.tasks import TaskStream
 from gradprism.trajectories.corpus import write_messages_jsonl
 from gradprism.trajectories.rendering import Renderer
 from helpers.broken_games import BrokenGames
 from helpers.ranks import RankRun, environment, kill_processes
 from helpers.tiny import sample_trajectories, tiny_llama, tiny_qwen3, tiny_tokenizer
-from training.test_rl import GROUP, TASK, Given, expected_gradients, trainer_of
+from training.test_rl import GROUP, TASK, Given, expected_gradients, gradients_of, training_on
 
 CONFIGS = sorted(Path("configs").glob("*-*b.toml"))
 # What makes an 8B run one of seconds; everything else stays the file's.
@@ -231,14 +233,16 @@ def test_groups_that_processes_would_share_are_refused(shared, tmp_path):
 
 
 class StandIn:
-    """Answers as TRL's `VLLMGeneration` does, greedily and with the model's own log-probabilities less `shift`."""
+    """Answers as TRL's `VLLMGeneration` does, greedily and with the model's own log-probabilities."""
 
-    def __init__(self, model, end: int, shift: float) -> None:
-        self.model, self.end, self.shift, self.temperature, self.synced = model, end, shift, 1.0, 0
+    def __init__(self, model, processing_class, **_) -> None:
+        self.model, self.end, self.temperature, self.synced = model, processing_class.eos_token_id, 1.0, 0
         self.asked: list[float] = []
 
     def sync_weights(self) -> None:
         self.synced += 1
+
+    sync = sync_weights
 
     def generate(self, prompts, images, num_generations):
         assert images is None and num_generations == 1
@@ -250,30 +254,29 @@ class StandIn:
                 with torch.no_grad():
                     row = self.model(input_ids=torch.tensor([ids])).logits[0, -1].log_softmax(-1)
                 ids.append(int(row.argmax()))
-                of_ids.append([float(row.max()) - self.shift])
+                of_ids.append([float(row.max())])
             completions.append(ids[len(prompt) :])
             logprobs.append(of_ids)
         return prompts, completions, logprobs, None
 
 
-def test_vllm_plays_episodes_through_the_trainers_engine(tmp_path):
+def test_vllm_plays_episodes_through_trls_client(tmp_path, monkeypatch):
     tokenizer = tiny_tokenizer()
     model = tiny_qwen3(len(tokenizer), seed=3)
-    stand_in = StandIn(model, tokenizer.eos_token_id, 0.0)
-    trainer = type("Trainer", (), {"vllm_generation": stand_in})()
-    engine = vllm_engine(trainer, RlConfig(vllm="colocate"), 0.25)
+    monkeypatch.setattr(vllm_generation, "VLLMGeneration", StandIn)
+    vllm = TrainedVllm(model, None, tokenizer, url=None, memory=0.3, max_tokens=5, context_length=256)
     config = RolloutConfig(max_steps=3, max_action_tokens=5, context_length=256)
     renderer, games = Renderer(tokenizer, 256), BrokenGames(str(tmp_path))
     with SessionPool(games, 1) as pool:
         tasks = games.tasks("train", 5)
-        by_engine = Player(model, renderer, pool, config, lambda slots: VllmGenerator(engine)).play(tasks)
+        by_engine = Player(model, renderer, pool, config, lambda slots: vllm.generator(0.25)).play(tasks)
         own = Player(model, renderer, pool, config.model_copy(update={"temperature": 0.0})).play(tasks)
     assert [e.actions for e in by_engine] == [e.actions for e in own]
     pairs = zip(by_engine, own, strict=True)
     for a, b in (turns for pair in pairs for turns in zip(pair[0].turns, pair[1].turns, strict=True)):
         assert a.completion_ids == b.completion_ids
         assert a.logprobs == pytest.approx(b.logprobs, abs=1e-4)
-    assert set(stand_in.asked) == {0.25} and stand_in.temperature == 1.0
+    assert set(vllm._generation.asked) == {0.25}  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def test_what_another_engine_sampled_is_weighed_by_the_ratio_of_probabilities(tmp_path):
@@ -295,19 +298,11 @@ def test_what_another_engine_sampled_is_weighed_by_the_ratio_of_probabilities(tm
         if shift > 0:
             episodes[0].turns[0].logprobs[0] = math.nan  # the engine could not tell one
         rows = Rounds(TaskStream([TASK], 0), Given(episodes), config, 1).next().rows
-        trainer = trainer_of(model, tokenizer, episodes, config, tmp_path)
-        trainer.use_vllm, trainer.vllm_generation, trainer._last_loaded_step = True, StandIn(model, 5, 0.0), -1
-        trainer.vllm_importance_sampling_correction = True
-        seen, original = {}, trainer.accelerator.clip_grad_norm_
-
-        def watch(parameters, *args, model=model, seen=seen, original=original, **kwargs):
-            seen.update({n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None})
-            return original(parameters, *args, **kwargs)
-
-        trainer.accelerator.clip_grad_norm_ = watch
-        trainer.train()
-        assert trainer.vllm_generation.synced == 1
-        factor = min(math.exp(-shift), trainer.vllm_importance_sampling_clip_max)
+        training = training_on(model, tokenizer, episodes, config, tmp_path)
+        training.vllm = engine = StandIn(model, tokenizer)
+        [seen] = gradients_of(training, model)
+        assert engine.synced == 1
+        factor = min(math.exp(-shift), CORRECTION_LIMIT)
         assert factor != math.exp(-shift) or shift > 0
         weighed = [
             dataclasses.replace(

@@ -1,0 +1,54 @@
+"""The tasks of RL: read from a route folder, and drawn in a shuffled order."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from gradprism.environments.protocol import Environment, Task
+from gradprism.runtime.errors import DataError, MissingFileError
+
+
+def read_tasks(path: Path | str, environment: Environment) -> list[Task]:
+    """The tasks of a route folder's `rl.jsonl`, without repeats; raises `DataError` naming the line that has none."""
+    path = Path(path)
+    if not path.is_file():
+        raise MissingFileError(f"{path}: no such file; give the rl.jsonl of a route folder")
+    tasks: dict[str, Task] = {}
+    with open(path, "rb") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                task = environment.task(json.loads(line)["task"])
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
+                raise DataError(f"{path}:{number}: no task of environment {environment.name!r} ({error})") from None
+            tasks[task.id] = task
+    return list(tasks.values())
+
+
+class TaskStream:
+    """Tasks in an order shuffled anew for each pass; process `rank` of `world` takes every `world`-th. `drawn` is its whole state.
+
+    Streams of other `salt` have other orders.
+    """
+
+    def __init__(self, tasks: Sequence[Task], seed: int, rank: int = 0, world: int = 1, salt: tuple[int, ...] = ()) -> None:
+        self.tasks, self.rank, self.salt = list(tasks), rank, salt
+        self._seed, self._world = seed, world
+        self.drawn = 0
+        self._pass, self._order = -1, np.zeros(0, dtype=np.int64)
+
+    def over(self, tasks: Sequence[Task], salt: tuple[int, ...]) -> "TaskStream":
+        """A new stream of other tasks for the same process."""
+        return TaskStream(tasks, self._seed, self.rank, self._world, salt)
+
+    def draw(self, n: int) -> list[Task]:
+        """The next `n` tasks."""
+        return [self._next() for _ in range(n)]
+
+    def _next(self) -> Task:
+        number, place = divmod(self.drawn * self._world + self.rank, len(self.tasks))
+        if number != self._pass:
+            self._pass, self._order = number, np.random.default_rng([self._seed, number, *self.salt]).permutation(len(self.tasks))
+        self.drawn += 1
+        return self.tasks[self._order[place]]
