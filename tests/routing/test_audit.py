@@ -4,6 +4,7 @@ import json
 import math
 
 import numpy as np
+import polars as pl
 import pytest
 import scipy.stats
 from hypothesis import given
@@ -20,7 +21,6 @@ from gradprism.routing.agreement import (
 )
 from gradprism.routing.audit import Audit, Cost, audit_split, drawn_by_chance
 from gradprism.routing.split import Routing, split_table
-from gradprism.routing.tasks import Tasks
 from gradprism.routing.thresholds import choose_threshold, median_threshold, quantile_threshold
 from helpers.probes import measures_table
 
@@ -140,7 +140,8 @@ def audited(score, policy="concentration", cut=None, task_types=None, rl_share=0
         n_sft=len(score) - n_rl,
         n_rl=n_rl,
     )
-    return audit_split(table, routing, Tasks([], task_types, np.ones(len(score), dtype=bool)))
+    tasks = pl.DataFrame({"task_type": task_types or [None] * len(score), "named": [True] * len(score)})
+    return audit_split(table, routing, tasks)
 
 
 def warned(*arguments, **options):

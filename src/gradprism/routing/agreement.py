@@ -81,15 +81,14 @@ def _chances_of_rl(values: NDArray[np.float64], n_rl: int) -> NDArray[np.float64
     return np.where(above, 1.0, np.where(tied, (n_rl - above.sum()) / tied.sum(), 0.0))
 
 
-def correlation_ratio(values: NDArray[np.float64], groups: Sequence[str]) -> float | None:
+def correlation_ratio(values: NDArray[np.float64], groups: Sequence[str] | pl.Series) -> float | None:
     """η² of values `[n]` by their groups: the sum of squares between groups over the total one, in [0, 1]; None for equal values.
 
     Groups that have nothing to do with the values are expected to give (groups − 1)/(n − 1), not 0.
     """
     if np.ptp(values) == 0:
         return None
-    number = {group: i for i, group in enumerate(dict.fromkeys(groups))}
-    codes = np.fromiter(map(number.__getitem__, groups), np.intp, len(groups))
+    codes = pl.Series(groups).rank("dense").to_numpy() - 1
     deviation = values - values.mean()
     between = np.bincount(codes, weights=deviation) ** 2 / np.bincount(codes)
     return float(min(1.0, between.sum() / (deviation**2).sum()))

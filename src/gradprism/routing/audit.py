@@ -22,7 +22,6 @@ from gradprism.routing.agreement import (
     threshold_standard_error,
 )
 from gradprism.routing.split import Routing, Value, metrics_with
-from gradprism.routing.tasks import Tasks
 
 CONFOUNDS = ("loss", "l2", "n_tokens", "n_response_tokens", "n_turns")
 # |ρ| above which a score is said to follow a plain measure.
@@ -127,13 +126,13 @@ class Audit(Value):
         return ("", "", "") if split is None else (split.rl, *_overlap(split))
 
 
-def audit_split(table: pl.DataFrame, routing: Routing, tasks: Tasks | None = None) -> Audit:
+def audit_split(table: pl.DataFrame, routing: Routing, tasks: pl.DataFrame | None = None) -> Audit:
     """The audit of one split: confounds, firmness of the threshold, agreement of the metrics, and warnings.
 
     `table` is `split.split_table`'s; its `pass_rate`, where it has one, is the confound `success`. A threshold that was given has no
     standard error, since another corpus would not move it. One is called unstable where more than `UNSTABLE` of the trajectories lie
     within one standard error of it: for a smooth density that share is about 1/√n at the median, so the corpus has fewer than 100
-    trajectories, or its scores cluster there.
+    trajectories, or its scores cluster there. `tasks` is `tasks.read_tasks`'; task types count where all trajectories have one.
     """
     score = table["score"].to_numpy()
     to_rl = (table["route"] == "rl").to_numpy()
@@ -145,6 +144,7 @@ def audit_split(table: pl.DataFrame, routing: Routing, tasks: Tasks | None = Non
     confounds = {name: ranks[column] for name, column in names.items()}
     share = {"median": 0.5, "quantile": routing.rl_share, "fixed": None}[routing.threshold_rule]
     error = None if share is None else threshold_standard_error(score, share, routing.seed)
+    types = None if tasks is None or tasks["task_type"].null_count() else tasks["task_type"]
     found = Audit(
         routing=routing,
         spearman={
@@ -152,7 +152,7 @@ def audit_split(table: pl.DataFrame, routing: Routing, tasks: Tasks | None = Non
             for name, column in {**confounds, **{metric: ranks[metric] for metric in metrics}}.items()
         },
         split_by={name: split_by(to_rl, column) for name, column in confounds.items()},
-        task_type_eta_squared=correlation_ratio(score, tasks.types) if tasks and tasks.types else None,
+        task_type_eta_squared=None if types is None else correlation_ratio(score, types),
         threshold_standard_error=error,
         share_within_one_standard_error=None if error is None else float((np.abs(table["margin"].to_numpy()) <= error).mean()),
         rl_by_chance=drawn_by_chance(table) if routing.policy == "pass_rate" else None,
@@ -169,7 +169,7 @@ def audit_split(table: pl.DataFrame, routing: Routing, tasks: Tasks | None = Non
     warnings += [*_one_sided(routing), *_by_chance(found.rl_by_chance, routing.n_rl)]
     if routing.policy in _BY_METRIC:
         warnings += _follows({name: correlation(ranks[source], column) for name, column in confounds.items()})
-    if unnamed := int((to_rl & ~tasks.named).sum()) if tasks else 0:
+    if unnamed := 0 if tasks is None else int((to_rl & ~tasks["named"].to_numpy()).sum()):
         warnings.append(f"{unnamed} of {routing.n_rl} RL trajectories name no task, so no environment can set theirs up")
     return found.model_copy(update={"warnings": tuple(warnings)})
 

@@ -18,7 +18,7 @@ from gradprism.routing.audit import Audit, audit_split
 from gradprism.routing.policies import POLICIES, PolicyContext, policy_scores
 from gradprism.routing.sets import FileSets, ProbeSets, RlTask
 from gradprism.routing.split import ProbeOrigin, Routing, metrics_with, split_table
-from gradprism.routing.tasks import PassRates, Tasks
+from gradprism.routing.tasks import PassRates, read_tasks
 from gradprism.routing.thresholds import choose_threshold
 from gradprism.runtime.errors import DataError, MissingFileError
 from gradprism.runtime.files import atomic_write, write_json
@@ -44,7 +44,7 @@ class Routes:
     frame: pl.DataFrame
     routing: Routing
     sets: ProbeSets | FileSets = field(repr=False)
-    tasks: Tasks | None = field(default=None, repr=False)
+    tasks: pl.DataFrame | None = field(default=None, repr=False)
     folder: Path | None = None
 
     def __repr__(self) -> str:
@@ -149,11 +149,11 @@ def route(
         probe = Probe.load(probe)
     rates = None if pass_rates is None else PassRates.of(pass_rates)
     with ThreadPoolExecutor(1) as pool:  # hashing and reading the corpus hide behind the norms
-        reading = pool.submit(Tasks.of, probe)
+        reading = pool.submit(read_tasks, probe)
         measures = probe.measures(normalise, metrics_with(metric))
         tasks = reading.result()
     if rates is not None:
-        measures = measures.with_columns(rates.column(measures["id"].to_list(), tasks.ids))
+        measures = measures.with_columns(rates.column(measures["id"], tasks["task"]))
     score = policy_scores(policy, measures, PolicyContext(metric, seed, threshold is not None))
     cut = choose_threshold(score, rl_share, threshold)
     to_rl = score > cut
@@ -174,4 +174,4 @@ def route(
         probe=ProbeOrigin(**{name: getattr(made, name) for name in ProbeOrigin.model_fields}),
         versions={"gradprism": __version__, "numpy": np.__version__, "polars": pl.__version__},
     )
-    return Routes(split_table(measures, score, cut), routing, ProbeSets(probe, to_rl), tasks)
+    return Routes(split_table(measures, score, cut), routing, ProbeSets(probe, to_rl), tasks.drop("task"))

@@ -7,9 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import numpy as np
 import polars as pl
-from numpy.typing import NDArray
 
 from gradprism.probing.result import Probe
 from gradprism.runtime.errors import DataError
@@ -29,31 +27,32 @@ class _Line(msgspec.Struct, gc=False):
     task: _Reference | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Tasks:
-    """The tasks of n trajectories: `ids` (where one names none, the trajectory's own), `types` unless some lack one, and `named`, bool
-    `[n]`, whether an environment can set the task up."""
+def read_tasks(probe: Probe) -> pl.DataFrame:
+    """The task of each trajectory, in the corpus's order: `task`, its id (where a trajectory names none, its own), `task_type` (null
+    where it is not told as text), and `named`, whether an environment can set the task up.
 
-    ids: list[str]
-    types: list[str] | None
-    named: NDArray[np.bool_]
+    Raises `DataError` where the corpus is not the one that was probed.
+    """
+    decode = msgspec.json.Decoder(_Line).decode
+    try:
+        return pl.concat([_tasks([decode(line) for line in block]) for block in probe.corpus_blocks()])
+    except msgspec.MsgspecError:
+        raise DataError(
+            f"{probe.folder}/corpus.jsonl: is not the corpus that was probed; give the same `gradprism probe` command again, "
+            "which restores it"
+        ) from None
 
-    @classmethod
-    def of(cls, probe: Probe) -> "Tasks":
-        """Those of a probe's corpus, in its order. Raises `DataError` where the corpus is not the one that was probed."""
-        decode = msgspec.json.Decoder(_Line).decode
-        try:
-            lines = [decode(line) for block in probe.corpus_blocks() for line in block]
-        except msgspec.MsgspecError:
-            raise DataError(
-                f"{probe.folder}/corpus.jsonl: is not the corpus that was probed; give the same `gradprism probe` command again, "
-                "which restores it"
-            ) from None
-        tasks = [line.task or _Reference() for line in lines]
-        ids = [line.id if task.id is None else str(task.id) for line, task in zip(lines, tasks, strict=True)]
-        types = [task.task_type for task in tasks]
-        named = np.array([line.task is not None for line in lines])
-        return cls(ids, types if all(isinstance(task_type, str) for task_type in types) else None, named)
+
+def _tasks(lines: list[_Line]) -> pl.DataFrame:
+    tasks = [line.task or _Reference() for line in lines]
+    return pl.DataFrame(
+        {
+            "task": [line.id if task.id is None else str(task.id) for line, task in zip(lines, tasks, strict=True)],
+            "task_type": [task.task_type if isinstance(task.task_type, str) else None for task in tasks],
+            "named": [line.task is not None for line in lines],
+        },
+        schema={"task": pl.String, "task_type": pl.String, "named": pl.Boolean},
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +83,7 @@ class PassRates:
             played[episode["id"]].append(episode["success"])
         return cls({task: sum(wins) / len(wins) for task, wins in played.items()}, f"the episodes of {path}", sha256_file(path))
 
-    def column(self, ids: list[str], tasks: list[str]) -> pl.Series:
+    def column(self, ids: pl.Series, tasks: pl.Series) -> pl.Series:
         """The rate of each trajectory's task, `[n]`; raises `DataError` naming the first trajectory whose task has none."""
         if missing := [(id, task) for id, task in zip(ids, tasks, strict=True) if task not in self.rates]:
             id, task = missing[0]
