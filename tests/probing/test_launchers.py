@@ -24,7 +24,7 @@ from gradprism.probing.work import ProbeOptions, Share, Work
 from gradprism.runtime.errors import ConfigError, MissingDependencyError, MissingFileError, WorkerError
 from gradprism.runtime.files import read_jsonl
 from gradprism.runtime.ranks import Ranks
-from gradprism.trajectories.readers import write_messages_jsonl
+from gradprism.trajectories.corpus import write_messages_jsonl
 from helpers.ranks import RankRun, environment, kill_processes
 from helpers.tiny import sample_trajectories, tiny_llama, tiny_qwen3, tiny_tokenizer
 

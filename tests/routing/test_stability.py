@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 from gradprism.concentration import gini
+from gradprism.experiments.costs import projected_hours
+from gradprism.experiments.results import read_results
 from gradprism.probing.folder import ProbeFolder
 from gradprism.probing.scores import View, measure_views
 from gradprism.routing.agreement import agreement as agreement_of
@@ -13,6 +15,7 @@ from gradprism.routing.routes import route
 from gradprism.runtime.attempts import Attempt
 from gradprism.runtime.files import write_json, write_jsonl
 from helpers.cli import assert_refused
+from helpers.experiments import synthetic
 from helpers.probes import COUNT, N, make_probe
 from helpers.tiny import sample_trajectories
 
@@ -163,25 +166,20 @@ def test_what_the_probe_saves_is_projected_from_a_run(audit, tmp_path):
     attempt._wall -= 100
     attempt.add(COUNT, 100)
 
-    def write(n_rl, *stages):
-        rows = [{"name": name, "wall_seconds": seconds} for name, seconds in stages]
-        write_json(tmp_path / "run" / "results.json", {"stages": rows, "routing": {"n_rl": n_rl, "n_trajectories": 12}})
-
+    results = synthetic(seeds=1)
+    results["arms"] = [arm for arm in results["arms"] if arm["name"] in ("base", "gini")]
     (tmp_path / "run").mkdir()
-    of_run = [("probe", 90.0), ("sft", 50.0), ("rl", 300.0), ("evaluate-rl", 40.0)]
-    write(3, *of_run)
-    # RL on all takes four times what a quarter took: 1200 less SFT's 50 and RL's 300.
+    write_json(tmp_path / "run" / "results.json", results)
+    full, routed = projected_hours(read_results(tmp_path / "run"))
     assert audited(audit, "--run", tmp_path / "run")["cost"] == {
         "probe_seconds": pytest.approx(100, abs=5),
-        "saved_seconds": pytest.approx(850),
+        "saved_seconds": pytest.approx(3600 * (full - routed)),
     }
-    write(6, *of_run, ("refresh", 220.0))
-    assert "its routing saves 30 s: it costs more than it saves" in "".join(audited(audit, "--run", tmp_path / "run")["warnings"])
     assert_refused(audit("--run", tmp_path / "run", "--full-rl-hours", "2"), "--run and hours exclude each other")
-    assert_refused(audit("--run", tmp_path / "none"), "results.json: no such file")
-    for wrong in ((3, ("sft", 1.0)), (0, *of_run)):
-        write(*wrong)
-        assert_refused(audit("--run", tmp_path / "run"), "results.json: tells no stages and routing")
+    assert_refused(audit("--run", tmp_path / "none"), "none: no such folder")
+    results["arms"] = results["arms"][:1]
+    write_json(tmp_path / "run" / "results.json", results)
+    assert_refused(audit("--run", tmp_path / "run"), "no run with a route and RL")
 
 
 def test_one_trajectory_has_no_threshold_to_be_sure_of(cli, tmp_path):

@@ -88,7 +88,8 @@ def correlation_ratio(values: NDArray[np.float64], groups: Sequence[str] | pl.Se
     """
     if np.ptp(values) == 0:
         return None
-    codes = pl.Series(groups).rank("dense").to_numpy() - 1
+    number = {group: i for i, group in enumerate(dict.fromkeys(groups))}
+    codes = np.fromiter(map(number.__getitem__, groups), np.intp, len(groups))
     deviation = values - values.mean()
     between = np.bincount(codes, weights=deviation) ** 2 / np.bincount(codes)
     return float(min(1.0, between.sum() / (deviation**2).sum()))
