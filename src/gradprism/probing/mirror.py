@@ -10,6 +10,8 @@ from collections.abc import Iterable, Iterator
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+import fsspec
+
 from gradprism.runtime.errors import ConfigError, MissingDependencyError, WriteError
 from gradprism.runtime.folders import MANIFEST
 
@@ -24,8 +26,6 @@ class Mirror:
 
     def __init__(self, url: str, patterns: Iterable[str]) -> None:
         """`patterns` are those of a probe folder's own files. Raises `ConfigError` or `MissingDependencyError` for a URL of no use."""
-        import fsspec
-
         try:
             self._fs, self._root = fsspec.url_to_fs(url)
         except ImportError as error:

@@ -42,11 +42,7 @@ def measure(probe: ProbeFolder, scales: NDArray[np.float64] | None, metrics: Seq
         except UndefinedError as error:
             raise DataError(f"trajectory {shard.columns['id'][rows][error.row].as_py()!r}: {error.why}") from None
 
-    shards = list(probe.scan("whole", lambda shard: _blocks(shard, of_block, len(metrics))))
-    order = np.argsort(np.concatenate([shard.codes for shard in shards]))
-    columns = pa.concat_tables([shard.columns for shard in shards]).take(pa.array(order))
-    values = np.concatenate([shard.norms for shard in shards])[order]
-    table = to_frame(columns).drop("turn")
+    table, values = _in_order(probe, of_block, len(metrics))
     return table.with_columns(**{name: pl.Series(values[:, k]) for k, name in enumerate(metrics)})
 
 
@@ -60,8 +56,7 @@ def measure_views(probe: ProbeFolder, views: Sequence[View]) -> NDArray[np.float
     def of_block(norms: NDArray[np.float64], shard: Shard, rows: slice) -> list[NDArray[np.float64]]:
         return [_of_view(norms, view) for view in views]
 
-    shards = list(probe.scan("whole", lambda shard: _blocks(shard, of_block, len(views))))
-    return np.concatenate([shard.norms for shard in shards])[np.argsort(np.concatenate([shard.codes for shard in shards]))]
+    return _in_order(probe, of_block, len(views))[1]
 
 
 def unit_scales(units: Sequence[UnitInfo], normalise: str) -> NDArray[np.float64] | None:
@@ -82,6 +77,14 @@ def unit_scales(units: Sequence[UnitInfo], normalise: str) -> NDArray[np.float64
             raise ConfigError(f"normalise {normalise}: {unit.name} has no size to divide by ({why}); probe again, or choose none")
     numbers = np.array(sizes, dtype=np.float64)
     return 1 / (np.sqrt(numbers) if by_count else numbers)
+
+
+def _in_order(probe: ProbeFolder, compute: _Compute, width: int) -> tuple[pl.DataFrame, NDArray[np.float64]]:
+    """The probe's columns and `compute`'s arrays `[n, width]`, rows in the corpus's order."""
+    shards = list(probe.scan("whole", lambda shard: _blocks(shard, compute, width)))
+    order = np.argsort(np.concatenate([shard.codes for shard in shards]))
+    columns = pa.concat_tables([shard.columns for shard in shards]).take(pa.array(order))
+    return to_frame(columns).drop("turn"), np.concatenate([shard.norms for shard in shards])[order]
 
 
 def _blocks(shard: Shard, compute: _Compute, width: int) -> NDArray[np.float64]:
