@@ -18,7 +18,7 @@ SAYS = {
     "policy": r"(?s)id.*score.*route.*rl",
     "corpus format": r"go to desk 1",
     "environment": "",
-    "exporter": r"\{'sft': 4, 'rl': 4\}",
+    "exporter": "'sft.json has 4 chats', 'rl.json has 4 chats'",
 }
 
 
