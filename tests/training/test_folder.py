@@ -6,8 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from gradprism.experiments import pipeline, steps
-from gradprism.experiments.config import build_config
 from gradprism.models import check_model_name, load_model
 from gradprism.runtime.errors import ConfigError, FolderInUseError, ModelError
 from gradprism.runtime.files import read_json, sha256_file, write_json
@@ -16,7 +14,6 @@ from gradprism.training.folder import Claim, claim_training, finished_training, 
 from gradprism.training.loop import Loop
 from gradprism.training.sft import train_sft
 from gradprism.training.sft_config import SftConfig
-from gradprism.trajectories.corpus import write_messages_jsonl
 from helpers.tiny import sample_trajectories, tiny_llama, tiny_qwen3
 
 
@@ -169,24 +166,14 @@ def test_the_manifest_says_what_was_trained(tokenizer, tmp_path):
     assert SftConfig(**manifest["config"]) == SftConfig(max_steps=1)
 
 
-def test_the_stage_of_a_run_goes_on_and_tells_what_all_attempts_cost(sft_folder, tmp_path, monkeypatch):
-    write_messages_jsonl(tmp_path / "route-stage" / "route" / "sft.jsonl", sample_trajectories(8))
-    values = {
-        "name": "x",
-        "model": {"path": str(sft_folder / "qwen3"), "context_length": 512},
-        "corpus": {"files": [str(sft_folder / "corpus.jsonl")]},
-        "sft": {"max_steps": 4, "batch_size": 4, "save_steps": 2, "lora_targets": ["all-linear"]},
-    }
-    config = build_config(values, tmp_path, "test")
-    folder, inputs = tmp_path / "stage", {"route": tmp_path / "route-stage"}
-    folder.mkdir()
+def test_a_training_that_goes_on_tells_what_all_attempts_cost(tokenizer, tmp_path, monkeypatch):
+    out, config = tmp_path / "out", SftConfig(max_steps=4, batch_size=4, save_steps=2)
     with monkeypatch.context() as patch:
         interrupted(3, patch)
         with pytest.raises(KeyboardInterrupt):
-            steps.sft(config, folder, inputs)
-    summary = steps.sft(config, folder, inputs)
-    assert (summary["resumed_at"], summary["steps"], len(summary["history"])) == (2, 4, 4)
-    assert summary["earlier_cost"]["wall_seconds"] > 0
-    assert summary["headline"].endswith("on 8 trajectories")
-    assert load_model(str(folder))
-    assert next(stage for stage in pipeline.build_graph(config).stages if stage.name == "sft").resumes
+            train_sft(tiny_qwen3(len(tokenizer)), tokenizer, sample_trajectories(8), config, out=out)
+    summary = train_sft(tiny_qwen3(len(tokenizer)), tokenizer, sample_trajectories(8), config, out=out)
+    assert (summary.resumed_at, summary.steps, len(summary.history)) == (2, 4, 4)
+    assert 0 < summary.earlier.wall_seconds < summary.usage.wall_seconds
+    assert 0 < summary.earlier.tokens_backward < summary.usage.tokens_backward
+    assert load_model(str(out))

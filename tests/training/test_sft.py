@@ -23,6 +23,7 @@ from gradprism.trajectories.corpus import write_messages_jsonl
 from gradprism.trajectories.record import Message, Trajectory
 from gradprism.trajectories.rendering import Renderer, load_tokenizer
 from helpers.cli import assert_refused
+from helpers.families import family_model
 from helpers.tiny import sample_trajectories, tiny_llama, tiny_qwen3
 from helpers.training import sft_command
 
@@ -108,6 +109,24 @@ def test_steps_may_be_given_in_place_of_epochs_and_accumulated(tokenizer, tmp_pa
         results.append([row["loss"] for row in summary.history])
     assert len(results[0]) == 3
     np.testing.assert_allclose(results[0], results[1], rtol=1e-5)
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.5])
+def test_a_mixture_of_experts_is_also_trained_to_balance_its_load(tokenizer, tmp_path, weight):
+    """The first gradient's norm is that of the loss, and of the load-balancing loss by its weight, by `transformers` itself."""
+    model = family_model("mixtral", len(tokenizer), dtype=torch.float32)
+    model.router_aux_loss_coef = model.config.router_aux_loss_coef = weight
+    [trajectory] = sample_trajectories(1, seed=4)
+    rendered = Renderer(tokenizer, 512).render(trajectory)
+    ids = torch.tensor(rendered.input_ids)[None].long()
+    labels = ids.masked_fill(~torch.tensor(rendered.response_mask)[None], -100)
+    model.train()(
+        input_ids=ids, attention_mask=torch.ones_like(ids), labels=labels, output_router_logits=weight > 0
+    ).loss.backward()
+    norm = torch.stack([p.grad.norm() for p in model.parameters() if p.grad is not None]).norm()
+    model.zero_grad()
+    summary = train_sft(model, tokenizer, [trajectory], SftConfig(max_steps=1), out=tmp_path / "out")
+    assert summary.values("grad_norm") == [pytest.approx(norm.item(), rel=1e-4)]
 
 
 # The held-out loss

@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 
+from accelerate import PartialState
+
 from gradprism.models import resolve_device
 from gradprism.runtime.errors import ConfigError
 from gradprism.runtime.progress import quiet
@@ -27,8 +29,6 @@ def join_processes(device: str) -> Ranks | None:
         )
     global _joined
     if _joined is None and (ranks := Ranks.from_environment()) is not None:
-        from accelerate import PartialState
-
         PartialState(cpu=resolve_device(device, ranks) == "cpu", timeout=_TIMEOUT)
         # One connection to the launcher's store, made while all are there: asked when one has failed, a new one would wait for it.
         ranks.store  # noqa: B018
@@ -50,7 +50,4 @@ def training_processes(device: str) -> Iterator[Ranks | None]:
         return
     with ranks.failing_together(), quiet(not ranks.is_first):
         yield ranks
-
-    from accelerate import PartialState
-
     PartialState().destroy_process_group()

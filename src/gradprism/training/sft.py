@@ -33,14 +33,12 @@ from gradprism.training.summary import TrainingSummary
 from gradprism.trajectories.record import Trajectory
 from gradprism.trajectories.rendering import RenderedTrajectory, Renderer
 
-_DEFAULT = SftConfig()
-
 
 def train_sft(
     model: Any,
     tokenizer: Any,
     trajectories: Sequence[Trajectory],
-    config: SftConfig = _DEFAULT,
+    config: SftConfig = SftConfig(),
     *,
     out: Path | str,
     on_existing: OnExisting = "resume",
