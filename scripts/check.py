@@ -25,7 +25,18 @@ PYTEST = [*PYTHON, "pytest", "--durations=15"]
 # Tests are spread over two processes, those that measure time or need both cores come after them, by themselves.
 SPREAD = [*PYTEST, "-n", "2", "--dist", "worksteal", "-m", "not alone"]
 ALONE = [*PYTEST, "-m", "alone"]
-QUICK = [*PYTEST, "-n", "2", "--dist", "worksteal", "-m", "not alone and not slow", "tests/runtime"]
+# Of rooms whose tests take seconds; the rest of a minute is pyright's.
+QUICK_ROOMS = [
+    "runtime",
+    "routing",
+    "trajectories",
+    "experiments",
+    "reporting",
+    "cli/test_help.py",
+    "cli/test_init.py",
+    "test_concentration.py",
+]
+QUICK = [*PYTEST, "-m", "not alone and not slow", *(f"tests/{room}" for room in QUICK_ROOMS)]
 
 # A fixed hash seed, and one thread per process: two processes of two threads each only wait for each other.
 SETTINGS = {"PYTHONHASHSEED": "0", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "src")}
@@ -44,7 +55,7 @@ def check(command: list[str], *, at_once: bool = False) -> int:
 
 def main() -> None:
     if "--fast" in sys.argv[1:]:
-        statics, tests = [*STATIC, QUICK], []
+        statics, tests = [QUICK, *STATIC], []
     else:
         statics, tests = [*STATIC, DOCS], [SPREAD, ALONE]
     with ThreadPoolExecutor(2) as pool:

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+import gradprism as gp
 from gradprism.runtime.errors import ConfigError
 
 Section = Literal["probe", "sft", "rl", "evaluation"]
@@ -63,9 +64,7 @@ def with_config_file(section: Section) -> Callable[[Callable[..., None]], Callab
 
 def defaults(section: Section, path: Path, overrides: list[str]) -> dict[str, Any]:
     """The options of a stage's command, by parameter, from a run's configuration."""
-    from gradprism.experiments.config import load_config
-
-    config = load_config(path, overrides)
+    config = gp.load_config(path, overrides)
     values: dict[str, Any] = {**getattr(config, section).model_dump(mode="json"), **config.model.model_dump(mode="json")}
     values["model"] = values.pop("path")
     values |= values.pop("prompt", {})
