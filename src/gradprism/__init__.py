@@ -38,6 +38,8 @@ if TYPE_CHECKING:
     from gradprism.routing.stability import audit
     from gradprism.runtime.errors import GradprismError
     from gradprism.runtime.usage import Usage
+    from gradprism.training.estimate import Estimate, Hardware, estimate_rl, estimate_sft, hardware
+    from gradprism.training.processes import training_processes
     from gradprism.training.rl import train_rl
     from gradprism.training.rl_config import RlConfig
     from gradprism.training.sft import train_sft
@@ -54,10 +56,12 @@ __all__ = [
     "Corpus",
     "Environment",
     "Episode",
+    "Estimate",
     "Evaluation",
     "EvaluationConfig",
     "ExperimentConfig",
     "GradprismError",
+    "Hardware",
     "Info",
     "Message",
     "ModelSpec",
@@ -87,9 +91,12 @@ __all__ = [
     "audit",
     "collect",
     "estimate_probe",
+    "estimate_rl",
+    "estimate_sft",
     "evaluate",
     "experiment",
     "export",
+    "hardware",
     "load_config",
     "load_corpus",
     "load_tokenizer",
@@ -107,6 +114,7 @@ __all__ = [
     "shipped",
     "train_rl",
     "train_sft",
+    "training_processes",
     "write_template",
 ]
 
@@ -140,6 +148,8 @@ _ROOMS = {
     "routing.stability": "audit",
     "runtime.errors": "GradprismError",
     "runtime.usage": "Usage",
+    "training.estimate": "Estimate Hardware estimate_rl estimate_sft hardware",
+    "training.processes": "training_processes",
     "training.rl": "train_rl",
     "training.rl_config": "RlConfig",
     "training.sft": "train_sft",

@@ -18,7 +18,7 @@ Quantise = Literal["8bit", "4bit"]
 class ModelSpec:
     """A model by its name, and how it is loaded; small and picklable, so that any process can load the same. See `load_model`.
 
-    `chat_template` is a Jinja file that takes the place of its tokenizer's own template.
+    `chat_template` is a Jinja file that takes the place of its tokenizer's own template; `attention` is transformers' implementation.
     """
 
     path: str
@@ -26,10 +26,11 @@ class ModelSpec:
     device: str = "auto"
     quantise: Quantise | None = None
     chat_template: Path | None = None
+    attention: str | None = None
 
     def load(self, device: str | None = None) -> Any:
         """The model on its own device, or on another."""
-        return load_model(self.path, self.dtype, device or self.device, quantise=self.quantise)
+        return load_model(self.path, self.dtype, device or self.device, quantise=self.quantise, attention=self.attention)
 
 
 _ADAPTER_CONFIG, _ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"

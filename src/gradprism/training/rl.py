@@ -39,6 +39,7 @@ from gradprism.training.processes import join_processes, processes_here
 from gradprism.training.rl_config import RlConfig
 from gradprism.training.rounds import Rounds, figures_of
 from gradprism.training.settings import check_trackers
+from gradprism.training.start import load_to_train
 from gradprism.training.summary import TrainingSummary
 from gradprism.training.tasks import TaskStream
 from gradprism.trajectories.rendering import Renderer
@@ -73,6 +74,7 @@ def train_rl(
     """
     check_trackers(config)
     out, ranks = Path(out), join_processes(device)
+    model, tokenizer = load_to_train(model, tokenizer, out, on_existing, ranks)
     world = ranks.world if ranks else 1
     length = check_context_length(model, config.context_length)
     config, renderer = config.model_copy(update={"context_length": length}), Renderer(tokenizer, length)

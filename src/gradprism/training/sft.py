@@ -29,6 +29,7 @@ from gradprism.training.processes import join_processes
 from gradprism.training.settings import check_trackers
 from gradprism.training.sft_config import SftConfig
 from gradprism.training.sft_data import Plan, Row, fingerprint, pack, share, split_held_out, tensors
+from gradprism.training.start import load_to_train
 from gradprism.training.summary import TrainingSummary
 from gradprism.trajectories.record import Trajectory
 from gradprism.trajectories.rendering import RenderedTrajectory, Renderer
@@ -46,7 +47,7 @@ def train_sft(
     context_length: int | None = None,
     device: str = "auto",
 ) -> TrainingSummary:
-    """Fine-tunes `model` in place and writes it with its tokenizer to `out`.
+    """Fine-tunes `model` in place and writes it with its tokenizer to `out`; a folder, hub id or `ModelSpec` is loaded first.
 
     `held_out` trajectories are never trained on; without them `config.eval_share` of `trajectories` is taken. Trajectories are cut to
     `context_length` tokens, by default the model's own limit. The model may lie on the CPU: it is moved to `device` (auto, cpu or cuda),
@@ -59,6 +60,7 @@ def train_sft(
     out = Path(out)
     check_trackers(config)
     ranks = join_processes(device)
+    model, tokenizer = load_to_train(model, tokenizer, out, on_existing, ranks)
     trained_on, held = split_held_out(trajectories, held_out, config)
     renderer = Renderer(tokenizer, check_context_length(model, context_length))
     with quiet(ranks is not None and not ranks.is_first), sole_training(out, ranks):
