@@ -70,5 +70,5 @@ def test_the_quickstart_runs(gradprism):
     printed = gradprism("quickstart", *settings)
     assert "unseen tasks" in printed and "12 to SFT, 12 to RL" in " ".join(printed.split())
     results = json.loads((gradprism.folder / "runs" / "quickstart" / "results.json").read_text())
-    assert results["corpus"]["trajectories"] == 24
+    assert results["trajectories"] == 24
     assert (gradprism.folder / "runs" / "quickstart" / "report.html").stat().st_size > 1000
