@@ -68,7 +68,7 @@ def test_help_and_templates_work(gradprism):
 def test_the_quickstart_runs(gradprism):
     settings = [part for key, value in SMALLER.items() for part in ("--set", f"{key}={value}")]
     printed = gradprism("quickstart", *settings)
-    assert "unseen tasks" in printed and "12 to SFT, 12 to RL" in " ".join(printed.split())
+    assert "unseen tasks" in printed and "went to SFT, 12 to RL" in " ".join(printed.split())
     results = json.loads((gradprism.folder / "runs" / "quickstart" / "results.json").read_text())
     assert results["trajectories"] == 24
     assert (gradprism.folder / "runs" / "quickstart" / "report.html").stat().st_size > 1000
