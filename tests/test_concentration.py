@@ -143,7 +143,8 @@ def test_a_metric_of_the_user_is_registered_and_checked(tmp_path):
         norms = make_probe(tmp_path / "probe")
         probe = Probe.load(tmp_path / "probe")
         np.testing.assert_allclose(probe.scores("hoyer-test"), hoyer(norms))
-        assert "hoyer-test" in probe.measures().columns
+        assert "hoyer-test" in probe.measures(metrics=["hoyer-test"]).columns
+        assert "hoyer-test" not in probe.measures().columns
         METRICS._known["hoyer-test"] = lambda norms: norms
         with pytest.raises(DataError, match=r"metric 'hoyer-test': gives shape .* it must give a finite number per row"):
             probe.scores("hoyer-test")

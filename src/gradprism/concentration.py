@@ -15,6 +15,7 @@ from gradprism.runtime.registry import Registry
 
 Metric = Callable[[NDArray[Any]], NDArray[np.float64]]
 METRICS: Registry[Metric] = Registry("metric")
+BUILTIN = ("gini", "cv", "kurtosis")  # those of this module, which every route is told of
 register_metric = METRICS.register
 
 

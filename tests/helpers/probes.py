@@ -24,9 +24,9 @@ def create_folder(folder, description, trajectories, on_existing: OnExisting = "
     return ProbeFolder(folder)
 
 
-def make_probe(folder, rows=None, change=None, manifest=None, trajectories=None):
+def make_probe(folder, rows=None, change=None, manifest=None, trajectories=None, turns=None):
     """A probe folder without a model: `rows` (default all) of `COUNT` or the given trajectories, with random norms that `change` may
-    alter; gives the norms.
+    alter, and norms of single `turns` by index and turn; gives the norms.
     """
     trajectories = trajectories or sample_trajectories(COUNT)
     count = len(trajectories)
@@ -38,7 +38,7 @@ def make_probe(folder, rows=None, change=None, manifest=None, trajectories=None)
         "weight_norms": [float(i + 1) for i in range(N)],
         **(manifest or {}),
     }
-    store = create_folder(folder, description, trajectories)
+    store = create_folder(folder, description, trajectories, turns=len(turns or ()))
     rng = np.random.default_rng(0)
     norms = rng.gamma(2.0, size=(count, len(store.manifest.units))).astype(np.float32)
     if change is not None:
@@ -62,6 +62,8 @@ def make_probe(folder, rows=None, change=None, manifest=None, trajectories=None)
                 for i in part
             ]
         )
+    if turns:
+        store.append([ProbeRow(i, trajectories[i].id, turn, 9, 3, 1, 1.0, 1.0, one) for (i, turn), one in turns.items()])
     return norms.astype(np.float64)
 
 

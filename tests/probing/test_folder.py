@@ -216,7 +216,7 @@ def test_turns_are_rows_of_their_own(tmp_path, description, trajectories):
     store = create_folder(tmp_path / "probe", description, trajectories, turns=3)
     store.append([row(i) for i in range(10)])
     with pytest.raises(
-        DataError, match=r"3 of 3 turns are not probed yet; give the same `gradprism probe` command again with --per-turn"
+        DataError, match=r"3 of 3 turns are not probed yet; give the same `gradprism probe --per-turn` command again"
     ):
         store.read("turns")
     store.append([row(7, turn=2), row(7, turn=0)])

@@ -106,7 +106,7 @@ def test_turns_asked_for_later_are_all_that_is_probed(model, tmp_path):
     store = ProbeFolder(tmp_path / "probe")
     before = files(store.folder)
     n_turns = sum(m.role == "assistant" for t in trajectories for m in t.messages)
-    with pytest.raises(DataError, match=rf"{n_turns} of {n_turns} turns are not probed yet; .* with --per-turn"):
+    with pytest.raises(DataError, match=rf"{n_turns} of {n_turns} turns are not probed yet; .*`gradprism probe --per-turn`"):
         store.read("turns")
     summary = probe(model, trajectories, tmp_path / "probe", per_turn=True)
     assert (summary.probed, summary.kept, summary.probed_turns, summary.kept_turns) == (0, 15, n_turns, 0)

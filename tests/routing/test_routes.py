@@ -1,6 +1,7 @@
 import hashlib
 import json
 from dataclasses import replace
+from importlib.metadata import EntryPoint
 
 import numpy as np
 import polars as pl
@@ -8,9 +9,11 @@ import pytest
 
 from gradprism.concentration import METRICS, coefficient_of_variation, gini, kurtosis
 from gradprism.probing.folder import ProbeRow
+from gradprism.routing.policies import POLICIES
 from gradprism.routing.routes import Routes
 from gradprism.routing.routes import route as route_probe
 from gradprism.routing.sets import RlTask
+from gradprism.routing.stability import audit
 from gradprism.runtime.errors import DataError, MissingFileError
 from gradprism.runtime.files import write_jsonl
 from gradprism.trajectories.corpus import load_corpus
@@ -369,6 +372,114 @@ def test_a_metric_of_a_user_s_own_routes(route, tmp_path, monkeypatch):
     table = pl.read_parquet(tmp_path / "routes" / "routes.parquet")
     np.testing.assert_allclose(table["score"], largest(norms))
     assert Routes.load(tmp_path / "routes").audit().spearman["largest"] == pytest.approx(1)
+
+
+def test_other_metrics_that_are_registered_are_left_alone(route, tmp_path, monkeypatch):
+    monkeypatch.setattr(METRICS, "_known", dict(METRICS._known))
+
+    @METRICS.register("broken")
+    def broken(norms):
+        raise RuntimeError("broken")
+
+    broken_import = EntryPoint("missing", "no.such.module:metric", METRICS.group)
+    monkeypatch.setattr(METRICS, "_points", lambda: {"missing": broken_import})
+    make_probe(tmp_path / "probe")
+    assert route("--metric", "cv")[0] == 0
+    assert set(METRICS) - set(pl.read_parquet(tmp_path / "routes" / "routes.parquet").columns) == {"broken", "missing"}
+    assert audit(tmp_path / "probe", compare=[tmp_path / "probe"]).agreement.metrics.keys() == {
+        "gini – cv",
+        "gini – kurtosis",
+        "cv – kurtosis",
+    }
+    with pytest.raises(RuntimeError, match="broken"):
+        route_probe(tmp_path / "probe", "broken")
+
+
+# Turns
+
+
+def turns_of(rng):
+    """Norms of one to four turns of each trajectory, some twice over; of one the norms of a turn are zero, of another those of all."""
+    turns = {(i, k): rng.gamma(2.0, size=N).astype(np.float32) for i in range(COUNT) for k in range(1 + i % 4)}
+    turns[6, 2] = turns[6, 1]
+    for item in ((7, 1), (8, 0)):
+        turns[item] = np.zeros(N, np.float32)
+    turns[9, 0] = np.ones(N, np.float32)
+    return turns
+
+
+@pytest.mark.parametrize(("metric", "undefined"), [("gini", [(7, 1), (8, 0)]), ("kurtosis", [(7, 1), (8, 0), (9, 0)])])
+@pytest.mark.parametrize("normalise", ["none", "per_parameter"])
+def test_statistics_of_single_turns(route, tmp_path, metric, undefined, normalise):
+    turns = turns_of(np.random.default_rng(3))
+    make_probe(tmp_path / "probe", turns=turns)
+    options = ("--metric", metric, "--normalise", normalise)
+    undefined = undefined if normalise == "none" else undefined[:2]
+    assert route(*options, "--per-turn")[0] == 0
+    assert route(*options, out="without")[0] == 0
+    table, plain = (pl.read_parquet(tmp_path / name / "routes.parquet") for name in ("routes", "without"))
+    columns = ["turn_score_mean", "turn_score_std", "turn_score_min", "turn_score_max", "turn_of_max"]
+    assert table.drop(columns).equals(plain), "the route goes by the whole trajectory"
+
+    scales = 1.0 if normalise == "none" else 1 / np.arange(1, N + 1)
+    scores = {item: float(METRICS[metric]((norms * scales)[None])[0]) for item, norms in turns.items() if item not in undefined}
+    for i, row in enumerate(table.select(columns).iter_rows()):
+        own = {turn: score for (index, turn), score in scores.items() if index == i}
+        values = list(own.values())
+        if not own:
+            assert row == (None,) * 5
+            continue
+        assert row[:4] == pytest.approx((np.mean(values), np.std(values), min(values), max(values)), abs=1e-12)
+        assert row[4] == max(own, key=own.__getitem__), "the first of equals"
+    assert table["turn_score_mean"].null_count() == 1
+
+    routing, without = (json.loads((tmp_path / name / "routing.json").read_text()) for name in ("routes", "without"))
+    assert (routing["n_undefined_turns"], without["n_undefined_turns"]) == (len(undefined), None)
+    assert Routes.load(tmp_path / "routes").frame.equals(table)
+
+
+def test_a_policy_may_read_figures_of_turns(tmp_path, monkeypatch):
+    monkeypatch.setattr(POLICIES, "_known", dict(POLICIES._known))
+    POLICIES.register("peak")(lambda table, context: table["turn_score_max"].fill_null(0.0).to_numpy())
+    make_probe(tmp_path / "probe", turns=turns_of(np.random.default_rng(3)))
+    frame = route_probe(tmp_path / "probe", policy="peak", per_turn=True).frame
+    assert frame["score"].equals(frame["turn_score_max"].fill_null(0.0), check_names=False)
+
+
+def test_a_probe_without_turns_is_refused(route, tmp_path):
+    make_probe(tmp_path / "whole", turns={(0, 0): np.ones(N, np.float32), (1, 0): np.ones(N, np.float32)})
+    for shard in (tmp_path / "whole").glob("norms-*.parquet"):
+        if set(pl.read_parquet(shard, columns=["turn"])["turn"]) == {0}:
+            shard.unlink()
+    (tmp_path / "whole").rename(tmp_path / "probe")
+    assert_refused(route("--per-turn"), "2 of 2 turns are not probed yet", "`gradprism probe --per-turn`")
+    assert not (tmp_path / "routes").exists()
+    assert route()[0] == 0
+
+
+# Data sets
+
+
+@pytest.mark.parametrize("untrained", [False, True])
+def test_data_sets_are_read_back_as_they_were(tmp_path, untrained):
+    """Tasks of different keys and types, and turns that are not trained on."""
+    tasks = ({}, {"id": 1, "x": {"y": [None, "ü"]}}, {"id": "a", "{": "}"}, {"reward": 0.5})
+    trajectories = [replace(t, task=tasks[i % 4]) for i, t in enumerate(sample_trajectories(COUNT))]
+    if untrained:
+        flagged = [replace(m, train=m.role != "assistant" or k > 1) for k, m in enumerate(trajectories[3].messages)]
+        answered = (*flagged, Message("user", "and?"), Message("assistant", "yes"))
+        trajectories = [replace(t, messages=answered) if i in (3, 8) else t for i, t in enumerate(trajectories)]
+    make_probe(tmp_path / "probe", trajectories=trajectories)
+    route_probe(tmp_path / "probe", threshold=2.0).save(tmp_path / "routes")
+    for routes in (route_probe(tmp_path / "probe", threshold=2.0), Routes.load(tmp_path / "routes")):
+        data_set = routes.to_datasets()["sft"]
+        assert list(load_corpus(data_set)) == routes.sft == trajectories
+        keys = {frozenset(message) for messages in data_set["messages"] for message in messages}
+        assert keys == {frozenset({"role", "content", "train"} if untrained else {"role", "content"})}
+        assert all(message.get("train") is not None for messages in data_set["messages"] for message in messages) or not untrained
+    data_set.to_parquet(tmp_path / "sft.parquet")
+    data_set.to_json(tmp_path / "sft.jsonl")
+    assert list(load_corpus(tmp_path / "sft.parquet")) == list(load_corpus(tmp_path / "sft.jsonl")) == trajectories
 
 
 def test_folders_that_are_no_route(tmp_path):

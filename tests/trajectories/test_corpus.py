@@ -79,8 +79,15 @@ def fails(path: Path, *words: str, error: type[Exception] = DataError, format: s
             Trajectory("a", (Message("system", "be brief"), *EXPECTED, Message("tool", "ok")), {"task_type": "heat"}),
         ),
         ({"id": "a", "item_id": "b", "conversations": TURNS}, Trajectory("a", EXPECTED, {"item_id": "b"})),
+        ({"id": "a", "messages": MESSAGES, "task": '{"n": [1]}', "stars": 5}, Trajectory("a", EXPECTED, {"n": [1], "stars": 5})),
+        ({"id": "a", "messages": MESSAGES, "task": "{}"}, Trajectory("a", EXPECTED)),
+        ({"id": "a", "messages": MESSAGES, "task": "heat {"}, Trajectory("a", EXPECTED, {"task": "heat {"})),
+        ({"id": "a", "messages": MESSAGES, "task": "5"}, Trajectory("a", EXPECTED, {"task": "5"})),
     ],
-    ids=["messages", "parts", "weight", "eto-game", "eto-reward", "agenttraj", "sharegpt", "two-ids"],
+    ids=[
+        *("messages", "parts", "weight", "eto-game", "eto-reward", "agenttraj", "sharegpt", "two-ids"),
+        *("json-task", "empty-task", "text-task", "number-task"),
+    ],
 )
 def test_recognised_formats(tmp_path: Path, record: dict, expected: Trajectory) -> None:
     assert list(load_corpus([write(tmp_path / "data.jsonl", record)])) == [expected]
@@ -307,6 +314,8 @@ def test_zstd_file_cut_at_a_record_boundary_is_not_taken_for_whole(tmp_path: Pat
         ({"messages": MESSAGES[:1]}, ("no assistant turn",)),
         ({"messages": [{"role": "robot", "content": "a"}]}, ("turn 1", "'robot'", "system, user, assistant, tool")),
         ({"messages": [{"role": ["user"], "content": "a"}]}, ("turn 1", "['user']")),
+        ({"messages": MESSAGES, "task": '{"a": NaN}'}, ("'task' is not plain JSON",)),
+        ({"messages": MESSAGES, "task": '{"a": "\\ud800"}'}, ("'task' is not plain JSON",)),
         ({"messages": [MESSAGES[0], {"role": "assistant", "content": None}]}, ("turn 2", "'content' is null")),
         ({"messages": [MESSAGES[0], {"role": "assistant", "content": 3}]}, ("turn 2", "'content' is a number")),
         ({"messages": [MESSAGES[0], {"role": "assistant"}]}, ("turn 2", "no 'content'")),

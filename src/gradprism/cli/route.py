@@ -21,6 +21,10 @@ def command(
     ] = None,
     normalise: o.Normalise = "none",
     pass_rates: o.PassRates = None,
+    per_turn: Annotated[
+        bool,
+        typer.Option("--per-turn", help="Add statistics of single turns' scores to the table; the probe must have --per-turn."),
+    ] = False,
     seed: o.Seed = 0,
     on_existing: o.OnExistingOutput = "fail",
     as_json: o.AsJson = False,
@@ -36,6 +40,7 @@ def command(
         normalise=normalise,
         seed=seed,
         pass_rates=pass_rates,
+        per_turn=per_turn,
     )
     routes.save(out, on_existing)
     if as_json:

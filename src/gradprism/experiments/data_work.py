@@ -6,7 +6,6 @@ import numpy as np
 import polars as pl
 from pydantic import BaseModel
 
-from gradprism.concentration import METRICS
 from gradprism.environments.demonstrations import collect
 from gradprism.experiments import stages
 from gradprism.experiments.results import Agreement, MetricAudit, Routing
@@ -111,7 +110,7 @@ def _scores(table: pl.DataFrame, threshold: float, types: list[str | None], metr
 def audit_probes(stage: Audit, folder: Path, store: Store) -> Outcome[Audited]:
     """Audits the probe for each metric."""
     audits = {}
-    for metric in METRICS:
+    for metric in stage.metrics:
         found = audit(
             probe_folder(stage.probe, store),
             metric,

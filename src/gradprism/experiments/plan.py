@@ -21,6 +21,7 @@ from gradprism.experiments.stages import (
     World,
 )
 from gradprism.rollouts.config import RolloutConfig
+from gradprism.routing.split import metrics_with
 from gradprism.runtime.errors import ConfigError
 from gradprism.training.rl_config import RlConfig
 
@@ -176,6 +177,7 @@ class _Planner:
             first = next(run for run in self.made.runs if run.arm.name == name)
             add(f"after {name}", self.base, first.evaluation.model)
         rates = next((run.route.pass_rates for run in self.made.runs if run.route and run.route.pass_rates), None)
-        audit = Audit(self.probe, tuple(labels), tuple(seen.values())[1:], config.seed, rates)
+        metrics = metrics_with(*(run.arm.route.metric for run in self.made.runs if run.route))
+        audit = Audit(self.probe, tuple(labels), tuple(seen.values())[1:], tuple(metrics), config.seed, rates)
         self.told(audit, "of the probes")
         return audit

@@ -304,7 +304,7 @@ class Audited(Part):
 
 @dataclass(frozen=True)
 class Audit(Stage[Audited]):
-    """The audit of a probe for every metric, compared with `others`, which `labels` name."""
+    """The audit of a probe for each metric, compared with `others`, which `labels` name."""
 
     kind = "audit"
     Found = Audited
@@ -313,5 +313,6 @@ class Audit(Stage[Audited]):
     probe: Probe
     labels: tuple[str, ...]
     others: tuple[Probe, ...]
+    metrics: tuple[str, ...]
     seed: int
     pass_rates: PassRates | None = None

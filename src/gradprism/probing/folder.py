@@ -8,7 +8,7 @@ written: its items are pending again. Nothing here needs torch.
 import contextlib
 import hashlib
 import os
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -99,6 +99,11 @@ def item_code(index: ArrayLike, turn: ArrayLike) -> NDArray[np.int64]:
     return (np.asarray(index, dtype=np.int64) << 20) | (np.asarray(turn, dtype=np.int64) + 1)  # 20 bits: see `_TURN_BITS`
 
 
+def item_of(codes: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The trajectories' places and the turns of `item_code`s `[k]`, int64 `[k]` each."""
+    return codes >> 20, (codes & _TURN_BITS) - 1
+
+
 class ProbeFolder:
     """An existing probe folder, on this machine; `prepared.prepare` makes one."""
 
@@ -156,7 +161,7 @@ class ProbeFolder:
         Raises `DataError` after the last shard where rows are pending, saying how many.
         """
         expected = self.manifest.n_trajectories if kind == "whole" else self.manifest.totals.turns
-        seen = _Seen(kind, self.manifest.n_trajectories)
+        seen = _Seen(self.manifest.n_trajectories)
         torn: list[Path] = []
         for shard in self._shards(torn, kind, compute):
             # Two processes may have probed the same item: the first row stands.
@@ -164,10 +169,10 @@ class ProbeFolder:
         if pending := expected - seen.n:
             more = f" and {len(torn) - 3} more" if len(torn) > 3 else ""
             because = f" (cannot be read: {', '.join(path.name for path in torn[:3])}{more})" if torn else ""
-            what = "trajectories" if kind == "whole" else "turns"
+            what, option = ("trajectories", "") if kind == "whole" else ("turns", " --per-turn")
             raise DataError(
-                f"{self.folder}: {pending} of {expected} {what} are not probed yet{because}; give the same `gradprism probe` command "
-                f"again{'' if kind == 'whole' else ' with --per-turn'}, which probes only those"
+                f"{self.folder}: {pending} of {expected} {what} are not probed yet{because}; give the same `gradprism probe{option}` "
+                "command again, which probes only those"
             )
 
     def corpus_blocks(self) -> Iterator[list[bytes]]:
@@ -237,25 +242,24 @@ def _schema(n_units: int) -> pa.Schema:
 
 
 class _Seen:
-    """Which items of a kind have come by, and how many."""
+    """Which items have come by, and how many."""
 
-    def __init__(self, kind: Kind, n_trajectories: int) -> None:
+    def __init__(self, n_trajectories: int) -> None:
         self.n = 0
-        # A flag for each trajectory, with which a million are gone through in a moment; turns have no such numbers.
-        self._flags = np.zeros(n_trajectories, dtype=bool) if kind == "whole" else None
-        self._codes: set[int] = set()
+        # A flag for each trajectory, by turn: a million are gone through in a moment, and pages that nothing sets take no memory.
+        self._flags = defaultdict[int, NDArray[np.bool_]](lambda: np.zeros(n_trajectories, dtype=bool))
 
     def first(self, codes: NDArray[np.int64]) -> NDArray[np.intp]:
         """Positions of the codes that have not come before."""
-        if self._flags is None:
-            fresh = [k for k, code in enumerate(codes.tolist()) if code not in self._codes and not self._codes.add(code)]
-        else:
-            at = np.sort(np.unique(codes, return_index=True)[1])
-            index = codes[at] >> 20
-            fresh = at[~self._flags[index]]
-            self._flags[index] = True
-        self.n += len(fresh)
-        return np.array(fresh, dtype=np.intp)
+        first = np.unique(codes, return_index=True)[1]
+        index, turns = item_of(codes[first])
+        fresh = np.zeros(len(first), dtype=bool)
+        for turn in np.unique(turns).tolist():
+            flags, here = self._flags[turn], turns == turn
+            fresh[here] = ~flags[index[here]]
+            flags[index[here]] = True
+        self.n += int(fresh.sum())
+        return np.sort(first[fresh])
 
 
 def to_frame(columns: pa.Table) -> pl.DataFrame:

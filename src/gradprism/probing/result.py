@@ -12,10 +12,10 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from gradprism.concentration import METRICS
+from gradprism.concentration import BUILTIN
 from gradprism.probing.folder import ProbeFolder, ProbeTable, local_copy
 from gradprism.probing.manifest import ProbeManifest, UnitInfo
-from gradprism.probing.scores import View, measure, measure_views, unit_scales
+from gradprism.probing.scores import View, measure, measure_turns, measure_views, unit_scales
 from gradprism.runtime.attempts import total_cost
 from gradprism.runtime.folders import OnExisting, atomic_folder
 from gradprism.runtime.usage import Usage
@@ -143,9 +143,16 @@ class Probe:
         """
         return self.measures(normalise, [metric])[metric].to_numpy()
 
-    def measures(self, normalise: str = "none", metrics: Sequence[str] | None = None) -> pl.DataFrame:
-        """`frame` with a column per metric (default all that are registered), from one pass over the norms; raises as `scores` does."""
-        return measure(self._files, unit_scales(self.units, normalise), list(METRICS) if metrics is None else metrics)
+    def measures(self, normalise: str = "none", metrics: Sequence[str] = BUILTIN) -> pl.DataFrame:
+        """`frame` with a column for each of `metrics`, from one pass over the norms; raises as `scores` does."""
+        return measure(self._files, unit_scales(self.units, normalise), metrics)
+
+    def turn_scores(self, metric: str = "gini", *, normalise: str = "none") -> pl.DataFrame:
+        """The concentration of each assistant turn's norms: `index` (the trajectory's), `turn` (from 0) and `score`, by both in order.
+
+        A score is null where the metric is undefined. Choices are those of `scores`; raises as `turns` does, and never holds the norms.
+        """
+        return measure_turns(self._files, View(metric, unit_scales(self.units, normalise)))
 
     def views(self, views: Sequence[View]) -> NDArray[np.float64]:
         """Scores of parts of the units, or of scaled norms, float64 `[n, views]`, from one pass; NaN where a row has none."""

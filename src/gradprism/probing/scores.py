@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import polars as pl
@@ -9,7 +10,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from gradprism.concentration import METRICS, Metric, UndefinedError
-from gradprism.probing.folder import ProbeFolder, Shard, to_frame
+from gradprism.probing.folder import ProbeFolder, Shard, item_of, to_frame
 from gradprism.probing.manifest import UnitInfo
 from gradprism.runtime.errors import ConfigError, DataError
 
@@ -57,6 +58,22 @@ def measure_views(probe: ProbeFolder, views: Sequence[View]) -> NDArray[np.float
         return [_of_view(norms, view) for view in views]
 
     return _in_order(probe, of_block, len(views))[1]
+
+
+def measure_turns(probe: ProbeFolder, view: View) -> pl.DataFrame:
+    """`index`, `turn` and the view's `score` of each assistant turn, rows by trajectory and turn; null where a turn has none.
+
+    Raises `DataError` where turns are pending. Of the shards only 16 bytes per turn are kept.
+    """
+
+    def of_block(norms: NDArray[np.float64], shard: Shard, rows: slice) -> list[NDArray[np.float64]]:
+        return [_of_view(norms, view)]
+
+    shards = [(shard.codes, shard.norms[:, 0]) for shard in probe.scan("turns", lambda shard: _blocks(shard, of_block, 1))]
+    codes, scores = map(np.concatenate, zip((np.empty(0, np.int64), np.empty(0)), *shards, strict=True))
+    order = np.argsort(codes)
+    index, turn = item_of(codes[order])
+    return pl.DataFrame({"index": index, "turn": turn, "score": pl.Series(scores[order], nan_to_null=True)})
 
 
 def unit_scales(units: Sequence[UnitInfo], normalise: str) -> NDArray[np.float64] | None:
@@ -115,7 +132,7 @@ def _of_view(norms: NDArray[np.float64], view: View) -> NDArray[np.float64]:
         norms = norms * view.scales
     if view.units is not None:
         norms = norms[:, view.units]
-    metric = METRICS[view.metric]
+    metric = partial(_checked, view.metric)
     try:
         return metric(norms)
     except DataError:

@@ -37,7 +37,8 @@ class PolicyContext:
 
 
 # The table has a row per trajectory: `id`, `n_tokens`, `n_response_tokens`, `n_turns`, `loss` (nats), `l2` (of the gradient), a column
-# per metric, and `pass_rate` (0 to 1) where rates were given. The scores are float64 `[n]`.
+# per built-in metric and the one chosen, and, where they were asked for, `pass_rate` (0 to 1) and figures of single turns. The scores
+# are float64 `[n]`.
 Policy = Callable[[pl.DataFrame, PolicyContext], NDArray[np.float64]]
 POLICIES: Registry[Policy] = Registry("policy")
 register_policy = POLICIES.register

@@ -1,12 +1,12 @@
 """A route: every trajectory of a probe to SFT or to RL, with the reasons; in memory, and as a folder of five files."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
@@ -17,7 +17,7 @@ from gradprism.probing.result import Probe
 from gradprism.routing.audit import Audit, audit_split
 from gradprism.routing.policies import POLICIES, PolicyContext, policy_scores
 from gradprism.routing.sets import FileSets, ProbeSets, RlTask
-from gradprism.routing.split import ProbeOrigin, Routing, metrics_with, split_table
+from gradprism.routing.split import ProbeOrigin, Routing, metrics_with, split_table, turn_statistics
 from gradprism.routing.tasks import PassRates, read_tasks
 from gradprism.routing.thresholds import choose_threshold
 from gradprism.runtime.errors import DataError, MissingFileError
@@ -37,7 +37,8 @@ class Routes:
     """The decision of a route, for n trajectories in the corpus's order.
 
     `frame` has a row per trajectory: `id`, `score`, `rank` (from 1), `margin` (score − threshold), `route` (`sft` or `rl`), and what
-    the probe measured: `n_tokens`, `n_response_tokens`, `n_turns`, `loss`, `l2`, each metric, and `pass_rate` where rates were given.
+    the probe measured: `n_tokens`, `n_response_tokens`, `n_turns`, `loss`, `l2`, the metrics, `pass_rate` where rates were given, and
+    `turn_score_mean`, `_std`, `_min`, `_max` and `turn_of_max` (from 0) of its own turns' scores where they were asked for.
     `routing` says how the route was made.
     """
 
@@ -73,20 +74,22 @@ class Routes:
     def to_datasets(self) -> "DatasetDict":
         """Hugging Face data sets `sft` (`id`, `messages`, `task`) and `rl` (`id`, `prompt`, `task`), as TRL's trainers read them.
 
-        `task` is JSON text, since its keys differ from task to task.
+        `task` is JSON text, since its keys differ from task to task. Where some turn is not trained on, each message says whether it
+        is (`train`). `load_corpus` reads trajectories equal to `sft`'s from it.
         """
         # Here: it takes a second to import, and nothing else needs it.
         from datasets import Dataset, DatasetDict
 
-        def column(ids: list[str], name: str, chats: list[list[dict[str, str]]], tasks: list[dict[str, object]]) -> Dataset:
-            return Dataset.from_dict({"id": ids, name: chats, "task": [json.dumps(task, ensure_ascii=False) for task in tasks]})
+        def rows(items: Sequence[Trajectory | RlTask], name: str, chats: list[Any]) -> Dataset:
+            tasks = [json.dumps(item.task, ensure_ascii=False) for item in items]
+            return Dataset.from_dict({"id": [item.id for item in items], name: chats, "task": tasks})
 
-        return DatasetDict(
-            {
-                "sft": column([t.id for t in self.sft], "messages", [t.chat() for t in self.sft], [t.task for t in self.sft]),
-                "rl": column([t.id for t in self.rl], "prompt", [t.prompt for t in self.rl], [t.task for t in self.rl]),
-            }
-        )
+        if all(m.train for t in self.sft for m in t.messages):
+            chats = [t.chat() for t in self.sft]
+        else:
+            chats = [[{**m.to_chat(), "train": m.train} for m in t.messages] for t in self.sft]
+        rl = rows(self.rl, "prompt", [task.prompt for task in self.rl])
+        return DatasetDict({"sft": rows(self.sft, "messages", chats), "rl": rl})
 
     def save(self, out: str | Path, on_existing: OnExisting = "fail") -> None:
         """Writes the route folder `out`, whole or not at all: `routes.parquet` (the frame), `sft.jsonl`, `rl.jsonl`, `routing.json` and
@@ -133,6 +136,7 @@ def route(
     normalise: str = "none",
     seed: int = 0,
     pass_rates: str | Path | Mapping[str, float] | None = None,
+    per_turn: bool = False,
 ) -> Routes:
     """Routes every trajectory of a complete probe (or probe folder): those with high scores to RL, the others to SFT.
 
@@ -140,20 +144,24 @@ def route(
     `policies.POLICIES`, makes scores of it and of the other measures. The highest `rl_share` go to RL, at 0.5 what is above the median
     (PRISM, step 3); or what is above a given `threshold`. `seed` is that of policies by chance, and of the audit's bootstrap.
     `pass_rates` are rates by task id, or an `episodes.jsonl` of `gradprism evaluate` with an episode of each trajectory's task.
+    `per_turn` adds statistics of the same metric of each trajectory's single turns to the frame; what goes where does not change.
 
-    Raises `ConfigError` for an unknown choice, `MissingFileError` or `DataError` for a probe folder that is none, incomplete or holds
-    bad norms, and for such episodes. A million trajectories of 28 units take less than 1 GB.
+    Raises `ConfigError` for an unknown choice, `MissingFileError` or `DataError` for a probe folder that is none, incomplete (turns
+    included) or holds bad norms, and for such episodes. A million trajectories of 28 units take less than 1 GB.
     """
     _ = METRICS[metric], POLICIES[policy]  # both are known, before anything is read
     if not isinstance(probe, Probe):
         probe = Probe.load(probe)
     rates = None if pass_rates is None else PassRates.of(pass_rates)
+    turns = probe.turn_scores(metric, normalise=normalise) if per_turn else None
     with ThreadPoolExecutor(1) as pool:  # hashing and reading the corpus hide behind the norms
         reading = pool.submit(read_tasks, probe)
         measures = probe.measures(normalise, metrics_with(metric))
         tasks = reading.result()
     if rates is not None:
         measures = measures.with_columns(rates.column(measures["id"], tasks["task"]))
+    if turns is not None:
+        measures = measures.hstack(turn_statistics(turns, len(measures)))
     score = policy_scores(policy, measures, PolicyContext(metric, seed, threshold is not None))
     cut = choose_threshold(score, rl_share, threshold)
     to_rl = score > cut
@@ -171,6 +179,7 @@ def route(
         n_trajectories=n,
         n_sft=n - n_rl,
         n_rl=n_rl,
+        n_undefined_turns=None if turns is None else turns["score"].null_count(),
         probe=ProbeOrigin(**{name: getattr(made, name) for name in ProbeOrigin.model_fields}),
         versions={"gradprism": __version__, "numpy": np.__version__, "polars": pl.__version__},
     )

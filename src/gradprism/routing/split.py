@@ -9,7 +9,7 @@ import polars as pl
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from gradprism.concentration import METRICS
+from gradprism.concentration import BUILTIN
 from gradprism.runtime.errors import DataError
 from gradprism.runtime.files import read_json
 
@@ -42,7 +42,7 @@ class Routing(Value):
     """The making of a route, and the numbers of trajectories that went where: the contents of `routing.json`.
 
     Scores above `threshold` went to RL. `threshold_rule` says where that is from: the scores' median, the quantile of an `rl_share`
-    (None for the other two), or a number that was given (`fixed`).
+    (None for the other two), or a number that was given (`fixed`). `n_undefined_turns` is None where turns were not asked for.
     """
 
     policy: str = "concentration"
@@ -56,6 +56,7 @@ class Routing(Value):
     n_trajectories: int
     n_sft: int
     n_rl: int
+    n_undefined_turns: int | None = None
     probe: ProbeOrigin = ProbeOrigin()
     versions: Mapping[str, str] = {}
 
@@ -63,9 +64,22 @@ class Routing(Value):
         return f"{self.n_sft} to SFT, {self.n_rl} to RL; {self.policy} of {self.metric}, threshold {self.threshold:.6g}"
 
 
-def metrics_with(metric: str) -> list[str]:
-    """The registered metrics, and one that is named by its place alone."""
-    return list(dict.fromkeys((*METRICS, metric)))
+def metrics_with(*chosen: str) -> list[str]:
+    """The built-in metrics and those chosen; others that are registered may be slow or broken, and are left alone."""
+    return list(dict.fromkeys((*BUILTIN, *chosen)))
+
+
+def turn_statistics(turns: pl.DataFrame, n: int) -> pl.DataFrame:
+    """`[n, 5]`: of the scores of each trajectory's own turns (`Probe.turn_scores`) mean, std (population), min and max, and which turn
+    has the last, the first of equals; null where none has a score."""
+    score = pl.col("score")
+    figures = {"mean": score.mean(), "std": score.std(ddof=0), "min": score.min(), "max": score.max()}
+    found = (
+        turns.drop_nulls()
+        .group_by("index")
+        .agg(**{f"turn_score_{name}": figure for name, figure in figures.items()}, turn_of_max=pl.col("turn").get(score.arg_max()))
+    )
+    return pl.select(index=pl.int_range(n)).join(found, on="index", how="left", maintain_order="left").drop("index")
 
 
 def split_table(measures: pl.DataFrame, score: NDArray[np.float64], threshold: float) -> pl.DataFrame:

@@ -6,14 +6,17 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gradprism.runtime.errors import ConfigError, DataError
 from gradprism.runtime.files import atomic_write, sha256_file
 from gradprism.runtime.progress import Progress
 from gradprism.trajectories.corpus_files import Record, check_path, iter_records
-from gradprism.trajectories.formats import FORMATS, parse_record, recognise, to_record
+from gradprism.trajectories.formats import FORMATS, parse_record, recognise
 from gradprism.trajectories.record import Trajectory
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 Records = Iterable[Trajectory | Mapping[str, Any]]
 _ENDINGS = (".gz", ".xz", ".zst", ".jsonl", ".ndjson", ".json", ".parquet")
@@ -82,7 +85,7 @@ class Corpus(Iterable[Trajectory]):
 
 
 def load_corpus(
-    source: str | Path | Sequence[str | Path] | Records, *, format: str | None = None, limit: int | None = None
+    source: "str | Path | Sequence[str | Path] | Records | Dataset", *, format: str | None = None, limit: int | None = None
 ) -> Corpus:
     """The trajectories of one or more files, of a Hugging Face `Dataset`, or of an iterable of `Trajectory` or records (JSON objects).
 
@@ -109,7 +112,8 @@ def load_corpus(
 
 def canonical_line(trajectory: Trajectory) -> bytes:
     """The trajectory in the `messages` format as one line of JSON: equal trajectories give equal bytes."""
-    record = to_record(trajectory)
+    messages = [m.to_chat() if m.train else {**m.to_chat(), "train": False} for m in trajectory.messages]
+    record: dict[str, Any] = {"id": trajectory.id, "messages": messages}
     if trajectory.task:
         record["task"] = json.loads(json.dumps(trajectory.task, sort_keys=True))
     return json.dumps(record, ensure_ascii=False, allow_nan=False).encode() + b"\n"

@@ -19,6 +19,7 @@ Another format is a class with two functions, registered under a name:
             return gp.Trajectory(record.get("id", ""), messages, {"source": record.get("source")})
 """
 
+import contextlib
 import json
 import math
 from collections.abc import Mapping
@@ -65,12 +66,6 @@ def parse_record(record: Record, format: str, place: str, default_id: str) -> Tr
     except (AttributeError, KeyError, IndexError, TypeError, ValueError) as error:
         raise DataError(f"{place}: format {format!r} cannot read the record ({type(error).__name__}: {error})") from error
     return Trajectory(parsed.id or default_id, tuple(parsed.messages), parsed.task, place)
-
-
-def to_record(trajectory: Trajectory) -> dict[str, Any]:
-    """The trajectory in the `messages` format, from which `parse_record` makes an equal one."""
-    messages = [m.to_chat() if m.train else {**m.to_chat(), "train": False} for m in trajectory.messages]
-    return {"id": trajectory.id, "messages": messages, **({"task": trajectory.task} if trajectory.task else {})}
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,15 +180,19 @@ def _identifier(value: Any, key: str) -> str:
 
 
 def _task(record: Record, id_key: str | None) -> dict[str, Any]:
-    """The `task` object, after the record's other plain values (a reward, a task type, a game file)."""
+    """The `task` object, which may be given as JSON text, after the record's other plain values (a reward, a task type, a game file)."""
+    given = record.get("task")
+    if isinstance(given, str):
+        with contextlib.suppress(ValueError, RecursionError):  # else it is a text like others
+            given = json.loads(given)
     task: dict[str, Any] = {}
     for key, value in record.items():
         is_value = isinstance(value, str | int | float) and not (isinstance(value, float) and not math.isfinite(value))
-        if is_value and key not in (id_key, "system"):
+        if is_value and key not in (id_key, "system") and not (key == "task" and isinstance(given, dict)):
             task[key] = value
-    if isinstance(given := record.get("task"), dict):
+    if isinstance(given, dict):
         try:
-            json.dumps(given, allow_nan=False)
+            json.dumps(given, ensure_ascii=False, allow_nan=False).encode()
         except (TypeError, ValueError) as error:
             raise DataError(f"'task' is not plain JSON ({error})") from None
         task |= given
