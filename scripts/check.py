@@ -30,7 +30,6 @@ QUICK_ROOMS = [
     "runtime",
     "routing",
     "trajectories",
-    "experiments",
     "reporting",
     "cli/test_help.py",
     "cli/test_init.py",
