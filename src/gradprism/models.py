@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from gradprism.runtime.errors import ConfigError, MissingDependencyError, MissingFileError, ModelError
+from gradprism.runtime.errors import ConfigError, MissingDependencyError, MissingFileError, ModelError, one_line
 from gradprism.runtime.files import read_json
 from gradprism.runtime.ranks import Ranks
 
@@ -148,9 +148,9 @@ def _from_pretrained(name_or_path: str, options: dict[str, Any]) -> Any:
             name_or_path, output_loading_info=True, use_safetensors=True, trust_remote_code=False, **options
         )
     except ImportError as error:
-        raise MissingDependencyError(f"model {name_or_path!r}: cannot be loaded: {_one_line(error)}") from None
+        raise MissingDependencyError(f"model {name_or_path!r}: cannot be loaded: {one_line(error)}") from None
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
-        raise ModelError(f"model {name_or_path!r}: cannot be loaded: {_one_line(error)}") from None
+        raise ModelError(f"model {name_or_path!r}: cannot be loaded: {one_line(error)}") from None
     model, info = loaded
     absent = sorted(str(key) for part in ("missing_keys", "mismatched_keys") for key in info.get(part, ()))
     if absent:  # the library fills these with random numbers
@@ -195,7 +195,7 @@ def _with_adapter(base: Any, folder: Path) -> Any:
         with safe_open(folder / _ADAPTER_WEIGHTS, "pt") as file:
             absent = sorted(get_peft_model_state_dict(wrapped).keys() - set(file.keys()))
     except (OSError, ValueError, TypeError, RuntimeError, KeyError, SafetensorError) as error:
-        raise ModelError(f"adapter {str(folder)!r}: cannot be loaded: {_one_line(error)}") from None
+        raise ModelError(f"adapter {str(folder)!r}: cannot be loaded: {one_line(error)}") from None
     if wrapped.active_peft_config.is_prompt_learning:
         raise ModelError(f"adapter {str(folder)!r}: learns a prompt, not layers; give a LoRA adapter or a whole model")
     if absent:  # these would be fresh ones
@@ -247,7 +247,7 @@ def load_config(name_or_path: str) -> Any:
     try:
         return AutoConfig.from_pretrained(base, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
-        raise ModelError(f"model {name_or_path!r}: its configuration cannot be read: {_one_line(error)}") from None
+        raise ModelError(f"model {name_or_path!r}: its configuration cannot be read: {one_line(error)}") from None
 
 
 def check_context_length(model: Any, context_length: int | None) -> int:
@@ -287,7 +287,3 @@ def check_model_name(name_or_path: str) -> None:
         raise ModelError(f"model {name_or_path!r}: is a file; give the folder that holds config.json and *.safetensors")
     elif name_or_path.count("/") > 1 or name_or_path.startswith((".", "/", "~")) or name_or_path.endswith("/"):
         raise MissingFileError(f"model {name_or_path!r}: no such folder")
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:300]

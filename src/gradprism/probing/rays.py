@@ -18,7 +18,7 @@ from gradprism.probing.folder import local_copy
 from gradprism.probing.manifest import ProbeManifest
 from gradprism.probing.norms import Costs
 from gradprism.probing.work import Done, ProbeOptions, Share, do_share
-from gradprism.runtime.errors import ConfigError, GradprismError, MissingDependencyError, WorkerError
+from gradprism.runtime.errors import ConfigError, GradprismError, MissingDependencyError, WorkerError, one_line
 from gradprism.runtime.progress import Progress, set_quiet
 
 # How often a share is tried again after its process's death, before it counts as the cause.
@@ -69,7 +69,7 @@ def connected(asked: Ray) -> Iterator["Pool"]:
         with _muted_stderr():
             ray.init(**options, log_to_driver=False, logging_level=logging.CRITICAL)
     except (OSError, RuntimeError, ValueError) as error:
-        said = " ".join(str(error).split())[:200]
+        said = one_line(error, 200)
         advice = "look at RAY_ADDRESS, and at RAY_AUTH_MODE and its token if the cluster wants one" if address else "see /tmp/ray"
         raise WorkerError(f"Ray: cannot {'connect' if address else 'start'} ({said}); {advice}") from None
     # Ray says on stdout which processes have died, some of it when it ends.

@@ -40,11 +40,6 @@ def correlation(a: NDArray[np.float64], b: NDArray[np.float64]) -> float | None:
     return None if len(a) < 2 or np.ptp(a) == 0 or np.ptp(b) == 0 else float(np.corrcoef(a, b)[0, 1])
 
 
-def spearman(a: NDArray[Any], b: NDArray[Any]) -> float | None:
-    """Spearman's rank correlation of two arrays `[n]`, ties ranked by their average; None where either is constant or n < 2."""
-    return correlation(average_ranks(a), average_ranks(b))
-
-
 def agreement(a: NDArray[np.float64], b: NDArray[np.float64]) -> Agreement:
     """How alike two scores `[n]` of the same trajectories route."""
     return rank_agreement(average_ranks(a), average_ranks(b))

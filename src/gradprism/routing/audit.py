@@ -136,7 +136,7 @@ def audit_split(table: pl.DataFrame, routing: Routing, tasks: pl.DataFrame | Non
     """
     score = table["score"].to_numpy()
     to_rl = (table["route"] == "rl").to_numpy()
-    metrics = [name for name in metrics_with(routing.metric) if name in table.columns]
+    metrics = metrics_with(routing.metric)
     names = {**{name: name for name in CONFOUNDS}, **({"success": "pass_rate"} if "pass_rate" in table.columns else {})}
     # Each column is ranked once: with a million rows that is what an audit takes.
     ranked = table.select(pl.col("score", *names.values(), *metrics).rank("average")).to_dict()

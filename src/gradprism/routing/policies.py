@@ -2,12 +2,7 @@
 
 `concentration` is PRISM, and `soft` its version by chance. The others are its controls: whatever gain it has must be more than that of
 a random split, of the reversed one, of the plain measures that concentration might merely stand for, and of other people's measures.
-
-Another policy is a function, registered under a name:
-
-    @gp.register_policy("long_and_sure")
-    def long_and_sure(table, context):
-        return table["n_response_tokens"].to_numpy() * np.exp(-table["loss"].to_numpy())
+`docs/extending.md` has one of a user's own.
 """
 
 from collections.abc import Callable

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from gradprism.concentration import BUILTIN
-from gradprism.runtime.errors import DataError
+from gradprism.runtime.errors import DataError, one_line
 from gradprism.runtime.files import read_json
 
 
@@ -25,7 +25,7 @@ class Value(BaseModel):
         try:
             return cls.model_validate({**read_json(path), **more})
         except (ValidationError, TypeError) as error:
-            raise DataError(f"{path}: is not of a route folder ({' '.join(str(error).split())[:120]}); route again") from None
+            raise DataError(f"{path}: is not of a route folder ({one_line(error, 120)}); route again") from None
 
 
 class ProbeOrigin(Value):

@@ -48,3 +48,8 @@ class WorkerError(GradprismError, RuntimeError):
 
 class StageError(GradprismError, RuntimeError):
     """A stage of an experiment failed."""
+
+
+def one_line(error: BaseException, length: int = 300) -> str:
+    """What another library's error says, white space as single blanks, cut to `length` characters: for the middle of a message."""
+    return " ".join(str(error).split())[:length]

@@ -15,7 +15,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, AutoModelFo
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from gradprism.models import check_model_name, load_config
-from gradprism.runtime.errors import ModelError
+from gradprism.runtime.errors import ModelError, one_line
 from gradprism.training.adapters import add_adapters
 from gradprism.training.settings import LoraSettings
 
@@ -104,7 +104,7 @@ def _on_meta(name: str, config: Any, dtype: torch.dtype) -> Any:
         with torch.device("meta"):
             return AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=_COUNTING)
     except (ValueError, TypeError, KeyError) as error:
-        raise ModelError(f"model {name!r}: cannot be built from its configuration: {' '.join(str(error).split())[:300]}") from None
+        raise ModelError(f"model {name!r}: cannot be built from its configuration: {one_line(error)}") from None
 
 
 def _saved(model: Any, tokens: int = 256) -> float:
@@ -121,8 +121,9 @@ def _saved(model: Any, tokens: int = 256) -> float:
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             model.train().base_model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
     except (RuntimeError, ValueError) as error:
-        what = " ".join(str(error).split())[:200]
-        raise ModelError(f"{type(model).__name__}: its forward pass cannot be traced without weights: {what}") from None
+        raise ModelError(
+            f"{type(model).__name__}: its forward pass cannot be traced without weights: {one_line(error, 200)}"
+        ) from None
     return sum(tensor.untyped_storage().nbytes() for tensor in storages.values()) / tokens
 
 

@@ -17,7 +17,7 @@ import pyarrow
 import pyarrow.parquet
 import zstandard
 
-from gradprism.runtime.errors import DataError, MissingFileError
+from gradprism.runtime.errors import DataError, MissingFileError, one_line
 
 # An escaped UTF-16 surrogate: half a character unless the other half follows.
 _SURROGATE_ESCAPE = re.compile(r"\\u[dD][89a-fA-F]")
@@ -121,7 +121,7 @@ def _parquet_records(path: Path, source: Any) -> Iterator[Record]:
                 number += 1
                 yield Record(number, f"{path}:row {number}", value, size * number // rows)
     except (pyarrow.ArrowException, OSError) as error:
-        raise DataError(f"{path}: not a readable Parquet file ({_one_line(error)}); write it again") from None
+        raise DataError(f"{path}: not a readable Parquet file ({one_line(error)}); write it again") from None
 
 
 def _text_records(path: Path, raw: IO[bytes], stream: IO[bytes]) -> Iterator[Record]:
@@ -181,13 +181,9 @@ def _parse(text: str, path: Path, first_line: int) -> Any:
     except UnicodeEncodeError:
         raise DataError(f"{path}:{first_line}: a \\ud8xx escape without its second half is not text; repair or delete it") from None
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{path}:{first_line}: unusable JSON ({_one_line(error)}); repair or delete it") from None
+        raise DataError(f"{path}:{first_line}: unusable JSON ({one_line(error)}); repair or delete it") from None
     return value
 
 
 def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is not a JSON value, write null")
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())

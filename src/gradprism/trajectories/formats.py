@@ -5,18 +5,7 @@
 - `sharegpt`: `conversations` with more speakers, and perhaps a `system` prompt beside them.
 - `agenttraj` (AgentGym, Xi et al. 2024): `item_id` and `conversations` whose gpt turns carry a `loss` flag.
 
-Another format is a class with two functions, registered under a name:
-
-    @gp.register_format("pairs")
-    class Pairs:
-        @staticmethod
-        def recognises(record):
-            return {"prompt", "completion"} <= record.keys()
-
-        @staticmethod
-        def parse(record):
-            messages = gp.Message("user", record["prompt"]), gp.Message("assistant", record["completion"])
-            return gp.Trajectory(record.get("id", ""), messages, {"source": record.get("source")})
+`docs/extending.md` has one of a user's own.
 """
 
 import contextlib

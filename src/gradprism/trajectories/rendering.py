@@ -20,7 +20,7 @@ from jinja2 import TemplateError, TemplateSyntaxError
 from transformers import AutoTokenizer
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from gradprism.runtime.errors import ConfigError, ModelError
+from gradprism.runtime.errors import ConfigError, ModelError, one_line
 from gradprism.runtime.files import sha256_json
 from gradprism.runtime.progress import Progress
 from gradprism.trajectories.record import Trajectory
@@ -183,7 +183,7 @@ class Renderer:
         except TemplateSyntaxError as error:
             raise ModelError(f"{_name(self.tokenizer)}: chat template, line {error.lineno}: {error.message}") from None
         except (TemplateError, TypeError) as error:
-            raise ModelError(f"{place}: the chat template refuses the conversation: {_one_line(error)}") from None
+            raise ModelError(f"{place}: the chat template refuses the conversation: {one_line(error)}") from None
         return str(texts[0]), spans[0]  # pyright: ignore[reportReturnType] (the stub says `str` for a pair of lists)
 
     def _encode(self, text: str, **options: Any) -> Any:
@@ -219,7 +219,7 @@ def load_tokenizer(name_or_path: str | Path, chat_template: Path | None = None) 
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False, local_files_only=is_local)
     except Exception as error:  # the loader raises whatever its many parsers raise, down to bare Exception
         where = "cannot load its tokenizer" if is_local else "no such folder, and no tokenizer from the hub"
-        raise ModelError(f"{name}: {where} ({_one_line(error)})") from error
+        raise ModelError(f"{name}: {where} ({one_line(error)})") from error
     if len(tokenizer) <= len(tokenizer.all_special_ids):  # what the loader makes of a model folder without tokenizer files
         raise ModelError(f"{name}: holds no tokenizer; save the model's tokenizer into it")
     if template is not None:
@@ -279,7 +279,3 @@ def _place(trajectory: Trajectory) -> str:
 
 def _name(tokenizer: Any) -> str:
     return getattr(tokenizer, "name_or_path", "") or "the tokenizer"
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())
