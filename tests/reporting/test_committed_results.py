@@ -7,6 +7,7 @@ import pytest
 
 from gradprism.experiments.comparison import Comparison
 from gradprism.experiments.config import load_config
+from gradprism.experiments.experiment import Job, job_status
 from gradprism.experiments.results import read_results
 from gradprism.reporting.pages import fill_blocks, tables_are_current
 
@@ -34,6 +35,15 @@ def test_the_results_were_made_with_the_config_beside_them(folder):
         seeds = [run.seed for run in by_name[arm.name].runs]
         assert seeds == config.seeds_of(arm)[: len(seeds)]
         assert len(seeds) >= (1 if arm.name == config.base_arm else 3) or arm.group != "table1"
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=str)
+def test_the_results_can_be_extended_by_todays_code(folder, tmp_path):
+    """Their runs have the keys that the same settings have now, so nothing is made again; another seed is all that it costs."""
+    config = load_config(Path("configs") / f"{folder.name}.toml", [f'out="{tmp_path}"'])
+    assert job_status(Job(config, folder, extend=True)).pending == []
+    more = config.model_copy(update={"seeds": [*config.seeds, 99]})
+    assert 0 < len(job_status(Job(more, folder, extend=True)).pending) < len(job_status(Job(config, folder)).pending)
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/training.md"])

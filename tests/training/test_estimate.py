@@ -105,6 +105,8 @@ def test_real_models_have_the_parameters_that_their_makers_give(tmp_path):
         _add_memory(told, counted, config, machine(8), 100)
         assert told["weights"].value == told["gradients"].value == parameters * 4 / 8 / GIB
         assert told["reference model"].value == parameters * 2 / 8 / GIB
+        # Each process loads the model in bfloat16, copies it, and has the weights that are trained in float32 before it shards.
+        assert told["host memory"].value == 8 * parameters * (4 + 2) / GIB
         assert counted.key_value == 2 * counted.layers * 8 * 128
 
 

@@ -66,3 +66,27 @@ def test_a_checkpoint_gives_weights_moments_and_state_back(tmp_path):
         step(loop, 3.0)
     for mine, theirs in zip(first.model.parameters(), second.model.parameters(), strict=True):
         assert torch.equal(mine, theirs)
+
+
+def test_weights_that_never_had_a_gradient_go_on_without_moments(tmp_path):
+    def build() -> Loop:
+        model = tiny_qwen3(20)
+        model.unused = torch.nn.Linear(2, 2)
+        torch.nn.init.ones_(model.unused.weight)
+        return Loop(model, TrainingConfig(learning_rate=0.01), tmp_path, cosine(9, 2), device="cpu")
+
+    def used_step(loop: Loop) -> None:
+        loop.begin_step()
+        loop.backward(torch.stack([p.sum() for n, p in loop.model.named_parameters() if "unused" not in n]).sum())
+        loop.update(1.0, 1, 1)
+
+    first = build()
+    used_step(first)
+    first.save()
+    second = build()
+    second.restore(1)
+    for loop in (first, second):
+        used_step(loop)
+        step(loop, 3.0)  # now all have one
+    for mine, theirs in zip(first.model.parameters(), second.model.parameters(), strict=True):
+        assert torch.equal(mine, theirs)

@@ -525,7 +525,7 @@ def test_an_environment_that_dies_is_survived(tokenizer, tmp_path, capfd):
     assert "task 'corrupt': an episode is not trained on" in said and "not a game" in said
 
 
-def test_settings_that_cannot_be_met_are_refused_before_training(tokenizer, tmp_path):
+def test_settings_that_cannot_be_met_are_refused_before_training(tokenizer, tmp_path, monkeypatch):
     environment = AlfworldEnvironment("tiny")
     tasks = environment.tasks("train", 1)
 
@@ -546,6 +546,11 @@ def test_settings_that_cannot_be_met_are_refused_before_training(tokenizer, tmp_
     with pytest.raises(ValueError, match="updates_per_round 9: more than"):
         RlConfig(tasks_per_round=2, rollouts_per_task=4, updates_per_round=9)
     assert not (tmp_path / "x" / "config.json").exists()
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(ConfigError, match="a sharded model cannot play"):
+        train()
+    with pytest.raises(ConfigError, match="version 1 of FSDP does not shard the reference model"):
+        train(vllm="colocate", kl=0.1)
 
 
 def test_a_diverged_training_stops_at_once_and_leaves_no_model(tmp_path):

@@ -4,7 +4,6 @@ Every figure says where it comes from. Counts are exact where the data decide th
 small model on this machine is timed with one micro-batch, and plays the episodes itself.
 """
 
-import os
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -19,6 +18,7 @@ from gradprism.models import ModelSpec, resolve_device
 from gradprism.runtime.errors import ConfigError
 from gradprism.runtime.ranks import Ranks
 from gradprism.training.footprint import Footprint, footprint
+from gradprism.training.processes import fsdp_version
 from gradprism.training.rl_config import RlConfig
 from gradprism.training.sample_play import play_some
 from gradprism.training.sft_config import SftConfig
@@ -96,7 +96,7 @@ def hardware(devices: int | None, tflops: float | None, device: str) -> Hardware
     return Hardware(
         name=where,
         devices=count,
-        sharded=os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true" if ranks else count > 1,
+        sharded=fsdp_version() > 0 if ranks else count > 1,
         tflops=tflops or UTILISATION * peak,
         bandwidth=bandwidth,
         gib=properties.total_memory / GIB if properties else 80.0,
@@ -258,9 +258,9 @@ def _add_memory(
         total = max(total, held + told.add("key/value cache", cache / GIB, "GiB", how))
     how = f"what is held at once, without fragmentation and CUDA's own, of {machine.gib:.0f} GiB ({machine.name})"
     told.add("device memory", total, "GiB", how)
-    loaded = max(model.element * (1 + reference), 4 if machine.sharded and config.bf16 else 0)
-    how = f"{machine.devices} processes each load the model: {model.parameters:,} x {loaded} B; divide by the machines"
-    told.add("host memory", machine.devices * model.parameters * loaded / GIB, "GiB", how)
+    loaded = weights * shards + reference * model.parameters * model.element
+    how = f"{machine.devices} processes each load {model.parameters:,} parameters{', and the reference model' if reference else ''}"
+    told.add("host memory", machine.devices * loaded / GIB, "GiB", f"{how}; divide by the machines")
 
 
 def _speed(model: ModelSpec, found: Footprint, machine: Hardware, micro_batch: int) -> Figure:

@@ -36,6 +36,7 @@ from gradprism.runtime.progress import Progress
 from gradprism.runtime.usage import Usage
 from gradprism.training import folder
 from gradprism.training.adapters import add_adapters, merged_state, save_adapter
+from gradprism.training.processes import fsdp_version
 from gradprism.training.settings import TrainingConfig
 
 Schedule = Callable[[int], float]  # steps done → the part of the learning rate with which the next one is made
@@ -62,11 +63,10 @@ class Loop:
     def __init__(
         self, model: Any, config: TrainingConfig, out: Path, schedule: Schedule, *, device: str = "auto", label: str = "training"
     ) -> None:
-        sharded = os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
         # Autocast is ours but where FSDP needs to know: accelerate would leave a forward pass of its own on the model.
         self.accelerator = Accelerator(
             cpu=resolve_device(device) == "cpu",
-            mixed_precision="bf16" if config.bf16 and sharded else "no",
+            mixed_precision="bf16" if config.bf16 and fsdp_version() else "no",
             log_with=list(config.track) or None,
             project_dir=out,
         )
@@ -219,8 +219,11 @@ class Loop:
         """Goes on from the checkpoint of `step`; returns this process's `state` there."""
         checkpoint = folder.checkpoint_path(self.out, step)
         with safe_open(checkpoint / f"rank-{self.rank if self.sharded else 0}.safetensors", "pt") as file, torch.no_grad():
+            there = set(file.keys())
             for number, parameter in enumerate(self._trained()):
                 _local(parameter).copy_(file.get_tensor(f"{number}.weight"))
+                if f"{number}.step" not in there:  # it has had no gradient yet, as an image encoder that is shown no image
+                    continue
                 moments = {name: torch.zeros_like(parameter) for name in ("exp_avg", "exp_avg_sq")}
                 for name, moment in moments.items():
                     _local(moment).copy_(file.get_tensor(f"{number}.{name}"))

@@ -41,6 +41,13 @@ def processes_here() -> int:
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
+def fsdp_version() -> int:
+    """The version of FSDP with which accelerate's configuration shards models, 1 or 2; 0 where it does not."""
+    if os.environ.get("ACCELERATE_USE_FSDP", "").lower() != "true":
+        return 0
+    return int(os.environ.get("FSDP_VERSION", "1"))  # accelerate's own default
+
+
 @contextmanager
 def training_processes(device: str) -> Iterator[Ranks | None]:
     """A command in which the launcher's processes train: the first one alone shows progress, and the first error alone is printed."""

@@ -35,7 +35,7 @@ from gradprism.training.folder import (
 from gradprism.training.head import add_head, score_tokens
 from gradprism.training.loop import Loop, constant
 from gradprism.training.loss import policy_loss, sampling_correction
-from gradprism.training.processes import join_processes, processes_here
+from gradprism.training.processes import fsdp_version, join_processes, processes_here
 from gradprism.training.rl_config import RlConfig
 from gradprism.training.rounds import Rounds, figures_of
 from gradprism.training.settings import check_trackers
@@ -113,6 +113,12 @@ def _check(tasks: Sequence[Task], config: RlConfig, world: int, model: Any, rend
         raise ConfigError(
             f"max_action_tokens {config.max_action_tokens}: leaves no room in a context of {config.context_length} tokens"
         )
+    if fsdp_version() and config.vllm == "off":
+        raise ConfigError(
+            "a sharded model cannot play: its processes would wait for each other's turns; use --vllm colocate or server"
+        )
+    if fsdp_version() == 1 and config.kl and config.lora_rank is None:
+        raise ConfigError("kl: version 1 of FSDP does not shard the reference model; use fsdp_version: 2, --kl 0 or --lora-rank")
     if config.vllm != "off" and importlib.util.find_spec("vllm") is None:
         raise ConfigError(f"vllm {config.vllm}: vLLM is not installed here; pip install vllm, or --vllm off")
     rows, tokens = model.get_input_embeddings().weight.shape[0], len(renderer.tokenizer)
@@ -139,10 +145,6 @@ class RlTraining:
         _turn_off_dropout(model)
         schedule = constant(config.warmup_steps)
         self.loop = loop = Loop(model, config, out, schedule, device=device, label="RL")
-        if loop.sharded and config.vllm == "off":
-            raise ConfigError(
-                "a sharded model cannot play: its processes would wait for each other's turns; use --vllm colocate or server"
-            )
         self.reference = reference
         if reference is not None:
             self.reference = fsdp2_prepare_model(loop.accelerator, reference) if loop.sharded else reference.to(loop.device)
