@@ -353,13 +353,13 @@ def test_broken_route_folders_are_one_line(cli, export, tmp_path):
         assert not (tmp_path / "verl").exists()
 
     rl, sft = good[tmp_path / "route" / "rl.jsonl"], good[tmp_path / "route" / "sft.jsonl"]
-    changed("rl.jsonl", rl[:-9], "rl.jsonl:1: not valid JSON")
-    changed("rl.jsonl", rl + b"\n", "rl.jsonl:2: not valid JSON")
+    changed("rl.jsonl", rl[:-9], "rl.jsonl:1: is no RL task (", "truncated")
+    changed("rl.jsonl", rl + b"\n", "rl.jsonl:2: is no RL task (", "truncated")
     changed("rl.jsonl", rl + rl, "rl.jsonl: holds 2 lines, routing.json says 1")
     changed("rl.jsonl", b"", "rl.jsonl: holds 0 lines")
-    changed("rl.jsonl", rl.replace(b'"role"', b'"from"'), "rl.jsonl:1: 'prompt' is no list of messages")
+    changed("rl.jsonl", rl.replace(b'"role"', b'"from"'), "rl.jsonl:1: is no RL task (Object missing required field `role`")
     changed("rl.jsonl", re.sub(rb'"prompt": \[.*?\]', b'"prompt": []', rl), "rl.jsonl:1: 'prompt' is empty")
-    changed("rl.jsonl", rl.replace(b"You are", b"\\ud800 You are"), "rl.jsonl:1: not valid JSON", "surrogates")
+    changed("rl.jsonl", rl.replace(b"You are", b"\\ud800 You are"), "rl.jsonl:1: is no RL task (", "surrogate")
     changed("sft.jsonl", sft + sft, "sft.jsonl:2: id 's' is taken")
     changed("sft.jsonl", b"", "sft.jsonl: holds 0 trajectories, routing.json says 1")
     changed("sft.jsonl", sft[:-9], "sft.jsonl:1: ")

@@ -13,7 +13,6 @@ from hypothesis.extra import numpy as hnp
 
 from gradprism.routing.agreement import (
     agreement,
-    average_ranks,
     correlation_ratio,
     split_by,
     threshold_standard_error,
@@ -172,7 +171,6 @@ def test_audit_s_figures_are_those_of_its_parts():
     gini, cv = table["gini"].to_numpy(), table["cv"].to_numpy()
     assert list(result.agreement.metrics) == ["gini – cv", "gini – kurtosis", "cv – kurtosis"]
     assert result.agreement.metrics["gini – cv"] == agreement(gini, cv)
-    np.testing.assert_array_equal(average_ranks(rates), scipy.stats.rankdata(rates))
 
 
 def test_saturated_scores_are_warned_of():

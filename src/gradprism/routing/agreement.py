@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import polars as pl
@@ -30,11 +30,6 @@ class SplitBy(Value):
     jaccard: float | None
 
 
-def average_ranks(values: NDArray[Any] | pl.Series) -> NDArray[np.float64]:
-    """Ranks `[n]` of values `[n]`, from 1, ties ranked by their average."""
-    return pl.Series(values).rank("average").to_numpy().astype(np.float64)
-
-
 def correlation(a: NDArray[np.float64], b: NDArray[np.float64]) -> float | None:
     """Pearson's correlation of two arrays `[n]`, of ranks Spearman's; None where either is constant or n < 2."""
     return None if len(a) < 2 or np.ptp(a) == 0 or np.ptp(b) == 0 else float(np.corrcoef(a, b)[0, 1])
@@ -42,7 +37,7 @@ def correlation(a: NDArray[np.float64], b: NDArray[np.float64]) -> float | None:
 
 def agreement(a: NDArray[np.float64], b: NDArray[np.float64]) -> Agreement:
     """How alike two scores `[n]` of the same trajectories route."""
-    return rank_agreement(average_ranks(a), average_ranks(b))
+    return rank_agreement(*(pl.Series(scores).rank("average").to_numpy() for scores in (a, b)))
 
 
 def rank_agreement(a: NDArray[np.float64], b: NDArray[np.float64]) -> Agreement:

@@ -1,7 +1,6 @@
 """The two sets that a route makes of a corpus: trajectories for SFT and tasks for RL, read as they are gone through."""
 
 import itertools
-import json
 import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -15,7 +14,7 @@ from numpy.typing import NDArray
 from gradprism.probing.result import Probe
 from gradprism.runtime.errors import DataError
 from gradprism.trajectories.corpus import load_corpus
-from gradprism.trajectories.record import Trajectory
+from gradprism.trajectories.record import Message, Trajectory
 
 T = TypeVar("T")
 
@@ -95,19 +94,10 @@ def _read_tasks(path: Path) -> Iterator[RlTask]:
         for number, line in enumerate(file, 1):
             place = f"{path}:{number}"
             try:
-                value = json.loads(line)
-                json.dumps(value, ensure_ascii=False, allow_nan=False).encode()  # half characters, which no other file can hold
-            except (ValueError, RecursionError) as error:
-                raise DataError(f"{place}: not valid JSON ({error}); route again") from None
-            value = value if isinstance(value, dict) else {}
-            identifier, prompt, task = value.get("id"), value.get("prompt"), value.get("task")
-            if not isinstance(identifier, str) or not isinstance(task, dict):
-                raise DataError(f"{place}: has no 'id' or no 'task'; route again")
-            if not isinstance(prompt, list) or not all(
-                isinstance(m, dict) and isinstance(m.get("role"), str) and isinstance(m.get("content"), str) for m in prompt
-            ):
-                raise DataError(f"{place}: 'prompt' is no list of messages with a role and a text; route again")
-            yield RlTask(identifier, [{"role": m["role"], "content": m["content"]} for m in prompt], task, place)
+                read = _decode_task(line)
+            except (msgspec.MsgspecError, RecursionError) as error:
+                raise DataError(f"{place}: is no RL task ({error}); route again") from None
+            yield RlTask(read.id, [message.to_chat() for message in read.prompt], read.task, place)
 
 
 class _Message(msgspec.Struct, omit_defaults=True, gc=False):
@@ -132,7 +122,16 @@ class _Task(msgspec.Struct, gc=False):
     task: msgspec.Raw
 
 
+class _ReadTask(msgspec.Struct, gc=False):
+    """A line of the RL tasks' file, read in full."""
+
+    id: str
+    prompt: list[Message]
+    task: dict[str, Any]
+
+
 _decode, _encode = msgspec.json.Decoder(_Line).decode, msgspec.json.Encoder().encode
+_decode_task = msgspec.json.Decoder(_ReadTask).decode
 
 
 def _rl_line(line: bytes) -> bytes:

@@ -86,8 +86,6 @@ def split_table(measures: pl.DataFrame, score: NDArray[np.float64], threshold: f
     """The table of a split: `id`, `score`, `rank` (from 1), `margin` (score − threshold), `route` (rl above it), and the measures."""
     rank = np.empty(len(score), dtype=np.int64)
     rank[np.argsort(score, kind="stable")] = np.arange(1, len(score) + 1)
-    return measures.select("id").with_columns(
-        *(pl.Series(name, values) for name, values in (("score", score), ("rank", rank), ("margin", score - threshold))),
-        pl.Series("route", np.where(score > threshold, "rl", "sft").tolist()),
-        *(measures[name] for name in measures.columns if name not in ("id", "index")),
-    )
+    route = np.where(score > threshold, "rl", "sft").tolist()
+    decision = pl.DataFrame({"id": measures["id"], "score": score, "rank": rank, "margin": score - threshold, "route": route})
+    return decision.hstack(measures.drop("id", "index", strict=False))

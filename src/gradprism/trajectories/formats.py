@@ -170,22 +170,23 @@ def _identifier(value: Any, key: str) -> str:
 
 def _task(record: Record, id_key: str | None) -> dict[str, Any]:
     """The `task` object, which may be given as JSON text, after the record's other plain values (a reward, a task type, a game file)."""
+    task = {key: value for key, value in record.items() if key not in (id_key, "system") and _is_plain(value)}
     given = record.get("task")
     if isinstance(given, str):
         with contextlib.suppress(ValueError, RecursionError):  # else it is a text like others
             given = json.loads(given)
-    task: dict[str, Any] = {}
-    for key, value in record.items():
-        is_value = isinstance(value, str | int | float) and not (isinstance(value, float) and not math.isfinite(value))
-        if is_value and key not in (id_key, "system") and not (key == "task" and isinstance(given, dict)):
-            task[key] = value
-    if isinstance(given, dict):
-        try:
-            json.dumps(given, ensure_ascii=False, allow_nan=False).encode()
-        except (TypeError, ValueError) as error:
-            raise DataError(f"'task' is not plain JSON ({error})") from None
-        task |= given
-    return task
+    if not isinstance(given, dict):
+        return task
+    try:
+        json.dumps(given, ensure_ascii=False, allow_nan=False).encode()
+    except (TypeError, ValueError) as error:
+        raise DataError(f"'task' is not plain JSON ({error})") from None
+    task.pop("task", None)
+    return task | given
+
+
+def _is_plain(value: Any) -> bool:
+    return isinstance(value, str | int) or (isinstance(value, float) and math.isfinite(value))
 
 
 def _keys(record: Record) -> str:
