@@ -1,5 +1,8 @@
 """The public door: one call, in memory or in a folder, from a loaded model or from a name."""
 
+import gc
+import json
+
 import numpy as np
 import pytest
 
@@ -7,7 +10,9 @@ from gradprism.concentration import gini
 from gradprism.models import ModelSpec
 from gradprism.probing.api import probe
 from gradprism.probing.result import Probe
-from gradprism.runtime.errors import FolderInUseError
+from gradprism.runtime.errors import ConfigError, DataError, FolderInUseError, MissingFileError
+from gradprism.trajectories.corpus import write_messages_jsonl
+from gradprism.trajectories.record import Message, Trajectory
 from helpers.tiny import sample_trajectories, tiny_qwen3, tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()
@@ -54,3 +59,62 @@ def test_a_model_by_name_is_the_model_that_it_names(model, tmp_path):
     for named in (tmp_path / "model", str(tmp_path / "model"), ModelSpec(str(tmp_path / "model"))):
         for tokenizer in (None, TOKENIZER):
             np.testing.assert_array_equal(probe(named, tokenizer, trajectories).norms, loaded.norms)
+
+
+def test_what_is_read_from_a_probe_keeps_its_temporary_folder(model):
+    trajectories = sample_trajectories(3)
+    read = probe(model, TOKENIZER, trajectories).trajectories
+    gc.collect()
+    assert list(read) == trajectories
+
+
+def test_saving_replaces_a_probe_alone(model, tmp_path):
+    made = probe(model, TOKENIZER, sample_trajectories(2), out=tmp_path / "probe")
+    trained = tmp_path / "sft"
+    trained.mkdir()
+    (trained / "manifest.json").write_text(json.dumps({"kind": "sft"}))
+    (trained / "model.safetensors").write_text("weights")
+    with pytest.raises(FolderInUseError, match="is in use and holds no probe"):
+        made.save(trained, "replace")
+    assert (trained / "model.safetensors").read_text() == "weights"
+    made.save(tmp_path / "probe", "replace")
+    assert Probe.load(tmp_path / "probe").ids == made.ids
+    with pytest.raises(ConfigError, match=r"memory://saved: .*probe with this as `out`"):
+        made.save("memory://saved")
+
+
+def test_trajectories_may_be_whatever_a_corpus_is_loaded_from(model, tmp_path):
+    trajectories = sample_trajectories(3)
+    write_messages_jsonl(tmp_path / "corpus.jsonl", trajectories)
+    records = [json.loads(line) for line in (tmp_path / "corpus.jsonl").read_text().splitlines()]
+    for given in (tmp_path / "corpus.jsonl", str(tmp_path / "corpus.jsonl"), records, iter(records)):
+        assert list(probe(model, TOKENIZER, given).trajectories) == trajectories
+
+
+@pytest.mark.parametrize(
+    ("trajectories", "said"),
+    [
+        (sample_trajectories(1) * 2, "id 'sample-0000' is taken by"),
+        ([Trajectory("", sample_trajectories(1)[0].messages)], "record 1: 'id' is ''"),
+        ([Trajectory("a", (Message("robot", "go"), Message("assistant", "go")))], "record 1: turn 1: 'role' is 'robot'"),
+        (
+            [Trajectory("a", sample_trajectories(1)[0].messages, {"reward": np.float32(1)})],
+            "trajectory 'a' cannot be written as JSON",
+        ),
+        ([Trajectory("a", (Message("assistant", "go \ud800"),))], "trajectory 'a' cannot be written as JSON"),
+        ([], "no trajectories"),
+    ],
+)
+def test_trajectories_that_no_folder_could_hold_are_refused(model, tmp_path, trajectories, said):
+    with pytest.raises(DataError, match=said):
+        probe(model, TOKENIZER, trajectories, out=tmp_path / "probe")
+    assert not (tmp_path / "probe").exists()
+
+
+def test_wrong_arguments_are_told_in_one_line(model):
+    with pytest.raises(ConfigError, match="launcher 'ray': choose auto, here"):
+        probe(model, TOKENIZER, sample_trajectories(1), launcher="ray")  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ConfigError, match="the model has no name"):
+        probe(model, None, sample_trajectories(1))
+    with pytest.raises(MissingFileError, match=r"^memory://nothing: no such folder"):
+        Probe.load("memory://nothing")

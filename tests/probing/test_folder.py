@@ -306,3 +306,10 @@ def test_what_is_computed_of_a_shard_is_computed_of_the_rows_asked_for(store):
     found = list(store.scan("whole", compute))
     assert asked == codes(range(10))
     np.testing.assert_array_equal(np.concatenate([shard.norms for shard in found]), [row(i).norms[:1] for i in range(10)])
+
+
+def test_sizes_that_are_not_one_per_unit_are_refused(store):
+    manifest = json.loads((store.folder / "manifest.json").read_text())
+    (store.folder / "manifest.json").write_text(json.dumps({**manifest, "n_parameters": [1]}))
+    with pytest.raises(DataError, match="not a probe's manifest \\(n_parameters: not one per unit\\)"):
+        ProbeFolder(store.folder)

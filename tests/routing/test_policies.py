@@ -225,6 +225,9 @@ def test_a_policy_of_a_user_s_own(monkeypatch):
     for name in ("broken", "undefined"):
         with np.errstate(invalid="ignore"), pytest.raises(DataError, match=f"policy '{name}': gives .* a finite number per row"):
             scored(name, t)
+    register_policy("texts")(lambda table, context: table["id"])
+    with pytest.raises(DataError, match="policy 'texts': gives no numbers"):
+        scored("texts", t)
 
 
 def test_the_help_names_every_choice():

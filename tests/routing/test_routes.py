@@ -14,7 +14,7 @@ from gradprism.routing.routes import Routes
 from gradprism.routing.routes import route as route_probe
 from gradprism.routing.sets import RlTask
 from gradprism.routing.stability import audit
-from gradprism.runtime.errors import DataError, MissingFileError
+from gradprism.runtime.errors import ConfigError, DataError, MissingFileError
 from gradprism.runtime.files import write_jsonl
 from gradprism.trajectories.corpus import load_corpus
 from gradprism.trajectories.record import Message, Trajectory
@@ -507,3 +507,15 @@ def test_pass_rates_by_task(tmp_path):
     del rates["task-3"]
     with pytest.raises(DataError, match="trajectory 'sample-0006': the pass rates hold no episode of its task 'task-3'"):
         route_probe(tmp_path / "probe", pass_rates=rates)
+
+
+@pytest.mark.parametrize("rate", [float("nan"), -0.1, 2, "1"])
+def test_pass_rates_that_are_no_shares_are_refused(tmp_path, rate):
+    make_probe(tmp_path / "probe")
+    with pytest.raises(DataError, match=r"that of task 'a' is .*; give numbers from 0 to 1"):
+        route_probe(tmp_path / "probe", pass_rates={"a": rate})
+
+
+def test_a_negative_seed_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="seed -1"):
+        route_probe(tmp_path / "probe", seed=-1)

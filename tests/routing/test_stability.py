@@ -9,9 +9,11 @@ from gradprism.concentration import gini
 from gradprism.experiments.costs import projected_hours
 from gradprism.experiments.results import read_results
 from gradprism.probing.folder import ProbeFolder
+from gradprism.probing.result import Probe
 from gradprism.probing.scores import View, measure_views
 from gradprism.routing.agreement import agreement as agreement_of
 from gradprism.routing.routes import route
+from gradprism.routing.stability import audit as audit_here
 from gradprism.runtime.attempts import Attempt
 from gradprism.runtime.files import write_json, write_jsonl
 from helpers.cli import assert_refused
@@ -218,3 +220,11 @@ def test_bad_choices_are_one_line(audit, tmp_path):
 def test_audits_need_no_torch():
     code = "import sys, gradprism.routing.stability; print({'torch', 'transformers', 'textworld'} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"
+
+
+def test_probes_that_have_no_folder_are_told_apart(tmp_path):
+    for name in ("probe", "same", "few"):
+        make_probe(tmp_path / name, trajectories=sample_trajectories(3) if name == "few" else None)
+    probe, same, few = (Probe(ProbeFolder(tmp_path / name, kept="memory")) for name in ("probe", "same", "few"))
+    probes = audit_here(probe, compare=[same, few]).agreement.probes
+    assert {name: one.shared for name, one in probes.items()} == {"in memory 1": COUNT, "in memory 2": 3}

@@ -85,3 +85,8 @@ def test_an_unregistered_thing_is_named_by_its_module() -> None:
     for name in ("math:nothing", "no_such_module:thing"):
         with pytest.raises(ConfigError, match=f"metric '{name}': .* cannot be loaded"):
             registry[name]
+
+
+def test_a_decorator_without_a_name_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"register_thing: give a name"):
+        Registry("thing").register(len)  # pyright: ignore[reportArgumentType]

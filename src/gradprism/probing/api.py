@@ -3,7 +3,7 @@
 import itertools
 import tempfile
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -28,7 +28,7 @@ from gradprism.runtime.folders import OnExisting
 from gradprism.runtime.progress import quiet
 from gradprism.runtime.ranks import Ranks
 from gradprism.runtime.usage import Usage
-from gradprism.trajectories.record import Trajectory
+from gradprism.trajectories.corpus import Corpus, Sources, as_corpus
 from gradprism.trajectories.rendering import Renderer
 
 Launcher = Literal["auto", "here"] | Ray
@@ -38,7 +38,7 @@ _calls = itertools.count()  # of a launcher's processes, which must not hear wha
 def probe(
     model: Any,
     tokenizer: Any,
-    trajectories: Iterable[Trajectory],
+    trajectories: Corpus | Sources,
     *,
     out: str | Path | None = None,
     context_length: int | None = None,
@@ -58,7 +58,8 @@ def probe(
     Args:
         model: A `PreTrainedModel`, which is left as it was; or a model folder, a hub id or a `ModelSpec` (type, device, quantisation).
         tokenizer: A fast tokenizer whose chat template marks assistant turns or that TRL has a training template for; None: the model's.
-        trajectories: What is to be probed. Of a `Corpus` that comes from files, only a change of these is read again.
+        trajectories: What is to be probed: a `Corpus`, or anything that `load_corpus` takes. Of files, only a change is read again; an
+            iterator is streamed.
         out: Probe folder, or a URL that fsspec opens (`s3://…`); None keeps the probe for as long as the result lives.
         context_length: Tokens that a trajectory may have, longer ones are cut on the right; None: the model's limit.
         batch_tokens: Padded tokens per batch; None: 2048 on a CPU, else 16384.
@@ -89,17 +90,21 @@ def probe(
         _check_launcher(source, out, launcher, ranks)
         temporary = tempfile.TemporaryDirectory(prefix="gradprism-") if out is None else None
         folder, mirror = stack.enter_context(local_copy(temporary.name if temporary else out or ""))
-        flow = _Flow(source, tokenizer, trajectories, options, folder, mirror, on_existing, ranks, f"probe-{next(_calls)}")
+        flow = _Flow(
+            source, tokenizer, as_corpus(trajectories), options, folder, mirror, on_existing, ranks, f"probe-{next(_calls)}"
+        )
         if isinstance(launcher, Ray):
             run = flow.on_ray(launcher, str(out))
         else:
             run = flow.first() if ranks is None or ranks.is_first else flow.follow()
         if mirror is not None:
             mirror.pull()
-        return Probe(ProbeFolder(folder), kept=mirror or temporary, run=run)
+        return Probe(ProbeFolder(folder, kept=mirror or temporary), run)
 
 
 def _check_launcher(source: Any, out: str | Path | None, launcher: Launcher, ranks: Ranks | None) -> None:
+    if not isinstance(launcher, Ray) and launcher not in ("auto", "here"):
+        raise ConfigError(f"launcher {launcher!r}: choose auto, here or a Ray(…)")
     if isinstance(launcher, Ray) and ranks is not None:
         raise ConfigError("--executor ray: start it as one process, without torchrun or accelerate launch")
     if isinstance(launcher, Ray) and not isinstance(source, ModelSpec):
@@ -114,7 +119,7 @@ class _Flow:
 
     source: Any
     tokenizer: Any
-    trajectories: Iterable[Trajectory]
+    trajectories: Corpus
     options: ProbeOptions
     folder: Path
     mirror: Mirror | None

@@ -40,11 +40,16 @@ class ProbeCallback(TrainerCallback):
         batch_tokens: int | None = None,
         log: Callable[[dict[str, float]], None] | None = None,
     ) -> None:
-        """`tokenizer`: None for the trainer's own (`processing_class`). Raises `ConfigError` for an unknown metric or no interval."""
+        """`tokenizer`: None for the trainer's own (`processing_class`).
+
+        Raises `ConfigError` for an unknown metric, no interval or no trajectories.
+        """
         if every < 1:
             raise ConfigError(f"every {every}: must be at least 1 step")
         self._metrics = {name: METRICS[name] for name in metrics}
         self._trajectories, self._tokenizer = list(trajectories), tokenizer
+        if not self._trajectories:
+            raise ConfigError("ProbeCallback: no trajectories; give some to probe")
         self._every, self._context_length, self._batch_tokens, self.log = every, context_length, batch_tokens, log
         self._rendered: list[Any] = []
         self._first: dict[str, NDArray[np.float64]] = {}

@@ -2,7 +2,7 @@
 
 import tempfile
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,7 @@ from gradprism.probing.prepared import prepare, reopen
 from gradprism.probing.work import ProbeOptions, Share, Work, describe, kept_costs, make_renderer
 from gradprism.runtime.folders import OnExisting
 from gradprism.runtime.memory import peak_gpu_memory_mib, peak_memory_mib, reset_peak_gpu_memory, reset_peak_memory
-from gradprism.trajectories.record import Trajectory
+from gradprism.trajectories.corpus import Corpus, Sources, as_corpus
 
 SAMPLE_BATCHES = 20
 
@@ -51,7 +51,7 @@ def sample_batches(batches: Sequence[Batch], n: int = SAMPLE_BATCHES) -> list[Ba
 def estimate_probe(
     model: Any,
     tokenizer: Any,
-    trajectories: Iterable[Trajectory],
+    trajectories: Corpus | Sources,
     options: ProbeOptions | None = None,
     *,
     out: str | Path | None = None,
@@ -61,7 +61,7 @@ def estimate_probe(
 
     Raises what `probe` does, except for what only writing or the batches outside the sample can show.
     """
-    began, options = time.perf_counter(), options or ProbeOptions()
+    began, options, corpus = time.perf_counter(), options or ProbeOptions(), as_corpus(trajectories)
     spec = ModelSpec(str(model)) if isinstance(model, str | Path) else model
     with ExitStack() as stack:
         temporary = stack.enter_context(tempfile.TemporaryDirectory(prefix="gradprism-"))
@@ -70,9 +70,9 @@ def estimate_probe(
         renderer = make_renderer(spec, tokenizer, options.context_length)
         loaded = spec.load() if isinstance(spec, ModelSpec) else spec
         prober = options.prober(loaded, costs)
-        description = describe(describe_model(prober), renderer, trajectories)
+        description = describe(describe_model(prober), renderer, corpus)
         opened = reopen(folder, description, on_existing)
-        work = Work(*(opened or prepare(Path(temporary) / "probe", description, trajectories, renderer)), options)
+        work = Work(*(opened or prepare(Path(temporary) / "probe", description, corpus, renderer)), options)
         finished = np.empty(0, np.int64)
         if on_existing == "resume" and (found := PROBE.check(folder, on_existing)) is not None:
             PROBE.refuse_differences(folder, found, work.probe.manifest.to_json())

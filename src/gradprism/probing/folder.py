@@ -107,9 +107,12 @@ def item_of(codes: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int
 class ProbeFolder:
     """An existing probe folder, on this machine; `prepared.prepare` makes one."""
 
-    def __init__(self, folder: Path) -> None:
-        """Raises `MissingFileError` where `folder` is no probe folder and `DataError` where its manifest is broken."""
-        self.folder = Path(folder)
+    def __init__(self, folder: Path, kept: object = None) -> None:
+        """`kept`: what the files live with, where they are a temporary folder's or a copy of a URL's.
+
+        Raises `MissingFileError` where `folder` is no probe folder and `DataError` where its manifest is broken.
+        """
+        self.folder, self.kept = Path(folder), kept
         path = self.folder / MANIFEST
         if not path.is_file():
             what = f"holds no {MANIFEST}" if self.folder.is_dir() else "no such folder"

@@ -93,11 +93,15 @@ class ProbeManifest:
     def from_json(cls, values: Any, place: object) -> "ProbeManifest":
         """Raises `DataError`, naming `place`, for anything but a probe's manifest."""
         try:
-            return _ADAPTER.validate_python(values)
+            manifest = _ADAPTER.validate_python(values)
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(map(str, first["loc"]))
             raise DataError(f"{place}: not a probe's manifest ({where}: {first['msg']}); name another folder") from None
+        for name in ("n_parameters", "weight_norms"):
+            if len(getattr(manifest, name) or manifest.units) != len(manifest.units):
+                raise DataError(f"{place}: not a probe's manifest ({name}: not one per unit); name another folder")
+        return manifest
 
     def to_json(self) -> dict[str, Any]:
         """The contents of the file."""

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import fsspec
 
-from gradprism.runtime.errors import ConfigError, MissingDependencyError, WriteError
+from gradprism.runtime.errors import ConfigError, DataError, MissingDependencyError, WriteError
 from gradprism.runtime.folders import MANIFEST
 
 
@@ -43,6 +43,8 @@ class Mirror:
             found = {Path(entry["name"]).name: entry["size"] for entry in self._fs.ls(self._root, detail=True, refresh=True)}
         except FileNotFoundError:
             return
+        except Exception as error:  # each file system has exceptions of its own
+            raise DataError(f"{self.url}: cannot be read ({' '.join(str(error).split())[:200]})") from error
         self.folder.mkdir(parents=True, exist_ok=True)
         for name, size in found.items():
             local = self.folder / name

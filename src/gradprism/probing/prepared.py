@@ -6,7 +6,7 @@ are a cache: made whole or not at all, and made again when they are missing, tor
 
 import contextlib
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any, Protocol
@@ -21,7 +21,6 @@ from gradprism.probing.plan import Items
 from gradprism.runtime.errors import DataError, MissingFileError
 from gradprism.runtime.files import atomic_write, read_json, sha256_file, sha256_json, write_json
 from gradprism.runtime.folders import OnExisting, removed_on_failure
-from gradprism.runtime.progress import Progress
 from gradprism.trajectories.corpus import canonical_line
 from gradprism.trajectories.record import Trajectory
 from gradprism.trajectories.rendering import RenderedTrajectory
@@ -152,14 +151,10 @@ def prepare(
         stack.enter_context(removed_on_failure(folder))
         writer = _Writer(stack.enter_context(atomic_write(folder / RENDERED, "wb")))
         corpus, digest = stack.enter_context(atomic_write(folder / CORPUS, "wb")), hashlib.sha256()
-        # A stream says how far it is itself.
-        progress = stack.enter_context(Progress("rendering", len(trajectories))) if isinstance(trajectories, Sequence) else None
-        for trajectory in trajectories:
+        for trajectory in trajectories:  # a corpus says itself how far it is
             writer.add(trajectory, renderer.render(trajectory))
             corpus.write(line := canonical_line(trajectory))
             digest.update(line)
-            if progress:
-                progress.advance()
         if not writer.n:
             raise DataError("the corpus has no trajectories; there is nothing to probe")
         writer.close()

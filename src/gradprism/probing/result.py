@@ -13,11 +13,13 @@ import polars as pl
 from numpy.typing import NDArray
 
 from gradprism.concentration import BUILTIN
-from gradprism.probing.folder import ProbeFolder, ProbeTable, local_copy
+from gradprism.probing.folder import PROBE, ProbeFolder, ProbeTable, local_copy
 from gradprism.probing.manifest import ProbeManifest, UnitInfo
+from gradprism.probing.mirror import is_url
 from gradprism.probing.scores import View, measure, measure_turns, measure_views, unit_scales
 from gradprism.runtime.attempts import total_cost
-from gradprism.runtime.folders import OnExisting, atomic_folder
+from gradprism.runtime.errors import ConfigError, MissingFileError
+from gradprism.runtime.folders import MANIFEST, OnExisting, atomic_folder
 from gradprism.runtime.usage import Usage
 from gradprism.trajectories.formats import parse_record
 from gradprism.trajectories.record import Trajectory
@@ -64,19 +66,24 @@ class Probe:
     `run` says what the call of `probe` that made it did; None for a probe that was loaded, and in a launcher's other processes.
     """
 
-    def __init__(self, files: ProbeFolder, kept: object = None, run: ProbeRun | None = None) -> None:
-        """`kept`: what the files live with, where they are a temporary folder's or a copy of a URL's."""
-        self._files, self._kept, self.run = files, kept, run
+    def __init__(self, files: ProbeFolder, run: ProbeRun | None = None) -> None:
+        self._files, self.run = files, run
 
     @classmethod
     def load(cls, folder: str | Path) -> "Probe":
         """Opens a probe folder, or a URL that fsspec opens; raises `MissingFileError` or `DataError` where there is none."""
         with local_copy(folder) as (here, mirror):
-            return cls(ProbeFolder(here), kept=mirror)
+            if mirror is not None and not here.is_dir():
+                raise MissingFileError(f"{folder}: no such folder; name one that `gradprism probe` has written")
+            return cls(ProbeFolder(here, kept=mirror))
 
     def save(self, folder: str | Path, on_existing: OnExisting = "fail") -> None:
-        """Copies the probe into a folder of its own, whole or not at all; `on_existing` is `replace` or `fail`."""
-        with atomic_folder(Path(folder), on_existing, "manifest.json", "probe") as new:
+        """Copies the probe into a folder of this machine, whole or not at all; `on_existing` is `replace`, of a probe folder, or `fail`."""
+        if is_url(folder):
+            raise ConfigError(f"{folder}: a probe is saved to a folder of this machine; probe with this as `out` to have it there")
+        if on_existing == "replace":
+            PROBE.check(Path(folder), on_existing)  # other folders have manifests too
+        with atomic_folder(Path(folder), on_existing, MANIFEST, "probe") as new:
             shutil.copytree(self._files.folder, new, dirs_exist_ok=True)
 
     def __len__(self) -> int:
@@ -89,7 +96,7 @@ class Probe:
     @property
     def folder(self) -> Path | None:
         """The probe folder on this machine; None for a probe that was not given one, and for one behind a URL."""
-        return None if self._kept else self._files.folder
+        return None if self._files.kept else self._files.folder
 
     @property
     def manifest(self) -> ProbeManifest:

@@ -118,7 +118,11 @@ def _blocks(shard: Shard, compute: _Compute, width: int) -> NDArray[np.float64]:
 
 def _checked(name: str, norms: NDArray[np.float64]) -> NDArray[np.float64]:
     """A metric's scores `[k]`; raises `DataError` where a metric of the user's gives anything else."""
-    scores = np.asarray(METRICS[name](norms), dtype=np.float64)
+    given = METRICS[name](norms)
+    try:
+        scores = np.asarray(given, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise DataError(f"metric {name!r}: gives no numbers ({error})") from None
     if scores.shape != norms.shape[:1] or not np.isfinite(scores).all():
         got = f"shape {list(scores.shape)}" if scores.shape != norms.shape[:1] else "numbers that are not finite"
         raise DataError(

@@ -6,7 +6,6 @@ whose a batch is, and the folder says which of its rows are there already.
 
 import os
 import time
-from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -31,7 +30,6 @@ from gradprism.runtime.errors import ConfigError
 from gradprism.runtime.folders import OnExisting
 from gradprism.runtime.ranks import Ranks
 from gradprism.trajectories.corpus import Corpus
-from gradprism.trajectories.record import Trajectory
 from gradprism.trajectories.rendering import Renderer, load_tokenizer, template_fingerprint, tokenizer_fingerprint
 
 
@@ -141,6 +139,8 @@ def make_renderer(source: Any, tokenizer: Any, context_length: int | None) -> Re
         name, template, config = tokenizer_source(source.path), source.chat_template, load_config(source.path)
     else:
         name, template, config = source.name_or_path, None, source
+        if tokenizer is None and not name:
+            raise ConfigError("tokenizer: the model has no name by which to find its own; give one")
     length = check_context_length(config, context_length)
     return Renderer(load_tokenizer(name, template) if tokenizer is None else tokenizer, length)
 
@@ -165,11 +165,11 @@ def kept_costs(folder: Path, on_existing: OnExisting) -> Costs | None:
     return known_costs(ProbeFolder(folder).manifest) if resumes else None
 
 
-def describe(model: ProbeManifest, renderer: Renderer, trajectories: Iterable[Trajectory]) -> ProbeManifest:
-    """`fingerprint.describe_model`'s part with what renders the corpus and, for a `Corpus`, the files that it comes from."""
+def describe(model: ProbeManifest, renderer: Renderer, corpus: Corpus) -> ProbeManifest:
+    """`fingerprint.describe_model`'s part with what renders the corpus and, the files that it comes from, where there are any."""
     files, read = (), {}
-    if isinstance(trajectories, Corpus) and trajectories.paths:
-        files, read = trajectories.files, {"format": trajectories.format, "limit": trajectories.limit}
+    if corpus.paths:
+        files, read = corpus.files, {"format": corpus.format, "limit": corpus.limit}
     return replace(
         model,
         tokenizer_sha256=tokenizer_fingerprint(renderer.tokenizer),

@@ -44,7 +44,11 @@ def policy_scores(policy: str, table: pl.DataFrame, context: PolicyContext) -> N
 
     Raises `ConfigError` where there is no such policy, and `DataError` where one gives anything but a finite number per row.
     """
-    scores = np.asarray(POLICIES[policy](table, context), dtype=np.float64)
+    given = POLICIES[policy](table, context)
+    try:
+        scores = np.asarray(given, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise DataError(f"policy {policy!r}: gives no numbers ({error})") from None
     if scores.shape != (len(table),) or not np.isfinite(scores).all():
         undefined = int((~np.isfinite(scores)).sum())
         raise DataError(

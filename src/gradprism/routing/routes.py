@@ -20,7 +20,7 @@ from gradprism.routing.sets import FileSets, ProbeSets, RlTask
 from gradprism.routing.split import ProbeOrigin, Routing, metrics_with, split_table, turn_statistics
 from gradprism.routing.tasks import PassRates, read_tasks
 from gradprism.routing.thresholds import choose_threshold
-from gradprism.runtime.errors import DataError, MissingFileError
+from gradprism.runtime.errors import ConfigError, DataError, MissingFileError
 from gradprism.runtime.files import atomic_write, write_json
 from gradprism.runtime.folders import OnExisting, atomic_folder
 from gradprism.trajectories.record import Trajectory
@@ -150,6 +150,8 @@ def route(
     included) or holds bad norms, and for such episodes. A million trajectories of 28 units take less than 1 GB.
     """
     _ = METRICS[metric], POLICIES[policy]  # both are known, before anything is read
+    if seed < 0:
+        raise ConfigError(f"seed {seed}: must be 0 or more")
     if not isinstance(probe, Probe):
         probe = Probe.load(probe)
     rates = None if pass_rates is None else PassRates.of(pass_rates)

@@ -56,7 +56,7 @@ def audit(
     found, notes = routes.audit(), []
     views = {**_normalisations(probe, metric, notes), **_layers(probe, metric, normalise, notes)}
     scores = dict(zip(views, probe.views(list(views.values())).T, strict=True)) | {"all layers": routes.frame[metric].to_numpy()}
-    labels = [_label(other) for other in others]
+    labels = _labels(others)
     context = PolicyContext(metric, seed)
     return found.model_copy(
         update={
@@ -65,9 +65,7 @@ def audit(
                 normalisations=_between(itertools.combinations(NORMALISATIONS, 2), scores, notes),
                 layers=_between(_LAYER_PAIRS, scores, notes),
                 probes={
-                    label if labels.count(label) == 1 else str(other.folder): _with_probe(
-                        routes.frame, probe, other, other.measures(normalise, metrics_with(metric)), policy, context
-                    )
+                    label: _with_probe(routes.frame, probe, other, other.measures(normalise, metrics_with(metric)), policy, context)
                     for label, other in zip(labels, others, strict=True)
                 },
             ),
@@ -78,14 +76,20 @@ def audit(
     )
 
 
-def _label(probe: Probe) -> str:
-    return "in memory" if probe.folder is None else probe.folder.resolve().name
+def _labels(probes: Sequence[Probe]) -> list[str]:
+    """The names of the probes' folders, their paths where names are equal, and numbers for those that have none."""
+    names = [f"in memory {number}" if one.folder is None else one.folder.resolve().name for number, one in enumerate(probes, 1)]
+    return [name if names.count(name) == 1 else str(one.folder) for name, one in zip(names, probes, strict=True)]
+
+
+def _place(probe: Probe) -> str:
+    return "the probe in memory" if probe.folder is None else str(probe.folder)
 
 
 def _cost(probe: Probe, full_rl_hours: float, routed_hours: float) -> Cost:
     seconds = probe.usage.wall_seconds
     if not seconds:
-        raise DataError(f"{probe.folder}: tells no time that the probe took; leave the costs out")
+        raise DataError(f"{_place(probe)}: tells no time that the probe took; leave the costs out")
     return Cost(probe_seconds=seconds, saved_seconds=3600 * (full_rl_hours - routed_hours))
 
 
@@ -136,7 +140,7 @@ def _with_probe(
         theirs = theirs.join(ours.select("id", "pass_rate"), on="id")
     ours = ours.join(theirs.select("id"), on="id", how="semi", maintain_order="left")
     if len(ours) < 2:
-        raise DataError(f"{other.folder}: shares {len(ours)} trajectories with {probe.folder}; compare probes of the same corpus")
+        raise DataError(f"{_place(other)}: shares {len(ours)} trajectories with {_place(probe)}; compare probes of the same corpus")
     theirs = ours.select("id").join(theirs, on="id", maintain_order="left")
     agreed = agreement(*(policy_scores(policy, table, context) for table in (ours, theirs)))
     here, there = ([getattr(one.manifest, key) for key in CONDITIONS] for one in (probe, other))

@@ -70,6 +70,8 @@ class PassRates:
         Raises `MissingFileError`, and `DataError` with the line for whatever is no episode.
         """
         if isinstance(rates, Mapping):
+            if bad := [(task, rate) for task, rate in rates.items() if not (isinstance(rate, int | float) and 0 <= rate <= 1)]:
+                raise DataError(f"pass rates: that of task {bad[0][0]!r} is {bad[0][1]!r}; give numbers from 0 to 1")
             return cls(rates, "the pass rates", sha256_json(dict(rates)))
         path = Path(rates)
         played: defaultdict[str, list[bool]] = defaultdict(list)

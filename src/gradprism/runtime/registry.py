@@ -36,6 +36,8 @@ class Registry(Mapping[str, T], Generic[T]):
 
         The same definition may come again, as when a notebook's cell is run twice.
         """
+        if not isinstance(name, str):  # a decorator without its parentheses
+            raise ConfigError(f'register_{self.kind}: give a name, as in @register_{self.kind}("mine")')
 
         def add(thing: Added) -> Added:
             taken = next((point.value for point in self._builtin if point.name == name), None) or _origin(self._known.get(name))

@@ -1,7 +1,7 @@
 """Corpora: where trajectories come from, read as they are asked for, and the one form in which they are written."""
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import islice
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 Records = Iterable[Trajectory | Mapping[str, Any]]
+Sources = str | Path | Sequence[str | Path] | Records  # of trajectories
 _ENDINGS = (".gz", ".xz", ".zst", ".jsonl", ".ndjson", ".json", ".parquet")
 
 
@@ -67,8 +68,14 @@ class Corpus(Iterable[Trajectory]):
             yield trajectory
 
     def _in_memory(self) -> Iterator[tuple[str, Trajectory]]:
-        records = (Record(number, f"record {number}", value, 0) for number, value in enumerate(self.records, 1))
-        return _parse(records, self.format)
+        with Progress("reading", len(self.records) if isinstance(self.records, Sized) else 0) as progress:
+
+            def told() -> Iterator[Record]:
+                for number, value in enumerate(self.records, 1):
+                    yield Record(number, f"record {number}", value, 0)
+                    progress.advance()
+
+            yield from _parse(told(), self.format)
 
     def _of_files(self) -> Iterator[tuple[str, Trajectory]]:
         sizes = [path.stat().st_size for path in self.paths]
@@ -84,9 +91,7 @@ class Corpus(Iterable[Trajectory]):
                 yield from _parse(told(iter_records(path), sum(sizes[:index])), self.format, _stem(path))
 
 
-def load_corpus(
-    source: "str | Path | Sequence[str | Path] | Records | Dataset", *, format: str | None = None, limit: int | None = None
-) -> Corpus:
+def load_corpus(source: "Sources | Dataset", *, format: str | None = None, limit: int | None = None) -> Corpus:
     """The trajectories of one or more files, of a Hugging Face `Dataset`, or of an iterable of `Trajectory` or records (JSON objects).
 
     Files are JSONL, JSON or Parquet, plain or compressed with gzip, xz or zstd. Each file's format is that of its first record, unless
@@ -110,6 +115,13 @@ def load_corpus(
     return Corpus((), items, format, limit)
 
 
+def as_corpus(trajectories: Corpus | Sources) -> Corpus:
+    """The corpus itself, or one of what `load_corpus` takes; an iterator is not kept, so that corpus can be gone through once."""
+    if isinstance(trajectories, Corpus):
+        return trajectories
+    return Corpus(records=trajectories) if isinstance(trajectories, Iterator) else load_corpus(trajectories)
+
+
 def canonical_line(trajectory: Trajectory) -> bytes:
     """The trajectory in the `messages` format as one line of JSON: equal trajectories give equal bytes."""
     messages = [m.to_chat() if m.train else {**m.to_chat(), "train": False} for m in trajectory.messages]
@@ -130,6 +142,7 @@ def _parse(records: Iterable[Record], format: str | None, stem: str = "record") 
     for record in records:
         value = record.value
         if isinstance(value, Trajectory):
+            _check(value, record.place)
             yield value.source or record.place, value
             continue
         if not isinstance(value, Mapping):
@@ -141,6 +154,16 @@ def _parse(records: Iterable[Record], format: str | None, stem: str = "record") 
                 f"known formats: {', '.join(FORMATS)}"
             )
         yield record.place, parse_record(value, format, record.place, f"{stem}-{record.number}")
+
+
+def _check(trajectory: Trajectory, place: str) -> None:
+    """Raises `DataError` for a trajectory of the user's own making that could not be read back from a file."""
+    try:
+        parse_record(json.loads(canonical_line(trajectory)), "messages", place, "")
+    except DataError:
+        raise
+    except (AttributeError, TypeError, ValueError) as error:
+        raise DataError(f"{place}: trajectory {trajectory.id!r} cannot be written as JSON ({error})") from None
 
 
 def _stem(path: Path) -> str:
