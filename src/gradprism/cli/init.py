@@ -14,7 +14,7 @@ def command(
     ],
     out: Annotated[Path, typer.Option(help="Folder to write into.")] = Path(),
 ) -> None:
-    """What it writes runs as it is, on a tiny model that comes with the package: change one thing after the other."""
+    """Write a configuration that runs as it is, on a tiny model that comes with the package: change one thing after the other."""
     paths = gp.write_template(template, out)
     for path in paths:
         print(path)

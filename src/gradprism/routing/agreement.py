@@ -1,4 +1,4 @@
-"""How alike two scores, or a score and a plain measure, order and split the same trajectories."""
+"""Agreement of two scores, or of a score and a plain measure, on the order and the split of the same trajectories."""
 
 import math
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ class Agreement(Value):
 
 
 class SplitBy(Value):
-    """How alike a split and one by plain values route, and which values that sends to RL: `high` or `low` ones."""
+    """Agreement of a split with one by plain values, and which values that one sends to RL: `high` or `low` ones."""
 
     rl: Literal["high", "low"]
     same_side: float
@@ -36,7 +36,7 @@ def correlation(a: NDArray[np.float64], b: NDArray[np.float64]) -> float | None:
 
 
 def agreement(a: NDArray[np.float64], b: NDArray[np.float64]) -> Agreement:
-    """How alike two scores `[n]` of the same trajectories route."""
+    """Agreement of two scores `[n]` on the routes of the same trajectories."""
     return rank_agreement(*(pl.Series(scores).rank("average").to_numpy() for scores in (a, b)))
 
 
@@ -49,7 +49,7 @@ def rank_agreement(a: NDArray[np.float64], b: NDArray[np.float64]) -> Agreement:
 
 
 def split_by(to_rl: NDArray[np.bool_], values: NDArray[np.float64]) -> SplitBy:
-    """How alike a split `[n]` and one by values `[n]` that sends as many to RL route, in the direction in which they are more alike.
+    """Agreement of a split `[n]` with one by values `[n]` that sends as many to RL, in the direction in which they are more alike.
 
     Where equal values stand at its cut, the overlap is what drawing among them would give on average.
     """

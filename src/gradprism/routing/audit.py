@@ -1,4 +1,4 @@
-"""What a person should know before trusting a split: what its score correlates with, and how firm the threshold is.
+"""Facts to know before trusting a split: what its score correlates with, and how firm the threshold is.
 
 `docs/audit.md` says what each figure means.
 """
@@ -175,7 +175,7 @@ def audit_split(table: pl.DataFrame, routing: Routing, tasks: pl.DataFrame | Non
 
 
 def drawn_by_chance(table: pl.DataFrame) -> int | None:
-    """How many that a pass-rate split sends to RL have the rate of one that it sends to SFT, and so were drawn among equals.
+    """Number of trajectories that a pass-rate split sends to RL though one of the same rate goes to SFT: they were drawn among equals.
 
     None for a table (`split.split_table`'s) without pass rates.
     """

@@ -57,7 +57,7 @@ def _tasks(lines: list[_Line]) -> pl.DataFrame:
 
 @dataclass(frozen=True, slots=True)
 class PassRates:
-    """How often a model wins each task, 0 to 1 by the task's id; `source` says where from, and `sha256` is of that."""
+    """Share of each task's episodes that a model wins, 0 to 1 by the task's id; `source` says where from, and `sha256` is of that."""
 
     rates: Mapping[str, float]
     source: str

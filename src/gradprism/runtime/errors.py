@@ -51,5 +51,5 @@ class StageError(GradprismError, RuntimeError):
 
 
 def one_line(error: BaseException, length: int = 300) -> str:
-    """What another library's error says, white space as single blanks, cut to `length` characters: for the middle of a message."""
+    """Text of another library's error, white space as single blanks, cut to `length` characters: for the middle of a message."""
     return " ".join(str(error).split())[:length]

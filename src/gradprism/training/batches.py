@@ -19,7 +19,7 @@ LossKind = Literal["dapo", "dr_grpo", "grpo"]
 
 @dataclass(slots=True)
 class Row:
-    """What one forward pass reads: tokens, which of them are an action's, and for each of these its log-probability when it was sampled
+    """Input of one forward pass: tokens, which of them are an action's, and for each of these its log-probability when it was sampled
     and its advantage."""
 
     ids: list[int] = field(default_factory=list)
@@ -104,7 +104,7 @@ def make_batch(rows: Sequence[Row], weights: Sequence[float], device: torch.devi
 
 
 def row_weight(row: Row, kind: LossKind, n_rows: float, n_actions: float, context_length: int) -> float:
-    """How often each action token of a row counts in the loss of an update of `n_rows` rows with `n_actions` such tokens.
+    """Number of times that each action token of a row counts in the loss of an update of `n_rows` rows with `n_actions` such tokens.
 
     dapo (arXiv 2503.14476): all tokens alike. grpo (2402.03300): each row alike. dr_grpo (2503.20783): each token alike, whatever was
     sampled.

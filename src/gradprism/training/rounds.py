@@ -61,7 +61,7 @@ class Rounds:
 
     @property
     def state(self) -> dict[str, Any]:
-        """What the next round depends on; JSON-serialisable."""
+        """State on which the next round depends; JSON-serialisable."""
         tasks = [task.reference() for task in self.stream.tasks] if self.stream.salt else None
         return {
             "drawn": self.stream.drawn,
