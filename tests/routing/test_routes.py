@@ -9,6 +9,7 @@ import pytest
 
 from gradprism.concentration import METRICS, coefficient_of_variation, gini, kurtosis
 from gradprism.probing.folder import ProbeRow
+from gradprism.probing.result import Probe
 from gradprism.routing.policies import POLICIES
 from gradprism.routing.routes import Routes
 from gradprism.routing.routes import route as route_probe
@@ -239,22 +240,22 @@ def test_all_equal_scores_go_to_sft_with_a_warning(route, tmp_path):
     assert "warning: the scores are all equal" in out
 
 
-def test_an_incomplete_probe_says_what_is_owed(route, tmp_path):
+def test_an_incomplete_probe_says_what_is_pending(route, tmp_path):
     make_probe(tmp_path / "probe", rows=15)
     assert_refused(route(), "6 of 21 trajectories are not probed yet", "`gradprism probe`")
     assert not (tmp_path / "routes").exists()
 
 
-def test_a_torn_shard_is_owed(route, tmp_path):
+def test_a_torn_shard_is_pending(route, tmp_path):
     make_probe(tmp_path / "probe")
     shard = min((tmp_path / "probe").glob("norms-*.parquet"))
-    owed = len(pl.read_parquet(shard))
+    pending = len(pl.read_parquet(shard))
     shard.write_bytes(shard.read_bytes()[:200])
-    assert_refused(route(), f"{owed} of 21 trajectories are not probed yet (cannot be read: {shard.name})")
+    assert_refused(route(), f"{pending} of 21 trajectories are not probed yet (cannot be read: {shard.name})")
     assert shard.exists()
 
 
-def test_a_stored_norm_that_is_not_finite_is_owed(route, tmp_path):
+def test_a_stored_norm_that_is_not_finite_is_pending(route, tmp_path):
     make_probe(tmp_path / "probe", change=lambda norms: norms.__setitem__((4, 3), np.nan))
     assert_refused(route(), "1 of 21 trajectories are not probed yet")
     assert not (tmp_path / "routes").exists()
@@ -519,3 +520,15 @@ def test_pass_rates_that_are_no_shares_are_refused(tmp_path, rate):
 def test_a_negative_seed_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="seed -1"):
         route_probe(tmp_path / "probe", seed=-1)
+
+
+def test_a_tilde_is_the_home_folder_everywhere(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    make_probe(tmp_path / "probe")
+    route_probe("~/probe").save("~/routes")
+    assert Routes.load("~/routes").frame.equals(route_probe(tmp_path / "probe").frame)
+    assert len(list(load_corpus("~/probe/corpus.jsonl"))) == COUNT
+    Probe.load("~/probe").save("~/copy")
+    Probe.load("~/probe").save("~/copy", "replace")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["copy", "probe", "routes"]

@@ -89,13 +89,14 @@ def evaluate(
     tasks = [task for split, n in config.splits.items() for task in environment.tasks(split, n, config.start, config.task_type)]
     batches = [tasks[i : i + config.in_flight] for i in range(0, len(tasks), config.in_flight)]
     if out is not None:
-        FOLDER.check(Path(out), on_existing)  # before a model is loaded
+        out = Path(out).expanduser()
+        FOLDER.check(out, on_existing)  # before a model is loaded
     player = as_agent(agent)
     with contextlib.ExitStack() as stack:
         record = _Record()
         if out is not None:
-            stack.enter_context(exclusive_lock(Path(out), _LOCK, "is being evaluated into"))
-            record = _claim(Path(out), _manifest(player, environment, config, tasks), on_existing, batches)
+            stack.enter_context(exclusive_lock(out, _LOCK, "is being evaluated into"))
+            record = _claim(out, _manifest(player, environment, config, tasks), on_existing, batches)
         pool = stack.enter_context(SessionPool(environment, workers))
         for index, progress in _pending(record, batches, len(tasks)):
             clock, cpu, restarts = time.perf_counter(), time.process_time(), pool.restarts
@@ -105,7 +106,7 @@ def evaluate(
             record.add(episodes, {**dataclasses.asdict(costs), **seconds, "worker_restarts": pool.restarts - restarts})
         evaluation = _evaluation(record)
         if out is not None:
-            write_json(Path(out) / SUMMARY, evaluation.to_json())
+            write_json(out / SUMMARY, evaluation.to_json())
     return evaluation
 
 

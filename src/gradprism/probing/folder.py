@@ -45,7 +45,7 @@ def local_copy(out: str | Path) -> Iterator[tuple[Path, Mirror | None]]:
         mirror.pull()
         yield mirror.folder, mirror
     else:
-        yield Path(out), None
+        yield Path(out).expanduser(), None
 
 
 @dataclass(frozen=True, slots=True)

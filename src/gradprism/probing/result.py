@@ -82,7 +82,7 @@ class Probe:
         if is_url(folder):
             raise ConfigError(f"{folder}: a probe is saved to a folder of this machine; probe with this as `out` to have it there")
         if on_existing == "replace":
-            PROBE.check(Path(folder), on_existing)  # other folders have manifests too
+            PROBE.check(Path(folder).expanduser(), on_existing)  # other folders have manifests too
         with atomic_folder(Path(folder), on_existing, MANIFEST, "probe") as new:
             shutil.copytree(self._files.folder, new, dirs_exist_ok=True)
 

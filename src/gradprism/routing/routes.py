@@ -113,7 +113,7 @@ class Routes:
 
         Raises `MissingFileError` for a folder that is none, naming the file that it lacks, and `DataError` for a broken one.
         """
-        folder = Path(folder)
+        folder = Path(folder).expanduser()
         for name in (_ROUTING, _TABLE, _SFT, _RL, _AUDIT):
             if not (folder / name).is_file():
                 what = f"is no route folder (no {name})" if folder.is_dir() else "no such folder"

@@ -183,7 +183,7 @@ def atomic_folder(out: Path, on_existing: OnExisting, marker: str, what: str) ->
     `on_existing` "replace" replaces only a folder that holds the file `marker`, by which a `what` is known.
     """
     check_choice(on_existing, ("replace", "fail"))
-    out = Path(out).resolve()  # what is renamed over must be no link and not `.`
+    out = Path(out).expanduser().resolve()  # what is renamed over must be no link and not `.`
     replaces = on_existing == "replace" and (out / marker).is_file()
     if not replaces:
         if on_existing == "replace" and out.is_dir() and any(out.iterdir()):

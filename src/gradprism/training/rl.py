@@ -73,7 +73,7 @@ def train_rl(
     and `ModelError` where training diverges.
     """
     check_trackers(config)
-    out, ranks = Path(out), join_processes(device)
+    out, ranks = Path(out).expanduser(), join_processes(device)
     model, tokenizer = load_to_train(model, tokenizer, out, on_existing, ranks)
     world = ranks.world if ranks else 1
     length = check_context_length(model, config.context_length)

@@ -57,7 +57,7 @@ def train_sft(
 
     Raises `ConfigError`, `ModelError` or `FolderInUseError` before anything is trained; `ModelError` at the step that diverges.
     """
-    out = Path(out)
+    out = Path(out).expanduser()
     check_trackers(config)
     ranks = join_processes(device)
     model, tokenizer = load_to_train(model, tokenizer, out, on_existing, ranks)

@@ -108,7 +108,7 @@ def load_corpus(source: "Sources | Dataset", *, format: str | None = None, limit
         raise ConfigError(f"the corpus is a mapping of {', '.join(map(str, source))}; choose one of them")
     items: Any = list(source) if iter(source) is source else source
     if isinstance(items, Sequence) and items and all(isinstance(item, str | Path) for item in items):
-        paths = tuple(Path(item) for item in items)
+        paths = tuple(Path(item).expanduser() for item in items)
         for path in paths:
             check_path(path)
         return Corpus(paths, (), format, limit)
