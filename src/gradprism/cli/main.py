@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from typer.exceptions import TyperException
 
 import gradprism as gp
 from gradprism.cli import commands
@@ -42,7 +43,7 @@ def root(
 
 
 def main() -> None:
-    """Entry point: deliberate errors become one line on stderr and exit code 2."""
+    """Entry point: deliberate errors, wrong options among them, become one line on stderr and exit code 2."""
     for key, value in SETTINGS.items():
         os.environ.setdefault(key, value)
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # peft loads it; it tells of kernels that only 4-bit inference uses
@@ -50,7 +51,13 @@ def main() -> None:
     sys.path.append(str(Path.cwd()))  # where a person's own environments, metrics and formats are looked for last
     try:
         commands.register(app, sys.argv[1:])
-        app()
+        sys.exit(app(standalone_mode=False))
+    except TyperException as error:
+        text = error.format_message()
+        print(text if "\n" in text else f"error: {text}", file=sys.stderr)  # the help page, for a command that lacks its own
+        sys.exit(2)
+    except typer.Abort:
+        sys.exit(130)
     except GradprismError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

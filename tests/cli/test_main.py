@@ -1,0 +1,24 @@
+"""The entry point: what becomes of mistakes."""
+
+import pytest
+
+from helpers.cli import assert_refused
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("guess",), "No such command 'guess'"),
+        (("route", "--nothing"), "No such option: --nothing"),
+        (("route",), "Missing argument 'DIR'"),
+        (("route", "probe", "--out", "routes", "--seed", "-1"), "Invalid value for '--seed'"),
+        (("route", "probe", "--out", "routes", "--rl-share", "half"), "Invalid value for '--rl-share'"),
+    ],
+)
+def test_wrong_options_are_one_line(cli, arguments, words):
+    assert_refused(cli(*arguments), words)
+
+
+def test_a_group_without_a_command_shows_its_help(cli):
+    code, out, err = cli("experiment")
+    assert (code, out) == (2, "") and err.startswith("Usage: ") and "Commands:" in err
