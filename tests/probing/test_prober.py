@@ -177,6 +177,12 @@ def test_tokens_after_the_last_target_are_not_read(tokenizer, rendered):
     np.testing.assert_array_equal(a.norms, b.norms)
 
 
+def test_tokens_of_another_model_are_named(rendered):
+    model = tiny_llama(20)
+    with pytest.raises(ModelError, match=r"trajectory 'sample-0000': token \d+ is past the model's 20 embeddings"):
+        Prober(model).probe(rendered[:1])
+
+
 def test_a_trajectory_without_targets_is_named(tokenizer, rendered):
     first = rendered[0]
     mask = np.zeros_like(first.response_mask)

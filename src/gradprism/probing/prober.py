@@ -78,6 +78,7 @@ class Prober:
         self.model, self.padding = model, padding
         self.units, self.unit_names = found.units, [unit.name for unit in found.units]
         embeddings: Any = model.get_input_embeddings()
+        self._vocabulary = int(embeddings.weight.shape[0])
         # Weights that accelerate keeps elsewhere have no device of their own: it brings them to this one.
         device = getattr(getattr(embeddings, "_hf_hook", None), "execution_device", None)
         self.device = embeddings.weight.device if device is None else torch.device(device)
@@ -95,7 +96,8 @@ class Prober:
     def probe(self, trajectories: Sequence[RenderedTrajectory]) -> ProbeResult:
         """Norms of the gradient of each trajectory's mean cross-entropy with respect to each unit's weight.
 
-        Raises `DataError` for a trajectory without targets and `ModelError` where the model does not run its units as expected.
+        Raises `DataError` for a trajectory without targets, `ModelError` for another model's tokens or where the model does not run its
+        units as expected.
         Non-finite results are returned, not raised: the caller knows what to save first.
         """
         batch = self._collate(trajectories)
@@ -134,6 +136,11 @@ class Prober:
         input_ids, position_ids, mask = np.zeros((3, n, T), dtype=np.int64)
         rows, columns, targets, places = [], [], [], []
         for row, (trajectory, length) in enumerate(zip(trajectories, lengths, strict=True)):
+            if (token := int(trajectory.input_ids[: length + 1].max())) >= self._vocabulary:
+                raise ModelError(
+                    f"trajectory {trajectory.id!r}: token {token} is past the model's {self._vocabulary} embeddings; "
+                    "the tokenizer is not the model's"
+                )
             start = 0 if self.padding == "right" else T - length
             input_ids[row, start : start + length] = trajectory.input_ids[:length]
             position_ids[row, start : start + length] = np.arange(length)
