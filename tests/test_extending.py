@@ -14,7 +14,7 @@ PROGRAMS = {
     for heading, program in re.findall(r"^## (?:An?) (.+?)\n.*?```python\n(.*?)```", PAGE, flags=re.MULTILINE | re.DOTALL)
 }
 SAYS = {
-    "metric": r"\[0\.\d+ ( ?0\.\d+ ?){7}\]",
+    "metric": r"\[0\.\d+( +0\.\d+){7} *\]",
     "policy": r"(?s)id.*score.*route.*rl",
     "corpus format": r"go to desk 1",
     "environment": "",
