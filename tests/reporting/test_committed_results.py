@@ -42,7 +42,7 @@ def test_the_results_can_be_extended_by_todays_code(folder, tmp_path):
     """Their runs have the keys that the same settings have now, so nothing is made again; another seed is all that it costs."""
     config = load_config(Path("configs") / f"{folder.name}.toml", [f'out="{tmp_path}"'])
     assert job_status(Job(config, folder, extend=True)).pending == []
-    more = config.model_copy(update={"seeds": [*config.seeds, 99]})
+    more = config.model_copy(update={"seeds": [*config.all_seeds, 99]})
     assert 0 < len(job_status(Job(more, folder, extend=True)).pending) < len(job_status(Job(config, folder)).pending)
 
 
