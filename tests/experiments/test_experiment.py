@@ -211,3 +211,10 @@ def test_mistakes_are_said_in_a_line(cli, tmp_path, monkeypatch):
     assert code == 0 and "time left: unknown" in out
     assert not (tmp_path / "runs").exists() and not (tmp_path / "results").exists(), "asking writes nothing"
     assert [path.name for path in tmp_path.iterdir()] == ["small.toml"]
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "config.json").write_text('{"model_type": "qwen3"}')
+    for names in (["--set", "out=model"], ["--results", "model"]):
+        assert_refused(cli("experiment", "small.toml", *names), "model: is in use and holds no run")
+    assert_refused(cli("run", "small.toml", "--set", "out=model"), "model: is in use and holds no run")
+    assert [path.name for path in model.iterdir()] == ["config.json"] and "qwen3" in (model / "config.json").read_text()

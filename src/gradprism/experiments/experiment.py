@@ -23,12 +23,13 @@ from gradprism.experiments.results import (
     write_results,
 )
 from gradprism.experiments.schedule import Status, run_stages, status
-from gradprism.experiments.stage import AnyStage, Store
+from gradprism.experiments.stage import STAGES, AnyStage, Store
 from gradprism.experiments.stages import Refresh, Rl, Sft
 from gradprism.runtime.errors import FolderInUseError, MissingFileError
-from gradprism.runtime.files import write_json
+from gradprism.runtime.files import is_temporary, read_json, write_json
 
 CONFIG = "config.json"
+README = "README.md"  # of a results folder, written by hand
 
 
 @dataclass(frozen=True)
@@ -52,9 +53,11 @@ class Job:
 def run_job(job: Job) -> Results:
     """Runs what is not done, and writes `results.json` and `config.json` into the results folder; returns the results.
 
-    What is done when a stage fails is written all the same. Raises `FolderInUseError` where the results folder holds runs that this
-    would lose, unless it is to `replace` them.
+    What is done when a stage fails is written all the same. Raises `FolderInUseError` where one of the folders holds something else, or
+    the results folder runs that this would lose, unless it is to `replace` them.
     """
+    for folder in {job.config.folder, job.out}:
+        _check_is_ours(folder)
     plan, earlier, wanted = _prepare(job)
     store, config = Store(job.config.folder, job.fresh), job.config
     if not job.replace:
@@ -87,6 +90,18 @@ def _prepare(job: Job) -> tuple[Plan, Results | None, list[AnyStage]]:
     # An audit that results have, with all probes that are asked for, needs none of them again.
     audited = plan.audit and earlier and earlier.audits and _probes(plan) <= earlier.stages.keys()
     return plan, earlier, plan.wanted(job.groups, [*there, *([plan.audit.name] if plan.audit and audited else [])])
+
+
+def _check_is_ours(folder: Path) -> None:
+    """Raises `FolderInUseError` for a folder of anything but a run or its results: a model's `config.json` would be overwritten."""
+    if folder.exists() and not folder.is_dir():
+        raise FolderInUseError(f"{folder}: exists and is not a folder; choose another run folder")
+    names = {path.name for path in folder.iterdir() if not is_temporary(path.name)} if folder.is_dir() else set()
+    if not names - {README} or names & {RESULTS, STAGES}:
+        return
+    config = read_json(folder / CONFIG) if CONFIG in names else None
+    if not (isinstance(config, dict) and "corpus" in config):
+        raise FolderInUseError(f"{folder}: is in use and holds no run; choose another run folder")
 
 
 def _probes(plan: Plan) -> set[str]:
