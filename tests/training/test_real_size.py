@@ -74,7 +74,9 @@ def shared(tmp_path_factory) -> Path:
 
 
 def command(shared: Path, out: Path, config: str, env: str, model: str, *options: str) -> list[str]:
-    sets = [part for value in [*SMALL, ENVIRONMENTS[env][0]] for part in ("--set", value)]
+    split = "unseen" if env == "alfworld" else "test"  # the file's are of the file's environment
+    splits = [f"rl.evaluate_split={split}", f"evaluation.splits={{{split}=4}}"]
+    sets = [part for value in [*SMALL, *splits, ENVIRONMENTS[env][0]] for part in ("--set", value)]
     files = ["--model", str(shared / model), "--tasks", str(shared / f"{env}.jsonl"), "--out", str(out)]
     return ["rl", "--config", f"configs/{config}.toml", *sets, *files, "--device", "cpu", "--workers", "1", *options]
 
@@ -173,7 +175,7 @@ def test_accelerate_launches_sft(shared, tmp_path, config, model):
     done = subprocess.run([*launch, *arguments], env=environment(), capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     summary = json.loads(done.stdout)  # of the first process alone
-    assert summary["trajectories"] == 11 and summary["steps"] == [row["step"] for row in read_log(tmp_path / "out")][-1]
+    assert summary["examples"] == 11 and summary["steps"] == [row["step"] for row in read_log(tmp_path / "out")][-1]
     assert read_json(tmp_path / "out" / "manifest.json")["processes"] == 2
     assert load_model(str(tmp_path / "out")).num_parameters() == load_model(str(shared / model)).num_parameters()
 
