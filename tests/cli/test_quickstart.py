@@ -105,7 +105,7 @@ def test_quickstart_from_corpus_to_report_and_again(tmp_path):
     ("overrides", "message"),
     [
         (["route.metric=entropy"], r"route\.metric: metric 'entropy': choose one of gini"),
-        (["rl.roundz=3"], r"rl\.roundz: Extra inputs are not permitted"),
+        (["rl.roundz=3"], r"rl\.roundz: no such setting; did you mean rounds\?"),
         (['corpus.files=["nowhere.jsonl"]'], r"corpus\.files: 'nowhere.jsonl': no such file"),
         (["model.path=./nowhere"], r"model '\./nowhere': no such folder"),
         (["environment.options.difficulty=huge"], r"difficulty 'huge': choose one of"),
@@ -114,7 +114,7 @@ def test_quickstart_from_corpus_to_report_and_again(tmp_path):
         (["evaluation.splits={test=6}"], r"split 'test': choose one of"),
         (["evaluation.splits={unseen=0}"], r"evaluation\.splits\.unseen: Input should be greater than 0"),
         (["rl.updates_per_round=999"], r"updates_per_round 999: more than tasks_per_round x rollouts_per_task"),
-        (["refresh.every=3"], r"refresh\.every: Extra inputs are not permitted"),
+        (["refresh.every=3"], r"refresh\.every: no such setting"),
         (["seed=-1"], r"seed: Input should be greater than or equal to 0"),
     ],
 )

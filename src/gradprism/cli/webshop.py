@@ -9,7 +9,6 @@ from gradprism.cli.help import Command, new_app
 from gradprism.cli.options import DataDir, EnvOptions, environment_options
 from gradprism.environments.registry import make_environment
 from gradprism.environments.webshop.generated import generate_catalogue
-from gradprism.environments.webshop.server import make_server
 from gradprism.runtime.files import write_json
 from gradprism.runtime.folders import claim_output_folder
 
@@ -32,7 +31,10 @@ def serve_command(
 ) -> None:
     """Play a goal in a browser, beside what the agent sees. Reachable from this machine only."""
     options = environment_options(data_dir, env_option)
-    server = make_server(make_environment("webshop", **options), split, index, host, port)  # pyright: ignore[reportArgumentType]
+    environment = make_environment("webshop", **options)
+    from gradprism.environments.webshop.server import make_server  # needs the extra `webshop`, which the line above asks for
+
+    server = make_server(environment, split, index, host, port)  # pyright: ignore[reportArgumentType]
     print(f"WebShop at {server.address} (stop with Ctrl-C)", flush=True)
     try:
         server.serve_forever()

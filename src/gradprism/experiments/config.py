@@ -1,11 +1,12 @@
 """The configuration of runs and experiments: a TOML file, `--set` overrides, and the resolved form that replays it."""
 
+import difflib
 import json
 import os
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -273,6 +274,8 @@ def build_config(values: Values, base: Path, source: str) -> ExperimentConfig:
         first = error.errors()[0]
         key = ".".join(map(str, first["loc"]))
         where, message = f"{key}: " if key else "", first["msg"].removeprefix("Value error, ")
+        if first["type"] == "extra_forbidden":
+            raise ConfigError(f"{source}: {where}no such setting{_meant(first['loc'])}") from None
         got = "" if isinstance(first["input"], dict) else f"; got {first['input']!r}"  # a whole section says nothing
         raise ConfigError(f"{source}: {where}{message}{got}"[:500]) from None
     template = config.model.chat_template
@@ -284,6 +287,19 @@ def build_config(values: Values, base: Path, source: str) -> ExperimentConfig:
             "corpus": config.corpus.model_copy(update={"files": files}),
         }
     )
+
+
+def _meant(place: tuple[int | str, ...]) -> str:
+    """A known setting that is spelt nearly like the last word of `place`, as a question; else all that are known there."""
+    model: Any = ExperimentConfig
+    for word in place[:-1]:
+        if isinstance(word, str) and word in getattr(model, "model_fields", {}):
+            kind: Any = model.model_fields[word].annotation
+            kinds = [kind, *get_args(kind)]
+            model = next((one for one in kinds if hasattr(one, "model_fields")), None)
+    known = sorted(getattr(model, "model_fields", {}))
+    near = difflib.get_close_matches(str(place[-1]), known, n=1)
+    return f"; did you mean {near[0]}?" if near else f"; known: {', '.join(known)}"
 
 
 def _resolve(name: str, base: Path) -> str:
