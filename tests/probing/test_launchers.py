@@ -315,7 +315,8 @@ def test_ray_tasks_and_a_killed_one(shared, tmp_path):
     assert 0 < summary["probed"] <= N
     assert_same_rows(out, shared / "whole", turns=True)
     assert_no_row_twice(out)
-    assert len(list(out.glob("attempts-*.jsonl"))) == 3  # two workers, and the one that took over
+    # Two workers, and the one that took over; who is killed before its first shard has no account.
+    assert len(list(out.glob("attempts-*.jsonl"))) in (2, 3)
     assert psutil.wait_procs(workers, timeout=60)[1] == []  # nothing is left running
 
 
