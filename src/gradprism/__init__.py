@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from gradprism.environments.demonstrations import collect
     from gradprism.environments.protocol import Environment, Info, Step, Task
     from gradprism.environments.registry import make_environment, register_environment
+    from gradprism.estimate import Estimate, Figure, Hardware, estimate_probe, estimate_rl, estimate_sft, hardware
     from gradprism.evaluation.config import EvaluationConfig
     from gradprism.evaluation.run import Evaluation, evaluate
     from gradprism.experiments.config import ExperimentConfig, load_config
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from gradprism.package_data import shipped, write_template
     from gradprism.probing.api import probe
     from gradprism.probing.callback import ProbeCallback
-    from gradprism.probing.estimate import ProbeEstimate, estimate_probe
     from gradprism.probing.manifest import ProbeManifest, UnitInfo
     from gradprism.probing.rays import Ray
     from gradprism.probing.result import Probe, ProbeRun
@@ -38,7 +38,6 @@ if TYPE_CHECKING:
     from gradprism.routing.stability import audit
     from gradprism.runtime.errors import GradprismError
     from gradprism.runtime.usage import Usage
-    from gradprism.training.estimate import Estimate, Hardware, estimate_rl, estimate_sft, hardware
     from gradprism.training.processes import training_processes
     from gradprism.training.rl import train_rl
     from gradprism.training.rl_config import RlConfig
@@ -60,6 +59,7 @@ __all__ = [
     "Evaluation",
     "EvaluationConfig",
     "ExperimentConfig",
+    "Figure",
     "GradprismError",
     "Hardware",
     "Info",
@@ -68,7 +68,6 @@ __all__ = [
     "PolicyContext",
     "Probe",
     "ProbeCallback",
-    "ProbeEstimate",
     "ProbeManifest",
     "ProbeOptions",
     "ProbeRun",
@@ -123,6 +122,7 @@ _ROOMS = {
     "environments.demonstrations": "collect",
     "environments.protocol": "Environment Info Step Task",
     "environments.registry": "make_environment register_environment",
+    "estimate": "Estimate Figure Hardware estimate_probe estimate_rl estimate_sft hardware",
     "evaluation.config": "EvaluationConfig",
     "evaluation.run": "Evaluation evaluate",
     "experiments.config": "ExperimentConfig load_config",
@@ -132,7 +132,6 @@ _ROOMS = {
     "package_data": "shipped write_template",
     "probing.api": "probe",
     "probing.callback": "ProbeCallback",
-    "probing.estimate": "ProbeEstimate estimate_probe",
     "probing.manifest": "ProbeManifest UnitInfo",
     "probing.rays": "Ray",
     "probing.result": "Probe ProbeRun",
@@ -148,7 +147,6 @@ _ROOMS = {
     "routing.stability": "audit",
     "runtime.errors": "GradprismError",
     "runtime.usage": "Usage",
-    "training.estimate": "Estimate Hardware estimate_rl estimate_sft hardware",
     "training.processes": "training_processes",
     "training.rl": "train_rl",
     "training.rl_config": "RlConfig",

@@ -20,7 +20,7 @@ import transformers.models.qwen3.modeling_qwen3  # noqa: F401
 
 from gradprism.cli import probe, sft  # noqa: F401
 from gradprism.cli.main import main
-from gradprism.probing import api, estimate, run  # noqa: F401
+from gradprism.probing import api, run  # noqa: F401
 from gradprism.probing.prober import Prober, ProbeResult
 from gradprism.training.loop import Loop
 

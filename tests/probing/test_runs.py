@@ -14,9 +14,9 @@ import polars as pl
 import pytest
 import torch
 
+from gradprism.estimate import estimate_probe, sample_batches
 from gradprism.probing import run
 from gradprism.probing.api import probe as probe_corpus
-from gradprism.probing.estimate import estimate_probe, sample_batches
 from gradprism.probing.folder import ProbeFolder
 from gradprism.probing.work import ProbeOptions
 from gradprism.runtime.attempts import Attempt, total_cost
@@ -286,17 +286,21 @@ def test_a_dry_run_counts_what_a_run_would_do_and_leaves_nothing(model, tmp_path
     estimate = estimate_probe(model, TOKENIZER, iter(trajectories), options, out=tmp_path / "probe")
     assert list(tmp_path.iterdir()) == []
     summary = probe(model, iter(trajectories), tmp_path / "probe")
-    assert (estimate.trajectories, estimate.items, estimate.pending) == (60, 60, 60)
-    assert estimate.tokens == summary.usage.tokens_forward
-    assert estimate.padding_share == summary.padding_share
-    assert estimate.sample_batches == 20 < estimate.batches
-    assert estimate.probe_seconds > 0 < estimate.prepare_seconds and estimate.peak_memory_mib > 0
+    assert [estimate[name].value for name in ("trajectories", "items", "pending items")] == [60, 60, 60]
+    assert estimate["tokens"].value == summary.usage.tokens_forward
+    assert estimate["padding"].value == summary.padding_share
+    assert "20 batches" in estimate["probe"].source and estimate["batches"].value > 20
+    assert all(estimate[name].value > 0 for name in ("probe", "preparation", "peak memory"))
     # Of a folder that is in use: only what is pending, and the folder stays as it is.
     before = files(tmp_path / "probe")
     turns = estimate_probe(model, TOKENIZER, iter(trajectories), replace(options, per_turn=True), out=tmp_path / "probe")
-    assert turns.pending == turns.items - 60 == sum(m.role == "assistant" for t in trajectories for m in t.messages)
+    assert (
+        turns["pending items"].value
+        == turns["items"].value - 60
+        == sum(m.role == "assistant" for t in trajectories for m in t.messages)
+    )
     done = estimate_probe(model, TOKENIZER, iter(trajectories), options, out=tmp_path / "probe")
-    assert (done.pending, done.batches, done.probe_seconds) == (0, 0, 0)
+    assert [done[name].value for name in ("pending items", "batches", "probe")] == [0, 0, 0]
     assert files(tmp_path / "probe") == before
     assert [path.name for path in tmp_path.iterdir()] == ["probe"]
 
@@ -304,11 +308,11 @@ def test_a_dry_run_counts_what_a_run_would_do_and_leaves_nothing(model, tmp_path
 def test_the_dry_run_of_the_command(probe_cli, tmp_path):
     code, out, err = probe_cli("--dry-run", "--json")
     assert (code, err) == (0, "")
-    assert json.loads(out)["items"] == 15
+    assert json.loads(out)["items"]["value"] == 15
     assert not (tmp_path / "probe").exists()
     code, out, _ = probe_cli("--dry-run", "--per-turn")
     assert code == 0
-    assert "items to probe" in out
+    assert "pending items" in out
     assert not (tmp_path / "probe").exists()
     assert_refused(probe_cli("--dry-run", "--on-existing", "append"), "choose resume, replace or fail")
 

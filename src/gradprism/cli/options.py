@@ -11,9 +11,10 @@ from pydantic import BaseModel, ValidationError
 
 from gradprism.package_data import resolve_shipped
 from gradprism.runtime.errors import ConfigError
+from gradprism.runtime.ranks import Ranks
 
 if TYPE_CHECKING:
-    from gradprism.training.estimate import Estimate
+    from gradprism.estimate import Estimate
 
 Model = Annotated[
     str, typer.Option(help="Folder or hub id of the model, or shipped:alfworld-tiny, shipped:webshop-tiny.", parser=resolve_shipped)
@@ -137,11 +138,13 @@ def print_json(value: Any) -> None:
 
 
 def print_estimate(estimate: "Estimate", as_json: bool) -> None:
-    """Figures of an estimate, each with its unit and where it comes from."""
+    """Figures of an estimate, each with its unit and where it comes from; the launcher's first process alone prints them."""
+    if (ranks := Ranks.from_environment()) is not None and not ranks.is_first:
+        return
     if as_json:
         print_json(estimate.to_json())
         return
-    for name, figure in estimate.figures.items():
+    for name, figure in estimate.items():
         value = figure.value
         shown = f"{value:,}" if isinstance(value, int) else f"{value:,.4g}" if value < 1e6 else f"{value:.3e}"
         print(f"{name:22s} {f'{shown} {figure.unit}'.strip():>18s}   {figure.source}")

@@ -75,26 +75,12 @@ def command(
     if dry_run:
         ranks = Ranks.from_environment()
         if ranks is None or ranks.is_first:
-            _print_estimate(gp.estimate_probe(spec, None, corpus, settings, out=out, on_existing=on_existing), as_json)
+            o.print_estimate(gp.estimate_probe(spec, None, corpus, settings, out=out, on_existing=on_existing), as_json)
         return
     launcher = gp.Ray(workers, gpus_per_worker, cpus_per_worker) if executor == "ray" else "auto"
     probe = gp.probe(spec, None, corpus, out=out, on_existing=on_existing, launcher=launcher, **asdict(settings))
     if probe.run is not None:  # else another process of the launcher prints
         _print(probe, out, as_json)
-
-
-def _print_estimate(estimate: "gp.ProbeEstimate", as_json: bool) -> None:
-    if as_json:
-        o.print_json(asdict(estimate))
-        return
-    print(
-        f"{estimate.pending} of {estimate.items} items to probe: {estimate.tokens_read} tokens in {estimate.batches} batches of "
-        f"{estimate.batch_tokens}, {estimate.padding_share:.1%} padding"
-    )
-    print(
-        f"by a sample of {estimate.sample_batches} batches: {estimate.probe_seconds:.0f} s and {estimate.prepare_seconds:.0f} s "
-        f"of preparation, peak memory {estimate.peak_memory_mib:.0f} MiB"
-    )
 
 
 def _print(probe: "gp.Probe", out: str, as_json: bool) -> None:

@@ -49,9 +49,8 @@ def command(
         limit = check_context_length(load_config(model), config.context_length)
         renderer = gp.Renderer(gp.load_tokenizer(model, chat_template), limit)
         to_play = read_tasks(tasks, environment)
-        estimate = gp.estimate_rl(gp.ModelSpec(model, dtype), renderer, environment, to_play, config, machine, limit, workers)
-        if machine.is_first:
-            o.print_estimate(estimate, as_json)
+        estimate = gp.estimate_rl(gp.ModelSpec(model, dtype), renderer, environment, to_play, config, machine, workers)
+        o.print_estimate(estimate, as_json)
         return
     with gp.training_processes(device) as ranks:
         spec, to_play = gp.ModelSpec(model, dtype, chat_template=chat_template), read_tasks(tasks, environment)

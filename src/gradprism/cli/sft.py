@@ -45,14 +45,12 @@ def command(
     """
     progress.set_quiet(as_json)
     if dry_run:
-        machine = gp.hardware(devices, device_tflops, device)
         held_out = list(gp.load_corpus(eval_data, format=format_)) if eval_data else []
         limit = check_context_length(load_config(model), context_length)
         renderer = gp.Renderer(gp.load_tokenizer(model, chat_template), limit)
-        spec = gp.ModelSpec(model, dtype)
-        estimate = gp.estimate_sft(spec, renderer, list(gp.load_corpus(data, format=format_)), held_out, config, machine, attention)
-        if machine.is_first:
-            o.print_estimate(estimate, as_json)
+        machine = gp.hardware(devices, device_tflops, device)
+        spec, trajectories = gp.ModelSpec(model, dtype, attention=attention), list(gp.load_corpus(data, format=format_))
+        o.print_estimate(gp.estimate_sft(spec, renderer, trajectories, held_out, config, machine), as_json)
         return
     with gp.training_processes(device) as ranks:
         summary = gp.train_sft(

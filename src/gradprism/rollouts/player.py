@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from gradprism.environments.pool import RESET, STEP, Pending, SessionPool
+from gradprism.environments.prompts import PromptTemplate
 from gradprism.environments.protocol import Environment, Step, Task
 from gradprism.models import check_context_length
 from gradprism.rollouts.config import RolloutConfig
@@ -173,45 +174,31 @@ class Player:
             for i, step in zip(lanes, steps, strict=True):
                 lane = cohort.lanes[i]
                 assert lane.episode is not None
-                advance = self._next if lane.episode.turns else self._first
-                if advance(lane, lane.episode, step, seed):
+                if self._take(lane, lane.episode, step, seed):
                     ready.append(i)
                 else:
                     end(lane, lane.episode)
         return sorted(ready)
 
-    def _first(self, lane: _Lane, episode: Episode, step: Step, seed: int) -> bool:
-        """Opens an episode; whether it goes on."""
+    def _take(self, lane: _Lane, episode: Episode, step: Step, seed: int) -> bool:
+        """Adds what an action, or the task's beginning, led to; whether the episode goes on."""
         episode.take(step)
-        lane.stream = np.random.default_rng([seed, lane.number])
-        if step.done:  # the engine could not start it
-            return False
-        lane.prompt = self.renderer.prompt_ids(self.config.prompt.first(step))
-        lane.unread = len(lane.prompt)
-        if self._fits(lane.unread):
-            return True
-        if self.refuse_long:
-            self._refuse(episode.task, lane.prompt)
-        episode.stop_reason = StopReason.CONTEXT
-        return False
-
-    def _next(self, lane: _Lane, episode: Episode, step: Step, seed: int) -> bool:
-        """Adds what an action led to; whether the episode goes on."""
-        prompt = self.config.prompt
-        episode.take(step)
+        if not episode.turns:
+            lane.stream, lane.prompt = np.random.default_rng([seed, lane.number]), []
         if step.done or len(episode.turns) >= self.config.max_steps:
             return False
+        ids = next_prompt(self.renderer, self.config.prompt, episode.observations, episode.actions, step)
         if episode.grows:
             # An action that ran into its length limit has no end, and the template needs one.
-            ended = lane.prompt[-1] == self._end
-            suffix = self.renderer.turn_suffix_ids(prompt.following(step))
-            suffix = suffix if ended else [self._end, *suffix]
-            lane.prompt, lane.unread = lane.prompt + suffix, len(suffix)
+            ids = [self._end, *ids] if lane.prompt and lane.prompt[-1] != self._end else ids
+            lane.prompt = lane.prompt + ids
         else:
-            lane.prompt = self.renderer.prompt_ids(prompt.messages(episode.observations, episode.actions, step))
-            lane.unread = len(lane.prompt)
-        if fits := self._fits(len(lane.prompt)):
-            return fits
+            lane.prompt = ids
+        lane.unread = len(ids)
+        if self._fits(len(lane.prompt)):
+            return True
+        if self.refuse_long and not episode.turns:
+            self._refuse(episode.task, lane.prompt)
         episode.stop_reason = StopReason.CONTEXT
         return False
 
@@ -244,6 +231,18 @@ class Player:
                 f"task {task.id!r}: its prompt of {len(ids)} tokens and one action do not fit into a context of "
                 f"{self.context_length}; raise the context length"
             )
+
+
+def next_prompt(
+    renderer: Renderer, prompt: PromptTemplate, observations: Sequence[str], actions: Sequence[str], step: Step
+) -> list[int]:
+    """Tokens before the next action: those since the action before it in a growing conversation, else the whole prompt.
+
+    `observations` are those so far with the current one last, `actions` those between them; `step` is the current one.
+    """
+    if prompt.history is not None:
+        return renderer.prompt_ids(prompt.messages(observations, actions, step))
+    return renderer.turn_suffix_ids(prompt.following(step)) if actions else renderer.prompt_ids(prompt.first(step))
 
 
 def _shares(n: int, parts: int) -> list[range]:

@@ -1,4 +1,4 @@
-"""What `--dry-run` says of SFT and RL, against what they then do."""
+"""Dry runs of SFT and RL, against what a training then does."""
 
 import json
 from pathlib import Path
@@ -8,14 +8,30 @@ import pytest
 import torch
 from torch import nn
 
+from gradprism import estimate
 from gradprism.environments.alfworld.environment import AlfworldEnvironment
+from gradprism.environments.play import play
+from gradprism.environments.pool import SessionPool
+from gradprism.environments.prompts import PromptTemplate
+from gradprism.estimate import (
+    DEVICES,
+    GIB,
+    UTILISATION,
+    Estimate,
+    add_memory,
+    estimate_rl,
+    estimate_sft,
+    hardware,
+    imagined_turns,
+    row_lengths,
+    sample_episodes,
+)
+from gradprism.evaluation.agents import RandomPolicy
 from gradprism.models import ModelSpec, load_model
 from gradprism.runtime.errors import ModelError
 from gradprism.runtime.files import write_jsonl
-from gradprism.training import estimate
 from gradprism.training.adapters import add_adapters
-from gradprism.training.estimate import DEVICES, GIB, UTILISATION, Estimate, _add_memory, estimate_rl, estimate_sft, hardware
-from gradprism.training.footprint import footprint
+from gradprism.training.footprint import Footprint
 from gradprism.training.loop import Loop
 from gradprism.training.rl import train_rl
 from gradprism.training.rl_config import RlConfig
@@ -23,6 +39,7 @@ from gradprism.training.settings import LoraSettings
 from gradprism.training.sft import train_sft
 from gradprism.training.sft_config import SftConfig
 from gradprism.trajectories.corpus import write_messages_jsonl
+from gradprism.trajectories.record import Message, Trajectory
 from gradprism.trajectories.rendering import Renderer, load_tokenizer
 from helpers.cli import assert_refused
 from helpers.families import FAMILIES, family_model
@@ -52,7 +69,7 @@ def machine(devices=1, tflops=None):
 @pytest.mark.parametrize("name", ["qwen3", "llama", "gemma3", "mistral"])
 def test_parameters_are_those_of_the_loaded_model(shared, name):
     model = load_model(str(shared / name))
-    counted = footprint(str(shared / name), "float32", LoraSettings(), bf16=False)
+    counted = Footprint(ModelSpec(str(shared / name)), LoraSettings(), bf16=False)
     assert counted.parameters == counted.trained == model.num_parameters()
     assert counted.trained_tensors == len(list(model.parameters()))
     matrices = sum(p.numel() for n, p in model.named_parameters() if p.ndim == 2 and "embed_tokens" not in n)
@@ -61,7 +78,7 @@ def test_parameters_are_those_of_the_loaded_model(shared, name):
 
     settings = LoraSettings(lora_rank=3)
     adapted = add_adapters(model, settings)
-    counted = footprint(str(shared / name), "bfloat16", settings, bf16=True)
+    counted = Footprint(ModelSpec(str(shared / name), "bfloat16"), settings, bf16=True)
     assert counted.trained == sum(p.numel() for p in adapted.parameters() if p.requires_grad)
     assert counted.trained_element == 4 and counted.element == 2
 
@@ -70,7 +87,7 @@ def test_parameters_are_those_of_the_loaded_model(shared, name):
 def test_every_family_is_counted_without_its_weights(tmp_path, family):
     model = family_model(family, 150, dtype=torch.float32)
     model.save_pretrained(tmp_path)
-    counted = footprint(str(tmp_path), "float32", LoraSettings(), bf16=False)
+    counted = Footprint(ModelSpec(str(tmp_path)), LoraSettings(), bf16=False)
     assert counted.parameters == model.num_parameters()
     assert 0 < counted.linear < counted.parameters + 150 * 32 and counted.layers == 2
     assert counted.activations(100, True) < counted.activations(100, False)
@@ -99,10 +116,10 @@ def test_real_models_have_the_parameters_that_their_makers_give(tmp_path):
         num_key_value_heads=8,
     ).save_pretrained(tmp_path / "llama")
     for name, parameters in (("qwen3", 8_190_735_360), ("llama", 8_030_261_248)):
-        counted = footprint(str(tmp_path / name), "bfloat16", LoraSettings(), bf16=True, sharded=True)
+        counted = Footprint(ModelSpec(str(tmp_path / name), "bfloat16"), LoraSettings(), bf16=True, sharded=True)
         assert counted.parameters == parameters
         config, told = RlConfig(bf16=True, kl=0.1), Estimate()
-        _add_memory(told, counted, config, machine(8), 100)
+        add_memory(told, counted, config, machine(8), 100)
         assert told["weights"].value == told["gradients"].value == parameters * 4 / 8 / GIB
         assert told["reference model"].value == parameters * 2 / 8 / GIB
         # Each process loads the model in bfloat16, copies it, and has the weights that are trained in float32 before it shards.
@@ -113,7 +130,7 @@ def test_real_models_have_the_parameters_that_their_makers_give(tmp_path):
 @pytest.mark.parametrize("name", ["qwen3", "llama"])
 @pytest.mark.parametrize("tokens", [40, 100])
 def test_activations_are_what_a_forward_pass_saves(shared, name, tokens):
-    counted = footprint(str(shared / name), "float32", LoraSettings(), bf16=False)
+    counted = Footprint(ModelSpec(str(shared / name)), LoraSettings(), bf16=False)
     model = load_model(str(shared / name)).train()
     saved: dict[int, torch.Tensor] = {}
 
@@ -149,8 +166,8 @@ def test_weights_gradients_and_optimizer_are_the_tensors_that_training_holds(sha
     monkeypatch.setattr(Loop, "update", watch)
     monkeypatch.setattr(Loop, "save_model", watch_end)
     train_sft(load_model(name), load_tokenizer(name), sample_trajectories(4), config, out=tmp_path / "out", device="cpu")
-    counted = footprint(name, "float32", config, bf16=False)
-    _add_memory(told := Estimate(), counted, config, machine(), 100)
+    counted = Footprint(ModelSpec(name), config, bf16=False)
+    add_memory(told := Estimate(), counted, config, machine(), 100)
     assert {key: told[key].value * GIB for key in held} == pytest.approx(held, rel=1e-12)
 
 
@@ -201,7 +218,7 @@ def test_episodes_and_steps_are_those_of_rl(shared, tmp_path):
         kl=0.1,
     )
     renderer, tasks = Renderer(load_tokenizer(name), 512), environment.tasks("train", 5)
-    told = estimate_rl(ModelSpec(name), renderer, environment, tasks, config, machine(), 512, 1)
+    told = estimate_rl(ModelSpec(name), renderer, environment, tasks, config, machine(), 1)
     assert "measured" in told["rollout hours"].source and "measured" in told["throughput"].source
     played = train_rl(
         load_model(name),
@@ -220,6 +237,36 @@ def test_episodes_and_steps_are_those_of_rl(shared, tmp_path):
     # A random model never wins, so every episode takes all its steps; how many tokens it says is chance.
     assert told["environment steps"].value == played.usage.environment_steps == 16 * 3
     assert told["trained tokens"].value == pytest.approx(played.usage.tokens_backward, rel=0.1)
+
+
+@pytest.mark.parametrize("prompt", [PromptTemplate(), PromptTemplate(history=2, form="tags", admissible=True)])
+def test_random_episodes_have_the_tokens_that_they_would_have_in_training(prompt):
+    environment, renderer = AlfworldEnvironment("tiny"), Renderer(load_tokenizer("models/alfworld-tiny"), 1024)
+    config, tasks = RlConfig(max_steps=4, max_action_tokens=16, prompt=prompt), environment.tasks("train", 3)
+    with SessionPool(environment, 1) as pool:
+        played = play(pool, tasks, [RandomPolicy(task.id) for task in tasks], config.max_steps)
+    for one in played:
+        turns = imagined_turns(one, renderer, config)
+        assert 1 <= len(turns) == len(one.actions) <= 4
+        read, said, rows = sum(read for read, _ in turns), sum(said for _, said in turns), row_lengths(turns, config)
+        assert sum(rows) == read + said
+        if prompt.history is None:
+            messages = [Message("user", one.steps[0].observation)]
+            for action, step in zip(one.actions, one.steps[1:], strict=True):
+                messages += [Message("assistant", action), Message("user", step.observation)]
+            whole = renderer.render(Trajectory("x", tuple(messages[:-1]), {}, ""))
+            assert rows == [len(whole.input_ids)]
+            assert said == whole.response_mask.sum()
+        else:
+            assert len(rows) == len(turns) and said == 16 * len(turns)
+
+
+def test_an_episode_ends_where_the_context_does():
+    environment, renderer = AlfworldEnvironment("tiny"), Renderer(load_tokenizer("models/alfworld-tiny"), 1024)
+    config = RlConfig(max_steps=50, max_action_tokens=16, context_length=130)
+    with SessionPool(environment, 1) as pool:
+        sampled, _, _ = sample_episodes(None, renderer, pool, environment.tasks("train", 2), config)
+    assert all(sum(row_lengths(turns, config)) <= 130 and 0 < len(turns) < 50 for turns in sampled)
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
@@ -276,4 +323,4 @@ def test_what_cannot_be_estimated_is_one_line(cli, shared, tmp_path, monkeypatch
     (shared / "odd").mkdir()
     (shared / "odd" / "config.json").write_text('{"model_type": "vit"}')
     with pytest.raises(ModelError, match="odd"):
-        footprint(str(shared / "odd"), "float32", LoraSettings(), bf16=False)
+        Footprint(ModelSpec(str(shared / "odd")), LoraSettings(), bf16=False)
