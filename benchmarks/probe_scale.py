@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ from numpy.typing import NDArray
 
 from gradprism.runtime.memory import peak_memory_mib
 from gradprism.trajectories.record import Message, Trajectory
-from gradprism.trajectories.rendering import RenderedTrajectory
+from gradprism.trajectories.rendering import RenderedTrajectory, Renderer
 
 BATCH_TOKENS = 2048
 PLACES = ("cabinet", "drawer", "shelf", "desk", "fridge", "countertop", "microwave")
@@ -40,8 +41,11 @@ def synthetic_trajectories(n: int) -> Iterator[Trajectory]:
         yield Trajectory(f"synthetic-{i:07d}", tuple(messages[:-1]), {"env": "none", "game": str(i)}, f"synthetic:{i}")
 
 
-class ByteRenderer:
-    """A token a byte."""
+class ByteRenderer(Renderer):
+    """A token a byte, for which no tokenizer is needed."""
+
+    def __init__(self) -> None:
+        self.tokenizer = SimpleNamespace(unk_token_id=None)
 
     def render(self, trajectory: Trajectory) -> RenderedTrajectory:
         """Tokens, mask and turns of the messages' texts, one after the other."""
@@ -90,16 +94,16 @@ def make_corpus(path: Path, n: int) -> None:
 
 def probe(corpus: Path, out: Path, n_units: int) -> dict[str, Any]:
     """Prepares and probes; returns seconds of both."""
-    from gradprism.probing.manifest import DataFile, ProbeManifest
+    from gradprism.probing.manifest import ProbeManifest
     from gradprism.probing.plan import padding_share, pending_batches, plan_items
     from gradprism.probing.prepared import prepare
     from gradprism.probing.run import BatchRun, ShardWriter
     from gradprism.runtime.attempts import Attempt
     from gradprism.runtime.files import sha256_file
-    from gradprism.trajectories.corpus import load_corpus
+    from gradprism.trajectories.corpus import CorpusFile, load_corpus
 
-    prober = StubProber(n_units)
-    data = (DataFile(str(corpus), sha256_file(corpus)),)
+    prober: Any = StubProber(n_units)
+    data = (CorpusFile(str(corpus), sha256_file(corpus)),)
     description = ProbeManifest(units=tuple(prober.unit_names), data=data)
     began = time.perf_counter()
     store, prepared = prepare(out, description, load_corpus(corpus), ByteRenderer())

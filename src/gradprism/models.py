@@ -1,6 +1,7 @@
 """Loading models: safetensors only, no remote code, and one clear line when it cannot be done."""
 
 import logging
+import re
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +34,7 @@ class ModelSpec:
         return load_model(self.path, self.dtype, device or self.device, quantise=self.quantise, attention=self.attention)
 
 
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _ADAPTER_CONFIG, _ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 
@@ -285,5 +287,5 @@ def check_model_name(name_or_path: str) -> None:
             raise ModelError(f"model {name_or_path!r}: the folder has no config.json; give a folder saved by save_pretrained")
     elif path.exists():
         raise ModelError(f"model {name_or_path!r}: is a file; give the folder that holds config.json and *.safetensors")
-    elif name_or_path.count("/") > 1 or name_or_path.startswith((".", "/", "~")) or name_or_path.endswith("/"):
-        raise MissingFileError(f"model {name_or_path!r}: no such folder")
+    elif not HUB_ID.fullmatch(name_or_path):
+        raise MissingFileError(f"model {name_or_path!r}: no such folder; give a model folder, or a hub id of the form org/name")

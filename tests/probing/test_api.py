@@ -6,6 +6,7 @@ import json
 import numpy as np
 import pytest
 
+import gradprism as gp
 from gradprism.concentration import gini
 from gradprism.models import ModelSpec
 from gradprism.probing.api import probe
@@ -118,3 +119,13 @@ def test_wrong_arguments_are_told_in_one_line(model):
         probe(model, None, sample_trajectories(1))
     with pytest.raises(MissingFileError, match=r"^memory://nothing: no such folder"):
         Probe.load("memory://nothing")
+    with pytest.raises(MissingFileError, match="model 'modle': no such folder; give a model folder, or a hub id"):
+        probe("modle", TOKENIZER, iter(()))
+
+
+def test_a_bare_name_is_one_name(model):
+    found = probe(model, TOKENIZER, sample_trajectories(3), units="*.q_proj")
+    assert {unit.kind for unit in found.units} == {"q"}
+    assert found.measures(metrics="cv").columns[-1] == "cv"
+    assert gp.ProbeCallback(sample_trajectories(1), TOKENIZER, metrics="gini")._metrics.keys() == {"gini"}
+    assert gp.audit(found, compare=found).agreement.probes["in memory 1"].shared == 3

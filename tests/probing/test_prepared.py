@@ -189,3 +189,12 @@ def test_a_folder_that_another_run_made_meanwhile_is_refused(tmp_path, renderer)
         prepare(tmp_path / "probe", describe(weights_sha256="abc"), slowly(), renderer)
     assert ProbeFolder(tmp_path / "probe").manifest.n_trajectories == 4
     assert Prepared(tmp_path / "probe").rendered(3).id == "sample-0003"
+
+
+def test_tokens_that_the_tokenizer_does_not_know_are_counted(tmp_path, renderer):
+    known, unknown = Message("user", "look ."), Message("user", "xylophone zither .")
+    answer = Message("assistant", "go to desk 1")
+    store, _ = prepare(
+        tmp_path / "probe", describe(), [Trajectory("a", (known, answer)), Trajectory("b", (unknown, answer))], renderer
+    )
+    assert store.manifest.totals.unknown == 2

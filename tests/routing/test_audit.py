@@ -18,8 +18,7 @@ from gradprism.routing.agreement import (
     threshold_standard_error,
 )
 from gradprism.routing.audit import Audit, Cost, audit_split, drawn_by_chance
-from gradprism.routing.split import Routing, split_table
-from gradprism.routing.thresholds import choose_threshold, median_threshold, quantile_threshold
+from gradprism.routing.split import Routing, choose_threshold, median_threshold, quantile_threshold, split_table
 from helpers.probes import measures_table
 
 # Few distinct values make ties common.

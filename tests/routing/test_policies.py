@@ -12,7 +12,7 @@ from gradprism.cli.options import Metric, Normalise, Policy
 from gradprism.concentration import METRICS
 from gradprism.probing.scores import NORMALISATIONS
 from gradprism.routing.policies import POLICIES, PolicyContext, policy_scores, register_policy
-from gradprism.routing.thresholds import choose_threshold, median_threshold, quantile_threshold
+from gradprism.routing.split import choose_threshold, median_threshold, quantile_threshold
 from gradprism.runtime.errors import ConfigError, DataError
 from helpers.probes import measures_table as table
 

@@ -10,7 +10,7 @@ from gradprism.experiments.costs import projected_hours
 from gradprism.experiments.results import read_results
 from gradprism.probing.folder import ProbeFolder
 from gradprism.probing.result import Probe
-from gradprism.probing.scores import View, measure_views
+from gradprism.probing.scores import View, score
 from gradprism.routing.agreement import agreement as agreement_of
 from gradprism.routing.routes import route
 from gradprism.routing.stability import audit as audit_here
@@ -108,7 +108,7 @@ def test_two_matrices_are_too_few_for_half_of_the_layers(cli, tmp_path):
 
 def test_views_are_undefined_row_by_row(tmp_path):
     norms = make_probe(tmp_path / "probe", change=lambda norms: norms.__setitem__((5, slice(0, 3)), 0))
-    scores = measure_views(ProbeFolder(tmp_path / "probe"), [View("gini"), View("gini", None, np.array([0, 1, 2]))])
+    scores = score(ProbeFolder(tmp_path / "probe"), [View("gini"), View("gini", None, np.array([0, 1, 2]))]).norms
     np.testing.assert_allclose(scores[:, 0], gini(norms))
     assert np.flatnonzero(np.isnan(scores[:, 1])).tolist() == [5]
     np.testing.assert_allclose(np.delete(scores[:, 1], 5), gini(np.delete(norms[:, :3], 5, axis=0)))

@@ -165,7 +165,7 @@ def test_trajectories_records_data_sets_and_files_give_one_corpus(tmp_path: Path
 def test_a_corpus_knows_its_files_by_their_bytes(tmp_path: Path) -> None:
     paths = [write(tmp_path / "a.jsonl", CORPUS[0]), write(tmp_path / "b.jsonl", *CORPUS[1:])]
     corpus = load_corpus(paths, format="messages", limit=2)
-    assert [(file.path, file.sha256) for file in corpus.files] == [
+    assert [(Path(file.path), file.sha256) for file in corpus.files] == [
         (path, hashlib.sha256(path.read_bytes()).hexdigest()) for path in paths
     ]
     assert (corpus.format, corpus.limit) == ("messages", 2)
@@ -302,7 +302,7 @@ def test_zstd_file_cut_at_a_record_boundary_is_not_taken_for_whole(tmp_path: Pat
     compressor = zstandard.ZstdCompressor().compressobj()
     flushed = compressor.compress(LINES) + compressor.flush(zstandard.COMPRESSOBJ_FLUSH_BLOCK)
     (tmp_path / "a.jsonl.zst").write_bytes(flushed)
-    fails(tmp_path / "a.jsonl.zst", "a.jsonl.zst:4", "cut short")
+    fails(tmp_path / "a.jsonl.zst", "cut short")
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,7 @@ def command(
         renderer = gp.Renderer(gp.load_tokenizer(model, chat_template), context_length)
         trajectories = list(gp.load_corpus([*data, *(more_data or [])], format=format_))
         rendered = renderer.render_all(trajectories)
-    unknown_id = renderer.tokenizer.unk_token_id
+    unknown_id = renderer.unknown_id
     summary = display.summarise(rendered, unknown_id)
     if as_json:
         o.print_json(asdict(summary))

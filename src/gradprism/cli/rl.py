@@ -9,7 +9,7 @@ import gradprism as gp
 from gradprism.cli import options as o
 from gradprism.cli.config_file import with_config_file
 from gradprism.environments.prompts import PromptTemplate
-from gradprism.models import check_context_length, load_config
+from gradprism.models import check_context_length, check_model_name, load_config
 from gradprism.runtime import progress
 from gradprism.training.rl_config import RlConfig
 from gradprism.training.tasks import read_tasks
@@ -53,6 +53,7 @@ def command(
         o.print_estimate(estimate, as_json)
         return
     with gp.training_processes(device) as ranks:
+        check_model_name(model)  # before the tasks are read
         spec, to_play = gp.ModelSpec(model, dtype, chat_template=chat_template), read_tasks(tasks, environment)
         summary = gp.train_rl(
             spec, None, environment, to_play, config, out=out, workers=workers, device=device, on_existing=on_existing

@@ -8,7 +8,7 @@ import typer
 import gradprism as gp
 from gradprism.cli import options as o
 from gradprism.cli.config_file import with_config_file
-from gradprism.models import check_context_length, load_config
+from gradprism.models import check_context_length, check_model_name, load_config
 from gradprism.runtime import progress
 from gradprism.training.sft_config import SftConfig
 
@@ -45,14 +45,15 @@ def command(
     """
     progress.set_quiet(as_json)
     if dry_run:
-        held_out = list(gp.load_corpus(eval_data, format=format_)) if eval_data else []
         limit = check_context_length(load_config(model), context_length)
+        held_out = list(gp.load_corpus(eval_data, format=format_)) if eval_data else []
         renderer = gp.Renderer(gp.load_tokenizer(model, chat_template), limit)
         machine = gp.hardware(devices, device_tflops, device)
         spec, trajectories = gp.ModelSpec(model, dtype, attention=attention), list(gp.load_corpus(data, format=format_))
         o.print_estimate(gp.estimate_sft(spec, renderer, trajectories, held_out, config, machine), as_json)
         return
     with gp.training_processes(device) as ranks:
+        check_model_name(model)  # before the corpus is read
         summary = gp.train_sft(
             gp.ModelSpec(model, dtype, chat_template=chat_template, attention=attention),
             None,

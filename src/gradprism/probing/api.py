@@ -21,12 +21,14 @@ from gradprism.probing.plan import padding_share
 from gradprism.probing.prepared import prepare
 from gradprism.probing.rays import Ray, connected
 from gradprism.probing.result import Probe, ProbeRun, attempts_usage
+from gradprism.probing.run import Counts
 from gradprism.probing.units import ExpertUnits
-from gradprism.probing.work import Done, ProbeOptions, Share, Work, account, describe, do_share, kept_costs, make_renderer
+from gradprism.probing.work import ProbeOptions, Share, Work, account, describe, do_share, kept_costs, make_renderer
 from gradprism.runtime.errors import ConfigError
 from gradprism.runtime.folders import OnExisting
-from gradprism.runtime.progress import quiet
+from gradprism.runtime.progress import quiet, say
 from gradprism.runtime.ranks import Ranks
+from gradprism.runtime.registry import as_names
 from gradprism.runtime.usage import Usage
 from gradprism.trajectories.corpus import Corpus, Sources, as_corpus
 from gradprism.trajectories.rendering import Renderer
@@ -44,7 +46,7 @@ def probe(
     context_length: int | None = None,
     batch_tokens: int | None = None,
     per_turn: bool = False,
-    units: Sequence[str] | None = None,
+    units: str | Sequence[str] | None = None,
     experts: ExpertUnits = "joined",
     checkpoint_activations: bool = False,
     on_existing: OnExisting = "resume",
@@ -64,7 +66,7 @@ def probe(
         context_length: Tokens that a trajectory may have, longer ones are cut on the right; None: the model's limit.
         batch_tokens: Padded tokens per batch; None: 2048 on a CPU, else 16384.
         per_turn: Probe each assistant turn too, by its own mean loss (`Probe.turns`).
-        units: Globs of the modules to measure, where the model's own projections are not known or not wanted.
+        units: One or more globs of the modules to measure, where the model's own projections are not known or not wanted.
         experts: Of a mixture of experts, `joined` (a unit for all experts of a layer) or `separate` (one per expert).
         checkpoint_activations: Less memory for more time: each layer runs again in the backward pass.
         on_existing: What becomes of an earlier probe in `out`: `resume`, `replace` or `fail`.
@@ -79,7 +81,7 @@ def probe(
         WriteError: `out` cannot be written.
     """
     options = ProbeOptions(
-        context_length, batch_tokens, per_turn, None if units is None else tuple(units), experts, checkpoint_activations
+        context_length, batch_tokens, per_turn, None if units is None else as_names(units), experts, checkpoint_activations
     )
     source = ModelSpec(str(model)) if isinstance(model, str | Path) else model
     ranks = Ranks.from_environment() if launcher != "here" else None
@@ -140,7 +142,7 @@ class _Flow:
         else:
             ranks.publish(f"{self.key}/prepared", attempt.name)
             own = work.do(prober, work.pending(finished, Share(0, ranks.world)), attempt, self.mirror, ranks)
-            done = [Done(**each) for each in ranks.gather(f"{self.key}/done", asdict(own))]
+            done = [Counts(**each) for each in ranks.gather(f"{self.key}/done", asdict(own))]
             ranks.publish(f"{self.key}/complete", True)
             ranks.gather(f"{self.key}/left", True)  # what they hear may go with this process
         return self._run(work, finished, done, attempt.name, probing_began)
@@ -176,12 +178,15 @@ class _Flow:
         """The work, and what of it is finished."""
         description = describe(model, renderer, self.trajectories)
         work = Work(*prepare(self.folder, description, self.trajectories, renderer, self.on_existing), self.options)
+        totals = work.probe.manifest.totals
+        if totals.unknown:
+            say(f"{totals.unknown} of {totals.tokens} tokens are unknown to the tokenizer")
         finished = work.probe.finished()
         if self.mirror is not None:
             self.mirror.push_all()
         return work, finished
 
-    def _run(self, work: Work, finished: NDArray[np.int64], done: list[Done], attempt: str, probing_began: float) -> ProbeRun:
+    def _run(self, work: Work, finished: NDArray[np.int64], done: list[Counts], attempt: str, probing_began: float) -> ProbeRun:
         turn, pending = work.items.turn, work.pending(finished, Share())
         pending_turns = sum(int((turn[batch] >= 0).sum()) for batch in pending)
         turns, rows, tokens = (sum(getattr(each, name) for each in done) for name in ("turns", "rows", "tokens"))

@@ -13,6 +13,7 @@ from gradprism.probing.plan import plan_batches
 from gradprism.probing.prober import Prober, read_length
 from gradprism.probing.run import default_batch_tokens
 from gradprism.runtime.errors import ConfigError
+from gradprism.runtime.registry import as_names
 from gradprism.trajectories.record import Trajectory
 from gradprism.trajectories.rendering import Renderer
 
@@ -35,18 +36,18 @@ class ProbeCallback(TrainerCallback):
         tokenizer: Any = None,
         *,
         every: int = 100,
-        metrics: Sequence[str] = ("gini",),
+        metrics: str | Sequence[str] = "gini",
         context_length: int | None = None,
         batch_tokens: int | None = None,
         log: Callable[[dict[str, float]], None] | None = None,
     ) -> None:
-        """`tokenizer`: None for the trainer's own (`processing_class`).
+        """`tokenizer`: None for the trainer's own (`processing_class`); `metrics`: a name or several.
 
         Raises `ConfigError` for an unknown metric, no interval or no trajectories.
         """
         if every < 1:
             raise ConfigError(f"every {every}: must be at least 1 step")
-        self._metrics = {name: METRICS[name] for name in metrics}
+        self._metrics = {name: METRICS[name] for name in as_names(metrics)}
         self._trajectories, self._tokenizer = list(trajectories), tokenizer
         if not self._trajectories:
             raise ConfigError("ProbeCallback: no trajectories; give some to probe")

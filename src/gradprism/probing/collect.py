@@ -6,9 +6,10 @@ Shapes: n trajectories, T positions, R target rows of a batch, N units, I input 
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from gradprism.probing.norms import Costs, SharedInput
 from gradprism.probing.recompute import remake
@@ -25,12 +26,11 @@ def _as_it_is(X: Tensor) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """`input_ids`, `positions` and `attention_mask` are `[n, T]`; entry r of `rows`, `columns` and `targets` `[R]` says that
+    """`input_ids` and `positions` are `[n, T]`; entry r of `rows`, `columns` and `targets` `[R]` says that
     trajectory `rows[r]` is to predict token `targets[r]` at column `columns[r]`; `rows` ascend."""
 
     input_ids: Tensor
     positions: Tensor
-    attention_mask: Tensor | None
     rows: Tensor
     columns: Tensor
     targets: Tensor
@@ -66,11 +66,17 @@ class Batch:
         return padded
 
 
-@dataclass(slots=True)
-class _Slot:
-    shared: SharedInput
-    take: TakeNorm
-    release: Callable[[], None]
+@contextmanager
+def replaced(module: nn.Module, name: str, value: Any) -> Iterator[None]:
+    """Gives an instance another attribute than its own or its class's, for a while."""
+    own = vars(module).get(name)  # as accelerate's hooks leave a `forward`
+    setattr(module, name, value)
+    try:
+        yield
+    finally:
+        delattr(module, name)
+        if own is not None:
+            setattr(module, name, own)
 
 
 @dataclass(slots=True, eq=False)
@@ -87,15 +93,14 @@ class Pass:
     twice: bool = False
     squared_nN: Tensor = field(init=False)  # noqa: N815
     _seen: set[Hashable] = field(default_factory=set)
-    _marked: set[int] = field(default_factory=set)
-    _slots: dict[Hashable, _Slot] = field(default_factory=dict)
+    _slots: dict[Hashable, tuple[SharedInput, TakeNorm, Callable[[], None]]] = field(default_factory=dict)
     _waiting: dict[Hashable, Tensor] = field(default_factory=dict)
     _shared: dict[Hashable, tuple[SharedInput, list[Hashable]]] = field(default_factory=dict)
     _again: bool = False
 
     def __post_init__(self) -> None:
         ids = self.batch.input_ids
-        self.squared_nN = torch.full((len(ids), self.n_units), torch.nan, dtype=torch.float64, device=ids.device)
+        self.squared_nN = torch.zeros(len(ids), self.n_units, dtype=torch.float64, device=ids.device)
 
     def tap_input(self, tap: LinearTap, A: Tensor) -> None:
         """Announces the input of a tap's module."""
@@ -142,7 +147,7 @@ class Pass:
             if not readers:
                 del self._shared[key]
 
-        self._slots[slot] = _Slot(shared, take, release)
+        self._slots[slot] = shared, take, release
 
     def output(self, slot: Hashable, Y: Tensor) -> None:
         """Announces the output of a product, whose gradient is to be waited for."""
@@ -162,9 +167,9 @@ class Pass:
             self._waiting[slot] = B
 
     def _finish(self, slot: Hashable, B: Tensor) -> None:
-        found = self._slots.pop(slot)
-        found.take(found.shared, B)
-        found.release()
+        shared, take, release = self._slots.pop(slot)
+        take(shared, B)
+        release()
 
     @contextmanager
     def again(self) -> Iterator[None]:
@@ -179,18 +184,10 @@ class Pass:
 
     def add_squared(self, unit: int, squared: Tensor, samples: Tensor | None = None) -> None:
         """Adds squared norms, float64, to a unit's: of the whole batch `[n]`, or of `samples` `[n']`, each at most once in it."""
-        self.mark([unit])
         if samples is None:
             self.squared_nN[:, unit] += squared.to(self.squared_nN.device)
         else:
             self.squared_nN[:, unit].index_add_(0, samples.to(self.squared_nN.device), squared.to(self.squared_nN.device))
-
-    def mark(self, units: Iterable[int]) -> None:
-        """Says that these units took part; a norm to which nothing is added is 0."""
-        for unit in units:
-            if unit not in self._marked:
-                self._marked.add(unit)
-                self.squared_nN[:, unit] = 0.0
 
     def sample_of(self, n_tokens: int) -> Tensor:
         """Which trajectory each of the flattened tokens that a module sees belongs to, int64 `[n_tokens]`."""

@@ -10,13 +10,14 @@ features, n trajectories, g runs of rows of one expert and trajectory, t rows of
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from gradprism.probing.collect import Pass
+from gradprism.probing.collect import Pass, replaced
 from gradprism.probing.norms import SharedInput, squared_norms
 from gradprism.probing.units import ExpertsTap
 
@@ -24,25 +25,15 @@ from gradprism.probing.units import ExpertsTap
 BUCKET = 0.7
 
 
-def attach_experts(tap: ExpertsTap, get_pass: Callable[[], Pass]) -> Callable[[], None]:
-    """Makes the tap's module report to `get_pass()`, the pass of the calling thread; the result takes that back."""
-    module: Any = tap.module
+def measured(tap: ExpertsTap, get_pass: Callable[[], Pass]) -> AbstractContextManager[None]:
+    """A context in which the tap's module reports to `get_pass()`, the pass of the calling thread."""
     # Hooks of accelerate, which bring in weights from elsewhere, have put the module's own function aside and call it there.
-    name = "_old_forward" if "_old_forward" in vars(module) else "forward"
-    own = vars(module).get(name)
+    name = "_old_forward" if "_old_forward" in vars(tap.module) else "forward"
 
     def forward(hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
         return _forward(tap, get_pass(), hidden_states, top_k_index, top_k_weights)
 
-    setattr(module, name, forward)
-
-    def restore() -> None:
-        if own is None:
-            delattr(module, name)
-        else:
-            setattr(module, name, own)
-
-    return restore
+    return replaced(tap.module, name, forward)
 
 
 def _forward(tap: ExpertsTap, current: Pass, hidden_NH: Tensor, chosen_Nk: Tensor, weights_Nk: Tensor) -> Tensor:

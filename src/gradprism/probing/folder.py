@@ -68,9 +68,10 @@ class ProbeRow:
 
 @dataclass(frozen=True, slots=True)
 class ProbeTable:
-    """Rows of a complete probe, in the corpus's order: `norms` float32 `[n, N]`, and `frame` with a `ProbeRow`'s other fields."""
+    """Rows of a complete probe, in the corpus's order: `norms` float32 `[n, N]` or what was computed of them `[n, …]`, and `frame` with
+    a `ProbeRow`'s other fields."""
 
-    norms: NDArray[np.float32]
+    norms: NDArray[Any]
     frame: pl.DataFrame
 
     @property
@@ -146,16 +147,24 @@ class ProbeFolder:
                 say(f"{path}: cannot be read; set aside as *.torn (torn, or of another probe), and its items are probed again")
         return np.unique(np.concatenate([np.empty(0, np.int64), *codes]))
 
-    def read(self, kind: Kind = "whole") -> ProbeTable:
-        """The rows of whole trajectories, or of turns by trajectory and turn, once each; raises `DataError` as `scan` does."""
-        shards = list(self.scan(kind))
-        order = np.argsort(np.concatenate([np.empty(0, np.int64), *(shard.codes for shard in shards)]))
-        norms = np.concatenate([np.empty((0, len(self.manifest.units)), np.float32), *(shard.norms for shard in shards)])
-        columns = pa.concat_tables(
-            [self._schema.remove(self._schema.get_field_index("norms")).empty_table(), *(s.columns for s in shards)]
-        )
-        del shards
-        return ProbeTable(norms[order], to_frame(columns.take(pa.array(order))))
+    def read(
+        self, kind: Kind = "whole", compute: Callable[[Shard], NDArray[Any]] | None = None, columns: Sequence[str] | None = None
+    ) -> ProbeTable:
+        """The rows of whole trajectories, or of turns by trajectory and turn, once each; `compute` and what is raised: as in `scan`.
+
+        The frame has only `columns`, where they are given.
+        """
+        names = columns or [name for name in self._schema.names if name != "norms"]
+        codes = [np.empty(0, np.int64)]
+        tables, norms = [self._schema.empty_table().select(names)], list[NDArray[Any]]()
+        for shard in self.scan(kind, compute):
+            codes.append(shard.codes)
+            tables.append(shard.columns.select(names))
+            norms.append(shard.norms)
+        order = np.argsort(np.concatenate(codes))
+        whole = np.concatenate(norms or [np.empty((0, len(self.manifest.units)), np.float32)])
+        del norms
+        return ProbeTable(whole[order], pl.DataFrame(pl.from_arrow(pa.concat_tables(tables).take(pa.array(order)))))
 
     def scan(self, kind: Kind, compute: Callable[[Shard], NDArray[Any]] | None = None) -> Iterator[Shard]:
         """The finite rows of whole trajectories, or of turns, once each, shard by shard in no order of the corpus.
@@ -263,8 +272,3 @@ class _Seen:
             flags[index[here]] = True
         self.n += int(fresh.sum())
         return np.sort(first[fresh])
-
-
-def to_frame(columns: pa.Table) -> pl.DataFrame:
-    """A shard's columns as a polars table."""
-    return pl.DataFrame(pl.from_arrow(columns))

@@ -10,6 +10,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from gradprism.runtime.errors import DataError
 from gradprism.runtime.files import sha256_json
+from gradprism.trajectories.corpus import CorpusFile
 
 # Keys that may differ between the attempts that fill one folder: they change no number beyond rounding.
 INFORMATIVE = frozenset({"model", "data", "read", "device", "parameters", "n_parameters", "weight_norms", "costs", "totals"})
@@ -43,20 +44,14 @@ class UnitInfo:
 
 @dataclass(frozen=True, slots=True)
 class Totals:
-    """The corpus as rendered: its tokens, those of the loss, turns with a loss of their own, and trajectories that were cut."""
+    """The corpus as rendered: its tokens, those of the loss, turns with a loss of their own, trajectories that were cut, and tokens that
+    the tokenizer does not know."""
 
     tokens: int = 0
     response_tokens: int = 0
     turns: int = 0
     truncated: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class DataFile:
-    """A file that the corpus was read from, and the hex SHA-256 of its bytes."""
-
-    path: str
-    sha256: str
+    unknown: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +77,7 @@ class ProbeManifest:
     tokenizer_sha256: str = ""
     template_sha256: str = ""
     context_length: int | None = None
-    data: tuple[DataFile, ...] = ()
+    data: tuple[CorpusFile, ...] = ()
     read: Mapping[str, Any] = field(default_factory=dict)
     corpus_sha256: str = ""
     n_trajectories: int = 0

@@ -6,10 +6,11 @@ are a cache: made whole or not at all, and made again when they are missing, tor
 
 import contextlib
 import hashlib
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -23,10 +24,10 @@ from gradprism.runtime.files import atomic_write, read_json, sha256_file, sha256
 from gradprism.runtime.folders import OnExisting, removed_on_failure
 from gradprism.trajectories.corpus import canonical_line
 from gradprism.trajectories.record import Trajectory
-from gradprism.trajectories.rendering import RenderedTrajectory
+from gradprism.trajectories.rendering import RenderedTrajectory, Renderer
 
 _LAYOUT = 2
-_BATCH_ROWS, _BATCH_TOKENS = 1024, 1 << 20
+_BATCH_ROWS = 256
 _SCHEMA = pa.schema(
     [
         ("id", pa.string()),
@@ -39,12 +40,6 @@ _SCHEMA = pa.schema(
         ("turn_lengths", pa.list_(pa.int32())),  # tokens read for the turn's own loss; 0 for a turn without one
     ]
 )
-
-
-class TrajectoryRenderer(Protocol):
-    """The part of a `Renderer` that `prepare` needs."""
-
-    def render(self, trajectory: Trajectory) -> RenderedTrajectory: ...
 
 
 def turn_lengths(trajectory: Trajectory, rendered: RenderedTrajectory) -> list[int]:
@@ -73,54 +68,46 @@ class Prepared:
         """Raises `MissingFileError` or `DataError` where `folder` has no rendered corpus that can be read."""
         self.path = Path(folder) / RENDERED
         try:
-            reader = pa.ipc.open_file(pa.memory_map(str(self.path)))
-            self._batches = [reader.get_batch(k) for k in range(reader.num_record_batches)]
+            self._table = pa.ipc.open_file(pa.memory_map(str(self.path))).read_all()
         except FileNotFoundError:
             raise MissingFileError(f"{self.path}: no such file; give the same `gradprism probe` command again") from None
         except (pa.ArrowException, OSError) as error:
             raise DataError(f"{self.path}: cannot be read ({error}); delete it and probe again") from None
-        self._starts = np.cumsum([0, *(batch.num_rows for batch in self._batches)])
         self.n_turns = self.column("n_turns")
 
     def __len__(self) -> int:
-        return int(self._starts[-1])
+        return self._table.num_rows
 
     def column(self, name: str) -> NDArray[np.int32]:
         """A numeric column: `n_truncated`, `n_turns` or `length`, int32 `[n]`."""
-        return np.concatenate([np.empty(0, np.int32), *(batch.column(name).to_numpy() for batch in self._batches)])
+        return self._table[name].to_numpy()
 
     def items(self, per_turn: bool = False) -> Items:
         """Each trajectory as a whole, and with `per_turn` each assistant turn that has a loss of its own."""
-        length = self.column("length").astype(np.int64)
-        index = [np.arange(len(self))]
-        turn, lengths = [np.full(len(self), WHOLE, dtype=np.int32)], [length]
-        for start, batch in zip(self._starts, self._batches, strict=False) if per_turn else ():
-            column = batch.column("turn_lengths")
-            offsets, values = column.offsets.to_numpy().astype(np.int64), column.values.to_numpy()
-            at = np.flatnonzero(values)
-            row = np.searchsorted(offsets, at, side="right") - 1
-            index.append(start + row)
-            turn.append((at - offsets[row]).astype(np.int32))
-            lengths.append(values[at].astype(np.int64))
-        return Items(np.concatenate(index), np.concatenate(turn), np.concatenate(lengths))
+        n = len(self)
+        whole = Items(np.arange(n), np.full(n, WHOLE, dtype=np.int32), self.column("length").astype(np.int64))
+        if not per_turn:
+            return whole
+        lengths = self._table["turn_lengths"].combine_chunks()
+        counts, values = lengths.value_lengths().to_numpy(), lengths.flatten().to_numpy()
+        at = np.flatnonzero(values)
+        row = np.repeat(whole.index, counts)[at]
+        turn = at - (np.cumsum(counts) - counts)[row]
+        return Items(
+            np.concatenate([whole.index, row]),
+            np.concatenate([whole.turn, turn.astype(np.int32)]),
+            np.concatenate([whole.length, values[at].astype(np.int64)]),
+        )
 
     def rendered(self, index: int) -> RenderedTrajectory:
         """A trajectory as it was rendered; its arrays are read-only views of the file where they can be."""
-        k = int(np.searchsorted(self._starts, index, side="right")) - 1
-        batch, row = self._batches[k], int(index - self._starts[k])
-
-        def values(name: str) -> Any:
-            column = batch.column(name)
-            start, stop = column.offsets[row].as_py(), column.offsets[row + 1].as_py()
-            return column.values[start:stop]
-
-        turns = values("turns").to_numpy().reshape(-1, 2)
+        cell = {name: self._table[name][index] for name in ("id", "input_ids", "response_mask", "n_truncated", "turns")}
         return RenderedTrajectory(
-            batch.column("id")[row].as_py(),
-            values("input_ids").to_numpy(),
-            values("response_mask").to_numpy(zero_copy_only=False),
-            batch.column("n_truncated")[row].as_py(),
-            turns,
+            cell["id"].as_py(),
+            cell["input_ids"].values.to_numpy(),
+            cell["response_mask"].values.to_numpy(zero_copy_only=False),
+            cell["n_truncated"].as_py(),
+            cell["turns"].values.to_numpy().reshape(-1, 2),
         )
 
     def sequence(self, index: int, turn: int = WHOLE) -> RenderedTrajectory:
@@ -133,7 +120,7 @@ def prepare(
     folder: Path,
     description: ProbeManifest,
     trajectories: Iterable[Trajectory],
-    renderer: TrajectoryRenderer,
+    renderer: Renderer,
     on_existing: OnExisting = "resume",
 ) -> tuple[ProbeFolder, Prepared]:
     """Makes the probe folder with its corpus and its rendered corpus, or opens what is there; to be called by one process.
@@ -149,16 +136,22 @@ def prepare(
         return opened
     with contextlib.ExitStack() as stack:
         stack.enter_context(removed_on_failure(folder))
-        writer = _Writer(stack.enter_context(atomic_write(folder / RENDERED, "wb")))
+        rendered = stack.enter_context(atomic_write(folder / RENDERED, "wb"))
         corpus, digest = stack.enter_context(atomic_write(folder / CORPUS, "wb")), hashlib.sha256()
-        for trajectory in trajectories:  # a corpus says itself how far it is
-            writer.add(trajectory, renderer.render(trajectory))
-            corpus.write(line := canonical_line(trajectory))
-            digest.update(line)
-        if not writer.n:
-            raise DataError("the corpus has no trajectories; there is nothing to probe")
-        writer.close()
-        manifest = replace(description, corpus_sha256=digest.hexdigest(), n_trajectories=writer.n, totals=Totals(**writer.totals))
+        n, totals, rows = 0, Counter[str](), list[dict[str, Any]]()
+        with pa.ipc.new_file(rendered, _SCHEMA) as file:
+            for n, trajectory in enumerate(trajectories, 1):  # noqa: B007 # a corpus says itself how far it is
+                rows.append(_row(trajectory, one := renderer.render(trajectory)))
+                totals.update(_counts(one, rows[-1]["turn_lengths"], renderer.unknown_id))
+                corpus.write(line := canonical_line(trajectory))
+                digest.update(line)
+                if len(rows) == _BATCH_ROWS:
+                    file.write_batch(pa.RecordBatch.from_pylist(rows, _SCHEMA))
+                    rows.clear()
+            if not n:
+                raise DataError("the corpus has no trajectories; there is nothing to probe")
+            file.write_batch(pa.RecordBatch.from_pylist(rows, _SCHEMA))
+        manifest = replace(description, corpus_sha256=digest.hexdigest(), n_trajectories=n, totals=Totals(**totals))
         # Before the corpus and its rendering are in their places: a folder is a probe folder once it has its manifest.
         PROBE.claim(folder, manifest.to_json(), on_existing)
     made = ProbeFolder(folder)
@@ -202,45 +195,25 @@ def _of(manifest: ProbeManifest) -> str:
     )
 
 
-class _Writer:
-    """Collects rendered trajectories and writes them a record batch at a time."""
+def _row(trajectory: Trajectory, rendered: RenderedTrajectory) -> dict[str, Any]:
+    return {
+        "id": rendered.id,
+        "n_truncated": rendered.n_truncated,
+        "n_turns": sum(message.role == "assistant" and message.train for message in trajectory.messages),
+        "length": int(np.flatnonzero(rendered.response_mask)[-1]),
+        "input_ids": rendered.input_ids,
+        "response_mask": rendered.response_mask,
+        "turns": rendered.turns.reshape(-1),
+        "turn_lengths": turn_lengths(trajectory, rendered),
+    }
 
-    def __init__(self, file: IO[bytes]) -> None:
-        self._ipc = pa.ipc.new_file(file, _SCHEMA)
-        self._rows: list[tuple[Trajectory, RenderedTrajectory, list[int]]] = []
-        self._n_tokens = self.n = 0
-        # Of the whole corpus: tokens as rendered, targets, turns with a loss of their own, trajectories that were cut.
-        self.totals = {"tokens": 0, "response_tokens": 0, "turns": 0, "truncated": 0}
 
-    def add(self, trajectory: Trajectory, rendered: RenderedTrajectory) -> None:
-        lengths = turn_lengths(trajectory, rendered)
-        self._rows.append((trajectory, rendered, lengths))
-        self.n += 1
-        self._n_tokens += len(rendered.input_ids)
-        self.totals["tokens"] += len(rendered.input_ids)
-        self.totals["response_tokens"] += rendered.n_targets
-        self.totals["turns"] += sum(length > 0 for length in lengths)
-        self.totals["truncated"] += rendered.n_truncated > 0
-        if len(self._rows) >= _BATCH_ROWS or self._n_tokens >= _BATCH_TOKENS:
-            self._flush()
-
-    def close(self) -> None:
-        self._flush()
-        self._ipc.close()
-
-    def _flush(self) -> None:
-        if not self._rows:
-            return
-        columns = {
-            "id": [rendered.id for _, rendered, _ in self._rows],
-            "n_truncated": [rendered.n_truncated for _, rendered, _ in self._rows],
-            "n_turns": [sum(m.role == "assistant" and m.train for m in trajectory.messages) for trajectory, _, _ in self._rows],
-            "length": [int(np.flatnonzero(rendered.response_mask)[-1]) for _, rendered, _ in self._rows],
-            "input_ids": [rendered.input_ids for _, rendered, _ in self._rows],
-            "response_mask": [rendered.response_mask for _, rendered, _ in self._rows],
-            "turns": [rendered.turns.reshape(-1) for _, rendered, _ in self._rows],
-            "turn_lengths": [lengths for _, _, lengths in self._rows],
-        }
-        arrays = [pa.array(columns[field.name], field.type) for field in _SCHEMA]
-        self._ipc.write_batch(pa.record_batch(arrays, schema=_SCHEMA))
-        self._rows, self._n_tokens = [], 0
+def _counts(rendered: RenderedTrajectory, lengths: Sequence[int], unknown_id: int | None) -> dict[str, int]:
+    """A trajectory's part of the `Totals`."""
+    return {
+        "tokens": len(rendered.input_ids),
+        "response_tokens": rendered.n_targets,
+        "turns": sum(length > 0 for length in lengths),
+        "truncated": int(rendered.n_truncated > 0),
+        "unknown": rendered.n_unknown(unknown_id),
+    }

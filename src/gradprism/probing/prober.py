@@ -9,10 +9,11 @@ Shapes: n trajectories, T positions, R target rows of a batch, V vocabulary, N u
 
 import itertools
 import threading
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,13 +23,17 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from gradprism.models import keep_unpacked
-from gradprism.probing.collect import Batch, Pass
+from gradprism.probing.collect import Batch, Pass, replaced
 from gradprism.probing.costs import measured_costs
-from gradprism.probing.experts import attach_experts
+from gradprism.probing.experts import measured
 from gradprism.probing.norms import Costs
 from gradprism.probing.units import ExpertsTap, LinearTap, Units, canonical_path, find_units
 from gradprism.runtime.errors import DataError, ModelError
 from gradprism.trajectories.rendering import RenderedTrajectory
+
+# The models that hooks are in at the moment; both change under the lock.
+_PROBED: "weakref.WeakSet[PreTrainedModel]" = weakref.WeakSet()
+_LOCK = threading.Lock()
 
 
 def target_positions(trajectory: RenderedTrajectory) -> NDArray[np.intp]:
@@ -57,11 +62,11 @@ class Prober:
     """Probes trajectories on `model`, a causal language model whose units `find_units` knows.
 
     `units` names other units than those found. `costs` decide between the forms of a norm (default: those measured on the model's
-    device). `checkpoint_activations` keeps only the inputs of layers and runs each layer again in the backward pass. Sequences are
-    padded on the right unless `padding` says otherwise. The result depends on none of these beyond rounding.
+    device). `checkpoint_activations` keeps only the inputs of layers and runs each layer again in the backward pass. The norms depend
+    on neither beyond rounding.
 
     Between calls of `probe` the model is as it was: its hooks, `requires_grad` flags and training modes are restored. Several threads
-    may call `probe` at once.
+    may call `probe` of one prober at once; of two probers of one model the second raises `ModelError`.
     """
 
     def __init__(
@@ -71,11 +76,10 @@ class Prober:
         *,
         costs: Costs | None = None,
         checkpoint_activations: bool = False,
-        padding: Literal["right", "left"] = "right",
     ) -> None:
         found = find_units(model) if units is None else units
         keep_unpacked(model)
-        self.model, self.padding = model, padding
+        self.model = model
         self.units, self.unit_names = found.units, [unit.name for unit in found.units]
         embeddings: Any = model.get_input_embeddings()
         self._vocabulary = int(embeddings.weight.shape[0])
@@ -89,7 +93,6 @@ class Prober:
         if checkpoint_activations and not found.layers:
             raise ModelError(f"{type(model).__name__}: its layers are not known, so their activations cannot be checkpointed")
         self._thread = threading.local()
-        self._lock = threading.Lock()
         self._n_running = 0
         self._restore = ExitStack()
 
@@ -108,7 +111,6 @@ class Prober:
             self._thread.current = current
             logits_RV = self.model(
                 input_ids=batch.input_ids,
-                attention_mask=batch.attention_mask,
                 position_ids=batch.positions,
                 use_cache=False,
             ).logits[0]
@@ -131,9 +133,10 @@ class Prober:
         return ProbeResult((current.squared_nN.sqrt() / scale_n[:, None]).cpu().numpy(), loss_n, count_n)
 
     def _collate(self, trajectories: Sequence[RenderedTrajectory]) -> Batch:
+        # A causal model's tokens never look right, so padding there needs no mask, and attention keeps its fast causal path.
         lengths = [read_length(trajectory) for trajectory in trajectories]
         n, T = len(trajectories), max(lengths)
-        input_ids, position_ids, mask = np.zeros((3, n, T), dtype=np.int64)
+        input_ids = np.zeros((n, T), dtype=np.int64)
         rows, columns, targets, places = [], [], [], []
         for row, (trajectory, length) in enumerate(zip(trajectories, lengths, strict=True)):
             if (token := int(trajectory.input_ids[: length + 1].max())) >= self._vocabulary:
@@ -141,26 +144,19 @@ class Prober:
                     f"trajectory {trajectory.id!r}: token {token} is past the model's {self._vocabulary} embeddings; "
                     "the tokenizer is not the model's"
                 )
-            start = 0 if self.padding == "right" else T - length
-            input_ids[row, start : start + length] = trajectory.input_ids[:length]
-            position_ids[row, start : start + length] = np.arange(length)
-            mask[row, start : start + length] = 1
+            input_ids[row, :length] = trajectory.input_ids[:length]
             positions = target_positions(trajectory)
             rows.append(np.full(len(positions), row))
-            columns.append(start + positions - 1)
+            columns.append(positions - 1)
             targets.append(trajectory.input_ids[positions])
             places.append(np.arange(len(positions)))
-        if self.padding == "right":
-            position_ids[:] = np.arange(T)
 
         def tensor(values: NDArray[Any]) -> Tensor:
             return torch.from_numpy(values.astype(np.int64)).to(self.device)
 
         return Batch(
             input_ids=tensor(input_ids),
-            positions=tensor(position_ids),
-            # A causal model's tokens never look right, so padding there needs no mask, and attention keeps its fast causal path.
-            attention_mask=tensor(mask) if self.padding == "left" else None,
+            positions=tensor(np.broadcast_to(np.arange(T), (n, T))),
             rows=tensor(np.concatenate(rows)),
             columns=tensor(np.concatenate(columns)),
             targets=tensor(np.concatenate(targets)),
@@ -171,16 +167,22 @@ class Prober:
     @contextmanager
     def _attached(self) -> Iterator[None]:
         """Freezes the model and hooks into it, from the first call that is running to the last."""
-        with self._lock:
+        with _LOCK:
             if not self._n_running:
+                if self.model in _PROBED:
+                    raise ModelError(
+                        f"{type(self.model).__name__}: another probe of this model is running; wait for it, or load the model again"
+                    )
                 self._restore = self._attach()
+                _PROBED.add(self.model)
+                self._restore.callback(_PROBED.discard, self.model)
             self._n_running += 1
         try:
             yield
         finally:
             # What a failed pass leaves behind would otherwise live as long as its thread.
             self._thread.current = None
-            with self._lock:
+            with _LOCK:
                 self._n_running -= 1
                 if not self._n_running:
                     self._restore.close()
@@ -206,7 +208,7 @@ class Prober:
                 stack.callback(module.register_forward_hook(lambda module, args, output: self._spread(output)).remove)
             if self._checkpoint_activations:
                 for layer in self.found.layers:
-                    stack.callback(_replace_forward(layer, self._checkpointed(layer.forward)))
+                    stack.enter_context(replaced(layer, "forward", self._checkpointed(layer.forward)))
             return stack.pop_all()
 
     @property
@@ -219,7 +221,7 @@ class Prober:
 
     def _listen(self, tap: LinearTap | ExpertsTap, stack: ExitStack) -> None:
         if isinstance(tap, ExpertsTap):
-            stack.callback(attach_experts(tap, lambda: self._thread.current))
+            stack.enter_context(measured(tap, lambda: self._thread.current))
             return
 
         def before(module: nn.Module, args: tuple[Tensor, ...]) -> None:
@@ -255,20 +257,6 @@ class Prober:
             )
 
         return run
-
-
-def _replace_forward(module: nn.Module, forward: Callable[..., Any]) -> Callable[[], None]:
-    """Gives an instance another `forward`; the result takes it back."""
-    own = module.__dict__.get("forward")  # as accelerate's hooks leave it
-    module.forward = forward
-
-    def restore() -> None:
-        if own is None:
-            del module.__dict__["forward"]
-        else:
-            module.forward = own
-
-    return restore
 
 
 def _modules_of_target_rows(model: nn.Module, found: Units) -> list[nn.Module]:

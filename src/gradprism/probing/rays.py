@@ -17,7 +17,8 @@ from gradprism.probing.fingerprint import describe_model
 from gradprism.probing.folder import local_copy
 from gradprism.probing.manifest import ProbeManifest
 from gradprism.probing.norms import Costs
-from gradprism.probing.work import Done, ProbeOptions, Share, do_share
+from gradprism.probing.run import Counts
+from gradprism.probing.work import ProbeOptions, Share, do_share
 from gradprism.runtime.errors import ConfigError, GradprismError, MissingDependencyError, WorkerError, one_line
 from gradprism.runtime.progress import Progress, set_quiet
 
@@ -137,7 +138,7 @@ class Pool:
         """The manifest's part, from a worker: this process may have neither the memory nor the device."""
         return self.run(_describe, (spec, self.device(spec.device), options, costs))[0]
 
-    def do(self, spec: ModelSpec, options: ProbeOptions, out: str, attempt: str) -> list[Done]:
+    def do(self, spec: ModelSpec, options: ProbeOptions, out: str, attempt: str) -> list[Counts]:
         """All shares of the probe folder `out`, one per worker."""
         shares = [Share(rank, self.workers) for rank in range(self.workers)]
         return self.run(_do_share, *((spec, self.device(spec.device), options, out, share, attempt) for share in shares))
@@ -148,7 +149,7 @@ def _describe(spec: ModelSpec, device: str, options: ProbeOptions, costs: Costs 
     return describe_model(options.prober(spec.load(device), costs))
 
 
-def _do_share(spec: ModelSpec, device: str, options: ProbeOptions, out: str, share: Share, attempt: str) -> Done:
+def _do_share(spec: ModelSpec, device: str, options: ProbeOptions, out: str, share: Share, attempt: str) -> Counts:
     set_quiet(True)
     with local_copy(out) as (folder, mirror):
         return do_share(spec.load(device), options, folder, mirror, share, attempt)

@@ -16,10 +16,11 @@ from gradprism.concentration import BUILTIN
 from gradprism.probing.folder import PROBE, ProbeFolder, ProbeTable, local_copy
 from gradprism.probing.manifest import ProbeManifest, UnitInfo
 from gradprism.probing.mirror import is_url
-from gradprism.probing.scores import View, measure, measure_turns, measure_views, unit_scales
+from gradprism.probing.scores import View, score, unit_scales
 from gradprism.runtime.attempts import total_cost
 from gradprism.runtime.errors import ConfigError, MissingFileError
 from gradprism.runtime.folders import MANIFEST, OnExisting, atomic_folder
+from gradprism.runtime.registry import as_names
 from gradprism.runtime.usage import Usage
 from gradprism.trajectories.formats import parse_record
 from gradprism.trajectories.record import Trajectory
@@ -116,7 +117,7 @@ class Probe:
     @cached_property
     def frame(self) -> pl.DataFrame:
         """A row per trajectory, in the corpus's order: index, id, n_tokens, n_response_tokens, n_turns, loss (nats), l2 (of all norms)."""
-        return measure(self._files, None, ())
+        return self.measures(metrics=())
 
     @property
     def ids(self) -> list[str]:
@@ -150,20 +151,25 @@ class Probe:
         """
         return self.measures(normalise, [metric])[metric].to_numpy()
 
-    def measures(self, normalise: str = "none", metrics: Sequence[str] = BUILTIN) -> pl.DataFrame:
+    def measures(self, normalise: str = "none", metrics: str | Sequence[str] = BUILTIN) -> pl.DataFrame:
         """`frame` with a column for each of `metrics`, from one pass over the norms; raises as `scores` does."""
-        return measure(self._files, unit_scales(self.units, normalise), metrics)
+        scales = unit_scales(self.units, normalise)
+        names = as_names(metrics)
+        found = score(self._files, [View(name, scales) for name in names], strict=True)
+        return found.frame.drop("turn").with_columns(**{name: pl.Series(found.norms[:, k]) for k, name in enumerate(names)})
 
     def turn_scores(self, metric: str = "gini", *, normalise: str = "none") -> pl.DataFrame:
         """The concentration of each assistant turn's norms: `index` (the trajectory's), `turn` (from 0) and `score`, by both in order.
 
         A score is null where the metric is undefined. Choices are those of `scores`; raises as `turns` does, and never holds the norms.
         """
-        return measure_turns(self._files, View(metric, unit_scales(self.units, normalise)))
+        view = View(metric, unit_scales(self.units, normalise))
+        found = score(self._files, [view], "turns", columns=("index", "turn"))
+        return found.frame.select(pl.col("index", "turn").cast(pl.Int64), score=pl.Series(found.norms[:, 0], nan_to_null=True))
 
     def views(self, views: Sequence[View]) -> NDArray[np.float64]:
         """Scores of parts of the units, or of scaled norms, float64 `[n, views]`, from one pass; NaN where a row has none."""
-        return measure_views(self._files, views)
+        return score(self._files, views).norms
 
     @cached_property
     def mean_norms(self) -> NDArray[np.float64]:

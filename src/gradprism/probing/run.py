@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from gradprism.probing.folder import WHOLE, ProbeFolder, ProbeRow
 from gradprism.probing.mirror import Mirror
 from gradprism.probing.plan import Batch, Items, plan_batches
 from gradprism.probing.prepared import Prepared
-from gradprism.probing.prober import ProbeResult
+from gradprism.probing.prober import Prober, ProbeResult
 from gradprism.runtime.attempts import Attempt
 from gradprism.runtime.errors import DataError
 from gradprism.runtime.progress import Progress, say
@@ -26,15 +26,6 @@ from gradprism.trajectories.rendering import RenderedTrajectory
 SHARD_ROWS, SHARD_SECONDS = 512, 30.0
 # With very many items shards are larger, so that there are about so many of them.
 SHARDS = 512
-
-
-class TrajectoryProber(Protocol):
-    """The part of a `Prober` that a run needs."""
-
-    @property
-    def unit_names(self) -> list[str]: ...
-
-    def probe(self, trajectories: Sequence[RenderedTrajectory]) -> ProbeResult: ...
 
 
 def default_batch_tokens(device: str) -> int:
@@ -123,12 +114,17 @@ class ShardWriter:
 
 @dataclass(slots=True)
 class Counts:
-    """A run's work: `rows` and `turns` (rows of single turns among them), their `tokens`, and the `busy_seconds` of all batches."""
+    """One process's work: `rows`, those of single turns among them, their `tokens`, and the `busy_seconds` of all batches.
+
+    `batch_tokens` are what the plan's were cut to where memory ran out.
+    """
 
     rows: int = 0
     turns: int = 0
     tokens: int = 0
     busy_seconds: float = 0.0
+    cpu_seconds: float = 0.0
+    batch_tokens: int = 0
 
     def add(self, rows: Sequence[ProbeRow]) -> None:
         """Counts rows."""
@@ -145,7 +141,7 @@ class BatchRun:
     `workers` batches run at once, each on a thread.
     """
 
-    prober: TrajectoryProber
+    prober: Prober
     source: Prepared
     items: Items
     batch_tokens: int

@@ -18,6 +18,7 @@ from transformers.pytorch_utils import Conv1D
 
 from gradprism.probing.manifest import UnitInfo
 from gradprism.runtime.errors import ModelError
+from gradprism.runtime.registry import as_names
 
 KINDS = ("q", "k", "v", "o", "gate", "up", "down")
 # Where in a decoder layer projections stand, and the units in each, in the order of its output features.
@@ -131,7 +132,7 @@ class _Found:
         return self.parts[0].unit.layer
 
 
-def find_units(model: nn.Module, patterns: Sequence[str] | None = None, experts: ExpertUnits = "joined") -> Units:
+def find_units(model: nn.Module, patterns: str | Sequence[str] | None = None, experts: ExpertUnits = "joined") -> Units:
     """The projections of each decoder layer, by layer and then in the order of `KINDS`.
 
     Stacked experts are one unit for each of gate, up and down (`joined`), or one an expert (`separate`, named
@@ -144,7 +145,7 @@ def find_units(model: nn.Module, patterns: Sequence[str] | None = None, experts:
     """
     candidates = [(path, canonical_path(path), module) for path, module in _measurable(model)]
     if patterns is not None:
-        return _build(model, _match_patterns(model, candidates, patterns, experts), recognised=False)
+        return _build(model, _match_patterns(model, candidates, as_names(patterns), experts), recognised=False)
     towers: defaultdict[str, list[_Found]] = defaultdict(list)
     for path, name, module in candidates:
         match = _PLACE.fullmatch(name)

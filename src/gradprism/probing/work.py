@@ -17,13 +17,13 @@ from numpy.typing import NDArray
 
 from gradprism.models import ModelSpec, check_context_length, load_config, tokenizer_source
 from gradprism.probing.folder import PROBE, ProbeFolder
-from gradprism.probing.manifest import DataFile, ProbeManifest
+from gradprism.probing.manifest import ProbeManifest
 from gradprism.probing.mirror import Mirror
 from gradprism.probing.norms import Costs
 from gradprism.probing.plan import Batch, Items, pending_batches, plan_items
 from gradprism.probing.prepared import Prepared
 from gradprism.probing.prober import Prober
-from gradprism.probing.run import BatchRun, ShardWriter, default_batch_tokens, default_workers
+from gradprism.probing.run import BatchRun, Counts, ShardWriter, default_batch_tokens, default_workers
 from gradprism.probing.units import ExpertUnits, find_units
 from gradprism.runtime.attempts import Attempt
 from gradprism.runtime.errors import ConfigError
@@ -62,17 +62,6 @@ class Share:
     world: int = 1
 
 
-@dataclass(frozen=True, slots=True)
-class Done:
-    """One process's work: `rows`, those of single turns among them, and their tokens; `batch_tokens` as they were cut to at the end."""
-
-    rows: int
-    turns: int
-    tokens: int
-    cpu_seconds: float
-    batch_tokens: int
-
-
 @dataclass(frozen=True)
 class Work:
     """All batches of a prepared probe folder; the same in every process."""
@@ -108,7 +97,7 @@ class Work:
 
     def do(
         self, prober: Prober, pending: list[Batch], attempt: Attempt, mirror: Mirror | None = None, ranks: Ranks | None = None
-    ) -> Done:
+    ) -> Counts:
         """Probes batches and writes their rows. Raises `DataError` for an item whose loss or norms are not finite, after the rows
         that were finished by then are in the folder."""
         began, run = time.process_time(), self.batch_run(prober)
@@ -117,13 +106,12 @@ class Work:
                 stack.enter_context(ranks.at_work())
             writer = stack.enter_context(ShardWriter(self.probe, attempt, len(self.items), mirror))
             run.run(ranks.steps(pending) if ranks else pending, writer.add, sum(map(len, pending)))
-        counts = run.counts
-        return Done(counts.rows, counts.turns, counts.tokens, time.process_time() - began, run.batch_tokens)
+        return replace(run.counts, cpu_seconds=time.process_time() - began, batch_tokens=run.batch_tokens)
 
 
 def do_share(
     model: Any, options: ProbeOptions, folder: Path, mirror: Mirror | None, share: Share, attempt: str, ranks: Ranks | None = None
-) -> Done:
+) -> Counts:
     """A share of a probe folder that another process has prepared."""
     if mirror is not None:
         mirror.pull()
@@ -175,6 +163,6 @@ def describe(model: ProbeManifest, renderer: Renderer, corpus: Corpus) -> ProbeM
         tokenizer_sha256=tokenizer_fingerprint(renderer.tokenizer),
         template_sha256=template_fingerprint(renderer.tokenizer),
         context_length=renderer.context_length,
-        data=tuple(DataFile(str(file.path), file.sha256) for file in files),
+        data=files,
         read=read,
     )

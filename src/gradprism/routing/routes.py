@@ -17,9 +17,8 @@ from gradprism.probing.result import Probe
 from gradprism.routing.audit import Audit, audit_split
 from gradprism.routing.policies import POLICIES, PolicyContext, policy_scores
 from gradprism.routing.sets import FileSets, ProbeSets, RlTask
-from gradprism.routing.split import ProbeOrigin, Routing, metrics_with, split_table, turn_statistics
+from gradprism.routing.split import ProbeOrigin, Routing, choose_threshold, metrics_with, split_table, turn_statistics
 from gradprism.routing.tasks import PassRates, read_tasks
-from gradprism.routing.thresholds import choose_threshold
 from gradprism.runtime.errors import ConfigError, DataError, MissingFileError
 from gradprism.runtime.files import atomic_write, write_json
 from gradprism.runtime.folders import OnExisting, atomic_folder
@@ -53,12 +52,12 @@ class Routes:
 
     @cached_property
     def sft(self) -> list[Trajectory]:
-        """The trajectories to train on, in the corpus's order."""
+        """List of the `Trajectory`s to train on, in the corpus's order."""
         return list(self.sets.sft())
 
     @cached_property
     def rl(self) -> list[RlTask]:
-        """The tasks to play, in the corpus's order: no gold action is in them."""
+        """List of the `RlTask`s to play, in the corpus's order: no gold action is in them."""
         return list(self.sets.rl())
 
     def audit(self) -> Audit:
@@ -138,16 +137,26 @@ def route(
     pass_rates: str | Path | Mapping[str, float] | None = None,
     per_turn: bool = False,
 ) -> Routes:
-    """Routes every trajectory of a complete probe (or probe folder): those with high scores to RL, the others to SFT.
+    """Routes every trajectory of a complete probe: those with high scores to RL, the others to SFT (PRISM, arXiv 2601.07224).
 
-    `metric` is one of `concentration.METRICS`, of norms scaled as `normalise` says (see `Probe.scores`); `policy`, one of
-    `policies.POLICIES`, makes scores of it and of the other measures. The highest `rl_share` go to RL, at 0.5 what is above the median
-    (PRISM, step 3); or what is above a given `threshold`. `seed` is that of policies by chance, and of the audit's bootstrap.
-    `pass_rates` are rates by task id, or an `episodes.jsonl` of `gradprism evaluate` with an episode of each trajectory's task.
-    `per_turn` adds statistics of the same metric of each trajectory's single turns to the frame; what goes where does not change.
+    A million trajectories of 28 units take less than 1 GB.
 
-    Raises `ConfigError` for an unknown choice, `MissingFileError` or `DataError` for a probe folder that is none, incomplete (turns
-    included) or holds bad norms, and for such episodes. A million trajectories of 28 units take less than 1 GB.
+    Args:
+        probe: A `Probe`, or a probe folder or URL.
+        metric: One of `concentration.METRICS`: gini, cv, kurtosis, or a registered one.
+        policy: One of `policies.POLICIES`, which makes scores of the metric and of the other measures; `concentration` is PRISM.
+        rl_share: Share of the trajectories that go to RL, 0 to 1, those of the highest scores; at 0.5, what is above the median.
+        threshold: Number above which scores go to RL, in place of a share.
+        normalise: Scale of the norms before the metric: none, per_parameter or per_weight_norm (see `Probe.scores`).
+        seed: Of policies by chance, and of the audit's bootstrap.
+        pass_rates: Rates, 0 to 1, by task id, or an `episodes.jsonl` of `gradprism evaluate` with an episode of each trajectory's task;
+            for the policy `pass_rate`, and for the audit.
+        per_turn: Add statistics of each trajectory's single turns to the frame, by the same metric; what goes where does not change.
+
+    Raises:
+        ConfigError: For an unknown choice.
+        MissingFileError: There is no such probe folder, or no such file of episodes.
+        DataError: The probe is incomplete (turns included) or holds bad norms; the episodes do not fit the corpus.
     """
     _ = METRICS[metric], POLICIES[policy]  # both are known, before anything is read
     if seed < 0:

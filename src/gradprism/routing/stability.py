@@ -38,18 +38,20 @@ def audit(
     normalise: str = "none",
     seed: int = 0,
     pass_rates: str | Path | Mapping[str, float] | None = None,
-    compare: Sequence[Probe | str | Path] = (),
+    compare: Probe | str | Path | Sequence[Probe | str | Path] = (),
     hours: tuple[float, float] | None = None,
 ) -> Audit:
     """Audits the median split of a complete probe: `Routes.audit`, and how stable the split is.
 
     Agreements are also those of the metric under each normalisation, of the metric read from halves of the layers, and of the policy's
-    score with that of each probe to compare, matched by trajectory id. `hours` of RL on everything and of SFT and RL as routed are set
-    against what the probe took.
+    score with that of the probes to compare (one or more), matched by trajectory id. `hours` of RL on everything and of SFT and RL as
+    routed are set against what the probe took.
 
     Raises what `route` does, `DataError` for a probe to compare that shares fewer than two trajectories, and where the probe does not
     tell its time.
     """
+    if isinstance(compare, Probe | str | Path):
+        compare = (compare,)
     probe, *others = (one if isinstance(one, Probe) else Probe.load(one) for one in (probe, *compare))
     cost = None if hours is None else _cost(probe, *hours)
     routes = route(probe, metric, policy=policy, normalise=normalise, seed=seed, pass_rates=pass_rates)

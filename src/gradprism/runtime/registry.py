@@ -4,7 +4,7 @@ A registry is filled by its decorator, and by the entry points of installed pack
 for, so that what is installed and not used costs nothing. `package.module:attribute` names a thing that nobody has registered.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib.metadata import EntryPoint, entry_points
 from typing import Generic, TypeVar
 
@@ -12,6 +12,11 @@ from gradprism.runtime.errors import ConfigError, GradprismError
 
 T = TypeVar("T")
 Added = TypeVar("Added")
+
+
+def as_names(given: str | Iterable[str]) -> tuple[str, ...]:
+    """The names given; a bare string is one of them, not its letters."""
+    return (given,) if isinstance(given, str) else tuple(given)
 
 
 class Registry(Mapping[str, T], Generic[T]):

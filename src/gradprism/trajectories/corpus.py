@@ -27,7 +27,7 @@ _ENDINGS = (".gz", ".xz", ".zst", ".jsonl", ".ndjson", ".json", ".parquet")
 class CorpusFile:
     """A file of a corpus and the hex SHA-256 of its bytes."""
 
-    path: Path
+    path: str
     sha256: str
 
 
@@ -54,7 +54,7 @@ class Corpus(Iterable[Trajectory]):
         for path in self.paths:
             if not path.is_file():
                 raise DataError(f"{path}: is no regular file; write what comes from it to one first")
-        return tuple(CorpusFile(path, sha256_file(path)) for path in self.paths)
+        return tuple(CorpusFile(str(path), sha256_file(path)) for path in self.paths)
 
     def __iter__(self) -> Iterator[Trajectory]:
         return islice(self._distinct(), self.limit)

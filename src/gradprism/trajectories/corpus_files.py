@@ -15,7 +15,6 @@ from typing import IO, Any, NamedTuple
 
 import pyarrow
 import pyarrow.parquet
-import zstandard
 
 from gradprism.runtime.errors import DataError, MissingFileError, one_line
 
@@ -52,12 +51,12 @@ def iter_records(path: Path) -> Iterator[Record]:
                 for record in records:
                     line, found = record.number, found + 1
                     yield record
-    except (EOFError, gzip.BadGzipFile, lzma.LZMAError, zlib.error) as error:
+    except (EOFError, lzma.LZMAError, zlib.error, OSError) as error:
+        if isinstance(error, OSError) and error.errno:  # without a number: from a decompressor
+            raise DataError(f"{path}: cannot be read ({error.strerror})") from None
         raise DataError(
-            f"{path}:{line + 1}: compressed data broken or cut short ({error}); fetch or write the file again"
+            f"{path}: compressed data broken or cut short after line {line} ({error}); fetch or write the file again"
         ) from None
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror or error})") from None
     if not found:
         raise DataError(f"{path}: holds no records; give a file with at least one trajectory")
 
@@ -70,44 +69,10 @@ def check_path(path: Path) -> None:
         raise DataError(f"{path}: is a folder; name the files in it")
 
 
-class _ZstdFile(io.RawIOBase):
-    """Decompressed view of a zstd file. `zstandard`'s own reader takes a file that is cut short for one that ended."""
-
-    def __init__(self, raw: IO[bytes]) -> None:
-        self._raw, self._input, self._output, self._frame = raw, b"", memoryview(b""), None
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        while not self._output:
-            self._input = self._input or self._raw.read(1 << 16)
-            if not self._input:
-                if self._frame is not None:
-                    raise EOFError("zstd data ends inside a frame")
-                return 0
-            self._output = memoryview(self._decompress())
-        size = min(len(self._output), len(buffer))
-        buffer[:size], self._output = self._output[:size], self._output[size:]
-        return size
-
-    def _decompress(self) -> bytes:
-        if self._frame is None:
-            self._frame = zstandard.ZstdDecompressor(max_window_size=1 << 31).decompressobj()
-        try:
-            output = self._frame.decompress(self._input)
-        except zstandard.ZstdError as error:
-            raise EOFError(str(error)) from None
-        self._input = b""
-        if self._frame.eof:  # a file may hold several frames
-            self._input, self._frame = self._frame.unused_data, None
-        return output
-
-
 _COMPRESSIONS: tuple[tuple[bytes, Callable[[Any], Any]], ...] = (
     (b"\x1f\x8b", lambda raw: gzip.GzipFile(fileobj=raw)),
     (b"\xfd7zXZ\x00", lzma.LZMAFile),
-    (b"\x28\xb5\x2f\xfd", _ZstdFile),
+    (b"\x28\xb5\x2f\xfd", lambda raw: pyarrow.CompressedInputStream(pyarrow.PythonFile(raw, "r"), "zstd")),
 )
 
 

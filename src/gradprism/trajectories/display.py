@@ -58,7 +58,7 @@ def heading(trajectory: Trajectory, rendered: "RenderedTrajectory", unknown_id: 
         f"assistant turns: {len(rendered.turns)}",
         f"{rendered.n_truncated} tokens cut off" if rendered.n_truncated else "nothing cut off",
     ]
-    if unknown_id is not None and (n_unknown := int((rendered.input_ids == unknown_id).sum())):
+    if n_unknown := rendered.n_unknown(unknown_id):
         parts.append(f"unknown tokens: {n_unknown}")
     return " · ".join(part for part in parts if part)
 
@@ -101,7 +101,7 @@ def summarise(corpus: "Sequence[RenderedTrajectory]", unknown_id: int | None = N
         tokens=int(tokens.sum()),
         response_tokens=int(response.sum()),
         response_share=float(response.sum() / tokens.sum()),
-        unknown_tokens=0 if unknown_id is None else sum(int((rendered.input_ids == unknown_id).sum()) for rendered in corpus),
+        unknown_tokens=sum(rendered.n_unknown(unknown_id) for rendered in corpus),
         assistant_turns=sum(len(rendered.turns) for rendered in corpus),
         truncated_trajectories=int((cut > 0).sum()),
         truncated_tokens=int(cut.sum()),

@@ -20,13 +20,13 @@ from jinja2 import TemplateError, TemplateSyntaxError
 from transformers import AutoTokenizer
 from transformers.utils.chat_template_utils import render_jinja_template
 
+from gradprism.models import HUB_ID
 from gradprism.runtime.errors import ConfigError, ModelError, one_line
 from gradprism.runtime.files import sha256_json
 from gradprism.runtime.progress import Progress
 from gradprism.trajectories.record import Trajectory
 
 _MARKER = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -48,6 +48,10 @@ class RenderedTrajectory:
     def n_targets(self) -> int:
         """Number of tokens that the loss averages over; at least 1."""
         return int(self.response_mask[1:].sum())
+
+    def n_unknown(self, unknown_id: int | None) -> int:
+        """Number of tokens `unknown_id`, which a tokenizer has for what it does not know; 0 for None, of one that knows all."""
+        return 0 if unknown_id is None else int((self.input_ids == unknown_id).sum())
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -72,6 +76,11 @@ class Renderer:
             raise ConfigError(f"context length {context_length}: must be at least 2 tokens")
         self.tokenizer, self.context_length = tokenizer, context_length
         self.template = training_template(tokenizer)
+
+    @property
+    def unknown_id(self) -> int | None:
+        """The token that stands for what the tokenizer does not know; None for one that knows all."""
+        return self.tokenizer.unk_token_id
 
     def render(self, trajectory: Trajectory) -> RenderedTrajectory:
         """Tokens and mask of a trajectory, cut to the context length.
@@ -102,7 +111,7 @@ class Renderer:
         between two response tokens.
         """
         whole = self._tokenise(trajectory)
-        unknown = self.tokenizer.unk_token_id
+        unknown = self.unknown_id
         runs: list[tuple[str, bool]] = []
         at, before = 0, False
         for token, (start, end), marked in zip(whole.ids[: self.context_length], whole.spans, whole.mask.tolist(), strict=False):
@@ -211,7 +220,7 @@ def load_tokenizer(name_or_path: str | Path, chat_template: Path | None = None) 
     """
     name = str(name_or_path)
     is_local = Path(name).exists()
-    if not is_local and (not _HUB_ID.fullmatch(name) or Path(name).parent.is_dir()):
+    if not is_local and (not HUB_ID.fullmatch(name) or Path(name).parent.is_dir()):
         raise ModelError(f"{name}: no such folder; give a model folder, or a hub id of the form org/name")
     template = None if chat_template is None else _read_template(chat_template)
 
