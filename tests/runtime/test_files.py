@@ -1,9 +1,12 @@
 import json
 import os
 import stat
+import threading
+from concurrent.futures import ThreadPoolExecutor, wait
 
 import pytest
 
+from gradprism.runtime import folders
 from gradprism.runtime.errors import DataError, FolderInUseError, MissingFileError, WriteError
 from gradprism.runtime.files import (
     append_jsonl,
@@ -14,7 +17,7 @@ from gradprism.runtime.files import (
     sha256_json,
     write_json,
 )
-from gradprism.runtime.folders import claim_output_folder, removed_on_failure
+from gradprism.runtime.folders import FolderKind, claim_output_folder, removed_on_failure
 
 
 def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path):
@@ -118,3 +121,26 @@ def test_folders_of_a_failed_block_are_removed_unless_they_hold_something(tmp_pa
         (tmp_path / "a" / "b" / "kept").touch()
         raise RuntimeError
     assert (tmp_path / "a" / "b" / "kept").exists()
+
+
+def test_of_two_that_claim_a_folder_at_once_the_second_sees_what_the_first_wrote(tmp_path, monkeypatch):
+    kind, out, begun, go = FolderKind("thing", identity="x"), tmp_path / "out", threading.Event(), threading.Event()
+    write = folders.write_json
+
+    def slow(path, value):
+        begun.set()
+        assert go.wait(10)
+        write(path, value)
+
+    monkeypatch.setattr(folders, "write_json", slow)
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(kind.claim, out, {"x": 1}, "resume")
+        assert begun.wait(10)
+        second = pool.submit(kind.claim, out, {"x": 2}, "resume")
+        assert not wait([second], timeout=0.3).done
+        go.set()
+        assert first.result(10) is False
+        with pytest.raises(FolderInUseError, match=r"another thing \(x: 1 → 2\)"):
+            second.result(10)
+    assert read_json(out / "manifest.json") == {"x": 1}
+    assert [path.name for path in out.iterdir()] == ["manifest.json"]

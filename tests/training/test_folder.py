@@ -10,7 +10,7 @@ from gradprism.models import check_model_name, load_model
 from gradprism.runtime.errors import ConfigError, FolderInUseError, ModelError
 from gradprism.runtime.files import read_json, sha256_file, write_json
 from gradprism.training import folder, sft
-from gradprism.training.folder import Claim, claim_training, finished_training, latest_checkpoint, read_log, sole_training
+from gradprism.training.folder import claim_training, finished_training, latest_checkpoint, read_log, sole_training
 from gradprism.training.loop import Loop
 from gradprism.training.sft import train_sft
 from gradprism.training.sft_config import SftConfig
@@ -137,7 +137,7 @@ def test_a_folder_of_something_else_is_refused(tmp_path):
         claim_training(tmp_path, lambda: {"command": "sft"})
     with pytest.raises(FolderInUseError, match="is not a folder"):
         claim_training(tmp_path / "thing", lambda: {"command": "sft"})
-    assert claim_training(tmp_path / "new", lambda: {"command": "sft"}) == Claim(0, None)
+    assert claim_training(tmp_path / "new", lambda: {"command": "sft"}) == (0, None)
     with pytest.raises(FolderInUseError, match='command: "sft" → "rl"'):
         claim_training(tmp_path / "new", lambda: {"command": "rl"})
 

@@ -15,7 +15,9 @@ from safetensors.torch import load_file
 from gradprism.models import load_model
 from gradprism.runtime.files import read_json, sha256_file
 from gradprism.training.folder import read_log
+from helpers.families import family_model
 from helpers.ranks import RankRun, environment, kill_processes
+from helpers.tiny import tiny_tokenizer
 from helpers.training import sft_command as command
 
 
@@ -105,6 +107,27 @@ def test_two_processes_train_as_one_with_batches_of_twice_the_size(sft_folder, t
     assert again.wait() == [0, 0] and "had finished already" in again.outputs[0] and again.outputs[1] == ""
     other = RankRun(tmp_path / "other-log", 1, command(sft_folder, out, *options))
     assert other.wait() == [2] and "processes: 2 → 1" in other.errors[0]
+
+
+def test_weights_that_get_no_gradient_are_no_hindrance_to_several_processes(sft_folder, tmp_path):
+    """The image encoder of a model that is shown no image: two processes, with summed batches and a kill's checkpoints, train as one."""
+    tokenizer = tiny_tokenizer()
+    model = family_model("gemma3_with_vision", len(tokenizer), dtype=torch.float32)
+    model.save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    weights, losses = {}, {}
+    for world, size in ((1, 4), (2, 2)):
+        out = tmp_path / f"out-{world}"
+        options = ["--max-steps", 3, "--batch-size", size, "--gradient-accumulation", 2, "--save-steps", 1]
+        run = RankRun(tmp_path / f"log-{world}", world, command(sft_folder, out, *options, "--model", tmp_path / "model"))
+        assert run.wait() == [0] * world, run.errors
+        weights[world], losses[world] = load_file(out / "model.safetensors"), [row["loss"] for row in read_log(out)]
+    assert losses[2] == pytest.approx(losses[1], rel=1e-5)
+    for name, value in weights[1].items():
+        torch.testing.assert_close(weights[2][name], value, rtol=1e-3, atol=1e-5)
+    before = load_file(tmp_path / "model" / "model.safetensors")
+    still = [name for name, value in weights[2].items() if torch.equal(value, before[name])]
+    assert still and all("vision" in name or "multi_modal" in name for name in still)
 
 
 def test_an_error_of_several_processes_is_one_line(sft_folder, tmp_path):

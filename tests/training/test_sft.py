@@ -1,6 +1,7 @@
 """SFT: which tokens are trained on, with what loss, and what is refused before anything is trained."""
 
 import json
+import re
 from itertools import chain
 from typing import Any
 
@@ -13,7 +14,7 @@ from accelerate.utils import LoggerType
 from gradprism.models import load_model
 from gradprism.runtime.errors import ConfigError, MissingDependencyError, ModelError
 from gradprism.runtime.files import read_json
-from gradprism.training import settings, sft
+from gradprism.training import frame, settings, sft
 from gradprism.training.adapters import peft_config
 from gradprism.training.folder import read_log
 from gradprism.training.sft import keeps_packed_apart, train_sft
@@ -214,7 +215,7 @@ def test_trackers_are_sent_what_the_log_holds(tokenizer, tmp_path, monkeypatch):
 
     monkeypatch.setitem(tracking.LOGGER_TYPE_TO_CLASS, "wandb", Tracker)
     monkeypatch.setattr(tracking, "get_available_trackers", lambda: [LoggerType.WANDB])
-    monkeypatch.setattr(sft, "check_trackers", lambda config: None)
+    monkeypatch.setattr(frame, "check_trackers", lambda config: None)
     config = SftConfig(max_steps=1, batch_size=4, track=("wandb",))
     train_sft(tiny_qwen3(len(tokenizer)), tokenizer, sample_trajectories(4), config, out=tmp_path / "out")
     assert seen == [("gradprism", {"name": "out"}), *read_log(tmp_path / "out"), "finished"]
@@ -321,3 +322,13 @@ def test_options_of_the_sft_command(sft_folder, tmp_path, cli):
         cli("sft", "--model", sft_folder / "qwen3", "--data", tmp_path / "empty.jsonl", "--out", tmp_path / "new"), "empty"
     )
     assert not (tmp_path / "new").exists()
+
+
+def test_unknown_tokens_are_counted_and_said(sft_folder, tmp_path, cli, tokenizer):
+    trajectory = Trajectory("a", (Message("user", "open the zyzzyva"), Message("assistant", "go qwertz")), {})
+    write_messages_jsonl(tmp_path / "corpus.jsonl", [trajectory])
+    arguments = ["sft", "--model", sft_folder / "qwen3", "--data", tmp_path / "corpus.jsonl", "--out", tmp_path / "out"]
+    code, out, err = cli(*arguments, "--device", "cpu", "--max-steps", 1)
+    assert code == 0 and re.search(r"^warning: 2 of \d+ tokens are the tokenizer's unknown token", err, re.MULTILINE), err
+    assert re.search(r": loss \d+\.\d{4} before the step in 1 step$", out.strip()), out
+    assert read_json(tmp_path / "out" / "summary.json")["counts"]["unknown_tokens"] == 2

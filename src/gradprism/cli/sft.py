@@ -70,8 +70,9 @@ def command(
     if as_json:
         o.print_json(summary.to_json())
         return
-    losses, held = summary.values("loss"), ""
-    if summary.evaluations:
-        held = f", held out {summary.evaluations[0]['eval_loss']:.4f} → {summary.evaluations[-1]['eval_loss']:.4f}"
-    done = "had finished already: " if summary.reused else ""
-    print(f"{out}: {done}loss {losses[0]:.4f} → {losses[-1]:.4f}{held} in {summary.steps} steps")
+    losses, held = summary.values("loss"), [row["eval_loss"] for row in summary.evaluations]
+    # Each loss is of the weights before its step: of one step there is nothing to compare.
+    loss = f"{losses[0]:.4f} → {losses[-1]:.4f}" if len(losses) > 1 else f"{losses[0]:.4f} before the step"
+    held_out = f", held out {held[0]:.4f} → {held[-1]:.4f}" if held else ""
+    steps = f"{summary.steps} step{'s' if summary.steps > 1 else ''}"
+    print(f"{out}: {'had finished already: ' if summary.reused else ''}loss {loss}{held_out} in {steps}")

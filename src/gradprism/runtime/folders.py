@@ -22,6 +22,7 @@ from gradprism.runtime.files import is_temporary, read_json, remove_stale_tempor
 OnExisting = Literal["resume", "replace", "fail"]  # what a command does with an output folder that holds an earlier result
 Manifest = Mapping[str, Any]  # JSON: everything that a result depends on
 MANIFEST = "manifest.json"
+_CLAIM = ".claim.tmp"
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,21 +67,22 @@ class FolderKind:
     def claim(self, out: Path, manifest: Manifest, on_existing: OnExisting) -> bool:
         """Makes `out` the folder of `manifest`; whether it goes on with what is there. Raises as `check` and `refuse_differences` do.
 
-        To be called by one process, within `exclusive_lock` where several commands may come.
+        Of several processes that claim a folder at once, one does so after the other.
         """
         out, manifest = Path(out), plain(manifest)
-        old = self.check(out, on_existing)
-        resumes = old is not None and on_existing == "resume"
-        if old is not None and resumes:
-            self.refuse_differences(out, old, manifest)
-        with writing(out):
-            out.mkdir(parents=True, exist_ok=True)
-            for pattern in () if resumes else self.own:
-                for path in out.glob(pattern):
-                    remove(path)
-        # The old manifest goes last: killed in between, this is an unfinished folder of the old result.
-        write_json(out / MANIFEST, manifest)
-        remove_stale_temporaries(out)
+        self.check(out, on_existing)  # before a lock is written into a folder of something else
+        with exclusive_lock(out, _CLAIM, wait=True):
+            old = self.check(out, on_existing)
+            resumes = old is not None and on_existing == "resume"
+            if old is not None and resumes:
+                self.refuse_differences(out, old, manifest)
+            with writing(out):
+                for pattern in () if resumes else self.own:
+                    for path in out.glob(pattern):
+                        remove(path)
+            # The old manifest goes last: killed in between, this is an unfinished folder of the old result.
+            write_json(out / MANIFEST, manifest)
+            remove_stale_temporaries(out)
         return resumes
 
 
@@ -112,13 +114,13 @@ def check_choice(on_existing: str, choices: tuple[str, ...]) -> None:
 
 
 @contextlib.contextmanager
-def exclusive_lock(folder: Path, lock: str, doing: str) -> Iterator[None]:
+def exclusive_lock(folder: Path, lock: str, doing: str = "is in use", *, wait: bool = False) -> Iterator[None]:
     """A block in which no other process holds the file `lock` of `folder`, which is made if need be; `doing` as in "is being trained".
 
-    Raises `FolderInUseError` where one does. On a file system without locks nothing is held.
+    Raises `FolderInUseError` where one does, or with `wait` waits for its end. On a file system without locks nothing is held.
     """
     path = folder / lock
-    with _locked(folder, path, doing) as file:
+    with _locked(folder, path, doing, wait) as file:
         file.truncate(0)
         file.write(f"process {os.getpid()} on {platform.node()}")
         file.flush()
@@ -130,13 +132,13 @@ def exclusive_lock(folder: Path, lock: str, doing: str) -> Iterator[None]:
                 folder.rmdir()  # where nothing came of it
 
 
-def _locked(folder: Path, path: Path, doing: str) -> IO[str]:
+def _locked(folder: Path, path: Path, doing: str, wait: bool) -> IO[str]:
     while True:
         with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
             file = open(path, "a+", encoding="utf-8")  # noqa: SIM115 # the caller closes it
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             with file:
                 file.seek(0)

@@ -11,7 +11,7 @@ import platform
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -59,14 +59,6 @@ _T = TypeVar("_T")
 _decisions = count()
 
 
-@dataclass(frozen=True, slots=True)
-class Claim:
-    """Where the training of a folder stands: the step of the checkpoint to go on from, if any, and the summary of one that has finished."""
-
-    step: int
-    finished: TrainingSummary | None
-
-
 @contextlib.contextmanager
 def sole_training(out: Path, ranks: Ranks | None) -> Iterator[None]:
     """A block in which no other command trains into `out`; the first process holds the lock for all.
@@ -79,25 +71,25 @@ def sole_training(out: Path, ranks: Ranks | None) -> Iterator[None]:
 
 def claim_training(
     out: Path, describe: Callable[[], Manifest], on_existing: OnExisting = "resume", ranks: Ranks | None = None
-) -> Claim:
+) -> tuple[int, TrainingSummary | None]:
     """Makes `out` the folder of the training whose manifest `describe` gives in the first process, for all of them.
 
-    Raises `FolderInUseError` where it holds another training or anything else (`FolderKind.claim`).
+    Returns the step of the checkpoint to go on from, 0 for none, and the summary of a training that has finished. Raises
+    `FolderInUseError` where the folder holds another training or anything else (`FolderKind.claim`).
     """
 
-    def claim() -> dict[str, Any]:
+    def claim() -> tuple[int, dict[str, Any] | None]:
         TRAINING.claim(out, describe(), on_existing)
-        for partial in (out / _PARTIAL_MODEL, out / CHECKPOINTS / _PARTIAL_CHECKPOINT):
+        for partial in (out / _PARTIAL_MODEL, partial_checkpoint(out)):
             remove(partial)
         checkpoint = latest_checkpoint(out / CHECKPOINTS)
-        step = _step(checkpoint) if checkpoint else 0
-        finished = finished_training(out)
+        step, finished = _step(checkpoint) if checkpoint else 0, finished_training(out)
         if finished is None:
             write_jsonl(out / LOG, [row for row in read_log(out) if row["step"] <= step] if step else [])
-        return {"step": step, "finished": finished and finished.to_json()}
+        return step, finished and finished.to_json()
 
-    told = decide(ranks, claim)
-    return Claim(told["step"], told["finished"] and TrainingSummary.from_json(told["finished"]))
+    step, finished = decide(ranks, claim)
+    return step, None if finished is None else TrainingSummary.from_json(finished)
 
 
 def decide(ranks: Ranks | None, function: Callable[[], _T]) -> _T:
@@ -149,32 +141,28 @@ def read_log(out: Path) -> list[dict[str, float]]:
     return read_jsonl(out / LOG)
 
 
-def is_evaluation(row: Mapping[str, float]) -> bool:
-    """Whether a row of the log tells of an evaluation."""
-    return any(name.startswith(("eval_", "evaluation/")) for name in row)
-
-
 def finished_training(out: Path) -> TrainingSummary | None:
     """The summary of the training in `out` where it has finished and its model is there; all that it used was used earlier."""
     if not ((out / SUMMARY).is_file() and (out / _CONFIG).is_file()):
         return None
-    rows = read_log(out)
-    summary = TrainingSummary.from_json(
-        {
-            **read_json(out / SUMMARY),
-            "history": [row for row in rows if "loss" in row],
-            "evaluations": [row for row in rows if is_evaluation(row)],
-        }
-    )
+    summary = TrainingSummary.from_json({**read_json(out / SUMMARY), **_rows(out)})
     return replace(summary, earlier=summary.usage, reused=True)
 
 
-def finish_training(out: Path, summary: TrainingSummary, keep_checkpoints: bool = False) -> None:
-    """Writes `summary.json`, which says that the training is done, and deletes the checkpoints. First process only."""
-    record = {name: value for name, value in summary.to_json().items() if name not in ("history", "evaluations")}
-    write_json(out / SUMMARY, record)
+def finish_training(out: Path, *, keep_checkpoints: bool = False, **figures: Any) -> TrainingSummary:
+    """Writes `summary.json` of these figures, which says that the training is done, and deletes the checkpoints. First process only."""
+    summary, rows = TrainingSummary(**figures, **_rows(out)), ("history", "evaluations")
+    write_json(out / SUMMARY, {name: value for name, value in summary.to_json().items() if name not in rows})
     if not keep_checkpoints:
         shutil.rmtree(out / CHECKPOINTS, ignore_errors=True)
+    return summary
+
+
+def _rows(out: Path) -> dict[str, Any]:
+    """The rows of the log that tell of steps, and those that tell of evaluations."""
+    rows = read_log(out)
+    evaluations = (row for row in rows if any(name.startswith(("eval_", "evaluation/")) for name in row))
+    return {"history": tuple(row for row in rows if "loss" in row), "evaluations": tuple(evaluations)}
 
 
 def begin_checkpoint(out: Path) -> Path:

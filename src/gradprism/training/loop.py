@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -67,6 +68,7 @@ class Loop:
         self.accelerator = Accelerator(
             cpu=resolve_device(device) == "cpu",
             mixed_precision="bf16" if config.bf16 and fsdp_version() else "no",
+            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=_has_more_than_text(model))],
             log_with=list(config.track) or None,
             project_dir=out,
         )
@@ -260,6 +262,12 @@ class Loop:
             save_adapter(model, state, self.out / folder.ADAPTER)
             model, state = model.get_base_model(), merged_state(model, state)
         folder.save_model(model, tokenizer, self.out, state)
+
+
+def _has_more_than_text(model: Any) -> bool:
+    """Whether a model has weights, such as an image encoder's, that get no gradient of text: DDP waits for those of all."""
+    spoken = {id(p) for part in (model.get_decoder(), model.get_output_embeddings()) for p in part.parameters()}
+    return any(id(p) not in spoken for p in model.parameters())
 
 
 def _local(tensor: Tensor) -> Tensor:

@@ -14,32 +14,21 @@ from accelerate.utils import fsdp2_prepare_model
 
 from gradprism.environments.pool import SessionPool, default_workers
 from gradprism.environments.protocol import Environment, Task
-from gradprism.models import check_context_length, resolve_device
+from gradprism.models import check_context_length
 from gradprism.rollouts.config import RolloutConfig
 from gradprism.rollouts.player import Player
 from gradprism.runtime.errors import ConfigError, ModelError
 from gradprism.runtime.files import sha256_json
-from gradprism.runtime.folders import Manifest, OnExisting
-from gradprism.runtime.progress import quiet
+from gradprism.runtime.folders import OnExisting
 from gradprism.runtime.usage import Usage
 from gradprism.training.batches import Batch, Row, make_batch, pack, row_weight, split_rows
-from gradprism.training.folder import (
-    claim_training,
-    decide,
-    describe_training,
-    finish_training,
-    is_evaluation,
-    read_log,
-    sole_training,
-)
+from gradprism.training.frame import training_frame
 from gradprism.training.head import add_head, score_tokens
 from gradprism.training.loop import Loop, constant
 from gradprism.training.loss import policy_loss, sampling_correction
-from gradprism.training.processes import fsdp_version, join_processes, processes_here
+from gradprism.training.processes import fsdp_version, processes_here
 from gradprism.training.rl_config import RlConfig
 from gradprism.training.rounds import Rounds, figures_of
-from gradprism.training.settings import check_trackers
-from gradprism.training.start import load_to_train
 from gradprism.training.summary import TrainingSummary
 from gradprism.training.tasks import TaskStream
 from gradprism.trajectories.rendering import Renderer
@@ -72,33 +61,22 @@ def train_rl(
     Raises `ConfigError` before training for settings that cannot be met, `FolderInUseError` for a folder that holds something else,
     and `ModelError` where training diverges.
     """
-    check_trackers(config)
-    out, ranks = Path(out).expanduser(), join_processes(device)
-    model, tokenizer = load_to_train(model, tokenizer, out, on_existing, ranks)
-    world = ranks.world if ranks else 1
-    length = check_context_length(model, config.context_length)
-    config, renderer = config.model_copy(update={"context_length": length}), Renderer(tokenizer, length)
-    _check(tasks, config, world, model, renderer)
-
-    def describe() -> Manifest:
-        inputs = {"tasks_sha256": sha256_json([task.reference() for task in tasks]), "environment": environment.name}
-        return describe_training(
-            "rl", config, model, tokenizer, world, inputs | {"device": resolve_device(device).partition(":")[0]}
-        )
-
-    with quiet(ranks is not None and not ranks.is_first), sole_training(out, ranks):
-        claim = claim_training(out, describe, on_existing, ranks)
-        if claim.finished:
-            return claim.finished
+    with training_frame(model, tokenizer, config, out, device, on_existing) as frame:
+        length = check_context_length(frame.model, config.context_length)
+        config, renderer = config.model_copy(update={"context_length": length}), Renderer(frame.tokenizer, length)
+        frame.config = config
+        _check(tasks, config, frame.world, frame.model, renderer)
+        told = {"tasks_sha256": sha256_json([task.reference() for task in tasks]), "environment": environment.name}
+        if finished := frame.claim("rl", lambda: told):
+            return finished
         with SessionPool(environment, workers or max(1, default_workers() // processes_here())) as pool:
-            training = RlTraining(model, renderer, pool, tasks, config, out, device)
+            training = RlTraining(frame.model, renderer, pool, tasks, config, frame.out, device)
             training.plan_rounds(refresh)
             if config.evaluate_every:
                 split = config.evaluate_split or environment.evaluation_splits[0]
                 training.evaluation_tasks = environment.tasks(split, config.evaluate_tasks)
-            training.run(claim.step)
-        training.loop.save_model(tokenizer)
-        return TrainingSummary.from_json(decide(ranks, lambda: training.finish(claim.step).to_json()))
+            training.run(frame.step)
+        return frame.finish(training.loop, len(tasks), training.counts, training.seconds["evaluation"])
 
 
 def _check(tasks: Sequence[Task], config: RlConfig, world: int, model: Any, renderer: Renderer) -> None:
@@ -297,30 +275,12 @@ class RlTraining:
     def _note(self, figures: dict[str, float]) -> str:
         return f"reward {figures['reward']:.3f}, {figures['tokens_per_second']:.0f} tokens/s" if "reward" in figures else ""
 
-    def finish(self, resumed_at: int) -> TrainingSummary:
-        """Writes the summary and returns it. First process only; seconds are its own."""
-        usage, earlier = self.loop.usage()
-        rows = read_log(self.loop.out)
+    @property
+    def counts(self) -> dict[str, float]:
+        """Figures of the summary: counts over all rounds, and seconds, which are this process's own."""
         names = ("episodes", "zero_variance_groups", "replaced_groups", "failed_episodes", "cut_by_context")
-        parts = ("generate", "environment", "update")
-        summary = TrainingSummary(
-            examples=len(self.tasks),
-            steps=self.loop.step,
-            parameters_trained=self.loop.parameters_trained,
-            usage=usage,
-            earlier=earlier,
-            evaluation_seconds=self.seconds["evaluation"],
-            resumed_at=resumed_at,
-            counts={
-                "rounds": self.rounds.count,
-                **{name: self.totals[name] for name in names},
-                **{f"{part}_seconds": self.seconds[part] for part in parts},
-            },
-            history=tuple(row for row in rows if "loss" in row),
-            evaluations=tuple(row for row in rows if is_evaluation(row)),
-        )
-        finish_training(self.loop.out, summary, self.config.keep_checkpoints)
-        return summary
+        seconds = {f"{part}_seconds": self.seconds[part] for part in ("generate", "environment", "update")}
+        return {"rounds": self.rounds.count, **{name: self.totals[name] for name in names}, **seconds}
 
 
 def _vllm(loop: Loop, renderer: Renderer, config: RlConfig) -> Any:

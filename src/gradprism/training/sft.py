@@ -9,27 +9,17 @@ from typing import Any
 
 import torch
 
-from gradprism.models import check_context_length, resolve_device
+from gradprism.models import check_context_length
 from gradprism.runtime.errors import ConfigError, ModelError
 from gradprism.runtime.folders import Manifest, OnExisting
-from gradprism.runtime.progress import quiet
+from gradprism.runtime.progress import say
 from gradprism.runtime.usage import Usage
-from gradprism.training.folder import (
-    claim_training,
-    decide,
-    describe_training,
-    finish_training,
-    is_evaluation,
-    read_log,
-    sole_training,
-)
+from gradprism.training.folder import decide, read_log
+from gradprism.training.frame import Frame, training_frame
 from gradprism.training.head import add_head, router_weight, score_tokens
 from gradprism.training.loop import Loop, cosine
-from gradprism.training.processes import join_processes
-from gradprism.training.settings import check_trackers
 from gradprism.training.sft_config import SftConfig
 from gradprism.training.sft_data import Plan, Row, fingerprint, pack, share, split_held_out, tensors
-from gradprism.training.start import load_to_train
 from gradprism.training.summary import TrainingSummary
 from gradprism.trajectories.record import Trajectory
 from gradprism.trajectories.rendering import RenderedTrajectory, Renderer
@@ -57,32 +47,24 @@ def train_sft(
 
     Raises `ConfigError`, `ModelError` or `FolderInUseError` before anything is trained; `ModelError` at the step that diverges.
     """
-    out = Path(out).expanduser()
-    check_trackers(config)
-    ranks = join_processes(device)
-    model, tokenizer = load_to_train(model, tokenizer, out, on_existing, ranks)
     trained_on, held = split_held_out(trajectories, held_out, config)
-    renderer = Renderer(tokenizer, check_context_length(model, context_length))
-    with quiet(ranks is not None and not ranks.is_first), sole_training(out, ranks):
+    with training_frame(model, tokenizer, config, out, device, on_existing) as frame:
+        model, renderer = frame.model, Renderer(frame.tokenizer, check_context_length(frame.model, context_length))
         rendered, rendered_held = renderer.render_all(trained_on), [renderer.render(t) for t in held]
-        _check_vocabulary(model, tokenizer, [*rendered, *rendered_held])
-        packs = decide(ranks, lambda: packs_rows(model, config))
-        processes = ranks.world if ranks else 1
+        unknown = _check_tokens(model, frame.tokenizer, [*rendered, *rendered_held])
+        packs = decide(frame.ranks, lambda: packs_rows(model, config))
 
-        def describe() -> Manifest:
-            inputs = {"data_sha256": fingerprint(rendered), "held_out_sha256": fingerprint(rendered_held)}
-            inputs |= {"context_length": renderer.context_length, "packs": packs, "device": resolve_device(device)}
-            return describe_training("sft", config, model, tokenizer, processes, inputs)
+        def inputs() -> Manifest:
+            data = {"data_sha256": fingerprint(rendered), "held_out_sha256": fingerprint(rendered_held)}
+            return {**data, "context_length": renderer.context_length, "packs": packs}
 
-        claim = claim_training(out, describe, on_existing, ranks)
-        if claim.finished:
-            return claim.finished
+        if finished := frame.claim("sft", inputs):
+            return finished
         data = _Data(_rows(rendered, renderer.context_length, packs), [[r] for r in rendered_held], packs)
-        plan = Plan(len(data.rows), processes, config)
-        loop = _train(model, data, plan, out, device, claim.step)
-        loop.save_model(tokenizer)
-        summary = decide(ranks, lambda: _finish(loop, data, len(rendered), claim.step).to_json())
-        return TrainingSummary.from_json(summary)
+        loop = _train(frame, data, Plan(len(data.rows), frame.world, config))
+        counts = {"held_out": len(data.held_out), "rows": len(data.rows), "unknown_tokens": unknown}
+        seconds = sum(row.get("eval_runtime", 0.0) for row in read_log(frame.out))
+        return frame.finish(loop, len(rendered), counts, seconds)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,11 +81,11 @@ def _rows(rendered: Sequence[RenderedTrajectory], context_length: int | None, pa
     return [[rendered[index] for index in row] for row in pack(lengths, context_length or max(lengths))]
 
 
-def _train(model: Any, data: _Data, plan: Plan, out: Path, device: str, step: int) -> Loop:
-    config = plan.config
-    add_head(model)
+def _train(frame: Frame, data: _Data, plan: Plan) -> Loop:
+    config, step = plan.config, frame.step
+    add_head(frame.model)
     schedule = cosine(plan.steps, math.ceil(config.warmup_ratio * plan.steps))
-    loop = Loop(model, config, out, schedule, device=device, label="SFT")
+    loop = Loop(frame.model, config, frame.out, schedule, device=frame.device, label="SFT")
     if step:
         loop.restore(step)
     elif data.held_out:
@@ -172,26 +154,6 @@ def _evaluate(loop: Loop, data: _Data, plan: Plan) -> None:
     loop.log({"eval_loss": loss / tokens, "eval_tokens": tokens, "eval_runtime": time.perf_counter() - began})
 
 
-def _finish(loop: Loop, data: _Data, trajectories: int, resumed_at: int) -> TrainingSummary:
-    usage, earlier = loop.usage()
-    rows = read_log(loop.out)
-    evaluations = tuple(row for row in rows if is_evaluation(row))
-    summary = TrainingSummary(
-        examples=trajectories,
-        steps=loop.step,
-        parameters_trained=loop.parameters_trained,
-        usage=usage,
-        earlier=earlier,
-        evaluation_seconds=sum(row["eval_runtime"] for row in evaluations),
-        resumed_at=resumed_at,
-        counts={"held_out": len(data.held_out), "rows": len(data.rows)},
-        history=tuple(row for row in rows if "loss" in row),
-        evaluations=evaluations,
-    )
-    finish_training(loop.out, summary, loop.config.keep_checkpoints)
-    return summary
-
-
 def packs_rows(model: Any, config: SftConfig) -> bool:
     """Whether several trajectories share a row; raises `ConfigError` where they must and the model would mix them up."""
     flash = "flash" in model.config._attn_implementation
@@ -224,10 +186,16 @@ def keeps_packed_apart(model: Any) -> bool:
     return bool((packed - alone).abs().max() <= 0.05 * (together - alone).abs().max())
 
 
-def _check_vocabulary(model: Any, tokenizer: Any, rendered: Sequence[RenderedTrajectory]) -> None:
-    rows = model.get_input_embeddings().weight.shape[0]
+def _check_tokens(model: Any, tokenizer: Any, rendered: Sequence[RenderedTrajectory]) -> int:
+    """Number of tokens that the tokenizer does not know, which are said; raises `ModelError` for one that the model does not."""
+    rows, unknown = model.get_input_embeddings().weight.shape[0], 0
     for trajectory in rendered:
         if (token := int(trajectory.input_ids.max())) >= rows:
             raise ModelError(
                 f"trajectory {trajectory.id!r}: token {token} is past the model's {rows} embeddings; the tokenizer is not the model's"
             )
+        unknown += int((trajectory.input_ids == tokenizer.unk_token_id).sum()) if tokenizer.unk_token_id is not None else 0
+    if unknown:
+        total = sum(len(trajectory.input_ids) for trajectory in rendered)
+        say(f"warning: {unknown} of {total} tokens are the tokenizer's unknown token; gradprism inspect shows where")
+    return unknown
