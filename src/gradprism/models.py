@@ -253,30 +253,21 @@ def load_config(name_or_path: str) -> Any:
 
 
 def check_context_length(model: Any, context_length: int | None) -> int:
-    """`context_length`, or the model's own limit for None; raises `ConfigError` where it exceeds that limit or is no length.
+    """`context_length`, or for None the longest sequence, in tokens, that the positions of a model allow; `model` may also be its config.
 
-    `model` may also be a model's configuration. A model that states no limit takes any length that is given.
+    A model that states no limit takes any length that is given. Raises `ConfigError` for one that exceeds the limit or is no length,
+    and `ModelError` where neither says one.
     """
+    config = getattr(model, "config", model)
+    limit = getattr(config.get_text_config(), "max_position_embeddings", None)
+    limit = limit if isinstance(limit, int) else None
     if context_length is None:
-        return context_limit(model)
-    limit = _stated_limit(model)
+        if limit is None:
+            raise ModelError(f"model {config.name_or_path!r}: does not say its longest context; give --context-length")
+        return limit
     if context_length < 2 or (limit is not None and context_length > limit):
         raise ConfigError(f"context length {context_length}: the model takes 2 {f'to {limit}' if limit else 'or more'} tokens")
     return context_length
-
-
-def context_limit(model: Any) -> int:
-    """Longest sequence, in tokens, that the positions of a model, or of a model's configuration, allow."""
-    limit = _stated_limit(model)
-    if limit is None:
-        config = getattr(model, "config", model)
-        raise ModelError(f"model {config.name_or_path!r}: does not say its longest context; give --context-length")
-    return limit
-
-
-def _stated_limit(model: Any) -> int | None:
-    limit = getattr(getattr(model, "config", model).get_text_config(), "max_position_embeddings", None)
-    return limit if isinstance(limit, int) else None
 
 
 def check_model_name(name_or_path: str) -> None:

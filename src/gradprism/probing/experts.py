@@ -19,7 +19,7 @@ from torch import Tensor
 
 from gradprism.probing.collect import Pass, replaced
 from gradprism.probing.norms import SharedInput, squared_norms
-from gradprism.probing.units import ExpertsTap
+from gradprism.probing.units import ExpertsTap, gate_and_up
 
 # Runs are padded to the longest of their bucket, which takes in all of more than this share of its length.
 BUCKET = 0.7
@@ -46,10 +46,7 @@ def _forward(tap: ExpertsTap, current: Pass, hidden_NH: Tensor, chosen_Nk: Tenso
     gate_up_slot, down_slot = tap.slots
 
     def take_gate_up(shared: SharedInput, B_S2I: Tensor) -> None:
-        if getattr(module, "is_concatenated", True):
-            gate, up = B_S2I.chunk(2, dim=1)
-        else:
-            gate, up = B_S2I[:, ::2], B_S2I[:, 1::2]
+        gate, up = gate_and_up(module, B_S2I)
         A_SH = shared.input().to(B_S2I.device).index_select(0, rows.order // k)
         rows.add_norms(current, A_SH, [(tap.gate, gate), (tap.up, up)])
 

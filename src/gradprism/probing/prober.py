@@ -7,7 +7,7 @@ its queries, its attention output and its feed-forward network, and through the 
 Shapes: n trajectories, T positions, R target rows of a batch, V vocabulary, N units.
 """
 
-import itertools
+import posixpath
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
@@ -276,10 +276,7 @@ def _modules_of_target_rows(model: nn.Module, found: Units) -> list[nn.Module]:
                     modules.append(tap.module)
     if feed_forward:
         # The module that holds them all, its router included, but nothing else: `layers.5.mlp`.
-        parts = list(
-            itertools.takewhile(lambda names: len(set(names)) == 1, zip(*(path[:-1] for path in feed_forward), strict=False))
-        )
-        path = [names[0] for names in parts]
+        path = posixpath.commonpath(["/".join(path[:-1]) for path in feed_forward]).split("/")
         parent = next(module for name, module in model.named_modules() if canonical_path(name) == ".".join(path))
         if not any(other[: len(path)] == path for other in others) and all(parent is not layer for layer in found.layers):
             modules.append(parent)

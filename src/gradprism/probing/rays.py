@@ -51,9 +51,7 @@ def connected(asked: Ray) -> Iterator["Pool"]:
 
     Raises `MissingDependencyError` without Ray, and `WorkerError` where the cluster is not there or too small.
     """
-    # Before Ray is imported, which is when it reads them.
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # its C++ part; Python exceptions say the same again
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # before Ray is imported, which is when it reads it
     try:
         import ray  # pyright: ignore[reportMissingImports]
     except ImportError:
@@ -67,8 +65,7 @@ def connected(asked: Ray) -> Iterator["Pool"]:
         wanted = math.ceil((asked.workers or 1) * asked.cpus_per_worker)
         options = {"address": "local", "num_cpus": max(os.cpu_count() or 1, wanted), "include_dashboard": False}
     try:
-        with _muted_stderr():
-            ray.init(**options, log_to_driver=False, logging_level=logging.CRITICAL)
+        ray.init(**options, log_to_driver=False, logging_level=logging.CRITICAL)
     except (OSError, RuntimeError, ValueError) as error:
         said = one_line(error, 200)
         advice = "look at RAY_ADDRESS, and at RAY_AUTH_MODE and its token if the cluster wants one" if address else "see /tmp/ray"
@@ -79,20 +76,6 @@ def connected(asked: Ray) -> Iterator["Pool"]:
             yield Pool(asked, ray.cluster_resources())
         finally:
             ray.shutdown()
-
-
-@contextmanager
-def _muted_stderr() -> Iterator[None]:
-    """Sends what is written to file descriptor 2 to nowhere: Ray's C++ part says there how its log level is set."""
-    sys.stderr.flush()
-    kept = os.dup(2)
-    try:
-        with open(os.devnull, "w") as nowhere:
-            os.dup2(nowhere.fileno(), 2)
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
 
 
 class Pool:

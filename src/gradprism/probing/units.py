@@ -357,11 +357,15 @@ def weight_norms(units: Units) -> list[float]:
 def expert_weights(module: Any) -> tuple[Tensor, Tensor, Tensor]:
     """Views of the gate, up and down matrices of stacked experts, each `[E, ·, ·]`, transposed or not as they are stored."""
     gate_up = module.gate_up_proj.mT if getattr(module, "is_transposed", False) else module.gate_up_proj
+    return *gate_and_up(module, gate_up), module.down_proj
+
+
+def gate_and_up(module: Any, fused: Tensor) -> tuple[Tensor, Tensor]:
+    """The two halves of dimension 1 of a fused tensor, in the order in which stacked experts have them: one after the other, or mixed."""
     if getattr(module, "is_concatenated", True):
-        gate, up = gate_up.chunk(2, dim=1)
-    else:
-        gate, up = gate_up[:, ::2], gate_up[:, 1::2]
-    return gate, up, module.down_proj
+        gate, up = fused.chunk(2, dim=1)
+        return gate, up
+    return fused[:, ::2], fused[:, 1::2]
 
 
 def _frobenius(weight: Tensor) -> float:

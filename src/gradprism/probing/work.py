@@ -154,15 +154,12 @@ def kept_costs(folder: Path, on_existing: OnExisting) -> Costs | None:
 
 
 def describe(model: ProbeManifest, renderer: Renderer, corpus: Corpus) -> ProbeManifest:
-    """`fingerprint.describe_model`'s part with what renders the corpus and, the files that it comes from, where there are any."""
-    files, read = (), {}
-    if corpus.paths:
-        files, read = corpus.files, {"format": corpus.format, "limit": corpus.limit}
+    """`fingerprint.describe_model`'s part with what renders the corpus, and the files that it comes from."""
     return replace(
         model,
         tokenizer_sha256=tokenizer_fingerprint(renderer.tokenizer),
         template_sha256=template_fingerprint(renderer.tokenizer),
         context_length=renderer.context_length,
-        data=files,
-        read=read,
+        data=corpus.files,
+        read={"format": corpus.format, "limit": corpus.limit},
     )
