@@ -12,6 +12,7 @@ TEMPLATES = {
     "webshop": ("webshop.toml",),
     "own": ("own.toml", "own_environment.py"),
 }
+EXTRAS = ("alfworld", "webshop")  # templates whose environment needs the extra of the same name
 
 
 def shipped(name: str) -> Path:

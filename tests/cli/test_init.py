@@ -17,6 +17,7 @@ from helpers.cli import assert_refused
 def test_a_template_is_a_valid_configuration_with_comments(cli, tmp_path, template):
     code, out, _ = cli("init", template, "--out", tmp_path)
     assert code == 0
+    assert (f"next: pip install 'gradprism[{template}]', then gradprism run" in out) == (template != "own")
     assert [str(tmp_path / name) for name in TEMPLATES[template]] == out.splitlines()[:-1]
     file = tmp_path / f"{template}.toml"
     config = load_config(file)
@@ -42,11 +43,11 @@ def test_an_own_environment_is_found_beside_the_configuration(tmp_path):
     found = gradprism("collect", "--env", "own_environment:Guess", "--count", "3", "--workers", "1", "--out", "corpus.jsonl")
     assert found.returncode == 0, found.stderr
     assert len((tmp_path / "corpus.jsonl").read_text().splitlines()) == 3
-    plan = gradprism("run", "own.toml", "--dry-run")
+    plan = gradprism("run", "own.toml", "--dry-run", "--json")
     assert json.loads(plan.stdout)["config"]["environment"]["name"] == "own_environment:Guess", plan.stderr
 
 
 def test_unknown_names_are_told_apart(cli, tmp_path):
-    assert cli("init", "chess", "--out", tmp_path)[0] == 2
+    assert_refused(cli("init", "chess", "--out", tmp_path), "template 'chess': choose one of alfworld, webshop, own")
     with pytest.raises(ValueError, match=r"shipped:chess: does not come with gradprism; choose one of alfworld-quickstart.jsonl"):
         shipped("chess")

@@ -69,7 +69,7 @@ def test_quickstart_from_corpus_to_report_and_again(tmp_path):
     assert ledger.read_text().splitlines() == before
     assert "reused: evaluate base/0, probe the base, route sft/0, sft sft/0" in again.stderr
     assert json.loads((tmp_path / "run" / "results.json").read_text())["arms"] == results["arms"]
-    replay = [sys.executable, "-m", "gradprism", "run", str(tmp_path / "run" / "config.json"), "--dry-run"]
+    replay = [sys.executable, "-m", "gradprism", "run", str(tmp_path / "run" / "config.json"), "--dry-run", "--json"]
     plan = json.loads(subprocess.run(replay, capture_output=True, text=True, check=True, cwd=tmp_path).stdout)
     assert (len(plan["done"]), plan["pending"]) == (8, []), "the saved config replays the run, from anywhere"
     run(tmp_path / "run", "route.metric=cv", "rl.rounds=1")
@@ -111,7 +111,10 @@ def test_quickstart_from_corpus_to_report_and_again(tmp_path):
         (["environment.options.difficulty=huge"], r"difficulty 'huge': choose one of"),
         (["rl"], r"expected key=value"),
         (["route.policy=best"], r"route\.policy: policy 'best': choose one of concentration"),
-        (["evaluation.splits={test=6}"], r"split 'test': choose one of"),
+        (
+            ["evaluation.splits={test=6}"],
+            r"evaluation\.splits: environment 'alfworld' has no split 'test'; it has train, seen, unseen",
+        ),
         (["evaluation.splits={unseen=0}"], r"evaluation\.splits\.unseen: Input should be greater than 0"),
         (["rl.updates_per_round=999"], r"updates_per_round 999: more than tasks_per_round x rollouts_per_task"),
         (["refresh.every=3"], r"refresh\.every: no such setting"),
@@ -127,8 +130,8 @@ def test_bad_settings_end_with_one_line_and_code_2(tmp_path, overrides, message)
 
 
 def test_dry_run_writes_nothing_and_prints_the_resolved_config(tmp_path):
-    result = run(tmp_path / "run", "seed=7", flags=["--dry-run"])
+    result = run(tmp_path / "run", "seed=7", flags=["--dry-run", "--json"])
     plan = json.loads(result.stdout)
     assert plan["config"]["seed"] == plan["config"]["sft"]["seed"] == plan["config"]["rl"]["seed"] == 7
-    assert plan["pending"][:3] == ["evaluate base/7", "probe the base", "route sft/7"] and plan["done"] == []
+    assert [s["label"] for s in plan["pending"][:3]] == ["evaluate base/7", "probe the base", "route sft/7"] and plan["done"] == []
     assert not (tmp_path / "run").exists()

@@ -9,6 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from gradprism.experiments.config import load_config
+from gradprism.experiments.experiment import Job, run_job
+from gradprism.experiments.results import read_results
 from helpers.cli import assert_refused
 
 ARMS = """
@@ -16,51 +19,38 @@ ARMS = """
 name = "base"
 sft = "none"
 rl = "none"
-max_seeds = 1
 
 [[arms]]
 name = "sft"
 sft = "all"
 rl = "none"
-max_seeds = 1
-
-[[arms]]
-name = "grpo"
-sft = "none"
-rl = "all"
-max_seeds = 1
-
-[[arms]]
-name = "random"
-route = { policy = "random" }
 
 [[arms]]
 name = "pass-rate"
 group = "controls"
-max_seeds = 1
+sft = "none"
 route = { policy = "pass_rate" }
 
 [[arms]]
 name = "gini"
 group = "controls"
-max_seeds = 1
 refresh = { after_sft = true, every_k_steps = 1 }
 
 [[sweeps]]
 title = "Share"
-arms = { "0.5" = "gini", "1" = "grpo" }
+arms = { "0.5" = "gini", "1" = "pass-rate" }
 
 [[claims]]
-text = "Gini beats a random split"
+text = "Gini beats SFT"
 better = "gini"
-worse = "random"
+worse = "sft"
 """
 CONFIG = f"""
 name = "small"
-seeds = [0, 1]
+seeds = [3]
 threads = 1
-reference_arms = ["random"]
-full_rl_arm = "grpo"
+reference_arms = ["sft"]
+full_rl_arm = "pass-rate"
 [model]
 path = "{Path("models/alfworld-tiny").resolve()}"
 [corpus]
@@ -91,99 +81,72 @@ checkpoints = ["sft"]
 """
 
 
-def command(folder, *more):
+def command(*more):
     return [sys.executable, "-m", "gradprism", "experiment", "small.toml", "--jobs", "2", *more]
 
 
-def run(folder, *more):
-    return subprocess.run(command(folder, *more), cwd=folder, capture_output=True, text=True)
-
-
-def results(folder):
-    return json.loads((folder / "results" / "small" / "results.json").read_text())
+def here(folder, config, **more):
+    """The experiment in this process, which need not start another for every stage."""
+    (folder / "small.toml").write_text(config)
+    return run_job(Job(load_config(folder / "small.toml"), Path("results/small"), **more))
 
 
 def numbers(found):
-    """What must not depend on kills and processes: everything but the clock and the memory."""
-    arms = {arm["name"]: arm["runs"] for arm in found["arms"]}
-    counts = {
-        name: {
-            key: stage.get(key, 0)
-            for key in ("kind", "tokens_forward", "tokens_backward", "tokens_generated", "environment_steps", "flops")
-        }
-        for name, stage in found["stages"].items()
-    }
-    return arms, counts, found["tasks"], found["audits"], found["heat_map"], found["routes"]
+    """What must not depend on kills and processes: everything but the clock, the memory, and work that was done twice."""
+    counts = {name: (stage.kind, stage.tokens_backward) for name, stage in found.stages.items() if stage.kind != "rl"}
+    return {arm.name: arm.runs for arm in found.arms}, counts, found.tasks, found.audits, found.heat_map, found.routes
 
 
 @pytest.mark.slow
-def test_killed_at_random_moments_it_finds_what_an_undisturbed_run_finds(tmp_path):
+def test_killed_at_random_moments_it_finds_what_an_undisturbed_run_finds(cli, tmp_path, monkeypatch):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     for folder in (whole, killed):
         folder.mkdir()
-        (folder / "small.toml").write_text(CONFIG)
-    first = run(whole)
-    assert first.returncode == 0, first.stderr
-    assert "PRISM" not in first.stdout and "| gini |" in first.stdout, "the tables are printed"
-
-    lines = [json.loads(line) for line in (whole / "runs/small/ledger.jsonl").read_text().splitlines()]
+    monkeypatch.chdir(whole)
+    expected = here(whole, CONFIG)
+    lines = [json.loads(line) for line in Path("runs/small/ledger.jsonl").read_text().splitlines()]
     assert len({line["key"] for line in lines}) == len(lines), "each stage ran once"
     kinds = [line["stage"] for line in lines]
-    assert (kinds.count("collect"), kinds.count("probe"), kinds.count("evaluate")) == (1, 2, 7)
+    assert (kinds.count("collect"), kinds.count("probe"), kinds.count("evaluate")) == (1, 2, 4)
     assert kinds.count("refresh") == 1 and kinds.count("pass-rates") == kinds.count("audit") == 1
 
+    (killed / "small.toml").write_text(CONFIG)
     for seconds in (9, 14):
-        process = subprocess.Popen(command(killed), cwd=killed, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        process = subprocess.Popen(command(), cwd=killed, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         time.sleep(seconds)
         process.send_signal(signal.SIGKILL)
         process.wait()
         time.sleep(0.5)  # its workers end with it
-    again = run(killed)
+    again = subprocess.run(command(), cwd=killed, capture_output=True, text=True)
     assert again.returncode == 0, again.stderr
-    found, expected = results(killed), results(whole)
-    arms, counts, *rest = numbers(found)
-    assert (arms, rest) == (numbers(expected)[0], list(numbers(expected)[2:]))
-    assert {name: stage["tokens_backward"] for name, stage in counts.items() if stage["kind"] != "rl"} == {
-        name: stage["tokens_backward"] for name, stage in numbers(expected)[1].items() if stage["kind"] != "rl"
-    }
+    assert "| gini |" in again.stdout, "the tables are printed"
+    assert numbers(read_results(killed / "results" / "small")) == numbers(expected)
 
-    status = run(whole, "--dry-run")
-    said = json.loads(status.stdout)
-    assert (len(said["pending"]), said["running"], said["seconds_left"]) == (0, [], 0.0)
+    code, out, _ = cli("experiment", "small.toml", "--dry-run", "--json")
+    said = json.loads(out)
+    assert code == 0 and (len(said["done"]), said["running"], said["pending"], said["seconds_left"]) == (len(lines), [], [], 0.0)
+    code, out, _ = cli("experiment", "status", "small.toml")
+    assert f"runs/small: {len(lines)} stages done, 0 left" in out and "time left: none" in out and "evaluate" in out
 
     # results.json is enough for the tables, and stands in for the run folder.
-    folder = whole / "results" / "small"
-    assert subprocess.run([*_gradprism(), "experiment", "tables", folder, "--check"], cwd=whole).returncode == 0
-    (whole / "runs" / "small").rename(whole / "elsewhere")
-    before = numbers(expected)[0]
-    refused = run(whole)
-    assert refused.returncode == 2 and "7 of its 7 runs were not made here; give --extend to keep them" in refused.stderr
-    extended = run(whole, "--extend")
-    assert extended.returncode == 0, extended.stderr
-    assert not (whole / "runs/small/ledger.jsonl").exists(), "nothing had to be run"
-    assert numbers(results(whole))[0] == before
-    text = (folder / "tables.md").read_text()
-    (folder / "tables.md").write_text(text + "better by hand\n")
-    check = subprocess.run([*_gradprism(), "experiment", "tables", folder, "--check"], cwd=whole, capture_output=True, text=True)
-    assert check.returncode == 2 and "out of date: tables.md" in check.stderr
+    folder = Path("results/small")
+    assert cli("experiment", "tables", folder)[0] == cli("experiment", "tables", folder, "--check")[0] == 0
+    Path("runs/small").rename(whole / "elsewhere")
+    assert_refused(cli("experiment", "small.toml"), "4 of its 4 runs were not made here; give --extend to keep them")
+    assert cli("experiment", "small.toml", "--extend")[0] == 0
+    assert not Path("runs/small/ledger.jsonl").exists(), "nothing had to be run"
+    assert read_results(folder) == expected
+    (folder / "tables.md").write_text((folder / "tables.md").read_text() + "better by hand\n")
+    assert_refused(cli("experiment", "tables", folder, "--check"), "out of date: tables.md")
     # Another arm is all that is made when results are extended by it.
-    more = CONFIG.replace(
-        '[[sweeps]]\ntitle = "Share"',
-        '[[arms]]\nname = "length"\nmax_seeds = 1\nroute = {policy="length"}\n\n[[sweeps]]\ntitle = "Share"',
-    )
-    (whole / "small.toml").write_text(more)
-    assert run(whole, "--extend").returncode == 0
-    found = results(whole)
-    arms = numbers(found)[0]
-    assert len(arms["length"]) == 1 and {name: runs for name, runs in arms.items() if name != "length"} == before
-    for part in ("model", "trajectories", "tasks", "audits", "heat_map"):
-        assert found[part] == expected[part], "what was not measured again is kept"
-    assert found["machines"] == expected["machines"] and {stage.get("machine", 0) for stage in found["stages"].values()} == {0}
-    assert all(("flops" in stage) == ("tokens_forward" in stage) for stage in found["stages"].values())
-
-
-def _gradprism():
-    return [sys.executable, "-m", "gradprism"]
+    length = '[[arms]]\nname = "length"\nrl = "none"\nroute = {policy="length"}\n\n[[sweeps]]'
+    found = here(whole, CONFIG.replace("[[sweeps]]", length), extend=True)
+    arms = {arm.name: arm.runs for arm in found.arms}
+    assert len(arms.pop("length")) == 1 and arms == numbers(expected)[0]
+    for part in ("model", "trajectories", "tasks", "audits", "heat_map", "machines"):
+        assert getattr(found, part) == getattr(expected, part), "what was not measured again is kept"
+    assert {stage.machine for stage in found.stages.values()} == {0}
+    assert all((stage.flops > 0) == (stage.tokens_forward > 0) for stage in found.stages.values())
 
 
 def test_mistakes_are_said_in_a_line(cli, tmp_path, monkeypatch):
@@ -208,7 +171,7 @@ def test_mistakes_are_said_in_a_line(cli, tmp_path, monkeypatch):
     damaged.parent.parent.rmdir()
     assert_refused(cli("experiment", "small.toml", "--set", "sft_arm=nobody"), "no arm is called nobody")
     code, out, _ = cli("experiment", "status", "small.toml")
-    assert code == 0 and "time left: unknown" in out
+    assert code == 0 and "time left: not known until a stage is done" in out
     assert not (tmp_path / "runs").exists() and not (tmp_path / "results").exists(), "asking writes nothing"
     assert [path.name for path in tmp_path.iterdir()] == ["small.toml"]
     model = tmp_path / "model"

@@ -6,12 +6,15 @@ from pathlib import Path
 
 import pytest
 
+from gradprism.experiments import experiment as module
 from gradprism.experiments.comparison import Comparison
 from gradprism.experiments.config import load_config
-from gradprism.experiments.experiment import gather
-from gradprism.experiments.plan import plan_experiment
+from gradprism.experiments.experiment import CONFIG, LOCK, Job, gather, run_job
+from gradprism.experiments.plan import Plan
 from gradprism.experiments.results import Machine, check_results
 from gradprism.experiments.stage import Store, with_needs
+from gradprism.runtime.errors import FolderInUseError
+from gradprism.runtime.folders import exclusive_lock
 
 FOUND = {
     "collect": {"trajectories": 2},
@@ -45,10 +48,10 @@ FOUND = {
 
 @pytest.fixture
 def experiment(tmp_path):
-    """Configuration, plan and run folder, and a function that leaves an arm's stages as done on a machine in a fresh run folder."""
+    """Plan and run folder, and a function that leaves an arm's stages as done on a machine in a fresh run folder."""
     overrides = [f"out={json.dumps(str(tmp_path / 'run'))}", "evaluation.splits={test=2}", "rl.evaluate_tasks=2"]
     config = load_config(Path("configs/webshop-mini.toml"), overrides)
-    planned, store = plan_experiment(config), Store(tmp_path / "run")
+    planned, store = Plan(config), Store(tmp_path / "run")
 
     def make(cpu, *arms):
         shutil.rmtree(tmp_path / "run", ignore_errors=True)
@@ -70,39 +73,39 @@ def experiment(tmp_path):
             store.path(stage).mkdir(parents=True)
             (store.path(stage) / "stage.json").write_text(json.dumps(record))
 
-    return config, planned, store, make
+    return planned, store, make
 
 
 def test_an_extension_on_another_machine_leaves_what_was_measured_as_it_was(experiment):
-    config, planned, store, make = experiment
+    planned, store, make = experiment
     make("A", "grpo", "gini")
-    first = gather(config, planned, store)
+    first = gather(planned, store)
     assert [machine.cpu for machine in first.machines] == ["A"] and Comparison(first).times_compare("gini")
     make("B", "kurtosis")  # which has the probe in common with Gini
-    both = gather(config, planned, store, check_results(first.model_dump()))
+    both = gather(planned, store, check_results(first.model_dump()))
     assert [machine.cpu for machine in both.machines] == ["A", "B"]
     assert {name: both.stages[name] for name in first.stages} == first.stages
     found = Comparison(both)
     assert found.times_compare("gini") and not found.times_compare("kurtosis")
     # Machines that nothing is left of are forgotten.
     make("C", "grpo", "gini", "kurtosis")
-    assert [machine.cpu for machine in gather(config, planned, store, both).machines] == ["C"]
+    assert [machine.cpu for machine in gather(planned, store, both).machines] == ["C"]
 
 
 def test_results_that_name_no_machine_are_of_one_that_is_not_known(experiment):
-    config, planned, store, make = experiment
+    planned, store, make = experiment
     make("A", "grpo")
-    first = gather(config, planned, store).model_copy(update={"machines": []})
+    first = gather(planned, store).model_copy(update={"machines": []})
     make("B", "gini")
-    both = gather(config, planned, store, first)
+    both = gather(planned, store, first)
     assert both.machines == [Machine(), Machine(cpu="B", threads=1)]
     assert not Comparison(both).times_compare("gini")
 
 
 def test_a_run_tells_what_it_was_trained_on_and_how_its_success_grew(experiment):
-    config, planned, store, make = experiment
+    planned, store, make = experiment
     make("A", "base", "sft", "gini", "gini-refreshed")
-    found = gather(config, planned, store)
+    found = gather(planned, store)
     runs = {arm.name: arm.runs[0] for arm in found.arms if arm.runs}
     assert {name: (run.n_sft, run.n_rl) for name, run in runs.items()} == {
         "base": (None, None),
@@ -117,3 +120,13 @@ def test_a_run_tells_what_it_was_trained_on_and_how_its_success_grew(experiment)
     assert (rl.kind, rl.flops, rl.evaluation_seconds, rl.history[0].success) == ("rl", 10 * (2 * 10 + 4 * 5), 2.0, 0.5)
     assert found.trajectories == 2 and found.heat_map and set(found.routes) == {runs["gini"].route}
     assert found.audits == {}, "not all of its probes are done"
+
+
+def test_the_settings_of_a_run_that_another_command_is_at_are_left_as_they_are(experiment, monkeypatch):
+    planned, store, _ = experiment
+    monkeypatch.setattr(module, "run_stages", lambda *_: pytest.fail("two commands at once"))
+    with exclusive_lock(store.folder, LOCK, "the experiment is being run"):
+        (store.folder / CONFIG).write_text('{"corpus": "another command\'s"}')
+        with pytest.raises(FolderInUseError, match="the experiment is being run by process"):
+            run_job(Job(planned.config, store.folder))
+        assert "another command" in (store.folder / CONFIG).read_text()

@@ -9,7 +9,7 @@ import pytest
 
 from gradprism.experiments import data_work, model_work
 from gradprism.experiments.config import RouteConfig, load_config
-from gradprism.experiments.plan import plan_experiment
+from gradprism.experiments.plan import Plan
 from gradprism.experiments.stage import Store, with_needs
 from gradprism.experiments.stages import Base, Files, Probe, Refresh, Rl, Route, Sft, World
 from gradprism.runtime.errors import ConfigError
@@ -19,7 +19,7 @@ MINI = [Path("configs/alfworld-mini.toml"), Path("configs/webshop-mini.toml")]
 
 
 def plan(file, *overrides) -> Any:
-    return plan_experiment(load_config(file, overrides))
+    return Plan(load_config(file, overrides))
 
 
 def all_stages(planned):

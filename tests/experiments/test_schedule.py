@@ -12,15 +12,19 @@ from pathlib import Path
 import psutil
 import pytest
 
-from gradprism.experiments.schedule import LOG, Status, run_stages, status, time_left
+from gradprism.experiments.schedule import LOG, expected_seconds, run_stages, status
 from gradprism.experiments.stage import Outcome, Stage, Store
-from gradprism.runtime.errors import FolderInUseError, StageError
+from gradprism.runtime.errors import StageError
 from helpers.stages import Resume, Words, Write, words
 
 
 def diamond():
     first = Write("a")
     return Write("d", (Write("b", (first,)), Write("c", (first,)))), Write("e")
+
+
+def labels(stages):
+    return [stage.label for stage in stages]
 
 
 def ran(folder):
@@ -37,7 +41,9 @@ def test_every_stage_runs_once_after_what_it_needs(tmp_path, capfd):
     assert "the last: 0.0 s · d by" in capfd.readouterr().err
     run_stages(store, [last, other], {}, jobs=1)
     assert len(ran(tmp_path)) == 5, "only what was pending"
-    assert status(store, [last, other], {other.name: "e"}, 1) == Status(["write"] * 4 + ["e"], [], [], 0.0)
+    found = status(store, [last, other], {other.name: "e"}, 1)
+    assert labels(found.done) == ["write"] * 4 + ["e"] and (found.running, found.pending, found.seconds_left) == ([], [], 0.0)
+    assert all(stage.peak_memory_mib > 1 and stage.seconds is not None for stage in found.done)
 
 
 def test_a_stage_that_fails_is_named_and_all_that_does_not_need_it_still_runs(tmp_path):
@@ -47,7 +53,7 @@ def test_a_stage_that_fails_is_named_and_all_that_does_not_need_it_still_runs(tm
         run_stages(store, [second, third], {first.name: "the first"}, jobs=1)
     assert store.is_done(third) and not store.is_done(first)
     assert "ModelError: no such luck" in (tmp_path / LOG).read_text()
-    assert status(store, [first], {}, 1).pending == ["write"]
+    assert labels(status(store, [first], {}, 1).pending) == ["write"]
     # The same stages without the fault: what was done is kept.
     run_stages(store, [Write("b", (Write("a"),)), third], {}, jobs=1)
     assert store.found(second).words == "a b" and len(ran(tmp_path)) == 3
@@ -65,10 +71,16 @@ def test_a_process_that_dies_is_said_and_the_same_command_goes_on(tmp_path):
 
 def test_what_is_left_is_told_from_what_is_done(tmp_path):
     store, stages = Store(tmp_path), [Write("a"), Write("b"), Write("c")]
-    assert time_left(store, stages, stages, 1) is None
+    assert expected_seconds(store, stages) is None
+    found = status(store, stages, {}, 2)
+    assert found.seconds_left is None and found.pending[0].seconds is None
     run_stages(store, stages[:1], {})
     took = store.record(stages[0]).cost.wall_seconds
-    assert time_left(store, stages, stages[1:], 2) == pytest.approx(took)
+    assert expected_seconds(store, [*stages[1:], Own(0)]) == pytest.approx([took] * 3), "of a kind that has not run the mean"
+    found = status(store, stages, {}, 2)
+    assert found.seconds_left == pytest.approx(took) and [s.seconds for s in found.pending] == pytest.approx([took, took])
+    # With other settings of the same kind the run folder tells as much.
+    assert status(store, [Write("d")], {}, 1).seconds_left == pytest.approx(took)
 
 
 COMMAND = """
@@ -82,14 +94,12 @@ if __name__ == "__main__":
 """
 
 
-def test_a_killed_command_leaves_no_process_and_nobody_else_runs_meanwhile(tmp_path):
+def test_a_killed_command_leaves_no_process(tmp_path):
     (tmp_path / "command.py").write_text(COMMAND)
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path("tests").resolve()), os.environ.get("PYTHONPATH", "")])}
     process = subprocess.Popen([sys.executable, "command.py", "out"], cwd=tmp_path, env=environment)
     store, last = Store(tmp_path / "out"), Write("b", (Write("a"),))
-    until(lambda: status(store, [last], {last.name: "b"}, 1).running == ["b"])
-    with pytest.raises(FolderInUseError, match="the experiment is being run by process"):
-        run_stages(store, [last], {}, 1)
+    until(lambda: labels(status(store, [last], {last.name: "b"}, 1).running) == ["b"])
     worker = int(json.loads((tmp_path / "out" / "running" / f"{last.name}.json").read_text())["pid"])
     process.send_signal(signal.SIGKILL)
     process.wait()

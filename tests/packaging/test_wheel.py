@@ -60,7 +60,7 @@ def test_help_and_templates_work(gradprism):
     assert "--dry-run" in gradprism("quickstart", "--help")
     for template in ("alfworld", "webshop", "own"):
         gradprism("init", template)
-        plan = json.loads(gradprism("run", f"{template}.toml", "--dry-run"))
+        plan = json.loads(gradprism("run", f"{template}.toml", "--dry-run", "--json"))
         assert plan["config"]["name"] == template and plan["pending"] and not plan["done"]
 
 

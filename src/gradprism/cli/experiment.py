@@ -1,6 +1,5 @@
 """`gradprism experiment`."""
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,8 +8,9 @@ import typer
 import gradprism as gp
 from gradprism.cli import options as o
 from gradprism.cli.help import Command, Group, new_app
+from gradprism.cli.run import print_job
 from gradprism.environments.pool import default_workers
-from gradprism.experiments.experiment import Job, job_status
+from gradprism.experiments.experiment import Job
 from gradprism.reporting.pages import fill_page, tables_are_current, write_tables
 from gradprism.runtime import progress
 from gradprism.runtime.errors import DataError
@@ -49,32 +49,25 @@ def run(
 ) -> None:
     """Trains and evaluates every arm with every seed; finished stages are reused, and a killed run goes on with the same command."""
     progress.set_quiet(as_json)
+    job = _job(config, set_, jobs, results, group, extend, replace, fresh)
     if dry_run:
-        o.print_json(_state(config, set_, jobs, group, results, extend, fresh))
+        print_job(job, as_json)
         return
-    resolved = gp.load_config(config, set_ or [])
-    out = results or Path("results") / resolved.name
-    found = gp.experiment(resolved, results=out, jobs=jobs, groups=group or (), extend=extend, replace=replace, fresh=fresh)
+    found = gp.experiment(
+        job.config, results=job.out, jobs=job.jobs, groups=job.groups, extend=extend, replace=replace, fresh=fresh
+    )
     if as_json:
         o.print_json(found.model_dump(mode="json", exclude_defaults=True))
         return
-    print((out / "tables.md").read_text(encoding="utf-8"))
+    print((job.out / "tables.md").read_text(encoding="utf-8"))
 
 
-def _state(
-    config: Path,
-    overrides: list[str] | None,
-    jobs: int | None,
-    groups: list[str] | None,
-    results: Path | None,
-    extend: bool,
-    fresh: bool = False,
-) -> dict[str, Any]:
-
+def _job(
+    config: Path, overrides: list[str] | None, jobs: int | None, results: Path | None, groups: list[str] | None, *flags: bool
+) -> Job:
     resolved = gp.load_config(config, overrides or [])
-    out, jobs = results or Path("results") / resolved.name, jobs or default_workers()
-    state = job_status(Job(resolved, out, jobs, tuple(groups or ()), extend=extend, fresh=fresh))
-    return {"folder": str(resolved.folder), "results": str(out), "jobs": jobs, **asdict(state)}
+    out = results or Path("results") / resolved.name
+    return Job(resolved, out, jobs or default_workers(), tuple(groups or ()), *flags)
 
 
 @app.command("status", cls=Command)
@@ -87,20 +80,8 @@ def status(
     extend: Annotated[bool, typer.Option("--extend", help="As it was run.")] = False,
     as_json: o.AsJson = False,
 ) -> None:
-    """Shows what is done, running and pending, and the time left."""
-    found = _state(config, set_, jobs, group, results, extend)
-    if as_json:
-        o.print_json(found)
-        return
-    for state in ("done", "running", "pending"):
-        print(f"{state:<8}{len(found[state]):>4}")
-    for label in found["running"]:
-        print(f"  running: {label}")
-    left = found["seconds_left"]
-    if left is None:
-        print("time left: unknown until a stage is done")
-    else:
-        print(f"time left: about {left / 60:.0f} min with {found['jobs']} jobs")
+    """Shows what is done, running and pending, and the time left; the same as a dry run."""
+    print_job(_job(config, set_, jobs, results, group, extend), as_json)
 
 
 @app.command("tables", cls=Command)

@@ -1,16 +1,17 @@
 """`gradprism init`."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
 import gradprism as gp
+from gradprism.package_data import EXTRAS
 
 
 def command(
     template: Annotated[
-        Literal["alfworld", "webshop", "own"], typer.Argument(help="What to start from: a known environment, or your own.")
+        str, typer.Argument(metavar="alfworld|webshop|own", help="What to start from: a known environment, or your own.")
     ],
     out: Annotated[Path, typer.Option(help="Folder to write into.")] = Path(),
 ) -> None:
@@ -18,4 +19,5 @@ def command(
     paths = gp.write_template(template, out)
     for path in paths:
         print(path)
-    print(f"next: gradprism run {paths[0]} --dry-run")
+    install = f"pip install 'gradprism[{template}]', then " if template in EXTRAS else ""
+    print(f"next: {install}gradprism run {paths[0]} --dry-run")

@@ -11,6 +11,7 @@ from gradprism.cli.config_file import with_config_file
 from gradprism.environments.prompts import PromptTemplate
 from gradprism.models import check_context_length, check_model_name, load_config
 from gradprism.runtime import progress
+from gradprism.runtime.errors import ConfigError
 from gradprism.training.rl_config import RlConfig
 from gradprism.training.tasks import read_tasks
 
@@ -44,6 +45,9 @@ def command(
     progress.set_quiet(as_json)
     config = config.model_copy(update={"prompt": prompt})
     environment = gp.make_environment(env, **o.environment_options(data_dir, env_option))
+    if config.evaluate_every and config.evaluate_split not in ("", *environment.splits):
+        has = ", ".join(environment.splits)
+        raise ConfigError(f"rl.evaluate_split {config.evaluate_split!r}: environment {env} has no such split; it has {has}")
     if dry_run:
         machine = gp.hardware(devices, device_tflops, device)
         limit = check_context_length(load_config(model), config.context_length)

@@ -1,7 +1,6 @@
-"""`gradprism run`."""
+"""`gradprism run`, and what a dry run of any experiment prints."""
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -11,7 +10,7 @@ from rich.console import Console
 import gradprism as gp
 from gradprism.cli.options import AsJson, DryRun, Fresh, Overrides, print_json
 from gradprism.experiments.experiment import Job, job_status
-from gradprism.reporting.pages import REPORT, print_tables
+from gradprism.reporting.pages import REPORT, print_status, print_tables
 from gradprism.runtime import progress
 
 
@@ -31,8 +30,7 @@ def run_and_print(config: Path, overrides: Sequence[str] | None, dry_run: bool, 
     progress.set_quiet(as_json)
     resolved = gp.load_config(config, overrides or [])
     if dry_run:
-        state = asdict(job_status(Job(resolved, resolved.folder, fresh=fresh)))
-        print_json({"folder": str(resolved.folder), "config": resolved.model_dump(mode="json"), **state})
+        print_job(Job(resolved, resolved.folder, fresh=fresh), as_json)
         return
     results = gp.run(resolved, fresh=fresh)
     if as_json:
@@ -40,3 +38,13 @@ def run_and_print(config: Path, overrides: Sequence[str] | None, dry_run: bool, 
         return
     print_tables(resolved.folder, Console())
     print(f"\nreport: {resolved.folder / REPORT}")
+
+
+def print_job(job: Job, as_json: bool) -> None:
+    """What of a job is done, running and pending, and the time that is left; as JSON also its configuration."""
+    state, folder = job_status(job), job.config.folder
+    if as_json:
+        about = {"folder": str(folder), "results": str(job.out), "jobs": job.jobs, "config": job.config.model_dump(mode="json")}
+        print_json(about | state.model_dump(mode="json"))
+        return
+    print_status(str(folder), state, job.jobs or 1, Console())

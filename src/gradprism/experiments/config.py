@@ -12,7 +12,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from gradprism.concentration import METRICS
 from gradprism.evaluation.config import EvaluationConfig
-from gradprism.experiments.results import Claim, Regime, Sweep
+from gradprism.experiments.results import Design
 from gradprism.package_data import resolve_shipped
 from gradprism.routing.policies import POLICIES
 from gradprism.runtime.errors import ConfigError, MissingFileError
@@ -156,14 +156,13 @@ class AuditConfig(Section):
     checkpoints: list[str] = Field(default=[], description="Arms whose first seed's model is probed.")
 
 
-class ExperimentConfig(Section):
+class ExperimentConfig(Design, Section):
     """Everything that `gradprism run` and `gradprism experiment` do.
 
     Without `arms` it is a run of one seed: the base, SFT on its part of `route`, and RL on the rest. With arms, `rl.rounds` are for the
     whole corpus, and every arm has its own route.
     """
 
-    name: str = Field(description="Name; the run folder is `runs/<name>` unless `out` says otherwise.")
     out: str | None = Field(default=None, description="Run folder (relative to the working directory).")
     seed: Seed = Field(default=0, description="Seed of routing, SFT, RL and evaluation where those do not set their own.")
     threads: int | None = Field(default=None, ge=1, description="CPU threads of torch; default one per core.")
@@ -179,13 +178,6 @@ class ExperimentConfig(Section):
     evaluation: EvaluationConfig = EvaluationConfig()
     seeds: list[Seed] | None = Field(default=None, min_length=1, description="Training seeds of the arms.")
     arms: list[ArmConfig] = Field(default=[], description="Arms, in the order of the tables; earlier groups run first.")
-    base_arm: str = Field(default="base", description="Arm that trains nothing.")
-    sft_arm: str = Field(default="sft", description="Arm of SFT on everything.")
-    full_rl_arm: str | None = Field(default=None, description="Arm of RL on everything, to which costs are compared.")
-    reference_arms: list[str] = Field(default=["base"], description="Arms that every other is tested against.")
-    claims: list[Claim] = Field(default=[], description="Claims to check.")
-    sweeps: list[Sweep] = Field(default=[], description="Arms along an axis.")
-    regime: Regime = Regime()
     audit: AuditConfig = AuditConfig()
 
     @property
@@ -226,12 +218,6 @@ class ExperimentConfig(Section):
             raise ValueError(f"no arm is called {', '.join(sorted(map(str, missing)))}")
         if len(set(self.all_seeds)) < len(self.all_seeds):
             raise ValueError(f"seeds: {', '.join(map(str, self.all_seeds))} has one twice")
-        main = next(iter(self.evaluation.splits))
-        if self.rl.evaluate_every and (self.rl.evaluate_split != main or self.rl.evaluate_tasks > self.evaluation.splits[main]):
-            raise ValueError(
-                f"rl.evaluate_split: must be {main!r}, the evaluation's first split, and rl.evaluate_tasks no more than its "
-                f"{self.evaluation.splits[main]} tasks, so that curves end where the evaluation does"
-            )
         return self
 
     def portable(self, folder: Path) -> Values:

@@ -8,9 +8,9 @@ from pydantic import BaseModel
 
 from gradprism.environments.demonstrations import collect
 from gradprism.experiments import stages
-from gradprism.experiments.results import Agreement, MetricAudit, Routing
+from gradprism.experiments.results import Agreement, MetricAudit, Part, Routing
 from gradprism.experiments.stage import Outcome, Store
-from gradprism.experiments.stages import PROBE, ROUTE, Audit, Audited, Collect, Collected, Corpus, PassRates, Refresh, Route, Routed
+from gradprism.experiments.stages import PROBE, ROUTE, Audit, Audited, Collect, Corpus, PassRates, Refresh, Route, Routed
 from gradprism.probing.result import Probe
 from gradprism.routing.audit import drawn_by_chance
 from gradprism.routing.routes import Routes, route
@@ -44,13 +44,13 @@ def pass_rates_file(stage: PassRates | None, store: Store) -> Path | None:
     return store.path(stage) / PASS_RATES if stage else None
 
 
-def collect_corpus(stage: Collect, folder: Path, store: Store) -> Outcome[Collected]:
+def collect_corpus(stage: Collect, folder: Path, store: Store) -> Outcome[Part]:
     """Writes the expert's trajectories."""
     environment, wanted = stage.world.make(), stage.config
     tasks = environment.tasks(wanted.split or environment.splits[0], wanted.count)
     trajectories = collect(environment, tasks, max_steps=wanted.max_steps, workers=stage.world.workers)
     write_messages_jsonl(folder / CORPUS, trajectories)
-    return Outcome(Collected(trajectories=len(trajectories)), f"{len(trajectories)} of {len(tasks)} tasks solved by the expert")
+    return Outcome(Part(), f"{len(trajectories)} of {len(tasks)} tasks solved by the expert")
 
 
 def route_corpus(stage: Route, folder: Path, store: Store) -> Outcome[Routed]:

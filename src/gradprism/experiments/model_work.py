@@ -10,7 +10,7 @@ from gradprism.evaluation.agents import ModelAgent
 from gradprism.evaluation.run import evaluate
 from gradprism.experiments.data_work import PASS_RATES, corpus_of, probe_folder, routes_of
 from gradprism.experiments.refresh import RefreshEvery, remaining, reroute
-from gradprism.experiments.results import HeatMap, Point, TrainingStep
+from gradprism.experiments.results import HeatMap, Part, Point, TrainingStep
 from gradprism.experiments.results import Task as EvaluatedTask
 from gradprism.experiments.stage import Outcome, Store
 from gradprism.experiments.stages import (
@@ -23,7 +23,6 @@ from gradprism.experiments.stages import (
     Files,
     Moved,
     PassRates,
-    Played,
     Probe,
     Probed,
     Refresh,
@@ -81,7 +80,7 @@ def _heat_map(probe: result.Probe) -> HeatMap:
     return HeatMap(layers=layers, kinds=kinds, mean_norms=[[means.get((layer, kind)) for kind in kinds] for layer in layers])
 
 
-def play_pass_rates(stage: PassRates, folder: Path, store: Store) -> Outcome[Played]:
+def play_pass_rates(stage: PassRates, folder: Path, store: Store) -> Outcome[Part]:
     """Plays every task of the corpus, and writes who succeeded, one line per episode."""
     environment = stage.world.make()
     tasks = [task for task in _corpus_tasks(stage.corpus, store, environment) for _ in range(stage.rollouts)]
@@ -92,7 +91,7 @@ def play_pass_rates(stage: PassRates, folder: Path, store: Store) -> Outcome[Pla
     write_jsonl(folder / PASS_RATES, ({"id": e.task.id, "success": e.success} for e in episodes))
     won = sum(e.success for e in episodes)
     usage = Usage(used.tokens_read, 0, used.tokens_generated, used.environment_steps)
-    return Outcome(Played(episodes=len(episodes), successes=won), f"{100 * won / len(episodes):.1f} % succeed", usage)
+    return Outcome(Part(), f"{100 * won / len(episodes):.1f} % succeed", usage)
 
 
 def _corpus_tasks(corpus: Corpus, store: Store, environment: Environment) -> list[Task]:

@@ -1,8 +1,9 @@
 """Arms × seeds as stages; what two arms have in common is one stage, and runs once."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
+from gradprism.environments.protocol import Environment
 from gradprism.experiments.config import ArmConfig, ExperimentConfig
 from gradprism.experiments.stage import AnyStage
 from gradprism.experiments.stages import (
@@ -48,46 +49,37 @@ class PlannedRun:
     forward_only: tuple[AnyStage, ...] = ()
 
 
-@dataclass
+def _check_splits(config: ExperimentConfig, environment: Environment) -> None:
+    """Raises `ConfigError` for a split that the environment has not, and for curves that would not end where the evaluation does."""
+    collect, splits = config.corpus.collect, config.evaluation.splits
+    named = {"evaluation.splits": list(splits), "corpus.collect.split": [collect.split] if collect and collect.split else []}
+    for key, wanted in named.items():
+        for split in wanted:
+            if split not in environment.splits:
+                has = ", ".join(environment.splits)
+                raise ConfigError(f"{key}: environment {environment.name!r} has no split {split!r}; it has {has}")
+            environment.tasks(split, 1)
+    main, rl = next(iter(splits)), config.rl
+    if rl.evaluate_every and (rl.evaluate_split != main or rl.evaluate_tasks > splits[main]):
+        raise ConfigError(
+            f"rl.evaluate_split: must be {main!r}, the evaluation's first split, and rl.evaluate_tasks no more than its "
+            f"{splits[main]} tasks, so that curves end where the evaluation does"
+        )
+
+
 class Plan:
-    """The runs of all arms and seeds, the probe that they share and its audit (None where nothing is routed), and labels of stages."""
+    """The runs of all arms and seeds as stages: those of earlier groups first, and within a group a seed at a time.
 
-    runs: list[PlannedRun] = field(default_factory=list)
-    probe: Probe | None = None
-    audit: Audit | None = None
-    labels: dict[str, str] = field(default_factory=dict)
-
-    def wanted(self, groups: Sequence[str] = (), but: Sequence[str] = ()) -> list[AnyStage]:
-        """The evaluations of the groups' arms (default all) but those of the given names, and the audit.
-
-        Raises `ConfigError` for a group that no arm is in.
-        """
-        known = {run.arm.group for run in self.runs}
-        if unknown := sorted(set(groups) - known):
-            raise ConfigError(f"--group {unknown[0]}: no arm is in it; choose from {', '.join(sorted(known))}")
-        runs = [run.evaluation for run in self.runs if not groups or run.arm.group in groups]
-        return [stage for stage in [*runs, *([self.audit] if self.audit else [])] if stage.name not in but]
-
-
-def plan_experiment(config: ExperimentConfig) -> Plan:
-    """The stages of all arms and seeds, those of earlier groups first, and within a group a seed at a time.
-
+    `probe` is the one that they share, `audit` its audit (None where nothing is routed), `labels` tell a person of a stage by its name.
     Raises `ConfigError` for files, splits or models that cannot work, before anything is paid for.
     """
-    return _Planner(config).plan()
-
-
-class _Planner:
-    """Makes the stages of arms from what all of them share."""
 
     def __init__(self, config: ExperimentConfig) -> None:
-        self.config, self.made = config, Plan()
+        self.config, self.labels = config, dict[str, str]()
         self.base, self.world = Base.of(config.model, config.threads), World.of(config.environment)
         collect = config.corpus.collect
         self.corpus: Corpus = Files.of(config.corpus) if collect is None else Collect(self.world, collect)
-        environment = self.world.make()
-        for split in [*config.evaluation.splits, *([collect.split] if collect and collect.split else [])]:
-            environment.tasks(split, 1)
+        _check_splits(config, self.world.make())
         # An episode may have as many tokens as a trajectory, unless its own settings say otherwise.
         length = config.model.context_length
         self.rl_config = config.rl.model_copy(update={"context_length": config.rl.context_length or length})
@@ -95,26 +87,34 @@ class _Planner:
         self.evaluation = config.evaluation.model_copy(update={"context_length": own_length})
         self.probe = Probe(self.base, self.corpus, config.probe.batch_tokens)
 
-    def plan(self) -> Plan:
-        groups = list(dict.fromkeys(arm.group for arm in self.config.all_arms))
-        for group in groups:
-            arms = [arm for arm in self.config.all_arms if arm.group == group]
-            for seed in self.config.all_seeds:
-                self.made.runs += [self.run(arm, seed) for arm in arms if seed in self.config.seeds_of(arm)]
-        if any(run.route for run in self.made.runs):
-            self.made.probe, self.made.audit = self.probe, self.audit()
-        return self.made
+        groups = dict.fromkeys(arm.group for arm in config.all_arms)
+        self.runs = [
+            self._run(arm, seed)
+            for group in groups
+            for seed in config.all_seeds
+            for arm in config.all_arms
+            if arm.group == group and seed in config.seeds_of(arm)
+        ]
+        self.audit = self._audit() if any(run.route for run in self.runs) else None
 
-    def told(self, stage: AnyStage, label: str) -> None:
+    def wanted(self, groups: Sequence[str] = ()) -> list[AnyStage]:
+        """The evaluations of the groups' arms (default all), and the audit; raises `ConfigError` for a group that no arm is in."""
+        known = {run.arm.group for run in self.runs}
+        if unknown := sorted(set(groups) - known):
+            raise ConfigError(f"--group {unknown[0]}: no arm is in it; choose from {', '.join(sorted(known))}")
+        runs = [run.evaluation for run in self.runs if not groups or run.arm.group in groups]
+        return [*runs, *([self.audit] if self.audit else [])]
+
+    def _told(self, stage: AnyStage, label: str) -> None:
         """Gives the stage, and all that it needs, a label, unless an earlier run has."""
         for need in stage.needs:
             shared = "the corpus" if isinstance(need, Collect) else "the base" if isinstance(need, Probe) else label
-            self.told(need, shared)
-        self.made.labels.setdefault(stage.name, f"{stage.kind} {label}")
+            self._told(need, shared)
+        self.labels.setdefault(stage.name, f"{stage.kind} {label}")
 
-    def run(self, arm: ArmConfig, seed: int) -> PlannedRun:
+    def _run(self, arm: ArmConfig, seed: int) -> PlannedRun:
         config, stages = self.config, []
-        route = self.route(arm, seed) if arm.is_routed else None
+        route = self._route(arm, seed) if arm.is_routed else None
         if route:
             stages += [] if arm.route.policy in WITHOUT_PROBE else [self.probe]
             stages += [route.pass_rates] if route.pass_rates else []
@@ -130,23 +130,25 @@ class _Planner:
                 model = Sft(self.base, own, tasks, model)
                 stages += [tasks, model]
         if arm.rl != "none":
-            model = self.rl(arm, seed, tasks, route, model)
+            model = self._rl(arm, seed, tasks, route, model)
             stages.append(model)
         evaluation = Evaluate(self.base, self.world, self.evaluation, model)
-        self.told(evaluation, f"{arm.name}/{seed}")
+        self._told(evaluation, f"{arm.name}/{seed}")
         forward_only = (self.probe,) if route and arm.route.policy in FORWARD_ONLY else ()
         return PlannedRun(arm, seed, tuple(stages), evaluation, route, forward_only)
 
-    def route(self, arm: ArmConfig, seed: int) -> Route:
+    def _route(self, arm: ArmConfig, seed: int) -> Route:
         own_seed = seed if arm.route.policy in SEEDED else self.config.seed
-        rates = self.pass_rates(own_seed) if arm.route.policy == "pass_rate" else None
+        rates = self._pass_rates(own_seed) if arm.route.policy == "pass_rate" else None
         return Route(self.probe, arm.route, own_seed, rates)
 
-    def pass_rates(self, seed: int) -> PassRates:
+    def _pass_rates(self, seed: int) -> PassRates:
         play = RolloutConfig(**{name: getattr(self.rl_config, name) for name in RolloutConfig.model_fields})
         return PassRates(self.base, self.corpus, self.world, self.config.pass_rate.rollouts, play, seed)
 
-    def rl(self, arm: ArmConfig, seed: int, tasks: Files | Collect | Route | Refresh, route: Route | None, model: Sft | None) -> Rl:
+    def _rl(
+        self, arm: ArmConfig, seed: int, tasks: Files | Collect | Route | Refresh, route: Route | None, model: Sft | None
+    ) -> Rl:
         # What a threshold sends to RL, or a refresh leaves, is known once it is routed: RL then takes that share of the rounds.
         by_threshold = arm.rl == "routed" and arm.route.threshold is not None
         share = arm.route.rl_share if arm.rl == "routed" and not by_threshold else 1.0
@@ -158,7 +160,7 @@ class _Planner:
         config = RlConfig.model_validate(values)
         return Rl(self.base, self.world, config, tasks, model, None if arm.rounds else share_of, refresh_every)
 
-    def audit(self) -> Audit:
+    def _audit(self) -> Audit:
         """The audit of the probe, with the other probes that it is compared with; what is one probe under two labels comes once."""
         config, seen, labels = self.config, {self.probe.name: self.probe}, []
 
@@ -167,17 +169,17 @@ class _Planner:
             if probe.name not in seen:
                 seen[probe.name] = probe
                 labels.append(label)
-                self.made.labels.setdefault(probe.name, f"probe {label}")
+                self.labels.setdefault(probe.name, f"probe {label}")
 
         for dtype in config.audit.dtypes:
             add(f"dtype {dtype}", replace(self.base, dtype=dtype))
         for length in config.audit.context_lengths:
             add(f"cut to {length} tokens", replace(self.base, context_length=length))
         for name in config.audit.checkpoints:
-            first = next(run for run in self.made.runs if run.arm.name == name)
+            first = next(run for run in self.runs if run.arm.name == name)
             add(f"after {name}", self.base, first.evaluation.model)
-        rates = next((run.route.pass_rates for run in self.made.runs if run.route and run.route.pass_rates), None)
-        metrics = metrics_with(*(run.arm.route.metric for run in self.made.runs if run.route))
+        rates = next((run.route.pass_rates for run in self.runs if run.route and run.route.pass_rates), None)
+        metrics = metrics_with(*(run.arm.route.metric for run in self.runs if run.route))
         audit = Audit(self.probe, tuple(labels), tuple(seen.values())[1:], tuple(metrics), config.seed, rates)
-        self.told(audit, "of the probes")
+        self._told(audit, "of the probes")
         return audit

@@ -28,7 +28,7 @@ class Part(BaseModel):
 
 
 class Cost(Part):
-    """Costs of a stage or of several: seconds, floating-point operations (an estimate), tokens, environment steps, peaks in MiB."""
+    """Costs of a stage or of several: those of `Usage`, seconds of a GPU, floating-point operations (an estimate), peaks in MiB."""
 
     wall_seconds: Count = 0
     cpu_seconds: Count = 0
@@ -202,23 +202,32 @@ class Regime(Part):
     ceiling: float = 0.95
 
 
-class Results(Part):
+class Design(BaseModel):
+    """The question of an experiment: its arms by their parts, the claims and sweeps, and where it can show anything.
+
+    `base_arm` trains nothing, `sft_arm` is SFT on everything, `full_rl_arm` RL on everything, to which costs are compared; every other
+    arm is tested against the `reference_arms`.
+    """
+
+    name: str = Field(description="Name; the run folder is `runs/<name>` unless `out` says otherwise.")
+    base_arm: str = Field(default="base", description="Arm that trains nothing.")
+    sft_arm: str = Field(default="sft", description="Arm of SFT on everything.")
+    full_rl_arm: str | None = Field(default=None, description="Arm of RL on everything, to which costs are compared.")
+    reference_arms: list[str] = Field(default=["base"], description="Arms that every other is tested against.")
+    claims: list[Claim] = Field(default=[], description="Claims to check.")
+    sweeps: list[Sweep] = Field(default=[], description="Arms along an axis.")
+    regime: Regime = Regime()
+
+
+class Results(Design, Part):
     """The content of a `results.json`. The first split of `tasks` is the main one."""
 
-    name: str
     environment: str
     created: str | None = None
     model: Model | None = None
     trajectories: int | None = None
     machines: list[Machine] = []
     seeds: list[int] = []
-    base_arm: str | None = None
-    sft_arm: str | None = None
-    full_rl_arm: str | None = None
-    reference_arms: list[str] = []
-    regime: Regime = Regime()
-    claims: list[Claim] = []
-    sweeps: list[Sweep] = []
     arms: list[Arm]
     audits: dict[str, MetricAudit] = {}
     heat_map: HeatMap | None = None

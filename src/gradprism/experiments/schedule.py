@@ -15,19 +15,18 @@ import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 
 import psutil
 
+from gradprism.experiments.results import Cost, Part
 from gradprism.experiments.stage import AnyStage, Record, Store, with_needs
 from gradprism.runtime.errors import GradprismError, StageError
 from gradprism.runtime.files import read_json, write_json
-from gradprism.runtime.folders import exclusive_lock
 from gradprism.runtime.progress import say, set_quiet
 
-RUNNING, LOCK, LOG = "running", ".experiment.tmp", "workers.log"
+RUNNING, LOG = "running", "workers.log"
 Labels = Mapping[str, str]  # a stage's name -> how a person is told of it
 
 
@@ -37,22 +36,19 @@ def run_stages(
     """Runs the `wanted` stages that are not done and all that they need, in order; at most `jobs` at once, or in this process (None).
 
     In this process the first error ends it. With jobs, a stage that fails is said at once and all that does not need it still runs;
-    `StageError` is raised at the end. Raises `FolderInUseError` where another command runs the same experiment.
+    `StageError` is raised at the end. Whoever calls it holds the run folder's lock.
     """
     _say_reused(store, wanted, labels)
-    if not store.pending(wanted):
-        return
-    with exclusive_lock(store.folder, LOCK, "the experiment is being run"):
-        told = _Told(store, wanted, labels, jobs or 1)
-        if jobs is None:
-            _set_threads(threads)
-            for stage in told.pending:
-                told.begin(stage)
-                with _marked(store, stage):
-                    record = store.run(stage)
-                told.end(stage, record)
-        else:
-            _run_in_processes(store, told, jobs, threads)
+    told = _Told(store, wanted, labels, jobs or 1)
+    if jobs is not None and told.pending:
+        _run_in_processes(store, told, jobs, threads)
+    elif told.pending:
+        _set_threads(threads)
+        for stage in told.pending:
+            told.begin(stage)
+            with _marked(store, stage):
+                record = store.run(stage)
+            told.end(stage, record)
 
 
 class _Told:
@@ -60,7 +56,7 @@ class _Told:
 
     def __init__(self, store: Store, wanted: Sequence[AnyStage], labels: Labels, jobs: int) -> None:
         self.store, self.labels, self.jobs = store, labels, jobs
-        self.known, self.pending = list(with_needs(wanted).values()), store.pending(wanted)
+        self.pending = store.pending(wanted)
         self.left = list(self.pending)
         self.begun = 0
 
@@ -73,7 +69,7 @@ class _Told:
 
     def end(self, stage: AnyStage, record: Record) -> None:
         self.left.remove(stage)
-        rest = time_left(self.store, self.known, self.left, self.jobs) or 0
+        rest = sum(expected_seconds(self.store, self.left) or []) / self.jobs
         said = f" · {record.headline}" if record.headline else ""
         minutes = f" · {rest / 60:.0f} min left" if rest > 60 else ""
         say(f"{self.label(stage)}: {record.cost.wall_seconds:.1f} s{said}{minutes}")
@@ -90,6 +86,7 @@ def _say_reused(store: Store, wanted: Sequence[AnyStage], labels: Labels) -> Non
 
 
 def _run_in_processes(store: Store, told: _Told, jobs: int, threads: int | None) -> None:
+    store.folder.mkdir(parents=True, exist_ok=True)
     context = multiprocessing.get_context("spawn")  # forked children would inherit the threads and locks of libraries
     pool = ProcessPoolExecutor(jobs, context, _begin, (str(store.folder / LOG), threads), max_tasks_per_child=1)
     running: dict[Future[Record | str], AnyStage] = {}
@@ -201,42 +198,55 @@ def _is_running(store: Store, stage: AnyStage) -> bool:
     return False
 
 
-@dataclass(frozen=True)
-class Status:
-    """Labels of the stages that are done, running and pending, and the seconds left (None until a stage is done)."""
+class StageState(Part):
+    """A stage in a few figures: the seconds that it took or is expected to take (None for not known), its peaks in MiB once it is done."""
 
-    done: list[str]
-    running: list[str]
-    pending: list[str]
+    kind: str
+    label: str
+    seconds: float | None = None
+    peak_memory_mib: float = 0.0
+    peak_gpu_memory_mib: float = 0.0
+
+
+class Status(Part):
+    """The stages that are done, running and pending, and the seconds left (None until a stage is done)."""
+
+    done: list[StageState]
+    running: list[StageState]
+    pending: list[StageState]
     seconds_left: float | None
 
 
 def status(store: Store, wanted: Sequence[AnyStage], labels: Labels, jobs: int) -> Status:
-    """The state of the `wanted` stages and of those that they need, with `jobs` at once."""
-    stages = list(with_needs(wanted).values())
-    states: dict[str, list[str]] = {"done": [], "running": [], "pending": []}
+    """The state of the `wanted` stages and of those that they need, with `jobs` at once; a running one counts as just begun."""
+    stages, left = list(with_needs(wanted).values()), store.pending(wanted)
+    seconds = expected_seconds(store, left)
+    expected = dict(zip((stage.name for stage in left), seconds or [], strict=False))
+    states: dict[str, list[StageState]] = {"done": [], "running": [], "pending": []}
     for stage in stages:
         state = "done" if store.is_done(stage) else "running" if _is_running(store, stage) else "pending"
-        states[state].append(labels.get(stage.name, stage.kind))
-    pending = store.pending(wanted)
-    return Status(**states, seconds_left=time_left(store, stages, pending, jobs) if pending else 0.0)
+        cost = store.record(stage).cost if state == "done" else Cost()
+        about = StageState(
+            kind=stage.kind,
+            label=labels.get(stage.name, stage.kind),
+            seconds=cost.wall_seconds if state == "done" else expected.get(stage.name),
+            peak_memory_mib=cost.peak_memory_mib,
+            peak_gpu_memory_mib=cost.peak_gpu_memory_mib,
+        )
+        states[state].append(about)
+    return Status(**states, seconds_left=0.0 if not left else None if seconds is None else sum(seconds) / jobs)
 
 
-def time_left(store: Store, known: Sequence[AnyStage], pending: Sequence[AnyStage], jobs: int) -> float | None:
-    """Seconds until the stages `pending` are done, by what those of `known` that are done took per unit of work; None before any is.
+def expected_seconds(store: Store, stages: Sequence[AnyStage]) -> list[float] | None:
+    """Seconds that each of `stages` would take, by what those of its kind in the run folder took per unit of work; None before any ran.
 
-    A running stage counts as if it had just begun, and a kind of which none has finished as a stage of the mean length.
+    A kind of which none has run counts as a stage of the mean length.
     """
-    spent: dict[str, list[float]] = {}
-    lengths = []
-    for stage in known:
-        if store.is_done(stage):
-            lengths.append(store.record(stage).cost.wall_seconds)
-            spent.setdefault(stage.kind, []).append(lengths[-1] / stage.work)
-    if not lengths:
+    records = store.records()
+    if not records:
         return None
-    total = 0.0
-    for stage in pending:
-        each = spent.get(stage.kind)
-        total += sum(each) / len(each) * stage.work if each else sum(lengths) / len(lengths)
-    return total / jobs
+    rates: dict[str, list[float]] = {}
+    for record in records:
+        rates.setdefault(record.kind, []).append(record.cost.wall_seconds / record.work)
+    mean = sum(record.cost.wall_seconds for record in records) / len(records)
+    return [sum(rates[s.kind]) / len(rates[s.kind]) * s.work if s.kind in rates else mean for s in stages]

@@ -63,6 +63,7 @@ class Record(Part):
     evaluation_seconds: float
     headline: str
     found: JsonValue
+    work: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -71,13 +72,13 @@ class Stage(Generic[F]):
 
     Fields with `compare=False` (where a file lies, how many processes work) are no causes and have no part in the key.
 
-    A subclass has the fields, `Found` (what it leaves to results and later stages) and `runner`, the function that does the work, as
-    `module:function`; a process of its own imports the module before the stage's clock starts. `resumes`: it goes on from what a killed
-    attempt left in its folder.
+    A subclass has the fields, `Found` (what it leaves to results and later stages, if anything) and `runner`, the function that does the
+    work, as `module:function`; a process of its own imports the module before the stage's clock starts. `resumes`: it goes on from what a
+    killed attempt left in its folder.
     """
 
     kind: ClassVar[str]
-    Found: ClassVar[type[Part]]
+    Found: ClassVar[type[Part]] = Part
     runner: ClassVar[str]
     resumes: ClassVar[bool] = False
 
@@ -165,6 +166,10 @@ class Store:
         """The record of a stage that is done."""
         return Record.model_validate(read_json(self.path(stage) / RECORD))
 
+    def records(self) -> list[Record]:
+        """The records of all stages that were ever done here, whatever their settings."""
+        return [Record.model_validate(read_json(path)) for path in sorted(self.folder.glob(f"{STAGES}/*/{RECORD}"))]
+
     def found(self, stage: Stage[G]) -> G:
         """The result of a stage that is done."""
         return stage.Found.model_validate(self.record(stage).found)  # pyright: ignore[reportReturnType] # `Found` is G
@@ -202,20 +207,13 @@ class Store:
         reset_peak_gpu_memory()
         started, wall, cpu = datetime.now(UTC), time.perf_counter(), _cpu_seconds()
         outcome = stage.run(folder, self)
-        on_gpu, usage = peak_gpu_memory_mib(), outcome.usage
+        on_gpu = peak_gpu_memory_mib()
         seconds = time.perf_counter() - wall + outcome.earlier.wall_seconds
-        cost = Cost(
-            wall_seconds=seconds,
-            cpu_seconds=_cpu_seconds() - cpu + outcome.earlier.cpu_seconds,
-            # A stage is one process and holds one GPU from its first second to its last, busy or not: that is what is paid for.
-            gpu_seconds=0.0 if on_gpu is None else seconds,
-            tokens_forward=usage.tokens_forward,
-            tokens_backward=usage.tokens_backward,
-            tokens_generated=usage.tokens_generated,
-            environment_steps=usage.environment_steps,
-            peak_memory_mib=peak_memory_mib() or 0.0,
-            peak_gpu_memory_mib=on_gpu or 0.0,
-        )
+        times = {"wall_seconds": seconds, "cpu_seconds": _cpu_seconds() - cpu + outcome.earlier.cpu_seconds}
+        # A stage is one process and holds one GPU from its first second to its last, busy or not: that is what is paid for.
+        times["gpu_seconds"] = 0.0 if on_gpu is None else seconds
+        peaks = {"peak_memory_mib": peak_memory_mib() or 0.0, "peak_gpu_memory_mib": on_gpu or 0.0}
+        cost = Cost(**(outcome.usage.to_json() | times | peaks))
         record = Record(
             kind=stage.kind,
             key=stage.key,
@@ -228,6 +226,7 @@ class Store:
             evaluation_seconds=outcome.evaluation_seconds,
             headline=outcome.headline,
             found=outcome.found.model_dump(mode="json"),
+            work=stage.work,
         )
         write_json(folder / RECORD, record.model_dump(mode="json", exclude_defaults=True), sort_keys=False)
         line = {"stage": stage.kind, "key": stage.key, "started": record.started, **cost.model_dump()}

@@ -113,18 +113,11 @@ class Files:
         return cls(tuple(map(sha256_file, paths)), config.format, paths)
 
 
-class Collected(Part):
-    """The number of trajectories that the expert has played."""
-
-    trajectories: int
-
-
 @dataclass(frozen=True)
-class Collect(Stage[Collected]):
+class Collect(Stage[Part]):
     """Trajectories of the environment's expert."""
 
     kind = "collect"
-    Found = Collected
     runner = f"{DATA}:collect_corpus"
 
     world: World
@@ -158,19 +151,11 @@ class Probe(Stage[Probed]):
     model: "Sft | Rl | None" = None
 
 
-class Played(Part):
-    """Episodes for pass rates, and how many succeeded."""
-
-    episodes: int
-    successes: int
-
-
 @dataclass(frozen=True)
-class PassRates(Stage[Played]):
+class PassRates(Stage[Part]):
     """Episodes that the base plays on every task of the corpus, as RL's rollouts would be."""
 
     kind = "pass-rates"
-    Found = Played
     runner = f"{MODELS}:play_pass_rates"
 
     base: Base
@@ -316,3 +301,8 @@ class Audit(Stage[Audited]):
     metrics: tuple[str, ...]
     seed: int
     pass_rates: PassRates | None = None
+
+    @property
+    def probes(self) -> tuple[Probe, ...]:
+        """All probes that it reads."""
+        return (self.probe, *self.others)

@@ -131,7 +131,8 @@ def show(title: str, table: Table, console: Console) -> None:
     kept = [i for i in range(len(table.headings)) if i < table.names or any(row[i] not in ("-", "–") for row in table.rows)]
     table = Table([table.headings[i] for i in kept], [[row[i] for i in kept] for row in table.rows], table.names)
     close = (0, 1, 0, 0) if len(table.headings) < 9 else 0
-    shown = RichTable(title=Text(printable(title)), title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, padding=close)
+    said = Text(printable(title)) if title else None
+    shown = RichTable(title=said, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, padding=close)
     for i, heading in enumerate(table.headings):
         words = Text("\n".join(map(printable, heading.split())))
         shown.add_column(words, justify="left" if i < table.names else "right", overflow="fold", vertical="bottom")

@@ -8,10 +8,11 @@ from rich.console import Console
 
 from gradprism.experiments.comparison import MAIN_GROUP, Comparison
 from gradprism.experiments.results import read_results
+from gradprism.experiments.schedule import Status
 from gradprism.reporting.cost_tables import cost_table, ledger_table, saving_lines, training_table, work_table
-from gradprism.reporting.document import Block, Heading, markdown, page, show
+from gradprism.reporting.document import Block, Heading, Table, markdown, page, show
 from gradprism.reporting.figures import FIGURES, draw_figures, drawn_by, figure, has_figure, matplotlib_version
-from gradprism.reporting.numbers import count, duration, percent, points, share, times
+from gradprism.reporting.numbers import count, duration, mib, percent, points, share, times
 from gradprism.reporting.tables import (
     audit_blocks,
     claims_table,
@@ -305,3 +306,31 @@ def print_tables(folder: Path, console: Console) -> None:
     show("Cost", ledger_table(comparison), console)
     for line in run_lines(comparison) if len(comparison.results.seeds) == 1 else ():
         console.print(line, markup=False, highlight=False)
+
+
+def print_status(name: str, state: Status, jobs: int, console: Console) -> None:
+    """Prints what is done, running and pending by kind of stage, with the time and memory of what is done, and the time that is left."""
+    rows = []
+    for kind in dict.fromkeys(stage.kind for stage in (*state.done, *state.running, *state.pending)):
+        done, running, pending = ([s for s in some if s.kind == kind] for some in (state.done, state.running, state.pending))
+        to_come = [stage.seconds for stage in (*running, *pending)]
+        known = [seconds for seconds in to_come if seconds is not None]
+        row = [kind, *(str(len(some)) if some else "-" for some in (done, running, pending))]
+        row += [duration(sum(stage.seconds or 0 for stage in done)) if done else "-", duration(sum(known)) if known else "-"]
+        row += [mib(max((getattr(s, peak) for s in done), default=0)) for peak in ("peak_memory_mib", "peak_gpu_memory_mib")]
+        rows.append(row)
+    headings = ["stages", "done", "running", "to run", "took", "will take", "peak MiB", "peak GPU MiB"]
+    left = len(state.running) + len(state.pending)
+    console.print(f"{name}: {len(state.done)} stages done, {left} left", markup=False, highlight=False)
+    show("", Table(headings, rows), console)
+    for stage in state.running:
+        console.print(f"running: {stage.label}", markup=False, highlight=False)
+    seconds = state.seconds_left
+    said = (
+        "not known until a stage is done"
+        if seconds is None
+        else f"about {duration(seconds)}, {jobs} at once"
+        if seconds
+        else "none"
+    )
+    console.print(f"time left: {said}", markup=False, highlight=False)

@@ -1,4 +1,7 @@
-"""Guess a number: an environment to replace piece by piece. Tasks have stable ids, a session plays one of them at a time."""
+"""Guess a number: an environment to replace piece by piece. Tasks have stable ids, a session plays one of them at a time.
+
+python own_environment.py      # plays it
+"""
 
 import random
 from collections.abc import Sequence
@@ -55,3 +58,9 @@ class Expert:
             self.high = self.last - 1
         self.last = (self.low + self.high) // 2
         return str(self.last)
+
+
+if __name__ == "__main__":  # its expert and random actions play it, before a model comes in
+    for agent in ("expert", "random"):
+        played = gp.evaluate(agent, Guess(), gp.EvaluationConfig(splits={"test": 48}, max_steps=8))
+        print(f"{agent}: {played.headline}")
