@@ -88,7 +88,8 @@ def folder(results: dict[str, Any], tmp_path: Path) -> Path:
 
 def render(results: dict[str, Any]) -> str:
     found = comparison(results)
-    return page(found.results.name, document(found), figures.draw_figures(found))
+    drawn = figures.draw_figures(found)
+    return page(found.results.name, document(found, drawn), drawn)
 
 
 def printed(folder: Path, width: int = 80) -> str:

@@ -208,19 +208,17 @@ def test_equal_results_give_equal_text() -> None:
 # --- blocks
 
 
-def test_blocks_are_replaced_in_their_places() -> None:
-    text = "a <!-- gradprism: x -->old<!-- /gradprism --> b\n<!-- gradprism: y -->\nold\n<!-- /gradprism -->\n"
-    once = pages.replace_block(text, "x", r"1 \g")
-    assert once == text.replace(">old<", r">1 \g<")
-    table = pages.replace_block(once, "y", "| a |\n| - |\n")
-    assert table.endswith("<!-- gradprism: y -->\n\n| a |\n| - |\n\n<!-- /gradprism -->\n")
-    assert pages.replace_block(table, "y", "| a |\n| - |\n") == table
-    with pytest.raises(DataError, match="no block 'z'"):
-        pages.replace_block(text, "z", "")
-
-
 def block(name: str) -> str:
     return f"<!-- gradprism: {name} -->?<!-- /gradprism -->"
+
+
+def test_blocks_are_replaced_in_their_places(whole: Comparison) -> None:
+    text = f"a {block('detectable')} b\n{block('main')} c\n"
+    filled = pages.fill_blocks(text, whole, "R.md")
+    assert filled.startswith(f"a <!-- gradprism: detectable -->{tables.detectable_text(whole)}<!-- /gradprism --> b\n")
+    table = markdown([tables.main_table(whole)]).strip()
+    assert filled.endswith(f"<!-- gradprism: main -->\n\n{table}\n\n<!-- /gradprism --> c\n"), "Markdown wants blank lines"
+    assert pages.fill_blocks(filled, whole, "R.md") == filled
 
 
 def test_inline_numbers_are_those_of_the_tables(whole: Comparison) -> None:
@@ -304,7 +302,7 @@ def test_figures_carry_the_names_of_arms_and_no_date(whole: Comparison) -> None:
     drawn = figures.draw_figures(whole)
     assert list(drawn) == FOUR
     for svg in drawn.values():
-        assert figures.drawn_by(svg) == figures.matplotlib_version()
+        assert not figures.drawn_elsewhere(svg)
         assert "<dc:date>" not in svg
         assert not re.search(r"[ \t]$", svg, flags=re.MULTILINE)
 

@@ -40,6 +40,11 @@ class Comparison:
             self._kept[key] = make()
         return self._kept[key]  # pyright: ignore[reportReturnType] # a key belongs to one type
 
+    @property
+    def is_run(self) -> bool:
+        """Whether it is a run, with one seed for all."""
+        return len(self.results.seeds) == 1
+
     def of_group(self, group: str) -> list[str]:
         """Names of the arms of a group, in order."""
         return [name for name, arm in self.arms.items() if arm.group == group]
@@ -71,7 +76,7 @@ class Comparison:
         if not (arm and values.size):
             return None
         found = self._keep(("mean", arm, split, what), lambda: interval(values))
-        if what == "success" and len(values) == 1 and len(self.results.seeds) == 1:
+        if what == "success" and len(values) == 1 and self.is_run:
             low, high = wilson_interval(int(values.sum()), values.size)
             return replace(found, low=low, high=high)
         return replace(found, low=max(0.0, found.low), high=min(1.0, found.high))

@@ -17,9 +17,7 @@ from matplotlib.figure import Figure
 
 from gradprism.experiments import costs
 from gradprism.experiments.comparison import MAIN_GROUP, Comparison
-from gradprism.experiments.results import HeatMap, Routing
 from gradprism.experiments.statistics import Interval
-from gradprism.reporting.document import Figure as Block
 
 WIDTH = 7.6  # inches; at GitHub's width of a README, text of 9 points is then read as it is
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000", "#8A8A8A")
@@ -35,38 +33,21 @@ _STYLE: dict[Any, Any] = {
 }
 
 
-def matplotlib_version() -> str:
-    """The installed version; does not import it."""
-    return importlib.metadata.version("matplotlib")
-
-
-def drawn_by(svg: str) -> str | None:
-    """The version of matplotlib that drew a figure, by what it wrote into it."""
+def drawn_elsewhere(svg: str) -> bool:
+    """Whether another version of matplotlib than the installed one drew a figure, by what it wrote into it."""
     found = re.search(r"Matplotlib v([\w.+]+)", svg)
-    return found[1] if found else None
-
-
-def figure(comparison: Comparison, name: str) -> list[Block]:
-    """The figure as a block of a document, or nothing where there is nothing to draw."""
-    return [Block(name, _FIGURES[name][0])] if has_figure(comparison, name) else []
-
-
-def has_figure(comparison: Comparison, name: str) -> bool:
-    """Whether the results hold enough for a figure."""
-    return bool(_FIGURES[name][1](comparison))
+    return found is not None and found[1] != importlib.metadata.version("matplotlib")
 
 
 def draw_figures(comparison: Comparison) -> dict[str, str]:
-    """Name to SVG of every figure that the results hold enough for."""
+    """Name to SVG of every figure of `FIGURES` that the results hold enough for."""
     drawn = {}
     with matplotlib.rc_context():
         matplotlib.rcdefaults()  # whatever the user's own settings are
         matplotlib.rcParams.update(_STYLE)
-        for name, (_, data_of, draw) in _FIGURES.items():
-            if data := data_of(comparison):
-                canvas = Figure(layout="constrained")
-                draw(canvas, comparison, data)
-                file = io.StringIO()
+        for name, (_, draw) in FIGURES.items():
+            canvas, file = Figure(layout="constrained"), io.StringIO()
+            if draw(canvas, comparison):
                 canvas.savefig(file, format="svg", metadata={"Date": None})
                 # Matplotlib ends lines with blanks, which no editor would keep.
                 drawn[name] = re.sub(r"[ \t]+$", "", file.getvalue(), flags=re.MULTILINE)
@@ -102,96 +83,82 @@ def _grid(axes: Axes, axis: Any = "both") -> None:
     axes.set_axisbelow(True)
 
 
-# --- success by arm
+def _references(line: Callable[..., Any], comparison: Comparison) -> None:
+    """Lines across (`axhline`) or up (`axvline`) at the success of the reference arms."""
+    for reference, style in zip(comparison.results.reference_arms, LINES[1:], strict=False):
+        if mean := comparison.mean(reference):
+            line(100 * mean.mean, color=INK, linewidth=0.8, linestyle=style, label=comparison.title(reference), zorder=1)
 
 
-def _success_data(comparison: Comparison) -> list[tuple[str, Interval]]:
+def _draw_success(figure: Figure, comparison: Comparison) -> bool:
+    """Every arm's success with its interval."""
     groups = dict.fromkeys([MAIN_GROUP, *(arm.group for arm in comparison.arms.values())])
-    return [(arm, mean) for group in groups for arm in comparison.of_group(group) if (mean := comparison.mean(arm))]
-
-
-def _draw_success(figure: Figure, comparison: Comparison, data: list[tuple[str, Interval]]) -> None:
+    data = [(arm, mean) for group in groups for arm in comparison.of_group(group) if (mean := comparison.mean(arm))]
+    if not data:
+        return False
     figure.set_size_inches(WIDTH, 0.9 + 0.24 * len(data))
     axes = figure.subplots()
     for y, (arm, mean) in enumerate(data):
         axes.errorbar(100 * mean.mean, y, xerr=_bars(mean), fmt="o", color=COLOURS[0], capsize=2.5, ms=5)
         if y and comparison.arms[data[y - 1][0]].group != comparison.arms[arm].group:
             axes.axhline(y - 0.5, color="#BBBBBB", linewidth=0.8)
-    for reference, line in zip(comparison.results.reference_arms, LINES[1:], strict=False):
-        if mean := comparison.mean(reference):
-            axes.axvline(100 * mean.mean, color=INK, linewidth=0.8, linestyle=line, label=comparison.title(reference), zorder=1)
+    _references(axes.axvline, comparison)
     axes.set_yticks(range(len(data)), [comparison.title(arm) for arm, _ in data])
     axes.set_ylim(len(data) - 0.5, -0.5)
     axes.set_xlim(left=0)
     axes.set_xlabel(f"{comparison.splits[0]} success, % (bars: 95 % interval)")
     _grid(axes, "x")
     _legend(figure, axes, columns=2)
+    return True
 
 
-# --- success against cost
-
-_COSTS: dict[costs.Measure, str] = {"wall_seconds": "wall time", "flops": "FLOPs"}
-_CostRow = tuple[str, Interval, dict[costs.Measure, float]]
-
-
-def _cost_data(comparison: Comparison) -> list[_CostRow]:
-    """Arm, success, and each cost relative to full RL."""
-    rows = []
-    for arm in comparison.of_group(MAIN_GROUP):
-        mean, speedups = comparison.mean(arm), {measure: comparison.speedup(arm, measure) for measure in _COSTS}
-        relative = {measure: 1 / found.ratio for measure, found in speedups.items() if found}
-        if mean and relative:
-            rows.append((arm, mean, relative))
-    return rows
-
-
-def _draw_cost(figure: Figure, comparison: Comparison, data: list[_CostRow]) -> None:
+def _draw_cost(figure: Figure, comparison: Comparison) -> bool:
+    """Success against each cost relative to full RL."""
+    arms = comparison.of_group(MAIN_GROUP)
+    known = {arm: mean for arm in arms if (mean := comparison.mean(arm))}
+    units: dict[costs.Measure, str] = {"wall_seconds": "wall time", "flops": "FLOPs"}
+    shown = []
+    for measure, name in units.items():
+        points = [(arm, 1 / found.ratio) for arm in known if (found := comparison.speedup(arm, measure))]
+        shown += [(name, points)] if points else []
+    if not shown:
+        return False
     figure.set_size_inches(WIDTH, 3.9)
-    shown = {measure: name for measure, name in _COSTS.items() if any(measure in relative for _, _, relative in data)}
-    styles = _styles(comparison.of_group(MAIN_GROUP))
+    styles = _styles(arms)
     panels = figure.subplots(1, len(shown), sharey=True, squeeze=False)[0]
-    for axes, (measure, name) in zip(panels, shown.items(), strict=True):
-        for arm, mean, relative in data:
-            if measure in relative:
-                style = {**styles[arm], "linestyle": "none", "capsize": 2, "ms": 6, "elinewidth": 0.9}
-                axes.errorbar(relative[measure], 100 * mean.mean, yerr=_bars(mean), label=comparison.title(arm), **style)
+    for axes, (name, points) in zip(panels, shown, strict=True):
+        for arm, relative in points:
+            style = {**styles[arm], "linestyle": "none", "capsize": 2, "ms": 6, "elinewidth": 0.9}
+            axes.errorbar(relative, 100 * known[arm].mean, yerr=_bars(known[arm]), label=comparison.title(arm), **style)
         axes.set_xlabel(f"{name}, full RL = 1")
         axes.set_xlim(left=0)
         _grid(axes)
     panels[0].set_ylim(bottom=0)
     panels[0].set_ylabel(f"{comparison.splits[0]} success, %")
     _legend(figure, panels[0])
+    return True
 
 
-# --- along the sweeps
-
-_SweepData = list[tuple[str, list[tuple[str, Interval]]]]
-
-
-def _sweep_data(comparison: Comparison) -> _SweepData:
-    """Title and known points of every sweep that has at least two."""
+def _draw_sweeps(figure: Figure, comparison: Comparison) -> bool:
+    """Success along every sweep of which two points are known."""
     found = [
-        (sweep.title, [(value, mean) for value, arm in sweep.arms.items() if (mean := comparison.mean(arm))])
+        (sweep.title, {value: mean for value, arm in sweep.arms.items() if (mean := comparison.mean(arm))})
         for sweep in comparison.results.sweeps
     ]
-    return [(title, points) for title, points in found if len(points) > 1]
-
-
-def _draw_sweeps(figure: Figure, comparison: Comparison, data: _SweepData) -> None:
+    data = [(title, means) for title, means in found if len(means) > 1]
+    if not data:
+        return False
     columns = min(2, len(data))
     rows = -(-len(data) // columns)
     figure.set_size_inches(WIDTH, 0.5 + 2.7 * rows)
     panels = figure.subplots(rows, columns, sharey=True, squeeze=False).flat
-    for axes, (title, points) in zip(panels, data, strict=False):
-        positions = _positions([value for value, _ in points])
-        for x, (_, mean) in zip(positions, points, strict=True):
+    for axes, (title, means) in zip(panels, data, strict=False):
+        positions = _positions(list(means))
+        for x, mean in zip(positions, means.values(), strict=True):
             axes.errorbar(x, 100 * mean.mean, yerr=_bars(mean), fmt="o", color=COLOURS[0], capsize=3, ms=5)
-        axes.plot(positions, [100 * mean.mean for _, mean in points], color=COLOURS[0], linewidth=1)
-        for reference, line in zip(comparison.results.reference_arms, LINES[1:], strict=False):
-            if mean := comparison.mean(reference):
-                label = comparison.title(reference)
-                axes.axhline(100 * mean.mean, color=INK, linewidth=0.8, linestyle=line, label=label, zorder=1)
-        axes.set_xticks(positions, [value for value, _ in points])
+        axes.plot(positions, [100 * mean.mean for mean in means.values()], color=COLOURS[0], linewidth=1)
+        _references(axes.axhline, comparison)
+        axes.set_xticks(positions, list(means))
         axes.set_xlabel(title)
         axes.set_ylabel(f"{comparison.splits[0]} success, %")
         axes.set_ylim(bottom=0)
@@ -199,6 +166,7 @@ def _draw_sweeps(figure: Figure, comparison: Comparison, data: _SweepData) -> No
     for axes in list(figure.axes)[len(data) :]:
         axes.remove()
     _legend(figure, figure.axes[0])
+    return True
 
 
 def _positions(values: Sequence[str]) -> list[float]:
@@ -209,35 +177,28 @@ def _positions(values: Sequence[str]) -> list[float]:
         return [float(i) for i in range(len(values))]
 
 
-# --- success while training
-
-_Curves = list[tuple[str, list[tuple[float, float]]]]
-
-
-def _curve_data(comparison: Comparison) -> _Curves:
-    """Arm, and (FLOPs so far over full RL's whole, success) where all its seeds with a curve have a point; means over them."""
-    whole = comparison.costs(comparison.results.full_rl_arm)
+def _draw_curves(figure: Figure, comparison: Comparison) -> bool:
+    """Mean success over FLOPs so far, relative to full RL's whole, where all of an arm's seeds with a curve have a point."""
+    full_rl, arms = comparison.results.full_rl_arm, comparison.of_group(MAIN_GROUP)
+    whole, drawn = comparison.costs(full_rl), False
     if not whole or not (unit := costs.mean_cost(whole).flops):
-        return []
-    rows = []
-    for arm in comparison.of_group(MAIN_GROUP):
-        runs = [run for run in comparison.runs(arm) if run.curve and run.stages]
-        points = []
-        for stage, fraction, success in costs.mean_curve(runs):
-            spent = [costs.cost_at(run, comparison.results.stages, stage, fraction, "flops") for run in runs]
-            points.append((sum(spent) / len(runs) / unit, success))
-        if points:
-            rows.append((arm, points))
-    return rows
-
-
-def _draw_curves(figure: Figure, comparison: Comparison, data: _Curves) -> None:
+        return False
     figure.set_size_inches(WIDTH, 3.9)
-    axes, styles = figure.subplots(), _styles(comparison.of_group(MAIN_GROUP))
-    for arm, points in data:
-        x, y = zip(*points, strict=True)
-        axes.plot(x, [100 * s for s in y], label=comparison.title(arm), linewidth=1.4, ms=4, **styles[arm])
-    target = costs.final_success(comparison.runs(comparison.results.full_rl_arm))
+    axes, styles = figure.subplots(), _styles(arms)
+    for arm in arms:
+        runs = [run for run in comparison.runs(arm) if run.curve and run.stages]
+        points = [
+            (
+                sum(costs.cost_at(run, comparison.results.stages, stage, fraction, "flops") for run in runs) / len(runs) / unit,
+                success,
+            )
+            for stage, fraction, success in costs.mean_curve(runs)
+        ]
+        if points:
+            x, y = zip(*points, strict=True)
+            axes.plot(x, [100 * s for s in y], label=comparison.title(arm), linewidth=1.4, ms=4, **styles[arm])
+            drawn = True
+    target = costs.final_success(comparison.runs(full_rl))
     if target is not None:
         axes.axhline(100 * target, color=INK, linewidth=0.8, linestyle="--", zorder=1, label="where full RL ends")
     axes.set_xlabel("FLOPs so far, of full RL's whole")
@@ -246,17 +207,17 @@ def _draw_curves(figure: Figure, comparison: Comparison, data: _Curves) -> None:
     axes.set_ylim(bottom=0)
     _grid(axes)
     _legend(figure, axes)
+    return drawn
 
 
 # --- of a single run: scores and routes, norms, logs of the trainings
 
 
-def _score_data(comparison: Comparison) -> list[Routing]:
-    return list(comparison.results.routes.values())[:4] if len(comparison.results.seeds) == 1 else []
-
-
-def _draw_scores(figure: Figure, comparison: Comparison, data: list[Routing]) -> None:
+def _draw_scores(figure: Figure, comparison: Comparison) -> bool:
     """Histograms stacked by route; no bin mixes the sides of the threshold."""
+    data = list(comparison.results.routes.values())[:4] if comparison.is_run else []
+    if not data:
+        return False
     figure.set_size_inches(WIDTH, 2.6 * len(data))
     for axes, routing in zip(figure.subplots(len(data), squeeze=False)[:, 0], data, strict=True):
         left = [routing.start + k * routing.width for k in range(len(routing.sft))]
@@ -269,15 +230,14 @@ def _draw_scores(figure: Figure, comparison: Comparison, data: list[Routing]) ->
         axes.set_xlabel(routing.metric if routing.policy == "concentration" else f"{routing.policy} ({routing.metric})")
         axes.set_ylabel("trajectories")
         axes.legend(frameon=False, fontsize=8)
+    return True
 
 
-def _norm_data(comparison: Comparison) -> HeatMap | None:
-    return comparison.results.heat_map if len(comparison.results.seeds) == 1 else None
-
-
-def _draw_norms(figure: Figure, comparison: Comparison, data: HeatMap) -> None:
+def _draw_norms(figure: Figure, comparison: Comparison) -> bool:
     """Layers upwards, kinds of matrices across; colours by order of magnitude, zeros left blank."""
-
+    data = comparison.results.heat_map
+    if data is None or not comparison.is_run:
+        return False
     few = len(data.layers) <= 16
     figure.set_size_inches(WIDTH, max(2.5, 0.8 + (0.28 if few else 0.12) * len(data.layers)))
     axes = figure.subplots()
@@ -291,22 +251,19 @@ def _draw_norms(figure: Figure, comparison: Comparison, data: HeatMap) -> None:
         if norm == norm:
             axes.text(x + 0.5, y + 0.5, f"{norm:.2g}", ha="center", va="center", fontsize=7.5)
     figure.colorbar(squares, label="log₁₀ of the mean norm")
+    return True
 
 
-_Logs = list[tuple[str, list[tuple[int, float]]]]
-
-
-def _training_data(comparison: Comparison) -> _Logs:
-    """Label and points of the logs of the last arm's trainings, where there is one seed."""
-    runs = comparison.runs(next(reversed(comparison.arms), None)) if len(comparison.results.seeds) == 1 else []
+def _draw_training(figure: Figure, comparison: Comparison) -> bool:
+    """The logs of the last arm's trainings."""
+    runs = comparison.runs(next(reversed(comparison.arms), None)) if comparison.is_run else []
     stages = [comparison.results.stages[name] for name in (runs[-1].stages if runs else [])]
     losses = [[(row.step, row.loss) for row in stage.history if row.loss is not None] for stage in stages]
     successes = [[(row.step, 100 * row.success) for row in stage.history if row.success is not None] for stage in stages]
     logs = [*(("SFT: loss", points) for points in losses), *(("RL: success while sampling, %", points) for points in successes)]
-    return [(label, points) for label, points in logs if points]
-
-
-def _draw_training(figure: Figure, comparison: Comparison, data: _Logs) -> None:
+    data = [(label, points) for label, points in logs if points]
+    if not data:
+        return False
     figure.set_size_inches(WIDTH, 2.6)
     for axes, (label, points) in zip(figure.subplots(1, len(data), squeeze=False)[0], data, strict=True):
         x, y = zip(*points, strict=True)
@@ -315,15 +272,16 @@ def _draw_training(figure: Figure, comparison: Comparison, data: _Logs) -> None:
         axes.set_ylabel(label)
         axes.set_ylim(bottom=0)
         _grid(axes, "y")
+    return True
 
 
-_FIGURES: dict[str, tuple[str, Callable[[Comparison], Any], Callable[..., None]]] = {
-    "success": ("Success of every arm with its 95 % interval", _success_data, _draw_success),
-    "sweeps": ("Success along the sweeps with 95 % intervals", _sweep_data, _draw_sweeps),
-    "cost": ("Success against cost, relative to full RL", _cost_data, _draw_cost),
-    "curves": ("Success while training against the cost so far, relative to full RL's whole cost", _curve_data, _draw_curves),
-    "scores": ("Scores, and where the trajectories went", _score_data, _draw_scores),
-    "norms": ("Mean Frobenius norm of the gradient over the corpus, by layer and matrix", _norm_data, _draw_norms),
-    "training": ("Logs of the trainings", _training_data, _draw_training),
+# Name: caption, and what draws it or says with False that there is nothing to draw.
+FIGURES: dict[str, tuple[str, Callable[[Figure, Comparison], bool]]] = {
+    "success": ("Success of every arm with its 95 % interval", _draw_success),
+    "sweeps": ("Success along the sweeps with 95 % intervals", _draw_sweeps),
+    "cost": ("Success against cost, relative to full RL", _draw_cost),
+    "curves": ("Success while training against the cost so far, relative to full RL's whole cost", _draw_curves),
+    "scores": ("Scores, and where the trajectories went", _draw_scores),
+    "norms": ("Mean Frobenius norm of the gradient over the corpus, by layer and matrix", _draw_norms),
+    "training": ("Logs of the trainings", _draw_training),
 }
-FIGURES = tuple(_FIGURES)

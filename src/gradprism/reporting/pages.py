@@ -1,7 +1,7 @@
 """Pages of results: all tables and figures as one document, and the blocks of other Markdown pages that show them."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -10,8 +10,8 @@ from gradprism.experiments.comparison import MAIN_GROUP, Comparison
 from gradprism.experiments.results import read_results
 from gradprism.experiments.schedule import Status
 from gradprism.reporting.cost_tables import cost_table, ledger_table, saving_lines, training_table, work_table
-from gradprism.reporting.document import Block, Heading, Table, markdown, page, show
-from gradprism.reporting.figures import FIGURES, draw_figures, drawn_by, figure, has_figure, matplotlib_version
+from gradprism.reporting.document import Block, Figure, Heading, Table, markdown, page, show
+from gradprism.reporting.figures import FIGURES, draw_figures, drawn_elsewhere
 from gradprism.reporting.numbers import count, duration, mib, percent, points, share, times
 from gradprism.reporting.tables import (
     audit_blocks,
@@ -66,31 +66,41 @@ COST_NOTE = (
 # --- the document
 
 
-def document(comparison: Comparison) -> list[Block]:
-    """All tables and figures; parts for which the results hold nothing are left out."""
+def document(comparison: Comparison, figures: Collection[str] = ()) -> list[Block]:
+    """All tables, and the given `figures` by name; parts for which the results hold nothing are left out."""
     results, main = comparison.results, comparison.of_group(MAIN_GROUP)
-    single = len(results.seeds) == 1
-    blocks: list[Block] = [Heading(f"{results.name}: tables", 1), _facts(comparison), ONE_SEED if single else HOW_TO_READ]
-    if single:
-        blocks += ["\n".join(f"- {line}" for line in run_lines(comparison))]
+
+    def drawn(*names: str) -> list[Block]:
+        return [Figure(name, FIGURES[name][0]) for name in names if name in figures]
+
+    blocks: list[Block] = [Heading(f"{results.name}: tables", 1), _facts(comparison)]
+    if comparison.is_run:
+        blocks += [ONE_SEED, "\n".join(f"- {line}" for line in run_lines(comparison))]
     else:
-        blocks += [Heading("Does the experiment lie where something can be seen?"), regime_text(comparison)]
-    blocks += [Heading("Table 1: success in %"), *_success(comparison, main), *figure(comparison, "success")]
+        blocks += [HOW_TO_READ, Heading("Does the experiment lie where something can be seen?"), regime_text(comparison)]
+    blocks += [Heading("Table 1: success in %"), *_success(comparison, main), *drawn("success")]
     if results.claims:
         blocks += [Heading("Claims"), claims_table(comparison), CLAIMS_NOTE]
     for group in dict.fromkeys(arm.group for arm in results.arms if arm.group != MAIN_GROUP):
         blocks += [Heading(GROUP_TITLES.get(group, group.capitalize())), *_success(comparison, comparison.of_group(group))]
     for sweep in results.sweeps:
         blocks += [Heading(f"Sweep: {sweep.title}"), sweep_table(comparison, sweep)]
-    blocks += figure(comparison, "sweeps")
-    blocks += _costs(comparison)
-    if single:
-        table = routes_table(comparison)
-        routes = [*figure(comparison, "scores"), *([table] if table else []), *figure(comparison, "norms")]
-        blocks += [Heading("Scores and routes"), *routes] if routes else []
-    if audits := audit_blocks(comparison):
-        blocks += [Heading("Audits"), *audits]
-    return blocks
+    blocks += [*drawn("sweeps"), Heading("Table 3: cost")]
+    if comparison.costs(results.full_rl_arm):
+        blocks += [cost_table(comparison), COST_NOTE]
+    blocks += [work_table(comparison), *drawn("cost")]
+    if lines := saving_lines(comparison):
+        blocks += [Heading("Does choosing pay?", 3), "\n".join(lines)]
+    blocks += [Heading("All that was run", 3), ledger_table(comparison)]
+    training, routes = training_table(comparison), routes_table(comparison) if comparison.is_run else None
+    blocks += _titled("While training", *([training, TRAINING_NOTE] if training else []), *drawn("curves", "training"))
+    blocks += _titled("Scores and routes", *drawn("scores"), *([routes] if routes else []), *drawn("norms"))
+    return [*blocks, *_titled("Audits", *audit_blocks(comparison))]
+
+
+def _titled(title: str, *blocks: Block) -> list[Block]:
+    """The blocks under a heading, where there are any."""
+    return [Heading(title), *blocks] if blocks else []
 
 
 def _facts(comparison: Comparison) -> str:
@@ -141,49 +151,29 @@ def _success(comparison: Comparison, arms: Sequence[str]) -> list[Block]:
     return blocks
 
 
-def _costs(comparison: Comparison) -> list[Block]:
-    blocks: list[Block] = [Heading("Table 3: cost")]
-    if comparison.costs(comparison.results.full_rl_arm):
-        blocks += [cost_table(comparison), COST_NOTE]
-    blocks += [work_table(comparison), *figure(comparison, "cost")]
-    if lines := saving_lines(comparison):
-        blocks += [Heading("Does choosing pay?", 3), "\n".join(lines)]
-    blocks += [Heading("All that was run", 3), ledger_table(comparison)]
-    training = training_table(comparison)
-    drawn = [*figure(comparison, "curves"), *figure(comparison, "training")]
-    if training or drawn:
-        blocks += [Heading("While training"), *([training, TRAINING_NOTE] if training else []), *drawn]
-    return blocks
-
-
 # --- blocks of other pages
 
-_BEGIN, _END = "<!-- gradprism: ", "<!-- /gradprism -->"
-_TABLE_BLOCKS: dict[str, Callable[[Comparison], Block | None]] = {
+_BLOCK = re.compile(r"<!-- gradprism: (.*?) -->.*?(<!-- /gradprism -->|(?=<!-- gradprism: )|\Z)", re.DOTALL)
+_TABLES: dict[str, Callable[[Comparison], Block | None]] = {
     "main": main_table,
     "claims": claims_table,
     "regime": regime_text,
     "cost": cost_table,
     "training": training_table,
 }
-
-
-def replace_block(text: str, name: str, table: str) -> str:
-    """`text` with `table` between `<!-- gradprism: NAME -->` and `<!-- /gradprism -->`, wherever they stand.
-
-    Text of several lines is set apart by blank lines, as Markdown wants of a table; a single line stays within its own. Raises
-    `DataError` where the markers are missing.
-    """
-    body = f"\n\n{table.strip()}\n\n" if "\n" in table else table
-    begin = f"{_BEGIN}{name} -->"
-    new, n = re.subn(f"{re.escape(begin)}.*?{re.escape(_END)}", lambda _: f"{begin}{body}{_END}", text, flags=re.DOTALL)
-    if not n:
-        raise DataError(f"no block {name!r}: put {begin} and {_END} where it is to stand")
-    return new
+# Name: how many arms follow, whether a split may, and the number of the comparison, the arms and the split.
+_NUMBERS: dict[str, tuple[int, bool, Callable[..., str]]] = {
+    "success": (1, True, lambda c, arm, split: percent(c.mean(arm, split), " %")),
+    "score": (1, True, lambda c, arm, split: percent(c.mean(arm, split, "score"))),
+    "difference": (2, True, lambda c, arm, other, split: points(c.difference(arm, other, split), " points")),
+    "speedup": (1, False, lambda c, arm, _: times(c.speedup(arm))),
+    "speedup-flops": (1, False, lambda c, arm, _: times(c.speedup(arm, "flops"))),
+    "detectable": (0, False, lambda c, _: detectable_text(c)),
+}
 
 
 def fill_blocks(text: str, comparison: Comparison, source: str, prefix: str = "") -> str:
-    """`text` with all its blocks filled in; `source` is the file that errors name.
+    """`text` with what stands between `<!-- gradprism: NAME -->` and `<!-- /gradprism -->` filled in; errors name the file `source`.
 
     Blocks are `main`, `claims`, `regime`, `cost`, `training`, and within a line `success ARM [SPLIT]`, `score ARM [SPLIT]`, `speedup ARM`,
     `difference ARM ARM [SPLIT]`, `speedup-flops ARM`, `detectable`. With a prefix, only blocks whose names begin with it are filled
@@ -192,51 +182,48 @@ def fill_blocks(text: str, comparison: Comparison, source: str, prefix: str = ""
 
     Raises `DataError` for a block that is none of these, an unknown arm or split, or a block that does not end before the next.
     """
-    begin, parts = f"{prefix} " if prefix else "", text.split(_BEGIN)[1:]
-    names = [part.partition(" -->")[0] for part in parts]
-    for name, part in zip(names, parts, strict=True):
-        if _END not in part:
-            raise DataError(f"{source}: block {name!r} does not end; add {_END}")
-    for name in dict.fromkeys(name for name in names if name.startswith(begin)):
-        text = replace_block(text, name, _block(name.removeprefix(begin), comparison, source))
-    return text
+    begin = f"{prefix} " if prefix else ""
+
+    def filled(block: re.Match[str]) -> str:
+        name = block[1]
+        if not block[2]:
+            raise DataError(f"{source}: block {name!r} does not end; add <!-- /gradprism -->")
+        if not name.startswith(begin):
+            return block[0]
+        body = _block(name.removeprefix(begin), comparison, source)
+        body = f"\n\n{body.strip()}\n\n" if "\n" in body else body  # as Markdown wants of a table
+        return f"<!-- gradprism: {name} -->{body}<!-- /gradprism -->"
+
+    return _BLOCK.sub(filled, text)
 
 
 def _block(name: str, comparison: Comparison, source: str) -> str:
     what, *words = name.split() or [""]
-    if what in _TABLE_BLOCKS and not words:
-        block = _TABLE_BLOCKS[what](comparison)
+    if what in _TABLES and not words:
+        block = _TABLES[what](comparison)
         return markdown([block]) if block else ""
-    n_arms = {"success": 1, "score": 1, "difference": 2, "speedup": 1, "speedup-flops": 1, "detectable": 0}.get(what)
-    n_splits = int(what in ("success", "score", "difference"))
-    if n_arms is None or not n_arms <= len(words) <= n_arms + n_splits:
+    n_arms, may_split, text = _NUMBERS.get(what, (-1, False, str))
+    if not 0 <= n_arms <= len(words) <= n_arms + may_split:
         raise DataError(f"{source}: no block is called {printable(name)!r}; see docs/experiments.md for those that are")
-    arms, split = words[:n_arms], next(iter(words[n_arms:]), None)
-    for word, known in [*((arm, list(comparison.arms)) for arm in arms), *([(split, comparison.splits)] if split else [])]:
+    for place, word in enumerate(words):
+        known = list(comparison.arms) if place < n_arms else comparison.splits
         if word not in known:
             where = f"{source}: block {printable(name)!r}"
             raise DataError(f"{where}: no {printable(word)!r} in results.json; it has {', '.join(known)}")
-    if what == "success":
-        return percent(comparison.mean(arms[0], split), " %")
-    if what == "score":
-        return percent(comparison.mean(arms[0], split, "score"))
-    if what == "difference":
-        return points(comparison.difference(arms[0], arms[1], split), " points")
-    if what == "detectable":
-        return detectable_text(comparison)
-    return times(comparison.speedup(arms[0], "flops" if what == "speedup-flops" else "wall_seconds"))
+    return text(comparison, *words[:n_arms], next(iter(words[n_arms:]), None))
 
 
 # --- files and the terminal
 
 
-def _texts(folder: Path, comparison: Comparison) -> dict[str, str]:
-    """File name to its text, figures apart."""
-    texts = {TABLES: markdown(document(comparison))}
-    readme = Path(folder) / README
+def _files(folder: Path) -> dict[str, str]:
+    """File name to text of `folder`/results.json's tables and figures, and of the folder's README with its blocks filled."""
+    comparison, readme = Comparison(read_results(folder)), folder / README
+    figures = draw_figures(comparison)
+    files = {TABLES: markdown(document(comparison, figures))}
     if readme.is_file():
-        texts[README] = fill_blocks(readme.read_text(encoding="utf-8"), comparison, str(readme))
-    return texts
+        files[README] = fill_blocks(readme.read_text(encoding="utf-8"), comparison, str(readme))
+    return files | {f"{name}.svg": svg for name, svg in figures.items()}
 
 
 def write_tables(folder: Path) -> list[Path]:
@@ -244,8 +231,7 @@ def write_tables(folder: Path) -> list[Path]:
 
     Returns the paths written. Figures that the results no longer have are deleted. Raises `MissingFileError` or `DataError`.
     """
-    folder, comparison = Path(folder), Comparison(read_results(folder))
-    files = _texts(folder, comparison) | {f"{name}.svg": svg for name, svg in draw_figures(comparison).items()}
+    files = _files(folder)
     for name, content in files.items():
         with atomic_write(folder / name) as file:
             file.write(content)
@@ -255,32 +241,26 @@ def write_tables(folder: Path) -> list[Path]:
     return [folder / name for name in files]
 
 
-def fill_page(folder: Path, path: Path) -> None:
-    """Fills the blocks of a Markdown page elsewhere that name the results of `folder`: `<!-- gradprism: FOLDER success gini -->`."""
-    if not path.is_file():
-        raise MissingFileError(f"{path}: no such file")
-    text = path.read_text(encoding="utf-8")
-    filled = fill_blocks(text, Comparison(read_results(folder)), str(path), prefix=Path(folder).resolve().name)
-    if filled != text:
-        with atomic_write(path) as file:
-            file.write(filled)
-
-
 def tables_are_current(folder: Path) -> list[str]:
     """Names of the files that `write_tables` would change; writes nothing.
 
     Matplotlib draws the same picture in other bytes from version to version: a figure that another version drew is only looked for.
     """
-    folder, comparison = Path(folder), Comparison(read_results(folder))
+    made = _files(folder)
     held = {path.name: path.read_text(encoding="utf-8") for path in folder.iterdir() if path.suffix in (".md", ".svg")}
-    stale = [name for name, text in _texts(folder, comparison).items() if held.get(name) != text]
-    version, figures = matplotlib_version(), draw_figures(comparison)
-    for name in FIGURES:
-        svg = held.get(f"{name}.svg")
-        differs = name in figures and svg is not None and drawn_by(svg) == version and svg != figures[name]
-        if differs or (svg is not None) != has_figure(comparison, name):
-            stale.append(f"{name}.svg")
-    return stale
+    gone = [f"{name}.svg" for name in FIGURES if f"{name}.svg" in held.keys() - made.keys()]
+    return [name for name, text in made.items() if held.get(name) != text and not drawn_elsewhere(held.get(name, ""))] + gone
+
+
+def fill_page(folder: Path, path: Path) -> None:
+    """Fills the blocks of a Markdown page elsewhere that name the results of `folder`: `<!-- gradprism: FOLDER success gini -->`."""
+    if not path.is_file():
+        raise MissingFileError(f"{path}: no such file")
+    text = path.read_text(encoding="utf-8")
+    filled = fill_blocks(text, Comparison(read_results(folder)), str(path), prefix=folder.resolve().name)
+    if filled != text:
+        with atomic_write(path) as file:
+            file.write(filled)
 
 
 def write_report(folder: Path, path: Path | None = None) -> Path:
@@ -291,7 +271,8 @@ def write_report(folder: Path, path: Path | None = None) -> Path:
     path, comparison = path or Path(folder) / REPORT, Comparison(read_results(folder))
     if path.is_dir():
         raise ConfigError(f"{path}: is a folder; --out names the HTML file")
-    text = page(comparison.results.name, document(comparison), draw_figures(comparison))
+    figures = draw_figures(comparison)
+    text = page(comparison.results.name, document(comparison, figures), figures)
     with atomic_write(path, "wb") as file:
         file.write(text.encode("utf-8", errors="replace"))  # a lone surrogate, which JSON may hold, has no UTF-8 form
     return path
@@ -304,7 +285,7 @@ def print_tables(folder: Path, console: Console) -> None:
         title = f"Success in % [95 % interval], {split} tasks"
         show(title, success_table(comparison, list(comparison.arms), split), console)
     show("Cost", ledger_table(comparison), console)
-    for line in run_lines(comparison) if len(comparison.results.seeds) == 1 else ():
+    for line in run_lines(comparison) if comparison.is_run else ():
         console.print(line, markup=False, highlight=False)
 
 

@@ -56,15 +56,14 @@ def success_table(comparison: Comparison, arms: Sequence[str], split: str) -> Ta
     types = in_order(set(of_types) - {None})
     types = types if len(types) > 1 else []
     scores = comparison.scores(arms, split)
-    single = len(comparison.results.seeds) == 1
-    headings = ["arm", "SFT / RL", *([] if single else ["seeds"])]
+    headings = ["arm", "SFT / RL", *([] if comparison.is_run else ["seeds"])]
     headings += [f"{short_name(t)} ({int((of_types == t).sum())})" for t in types]
     headings += [f"{'All' if types else 'success'} ({len(of_types)})", *(["score"] if scores else [])]
     rows = []
     for arm in arms:
         values, runs = comparison.values(arm, split), comparison.runs(arm, split)
         by_type = [f"{100 * values[:, of_types == t].mean():.1f}" if values.size else "–" for t in types]
-        cells = [trained_on(runs), *([] if single else [str(len(runs))]), *by_type, percent(comparison.mean(arm, split))]
+        cells = [trained_on(runs), *([] if comparison.is_run else [str(len(runs))]), *by_type, percent(comparison.mean(arm, split))]
         rows.append([comparison.title(arm), *cells, *([percent(scores[arm])] if scores else [])])
     return Table(headings, rows)
 
@@ -109,7 +108,7 @@ def main_table(comparison: Comparison) -> Table:
 def regime(comparison: Comparison) -> list[tuple[bool | None, str]]:
     """Conditions under which the experiment could show anything: each met or not (None for not known), and a sentence."""
     results, split = comparison.results, comparison.splits[0]
-    limits, base, sft = results.regime, results.base_arm or "", results.sft_arm or ""
+    limits, base, sft = results.regime, results.base_arm, results.sft_arm
     at_base, gain = comparison.mean(base), comparison.difference(sft, base)
     best = max(((m.mean, comparison.title(arm)) for arm in comparison.arms if (m := comparison.mean(arm))), default=None)
     of_base = f"The base succeeds on {100 * limits.base_low:g}–{100 * limits.base_high:g} % of {split} tasks"
