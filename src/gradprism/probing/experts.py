@@ -19,9 +19,10 @@ from torch import Tensor
 
 from gradprism.probing.collect import Pass, replaced
 from gradprism.probing.norms import SharedInput, squared_norms
+from gradprism.probing.plan import plan_batches
 from gradprism.probing.units import ExpertsTap, gate_and_up
 
-# Runs are padded to the longest of their bucket, which takes in all of more than this share of its length.
+# Runs are padded to the longest of their bucket, which takes in all of at least this share of its length.
 BUCKET = 0.7
 
 
@@ -143,12 +144,6 @@ class _Rows:
 
     def _buckets(self) -> list[tuple[Tensor, int]]:
         """Runs of similar length, as positions in `runs`, with the length of the longest."""
-        lengths = self.counts.tolist()
-        order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
-        buckets: list[list[int]] = []
-        for i in order:
-            if buckets and lengths[i] > BUCKET * lengths[buckets[-1][0]]:
-                buckets[-1].append(i)
-            else:
-                buckets.append([i])
-        return [(torch.tensor(bucket, device=self.counts.device), lengths[bucket[0]]) for bucket in buckets]
+        lengths = self.counts.cpu().numpy()
+        buckets = plan_batches(lengths, int(lengths.max()) * len(lengths), shortest=BUCKET)
+        return [(torch.from_numpy(bucket).to(self.counts.device), int(lengths[bucket[0]])) for bucket in buckets]

@@ -39,10 +39,12 @@ def plan_items(items: Items, batch_tokens: int, boundaries: Sequence[int] = ()) 
     return batches
 
 
-def plan_batches(lengths: NDArray[Any] | Sequence[int], batch_tokens: int, boundaries: Sequence[int] = ()) -> list[Batch]:
+def plan_batches(
+    lengths: NDArray[Any] | Sequence[int], batch_tokens: int, boundaries: Sequence[int] = (), shortest: float = SHORTEST
+) -> list[Batch]:
     """Positions in `lengths`, in batches of at most `batch_tokens` padded tokens, longest first; a longer sequence is a batch alone.
 
-    Lengths of a batch differ by no more than `SHORTEST` allows. No batch has lengths on both sides of a boundary b, that is, some ≤ b
+    A batch's shortest sequence is at least `shortest` of its longest. No batch has lengths on both sides of a boundary b, that is, some ≤ b
     and some > b.
     """
     lengths = np.asarray(lengths, dtype=np.int64)
@@ -54,7 +56,7 @@ def plan_batches(lengths: NDArray[Any] | Sequence[int], batch_tokens: int, bound
         while start < end:
             # The first of a batch is its longest, to which the others are padded.
             longest = int(lengths[order[start]])
-            similar = int(np.searchsorted(ascending, -SHORTEST * longest, side="right"))
+            similar = int(np.searchsorted(ascending, -shortest * longest, side="right"))
             stop = min(end, similar, start + max(1, batch_tokens // max(1, longest)))
             batches.append(order[start:stop])
             start = stop

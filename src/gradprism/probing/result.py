@@ -96,32 +96,33 @@ class Probe:
 
     @property
     def folder(self) -> Path | None:
-        """The probe folder on this machine; None for a probe that was not given one, and for one behind a URL."""
+        """Path of the probe folder on this machine; None for a probe that was not given one, and for one behind a URL."""
         return None if self._files.kept else self._files.folder
 
     @property
     def manifest(self) -> ProbeManifest:
-        """Everything that the norms depend on: model, tokenizer, template and corpus by hash, context length, versions."""
+        """`ProbeManifest`, everything that the norms depend on: model, tokenizer, template and corpus by hash, context length, versions."""
         return self._files.manifest
 
     @property
     def units(self) -> tuple[UnitInfo, ...]:
-        """The columns of the norms, `[N]`."""
+        """`UnitInfo`s, one for each column of the norms, `[N]`."""
         return self.manifest.unit_infos
 
     @property
     def usage(self) -> Usage:
-        """Tokens and seconds of all attempts at the folder; processes of one attempt run side by side, so the longest counts."""
+        """`Usage`, tokens and seconds of all attempts at the folder; processes of one attempt run side by side, so the longest counts."""
         return attempts_usage(self._files.folder)
 
     @cached_property
     def frame(self) -> pl.DataFrame:
-        """A row per trajectory, in the corpus's order: index, id, n_tokens, n_response_tokens, n_turns, loss (nats), l2 (of all norms)."""
+        """Polars table of a row per trajectory, in the corpus's order: index, id, n_tokens, n_response_tokens, n_turns, loss (nats), l2 (of
+        all norms)."""
         return self.measures(metrics=())
 
     @property
     def ids(self) -> list[str]:
-        """The trajectories' ids, `[n]`."""
+        """List of the trajectories' ids, `[n]`."""
         return self.frame["id"].to_list()
 
     @cached_property
@@ -131,12 +132,15 @@ class Probe:
 
     @cached_property
     def turns(self) -> ProbeTable:
-        """Norms and frame (with the column `turn`) of single assistant turns; raises `DataError` unless they were probed (`per_turn`)."""
+        """`ProbeTable` of single assistant turns: norms float32 `[m, N]`, and frame with the column `turn`, by trajectory and turn.
+
+        Raises `DataError` unless turns were probed (`per_turn`).
+        """
         return self._files.read("turns")
 
     @property
     def trajectories(self) -> "ProbedTrajectories":
-        """The probed corpus, read from the folder as it is gone through, as often as you like."""
+        """Iterable of the probed `Trajectory`s, read from the folder as it is gone through, as often as you like."""
         return ProbedTrajectories(self._files)
 
     def corpus_blocks(self) -> Iterator[list[bytes]]:

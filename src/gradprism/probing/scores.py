@@ -69,18 +69,15 @@ def unit_scales(units: Sequence[UnitInfo], normalise: str) -> NDArray[np.float64
     return 1 / (np.sqrt(numbers) if by_count else numbers)
 
 
-def _checked(name: str, norms: NDArray[np.float64]) -> NDArray[np.float64]:
-    """A metric's scores `[k]`; raises `DataError` where a metric of the user's gives anything else."""
-    given = METRICS[name](norms)
+def finite_scores(given: object, n: int, who: str) -> NDArray[np.float64]:
+    """What `who` gives for n rows as float64 `[n]`; raises `DataError` for anything but a finite number per row."""
     try:
         scores = np.asarray(given, dtype=np.float64)
     except (TypeError, ValueError) as error:
-        raise DataError(f"metric {name!r}: gives no numbers ({error})") from None
-    if scores.shape != norms.shape[:1] or not np.isfinite(scores).all():
-        got = f"shape {list(scores.shape)}" if scores.shape != norms.shape[:1] else "numbers that are not finite"
-        raise DataError(
-            f"metric {name!r}: gives {got} for norms of shape {list(norms.shape)}; it must give a finite number per row"
-        )
+        raise DataError(f"{who}: gives no numbers ({error})") from None
+    if scores.shape != (n,) or not np.isfinite(scores).all():
+        got = "numbers that are not finite" if scores.shape == (n,) else f"shape {list(scores.shape)}"
+        raise DataError(f"{who}: gives {got} for {n} rows; it must give a finite number per row")
     return scores
 
 
@@ -90,7 +87,7 @@ def _of_view(norms: NDArray[np.float64], view: View, strict: bool) -> NDArray[np
     if view.units is not None:
         norms = norms[:, view.units]
     try:
-        return _checked(view.metric, norms)
+        return finite_scores(METRICS[view.metric](norms), len(norms), f"metric {view.metric!r}")
     except DataError:
         if strict:
             raise

@@ -12,7 +12,8 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from gradprism.runtime.errors import ConfigError, DataError
+from gradprism.probing.scores import finite_scores
+from gradprism.runtime.errors import ConfigError
 from gradprism.runtime.registry import Registry
 
 # The stream of chance by which equal pass rates are ordered: not that of the random policy, or one split would be the other's reverse.
@@ -44,18 +45,7 @@ def policy_scores(policy: str, table: pl.DataFrame, context: PolicyContext) -> N
 
     Raises `ConfigError` where there is no such policy, and `DataError` where one gives anything but a finite number per row.
     """
-    given = POLICIES[policy](table, context)
-    try:
-        scores = np.asarray(given, dtype=np.float64)
-    except (TypeError, ValueError) as error:
-        raise DataError(f"policy {policy!r}: gives no numbers ({error})") from None
-    if scores.shape != (len(table),) or not np.isfinite(scores).all():
-        undefined = int((~np.isfinite(scores)).sum())
-        raise DataError(
-            f"policy {policy!r}: gives {list(scores.shape)} scores for {len(table)} rows, {undefined} of them not finite; it must give a "
-            "finite number per row"
-        )
-    return scores
+    return finite_scores(POLICIES[policy](table, context), len(table), f"policy {policy!r}")
 
 
 @register_policy("concentration")
