@@ -64,3 +64,5 @@ def command(
             f"{row.split:12s} {row.task_type:32s} {success} {score:25s} {row.mean_steps:5.1f} steps, "
             f"{100 * row.invalid_share:.1f} % refused{failed}"
         )
+    for remark in evaluation.remarks:
+        print(remark)
