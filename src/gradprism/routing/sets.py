@@ -3,7 +3,7 @@
 import itertools
 import shutil
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from gradprism.probing.result import Probe
 from gradprism.runtime.errors import DataError
 from gradprism.trajectories.corpus import load_corpus
-from gradprism.trajectories.record import Trajectory
+from gradprism.trajectories.record import Message, Trajectory
 
 T = TypeVar("T")
 
@@ -94,10 +94,10 @@ def _read_tasks(path: Path) -> Iterator[RlTask]:
         for number, line in enumerate(file, 1):
             place = f"{path}:{number}"
             try:
-                task = _decode_task(line)
+                read = _decode_task(line)
             except (msgspec.MsgspecError, RecursionError) as error:
                 raise DataError(f"{place}: is no RL task ({error}); route again") from None
-            yield replace(task, source=place)
+            yield RlTask(read.id, [message.to_chat() for message in read.prompt], read.task, place)
 
 
 class _Message(msgspec.Struct, omit_defaults=True, gc=False):
@@ -122,8 +122,16 @@ class _Task(msgspec.Struct, gc=False):
     task: msgspec.Raw
 
 
+class _ReadTask(msgspec.Struct, gc=False):
+    """A line of the RL tasks' file, every message checked."""
+
+    id: str
+    prompt: list[Message]
+    task: dict[str, Any]
+
+
 _decode, _encode = msgspec.json.Decoder(_Line).decode, msgspec.json.Encoder().encode
-_decode_task = msgspec.json.Decoder(RlTask).decode
+_decode_task = msgspec.json.Decoder(_ReadTask).decode
 
 
 def _rl_line(line: bytes) -> bytes:
