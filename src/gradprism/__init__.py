@@ -5,118 +5,61 @@
 Every public name is listed here and loaded from its room when it is first used, so that the import itself takes a moment and no torch.
 """
 
+# ruff: noqa: I001 (a room per line)
+
 import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from gradprism.concentration import register_metric
-    from gradprism.environments.demonstrations import collect
-    from gradprism.environments.protocol import Environment, Info, Step, Task
-    from gradprism.environments.registry import make_environment, register_environment
-    from gradprism.estimate import Estimate, Figure, Hardware, estimate_probe, estimate_rl, estimate_sft, hardware
-    from gradprism.evaluation.config import EvaluationConfig
-    from gradprism.evaluation.run import Evaluation, evaluate
-    from gradprism.experiments.config import ExperimentConfig, load_config
-    from gradprism.experiments.results import Results, read_results
-    from gradprism.exporting.registry import export, register_exporter
-    from gradprism.models import ModelSpec
-    from gradprism.package_data import shipped, write_template
-    from gradprism.probing.api import probe
-    from gradprism.probing.callback import ProbeCallback
-    from gradprism.probing.manifest import ProbeManifest, UnitInfo
-    from gradprism.probing.rays import Ray
-    from gradprism.probing.result import Probe, ProbeRun
-    from gradprism.probing.work import ProbeOptions
-    from gradprism.reporting.run import experiment, run
-    from gradprism.rollouts.config import RolloutConfig
-    from gradprism.rollouts.episode import Episode, StopReason, Turn
-    from gradprism.rollouts.player import rollout
-    from gradprism.routing.audit import Audit
-    from gradprism.routing.policies import PolicyContext, register_policy
-    from gradprism.routing.routes import Routes, route
-    from gradprism.routing.sets import RlTask
-    from gradprism.routing.stability import audit
-    from gradprism.runtime.errors import GradprismError
-    from gradprism.runtime.usage import Usage
-    from gradprism.training.processes import training_processes
-    from gradprism.training.rl import train_rl
-    from gradprism.training.rl_config import RlConfig
-    from gradprism.training.sft import train_sft
-    from gradprism.training.sft_config import SftConfig
-    from gradprism.training.summary import TrainingSummary
-    from gradprism.trajectories.corpus import Corpus, load_corpus
-    from gradprism.trajectories.formats import register_format
-    from gradprism.trajectories.record import Message, Trajectory
-    from gradprism.trajectories.rendering import Renderer, load_tokenizer
+    from gradprism.concentration import register_metric as register_metric
+    from gradprism.environments.demonstrations import collect as collect
+    from gradprism.environments.protocol import Environment as Environment, Info as Info, Step as Step, Task as Task
+    from gradprism.environments.registry import make_environment as make_environment, register_environment as register_environment
+    from gradprism.estimate import (
+        Estimate as Estimate,
+        Figure as Figure,
+        Hardware as Hardware,
+        estimate_probe as estimate_probe,
+        estimate_rl as estimate_rl,
+        estimate_sft as estimate_sft,
+        hardware as hardware,
+    )
+    from gradprism.evaluation.config import EvaluationConfig as EvaluationConfig
+    from gradprism.evaluation.run import Evaluation as Evaluation, evaluate as evaluate
+    from gradprism.experiments.config import ExperimentConfig as ExperimentConfig, load_config as load_config
+    from gradprism.experiments.results import Results as Results, read_results as read_results
+    from gradprism.exporting.registry import export as export, register_exporter as register_exporter
+    from gradprism.models import ModelSpec as ModelSpec
+    from gradprism.package_data import shipped as shipped, write_template as write_template
+    from gradprism.probing.api import probe as probe
+    from gradprism.probing.callback import ProbeCallback as ProbeCallback
+    from gradprism.probing.manifest import ProbeManifest as ProbeManifest, UnitInfo as UnitInfo
+    from gradprism.probing.rays import Ray as Ray
+    from gradprism.probing.result import Probe as Probe, ProbeRun as ProbeRun
+    from gradprism.probing.work import ProbeOptions as ProbeOptions
+    from gradprism.reporting.run import experiment as experiment, run as run
+    from gradprism.rollouts.config import RolloutConfig as RolloutConfig
+    from gradprism.rollouts.episode import Episode as Episode, StopReason as StopReason, Turn as Turn
+    from gradprism.rollouts.player import rollout as rollout
+    from gradprism.routing.audit import Audit as Audit
+    from gradprism.routing.policies import PolicyContext as PolicyContext, register_policy as register_policy
+    from gradprism.routing.routes import Routes as Routes, route as route
+    from gradprism.routing.sets import RlTask as RlTask
+    from gradprism.routing.stability import audit as audit
+    from gradprism.runtime.errors import GradprismError as GradprismError
+    from gradprism.runtime.usage import Usage as Usage
+    from gradprism.training.processes import training_processes as training_processes
+    from gradprism.training.rl import train_rl as train_rl
+    from gradprism.training.rl_config import RlConfig as RlConfig
+    from gradprism.training.sft import train_sft as train_sft
+    from gradprism.training.sft_config import SftConfig as SftConfig
+    from gradprism.training.summary import TrainingSummary as TrainingSummary
+    from gradprism.trajectories.corpus import Corpus as Corpus, load_corpus as load_corpus
+    from gradprism.trajectories.formats import register_format as register_format
+    from gradprism.trajectories.record import Message as Message, Trajectory as Trajectory
+    from gradprism.trajectories.rendering import Renderer as Renderer, load_tokenizer as load_tokenizer
 
 __version__ = "0.1.0"
-__all__ = [
-    "Audit",
-    "Corpus",
-    "Environment",
-    "Episode",
-    "Estimate",
-    "Evaluation",
-    "EvaluationConfig",
-    "ExperimentConfig",
-    "Figure",
-    "GradprismError",
-    "Hardware",
-    "Info",
-    "Message",
-    "ModelSpec",
-    "PolicyContext",
-    "Probe",
-    "ProbeCallback",
-    "ProbeManifest",
-    "ProbeOptions",
-    "ProbeRun",
-    "Ray",
-    "Renderer",
-    "Results",
-    "RlConfig",
-    "RlTask",
-    "RolloutConfig",
-    "Routes",
-    "SftConfig",
-    "Step",
-    "StopReason",
-    "Task",
-    "TrainingSummary",
-    "Trajectory",
-    "Turn",
-    "UnitInfo",
-    "Usage",
-    "audit",
-    "collect",
-    "estimate_probe",
-    "estimate_rl",
-    "estimate_sft",
-    "evaluate",
-    "experiment",
-    "export",
-    "hardware",
-    "load_config",
-    "load_corpus",
-    "load_tokenizer",
-    "make_environment",
-    "probe",
-    "read_results",
-    "register_environment",
-    "register_exporter",
-    "register_format",
-    "register_metric",
-    "register_policy",
-    "rollout",
-    "route",
-    "run",
-    "shipped",
-    "train_rl",
-    "train_sft",
-    "training_processes",
-    "write_template",
-]
-
 _ROOMS = {
     "concentration": "register_metric",
     "environments.demonstrations": "collect",
@@ -159,6 +102,7 @@ _ROOMS = {
     "trajectories.rendering": "Renderer load_tokenizer",
 }
 _ROOM_OF = {name: room for room, names in _ROOMS.items() for name in names.split()}
+__all__ = sorted(_ROOM_OF)  # pyright: ignore[reportUnsupportedDunderAll] # the imports for types above say the same
 
 
 def __getattr__(name: str) -> Any:

@@ -11,7 +11,7 @@ from gradprism.experiments import data_work, model_work
 from gradprism.experiments.config import RouteConfig, load_config
 from gradprism.experiments.plan import Plan
 from gradprism.experiments.stage import Store, with_needs
-from gradprism.experiments.stages import Base, Files, Probe, Refresh, Rl, Route, Sft, World
+from gradprism.experiments.stages import Base, Collect, Files, Probe, Refresh, Rl, Route, Sft, World
 from gradprism.runtime.errors import ConfigError
 from helpers.probes import make_probe
 
@@ -124,12 +124,11 @@ def test_an_arm_whose_share_is_not_known_yet_plays_in_proportion(tmp_path, monke
     planned = plan(MINI[0], "rl.rounds=30", "seeds=[0]")
     environment: Any = SimpleNamespace(task=lambda i: SimpleNamespace(id=i))
     store = Store(tmp_path)
-    monkeypatch.setattr(model_work, "corpus_of", lambda corpus, store: [SimpleNamespace(task=i) for i in range(100)])
 
     def rounds(arm, routed, left):
-        lengths = {Route: routed, Refresh: left}
+        lengths = {Route: routed, Refresh: left, Collect: 100}
         stage = rl_of(planned, arm)
-        monkeypatch.setattr(model_work, "routed_tasks", lambda stage, store, environment: list(range(lengths[type(stage)])))
+        monkeypatch.setattr(model_work, "tasks_of", lambda stage, store, environment: list(range(lengths[type(stage)])))
         return model_work.rl_rounds(stage, len(model_work.rl_tasks(stage, store, environment)), store, environment)
 
     assert rounds("gini", 50, 0) == 15

@@ -6,10 +6,9 @@ from typing import Annotated
 import typer
 
 from gradprism.cli.help import Command, new_app
-from gradprism.cli.options import DataDir, environment_options, print_json
+from gradprism.cli.options import AsJson, DataDir, environment_options, show
 from gradprism.environments.alfworld.environment import AlfworldEnvironment
 from gradprism.environments.alfworld.replay import replay
-from gradprism.runtime import progress
 from gradprism.runtime.files import write_json
 from gradprism.trajectories.corpus import load_corpus, write_messages_jsonl
 
@@ -30,20 +29,16 @@ def replay_command(
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many trajectories.")] = None,
     report: Annotated[Path | None, typer.Option(metavar="FILE", help="JSON file for those that do not replay.")] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Worker processes; default one per core.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON and no progress.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Plays an older corpus again on the official games, in the text of the installed ALFWorld."""
-    progress.set_quiet(as_json)
     environment = AlfworldEnvironment(games="official", **environment_options(data_dir, None))
     replayed = replay(environment, list(load_corpus(data, format=format_, limit=limit)), workers)
     write_messages_jsonl(out, replayed.kept)
     told = replayed.report()
     if report is not None:
         write_json(report, told)
-    if as_json:
-        print_json(told)
-        return
-    for one in replayed.lost:
-        print(f"{one.id}: step {one.step}, {one.action!r}: {one.why}")
+    lines = [f"{one.id}: step {one.step}, {one.action!r}: {one.why}" for one in replayed.lost]
     n = len(replayed.kept) + len(replayed.lost)
-    print(f"{out}: {len(replayed.kept)} of {n} trajectories kept ({100 * replayed.share:.2f} %)")
+    lines.append(f"{out}: {len(replayed.kept)} of {n} trajectories kept ({100 * replayed.share:.2f} %)")
+    show(told, "\n".join(lines), as_json)

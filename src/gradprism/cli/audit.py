@@ -51,10 +51,7 @@ def command(
     )
     if out is not None:
         write_json(out, found.to_json())
-    if as_json:
-        o.print_json(found.to_json())
-        return
-    print(f"{probe}: {found}")
+    o.show(found.to_json(), f"{probe}: {found}", as_json)
 
 
 def _hours(full_rl: float | None, routed: float | None) -> tuple[float, float] | None:

@@ -8,18 +8,14 @@ import typer
 import gradprism as gp
 from gradprism.cli import options as o
 from gradprism.cli.config_file import with_config_file
-from gradprism.environments.prompts import PromptTemplate
 from gradprism.evaluation.config import EvaluationConfig
-from gradprism.runtime import progress
 from gradprism.runtime.errors import ConfigError
 
 
 @with_config_file("evaluation")
-@o.with_config(PromptTemplate, name="prompt")
-@o.with_config(EvaluationConfig, leave_out=("splits", "prompt"))
+@o.with_config(EvaluationConfig, leave_out=("splits",))
 def command(
     config: EvaluationConfig,
-    prompt: PromptTemplate,
     out: Annotated[Path, typer.Option(help="Folder for episodes.jsonl and summary.json.")],
     agent: Annotated[
         str | None, typer.Option(help="expert, random, or a model: its folder or hub id. Exactly one of --agent and --model.")
@@ -40,7 +36,6 @@ def command(
     as_json: o.AsJson = False,
 ) -> None:
     """The same tasks in the same order every time; greedy unless a temperature is set. Kill it, and the same command goes on."""
-    progress.set_quiet(as_json)
     if (agent is None) == (model is None):
         raise ConfigError("give either --agent (expert, random or a model) or --model")
     environment = gp.make_environment(env, **o.environment_options(data_dir, env_option))
@@ -48,21 +43,18 @@ def command(
     for name in split or environment.evaluation_splits:
         size = environment.size(name)  # an unknown split is said before a model is loaded
         splits[name] = count or (96 if size is None else size - config.start)
-    config = config.model_copy(update={"splits": splits, "prompt": prompt})
+    config = config.model_copy(update={"splits": splits})
     scripted = model is None and agent in ("expert", "random")
     player = agent if scripted else gp.ModelSpec(str(model or agent), dtype, device, chat_template=chat_template)
     evaluation = gp.evaluate(player, environment, config, out=out, workers=workers, on_existing=on_existing)
-    if as_json:
-        o.print_json(evaluation.to_json())
-        return
+    lines = []
     for row in evaluation.rows:
         interval = f"[{100 * row.low:.1f}, {100 * row.high:.1f}]"
         success = f"{row.successes:4d}/{row.episodes:<4d} {100 * row.success:5.1f} % {interval:14s}"
         score = f"score {100 * row.score:5.1f} [{100 * row.score_low:.1f}, {100 * row.score_high:.1f}]"
         failed = f", {row.failures} failed in the engine" if row.failures else ""
-        print(
+        lines.append(
             f"{row.split:12s} {row.task_type:32s} {success} {score:25s} {row.mean_steps:5.1f} steps, "
             f"{100 * row.invalid_share:.1f} % refused{failed}"
         )
-    for remark in evaluation.remarks:
-        print(remark)
+    o.show(evaluation.to_json(), "\n".join(lines), as_json)

@@ -12,7 +12,6 @@ from gradprism.cli.run import print_job
 from gradprism.environments.pool import default_workers
 from gradprism.experiments.experiment import Job
 from gradprism.reporting.pages import fill_page, tables_are_current, write_tables
-from gradprism.runtime import progress
 from gradprism.runtime.errors import DataError
 
 Config = Annotated[Path, typer.Argument(help="TOML file, for example configs/alfworld-mini.toml.")]
@@ -48,7 +47,6 @@ def run(
     as_json: o.AsJson = False,
 ) -> None:
     """Trains and evaluates every arm with every seed; finished stages are reused, and a killed run goes on with the same command."""
-    progress.set_quiet(as_json)
     job = _job(config, set_, jobs, results, group, extend, replace, fresh)
     if dry_run:
         print_job(job, as_json)

@@ -6,8 +6,7 @@ from typing import Annotated
 import typer
 
 import gradprism as gp
-from gradprism.cli.options import AsJson, OnExistingOutput, environment_options, print_json
-from gradprism.runtime import progress
+from gradprism.cli.options import AsJson, OnExistingOutput, environment_options, show
 
 
 def command(
@@ -24,12 +23,7 @@ def command(
     as_json: AsJson = False,
 ) -> None:
     """Writes a route's SFT set and RL tasks for another trainer; verl: Parquet files, and the list of tasks that RL may draw."""
-    progress.set_quiet(as_json)
     export = gp.export(route, format_, out, on_existing=on_existing, **environment_options(data_dir, option, "--option"))
-    if as_json:
-        print_json(export.model_dump())
-        return
     routing = export.routing
-    print(f"{out}: {routing.n_sft} trajectories to SFT, {routing.n_rl} to RL, in {', '.join(export.files)}")
-    for warning in export.warnings:
-        print(f"warning: {warning}")
+    said = f"{out}: {routing.n_sft} trajectories to SFT, {routing.n_rl} to RL, in {', '.join(export.files)}"
+    show(export.model_dump(), "\n".join([said, *(f"warning: {warning}" for warning in export.warnings)]), as_json)

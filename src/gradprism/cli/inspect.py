@@ -9,7 +9,6 @@ from rich.console import Console
 
 import gradprism as gp
 from gradprism.cli import options as o
-from gradprism.runtime import progress
 from gradprism.trajectories import display
 
 
@@ -26,10 +25,9 @@ def command(
     as_json: o.AsJson = False,
 ) -> None:
     """Response tokens are marked: the probe counts them, and SFT trains on them."""
-    with progress.quiet(as_json):
-        renderer = gp.Renderer(gp.load_tokenizer(model, chat_template), context_length)
-        trajectories = list(gp.load_corpus([*data, *(more_data or [])], format=format_))
-        rendered = renderer.render_all(trajectories)
+    renderer = gp.Renderer(gp.load_tokenizer(model, chat_template), context_length)
+    trajectories = list(gp.load_corpus([*data, *(more_data or [])], format=format_))
+    rendered = renderer.render_all(trajectories)
     unknown_id = renderer.unknown_id
     summary = display.summarise(rendered, unknown_id)
     if as_json:

@@ -2,7 +2,7 @@
 
 import inspect
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_origin
 
@@ -11,6 +11,7 @@ from pydantic import BaseModel, ValidationError
 
 from gradprism.package_data import resolve_shipped
 from gradprism.runtime.errors import ConfigError
+from gradprism.runtime.progress import set_quiet
 from gradprism.runtime.ranks import Ranks
 
 if TYPE_CHECKING:
@@ -46,7 +47,14 @@ OnExistingOutput = Annotated[
     Literal["replace", "fail"],
     typer.Option("--on-existing", parser=str, metavar="[replace|fail]", help="What to do with a folder in use."),
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON, and no progress.")]
+
+
+def _quiet(as_json: bool) -> bool:
+    set_quiet(as_json)
+    return as_json
+
+
+AsJson = Annotated[bool, typer.Option("--json", callback=_quiet, help="Print the result as JSON, and no progress.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what would be done and what it would take; write nothing.")]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Make results again that other code has made.")]
 Overrides = Annotated[
@@ -88,27 +96,30 @@ PassRates = Annotated[
 Seed = Annotated[int, typer.Option(min=0, help="Seed of what is drawn by chance: routes, and the audit's bootstrap.")]
 
 
-def with_config(
-    model: type[BaseModel], *, name: str = "config", leave_out: tuple[str, ...] = ()
-) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Gives a command an option for each field of `model`; the command receives the built model as its parameter `name`."""
-    fields = {key: field for key, field in model.model_fields.items() if key not in leave_out}
+def with_config(model: type[BaseModel], *, leave_out: tuple[str, ...] = ()) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Gives a command an option for each field of `model`, and of models among those; the command receives it built, as `config`."""
+    parts = {key: kind for key, field in model.model_fields.items() if (kind := _model(field.annotation))}
+    fields = {key: field for key, field in model.model_fields.items() if key not in (*parts, *leave_out)}
+    for part in parts.values():
+        fields |= part.model_fields
 
     def decorate(function: Callable[..., None]) -> Callable[..., None]:
         def command(**arguments: Any) -> None:
             values = {key: arguments.pop(key) for key in fields}
             values = {key: value for key, value in values.items() if not (_is_sequence(fields[key]) and value is None)}
+            for key, part in parts.items():
+                values[key] = {name: values.pop(name) for name in part.model_fields if name in values}
             try:
                 config = model.model_validate(values)
             except ValidationError as error:
                 first = error.errors()[0]
-                if not first["loc"]:  # values that do not go together
+                named = [str(word) for word in first["loc"] if word not in parts]
+                if not named:  # values that do not go together
                     raise ConfigError(first["msg"].removeprefix("Value error, ")) from None
-                flag = "--" + str(first["loc"][0]).replace("_", "-")
-                raise ConfigError(f"{flag}: {first['msg']}; got {first['input']!r}") from None
-            function(**{name: config}, **arguments)
+                raise ConfigError(f"--{named[0].replace('_', '-')}: {first['msg']}; got {first['input']!r}") from None
+            function(config=config, **arguments)
 
-        own = [p for p in inspect.signature(function).parameters.values() if p.name != name]
+        own = [p for p in inspect.signature(function).parameters.values() if p.name != "config"]
         options = [
             inspect.Parameter(
                 key,
@@ -128,6 +139,10 @@ def with_config(
     return decorate
 
 
+def _model(kind: Any) -> type[BaseModel] | None:
+    return kind if isinstance(kind, type) and issubclass(kind, BaseModel) else None
+
+
 def _is_sequence(field: Any) -> bool:
     return get_origin(field.annotation) is tuple
 
@@ -137,24 +152,21 @@ def print_json(value: Any) -> None:
     print(json.dumps(value, indent=2, ensure_ascii=False))
 
 
-def print_estimate(estimate: "Estimate", as_json: bool) -> None:
-    """Figures of an estimate, each with its unit and where it comes from; the launcher's first process alone prints them."""
-    if (ranks := Ranks.from_environment()) is not None and not ranks.is_first:
-        return
-    if as_json:
-        print_json(estimate.to_json())
-        return
+def show(values: Mapping[str, Any], text: str, as_json: bool) -> None:
+    """Prints a result as JSON or as `text`; of a launcher's processes the first alone does."""
+    ranks = Ranks.from_environment()
+    if ranks is None or ranks.is_first:
+        print_json(values) if as_json else print(text)
+
+
+def estimate_text(estimate: "Estimate") -> str:
+    """Figures of an estimate, each with its unit and where it comes from."""
+    lines = []
     for name, figure in estimate.items():
         value = figure.value
         shown = f"{value:,}" if isinstance(value, int) else f"{value:,.4g}" if value < 1e6 else f"{value:.3e}"
-        print(f"{name:22s} {f'{shown} {figure.unit}'.strip():>18s}   {figure.source}")
-
-
-def existing_file(path: Path) -> Path:
-    """`path`, or a `ConfigError` when there is no such file."""
-    if not path.is_file():
-        raise ConfigError(f"{path}: no such file")
-    return path
+        lines.append(f"{name:22s} {f'{shown} {figure.unit}'.strip():>18s}   {figure.source}")
+    return "\n".join(lines)
 
 
 def environment_options(data_dir: Path | None, settings: list[str] | None, flag: str = "--env-option") -> dict[str, str]:

@@ -9,7 +9,6 @@ import typer
 import gradprism as gp
 from gradprism.cli import options as o
 from gradprism.cli.config_file import with_config_file
-from gradprism.runtime import progress
 from gradprism.runtime.ranks import Ranks
 
 
@@ -64,7 +63,6 @@ def command(
 
     A folder may be given to several runs at once: each keeps what it finishes, though what both are at is probed twice.
     """
-    progress.set_quiet(as_json)
     if threads is not None:
         os.environ["OMP_NUM_THREADS"] = str(threads)  # torch reads it when it is loaded, which is after this
     spec = gp.ModelSpec(model, dtype, device, quantise, chat_template)
@@ -75,7 +73,8 @@ def command(
     if dry_run:
         ranks = Ranks.from_environment()
         if ranks is None or ranks.is_first:
-            o.print_estimate(gp.estimate_probe(spec, None, corpus, settings, out=out, on_existing=on_existing), as_json)
+            estimate = gp.estimate_probe(spec, None, corpus, settings, out=out, on_existing=on_existing)
+            o.show(estimate.to_json(), o.estimate_text(estimate), as_json)
         return
     launcher = gp.Ray(workers, gpus_per_worker, cpus_per_worker) if executor == "ray" else "auto"
     probe = gp.probe(spec, None, corpus, out=out, on_existing=on_existing, launcher=launcher, **asdict(settings))
@@ -86,15 +85,13 @@ def command(
 def _print(probe: "gp.Probe", out: str, as_json: bool) -> None:
     run, manifest = probe.run, probe.manifest
     assert run is not None
-    if as_json:
-        about = {"units": len(probe.units), "parameters": manifest.parameters, "device": manifest.device}
-        totals = {"trajectories": len(probe), **asdict(manifest.totals), "sha256": manifest.corpus_sha256}
-        o.print_json({**run.to_json(), **about, "corpus": totals})
-        return
+    about = {"units": len(probe.units), "parameters": manifest.parameters, "device": manifest.device}
+    totals = {"trajectories": len(probe), **asdict(manifest.totals), "sha256": manifest.corpus_sha256}
     turns = run.probed_turns or run.kept_turns
-    print(
+    text = (
         f"{out}: {run.probed} trajectories{f' and {run.probed_turns} turns' if turns else ''} probed, "
         f"{run.kept}{f' and {run.kept_turns} turns' if turns else ''} kept, {manifest.totals.truncated} cut to the context length; "
         f"{run.trajectories_per_second:.2f} trajectories and {run.tokens_per_second:.0f} tokens per second, "
         f"{run.padding_share:.1%} padding"
     )
+    o.show({**run.to_json(), **about, "corpus": totals}, text, as_json)

@@ -8,20 +8,16 @@ import typer
 import gradprism as gp
 from gradprism.cli import options as o
 from gradprism.cli.config_file import with_config_file
-from gradprism.environments.prompts import PromptTemplate
 from gradprism.models import check_context_length, check_model_name, load_config
-from gradprism.runtime import progress
 from gradprism.runtime.errors import ConfigError
 from gradprism.training.rl_config import RlConfig
 from gradprism.training.tasks import read_tasks
 
 
 @with_config_file("rl")
-@o.with_config(PromptTemplate, name="prompt")
-@o.with_config(RlConfig, leave_out=("prompt",))
+@o.with_config(RlConfig)
 def command(
     config: RlConfig,
-    prompt: PromptTemplate,
     model: o.Model,
     tasks: Annotated[Path, typer.Option(help="Tasks to train on: ROUTE_FOLDER/rl.jsonl.")],
     out: Annotated[Path, typer.Option(help="Folder for the model, its log and its checkpoints.")],
@@ -42,8 +38,6 @@ def command(
 
     Kill it, and the same command goes on. Several devices: torchrun or accelerate launch, with accelerate's configuration.
     """
-    progress.set_quiet(as_json)
-    config = config.model_copy(update={"prompt": prompt})
     environment = gp.make_environment(env, **o.environment_options(data_dir, env_option))
     if config.evaluate_every and config.evaluate_split not in ("", *environment.splits):
         has = ", ".join(environment.splits)
@@ -54,18 +48,14 @@ def command(
         renderer = gp.Renderer(gp.load_tokenizer(model, chat_template), limit)
         to_play = read_tasks(tasks, environment)
         estimate = gp.estimate_rl(gp.ModelSpec(model, dtype), renderer, environment, to_play, config, machine, workers)
-        o.print_estimate(estimate, as_json)
+        o.show(estimate.to_json(), o.estimate_text(estimate), as_json)
         return
-    with gp.training_processes(device) as ranks:
+    with gp.training_processes(device):
         check_model_name(model)  # before the tasks are read
         spec, to_play = gp.ModelSpec(model, dtype, chat_template=chat_template), read_tasks(tasks, environment)
         summary = gp.train_rl(
             spec, None, environment, to_play, config, out=out, workers=workers, device=device, on_existing=on_existing
         )
-    if ranks is not None and not ranks.is_first:
-        return
-    if as_json:
-        o.print_json(summary.to_json())
-        return
     done = "had finished already: " if summary.reused else ""
-    print(f"{out}: {done}{summary.counts['episodes']:.0f} episodes in {config.rounds} rounds on {summary.examples} tasks")
+    text = f"{out}: {done}{summary.counts['episodes']:.0f} episodes in {config.rounds} rounds on {summary.examples} tasks"
+    o.show(summary.to_json(), text, as_json)

@@ -7,7 +7,6 @@ import typer
 
 import gradprism as gp
 from gradprism.cli import options as o
-from gradprism.runtime import progress
 
 
 def command(
@@ -30,7 +29,6 @@ def command(
     as_json: o.AsJson = False,
 ) -> None:
     """Scores every trajectory, cuts at the threshold, and writes the SFT set, the RL tasks and an audit of the split."""
-    progress.set_quiet(as_json)
     routes = gp.route(
         probe,
         metric,
@@ -43,9 +41,6 @@ def command(
         per_turn=per_turn,
     )
     routes.save(out, on_existing)
-    if as_json:
-        o.print_json({"routing": routes.routing.model_dump(), "audit": routes.audit().to_json()})
-        return
-    print(f"{out}: {routes.routing}")
-    for warning in routes.audit().warnings:
-        print(f"warning: {warning}")
+    audit = routes.audit()
+    lines = [f"{out}: {routes.routing}", *(f"warning: {warning}" for warning in audit.warnings)]
+    o.show({"routing": routes.routing.model_dump(), "audit": audit.to_json()}, "\n".join(lines), as_json)

@@ -11,7 +11,6 @@ import gradprism as gp
 from gradprism.cli.options import AsJson, DryRun, Fresh, Overrides, print_json
 from gradprism.experiments.experiment import Job, job_status
 from gradprism.reporting.pages import REPORT, print_status, print_tables
-from gradprism.runtime import progress
 
 
 def command(
@@ -27,7 +26,6 @@ def command(
 
 def run_and_print(config: Path, overrides: Sequence[str] | None, dry_run: bool, as_json: bool, fresh: bool = False) -> None:
     """Runs a configuration and prints its tables; with `dry_run` only says what would run."""
-    progress.set_quiet(as_json)
     resolved = gp.load_config(config, overrides or [])
     if dry_run:
         print_job(Job(resolved, resolved.folder, fresh=fresh), as_json)

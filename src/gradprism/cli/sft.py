@@ -9,7 +9,6 @@ import gradprism as gp
 from gradprism.cli import options as o
 from gradprism.cli.config_file import with_config_file
 from gradprism.models import check_context_length, check_model_name, load_config
-from gradprism.runtime import progress
 from gradprism.training.sft_config import SftConfig
 
 
@@ -43,16 +42,16 @@ def command(
 
     Kill it, and the same command goes on. Several devices: torchrun or accelerate launch, with accelerate's configuration (DDP, FSDP).
     """
-    progress.set_quiet(as_json)
     if dry_run:
         limit = check_context_length(load_config(model), context_length)
         held_out = list(gp.load_corpus(eval_data, format=format_)) if eval_data else []
         renderer = gp.Renderer(gp.load_tokenizer(model, chat_template), limit)
         machine = gp.hardware(devices, device_tflops, device)
         spec, trajectories = gp.ModelSpec(model, dtype, attention=attention), list(gp.load_corpus(data, format=format_))
-        o.print_estimate(gp.estimate_sft(spec, renderer, trajectories, held_out, config, machine), as_json)
+        estimate = gp.estimate_sft(spec, renderer, trajectories, held_out, config, machine)
+        o.show(estimate.to_json(), o.estimate_text(estimate), as_json)
         return
-    with gp.training_processes(device) as ranks:
+    with gp.training_processes(device):
         check_model_name(model)  # before the corpus is read
         summary = gp.train_sft(
             gp.ModelSpec(model, dtype, chat_template=chat_template, attention=attention),
@@ -65,14 +64,10 @@ def command(
             device=device,
             on_existing=on_existing,
         )
-    if ranks is not None and not ranks.is_first:
-        return
-    if as_json:
-        o.print_json(summary.to_json())
-        return
     losses, held = summary.values("loss"), [row["eval_loss"] for row in summary.evaluations]
     # Each loss is of the weights before its step: of one step there is nothing to compare.
     loss = f"{losses[0]:.4f} → {losses[-1]:.4f}" if len(losses) > 1 else f"{losses[0]:.4f} before the step"
     held_out = f", held out {held[0]:.4f} → {held[-1]:.4f}" if held else ""
     steps = f"{summary.steps} step{'s' if summary.steps > 1 else ''}"
-    print(f"{out}: {'had finished already: ' if summary.reused else ''}loss {loss}{held_out} in {steps}")
+    text = f"{out}: {'had finished already: ' if summary.reused else ''}loss {loss}{held_out} in {steps}"
+    o.show(summary.to_json(), text, as_json)

@@ -32,14 +32,13 @@ _LOCK = ".evaluation.tmp"
 class Evaluation:
     """An evaluation's `rows`, what all its attempts used, its `episodes` in the order of tasks, and how many engines had to be replaced.
 
-    `remarks` are the environment's about these tasks (`Environment.remarks`). Episodes that an earlier attempt wrote have no tokens.
+    Episodes that an earlier attempt wrote have no tokens.
     """
 
     rows: tuple[SuccessRow, ...]
     usage: Usage
     episodes: tuple[Episode, ...]
     worker_restarts: int = 0
-    remarks: tuple[str, ...] = ()
 
     @property
     def headline(self) -> str:
@@ -49,7 +48,7 @@ class Evaluation:
     def to_json(self) -> dict[str, Any]:
         """Rows and usage: `summary.json`."""
         rows = [dataclasses.asdict(row) for row in self.rows]
-        return {"rows": rows, "usage": self.usage.to_json(), "worker_restarts": self.worker_restarts, "remarks": self.remarks}
+        return {"rows": rows, "usage": self.usage.to_json(), "worker_restarts": self.worker_restarts}
 
 
 @dataclass(slots=True)
@@ -105,7 +104,7 @@ def evaluate(
             episodes, costs = player.play(environment, pool, batches[index], config, seed, progress)
             seconds = {"wall_seconds": time.perf_counter() - clock, "cpu_seconds": time.process_time() - cpu}
             record.add(episodes, {**dataclasses.asdict(costs), **seconds, "worker_restarts": pool.restarts - restarts})
-        evaluation = _evaluation(record, environment.remarks(tasks))
+        evaluation = _evaluation(record)
         if out is not None:
             write_json(out / SUMMARY, evaluation.to_json())
     return evaluation
@@ -138,7 +137,7 @@ def _pending(record: _Record, batches: Sequence[Sequence[Task]], total: int) -> 
             yield index, on_done
 
 
-def _evaluation(record: _Record, remarks: Sequence[str]) -> Evaluation:
+def _evaluation(record: _Record) -> Evaluation:
     totals = {name: sum(cost[name] for cost in record.costs) for name in record.costs[0]}
     usage = Usage(
         tokens_forward=totals["tokens_read"],
@@ -147,13 +146,15 @@ def _evaluation(record: _Record, remarks: Sequence[str]) -> Evaluation:
         wall_seconds=totals["wall_seconds"],
         cpu_seconds=totals["cpu_seconds"],
     )
-    return Evaluation(tuple(summarise(record.episodes)), usage, tuple(record.episodes), totals["worker_restarts"], tuple(remarks))
+    return Evaluation(tuple(summarise(record.episodes)), usage, tuple(record.episodes), totals["worker_restarts"])
 
 
 def _manifest(agent: Agent, environment: Environment, config: EvaluationConfig, tasks: Sequence[Task]) -> dict[str, Any]:
+    # Options set an environment apart from others of its name; where its data lies does not.
+    options = {f.name: getattr(environment, f.name) for f in dataclasses.fields(environment) if f.name != "data_dir"}  # pyright: ignore[reportArgumentType] # each is a dataclass
     return {
         "agent": dict(agent.description()),
-        "environment": environment.identity(),
+        "environment": {**options, "name": environment.name},
         "tasks_sha256": sha256_json([task.reference() for task in tasks]),
         "config": config.model_dump(),
     }

@@ -105,23 +105,23 @@ class Comparison:
         both = [seed for seed in seeds_a if seed in seeds_b]
         return a[[seeds_a.index(seed) for seed in both]], b[[seeds_b.index(seed) for seed in both]]
 
-    def difference(self, first: str, second: str, split: str | None = None) -> Interval | None:
-        """Mean of `first` less that of `second` over the seeds that both have, a fraction; None where there are none."""
+    def _paired(self, statistic: Callable[..., T], first: str, second: str, split: str | None) -> T | None:
+        """A statistic of two arms' successes over the seeds that both have, on a split (default the first); None where there are none."""
         split = split or self.splits[0]
         a, b = self.pairs(first, second, split)
-        return self._keep(("difference", first, second, split), lambda: difference(a, b)) if a.size else None
+        return self._keep((statistic.__name__, first, second, split), lambda: statistic(a, b)) if a.size else None
+
+    def difference(self, first: str, second: str, split: str | None = None) -> Interval | None:
+        """Mean of `first` less that of `second` over the seeds that both have, a fraction; None where there are none."""
+        return self._paired(difference, first, second, split)
 
     def p(self, first: str, second: str, split: str | None = None) -> float | None:
         """Paired permutation p of two arms' successes over the seeds that both have, not corrected; None where there are none."""
-        split = split or self.splits[0]
-        a, b = self.pairs(first, second, split)
-        return self._keep(("p", first, second, split), lambda: permutation_p(a, b)) if a.size else None
+        return self._paired(permutation_p, first, second, split)
 
     def training_p(self, first: str, second: str, split: str | None = None) -> float | None:
         """p of two arms' successes for other seeds and tasks, not corrected; None where they have not two seeds in common."""
-        split = split or self.splits[0]
-        a, b = self.pairs(first, second, split)
-        return self._keep(("training_p", first, second, split), lambda: training_p(a, b)) if a.size else None
+        return self._paired(training_p, first, second, split)
 
     def costs(self, arm: str | None) -> list[Cost]:
         """Cost of each run of an arm; none for an arm without stages (the base)."""

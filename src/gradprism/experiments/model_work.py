@@ -16,11 +16,9 @@ from gradprism.experiments.stage import Outcome, Store
 from gradprism.experiments.stages import (
     PROBE,
     Base,
-    Collect,
     Corpus,
     Evaluate,
     Evaluated,
-    Files,
     Moved,
     PassRates,
     Probe,
@@ -40,7 +38,6 @@ from gradprism.runtime.usage import Usage
 from gradprism.training.folder import save_model
 from gradprism.training.rl import train_rl
 from gradprism.training.sft import train_sft
-from gradprism.trajectories.record import Trajectory
 from gradprism.trajectories.rendering import Renderer, load_tokenizer
 
 
@@ -71,7 +68,11 @@ def probe_corpus(stage: Probe, folder: Path, store: Store) -> Outcome[Probed]:
         heat_map=_heat_map(probe),
     )
     speed = f"{probe.run.trajectories_per_second:.1f} trajectories per second" if probe.run else ""
-    return Outcome(found, speed, probe.usage, probe.run.earlier if probe.run else Usage())
+    return Outcome(found, speed, probe.usage, _earlier(probe))
+
+
+def _earlier(probe: result.Probe) -> Usage:
+    return probe.run.earlier if probe.run else Usage()
 
 
 def _heat_map(probe: result.Probe) -> HeatMap:
@@ -83,7 +84,7 @@ def _heat_map(probe: result.Probe) -> HeatMap:
 def play_pass_rates(stage: PassRates, folder: Path, store: Store) -> Outcome[Part]:
     """Plays every task of the corpus, and writes who succeeded, one line per episode."""
     environment = stage.world.make()
-    tasks = [task for task in _corpus_tasks(stage.corpus, store, environment) for _ in range(stage.rollouts)]
+    tasks = [task for task in tasks_of(stage.corpus, store, environment) for _ in range(stage.rollouts)]
     model, renderer = load(stage.base, None, store)
     with SessionPool(environment, stage.world.workers) as pool, Progress("pass rates", len(tasks)) as progress:
         player = Player(model, renderer, pool, stage.play)
@@ -94,14 +95,16 @@ def play_pass_rates(stage: PassRates, folder: Path, store: Store) -> Outcome[Par
     return Outcome(Part(), f"{100 * won / len(episodes):.1f} % succeed", usage)
 
 
-def _corpus_tasks(corpus: Corpus, store: Store, environment: Environment) -> list[Task]:
-    """Every task of the corpus once."""
-    return list({task.id: task for task in (environment.task(t.task) for t in corpus_of(corpus, store))}.values())
+def tasks_of(source: Corpus | Route | Refresh, store: Store, environment: Environment) -> list[Task]:
+    """The tasks of a corpus, or those that a route sends to RL, each once."""
+    trajectories = routes_of(source, store).rl if isinstance(source, Route | Refresh) else corpus_of(source, store)
+    return list({task.id: task for task in (environment.task(t.task) for t in trajectories)}.values())
 
 
 def train_by_imitation(stage: Sft, folder: Path, store: Store) -> Outcome[Trained]:
     """Trains by SFT; where a refresh has moved nothing to SFT, the model is passed on as it is."""
-    trajectories = _sft_set(stage.data, store)
+    data = stage.data
+    trajectories = routes_of(data, store).sft if isinstance(data, Route | Refresh) else list(corpus_of(data, store))
     model, renderer = load(stage.base, stage.model, store, "cpu")  # the trainer places it
     if not trajectories:
         save_model(model, renderer.tokenizer, folder)
@@ -121,12 +124,6 @@ def train_by_imitation(stage: Sft, folder: Path, store: Store) -> Outcome[Traine
     return Outcome(Trained(examples=len(trajectories), history=history, curve=[]), line, summary.usage, summary.earlier)
 
 
-def _sft_set(data: Files | Collect | Route | Refresh, store: Store) -> list[Trajectory]:
-    if isinstance(data, Files | Collect):
-        return list(corpus_of(data, store))
-    return routes_of(data, store).sft
-
-
 def _history(rows: Sequence[Mapping[str, float]], name: str) -> list[TrainingStep]:
     return [TrainingStep(step=n, **{name: row[name]}) for n, row in enumerate(rows, 1) if row.get(name) is not None]
 
@@ -142,32 +139,22 @@ def refresh_route(stage: Refresh, folder: Path, store: Store) -> Outcome[Moved]:
     model, renderer = load(stage.base, stage.model, store)
     first, probed = routes_of(stage.first, store), stage.first.probe
     trajectories = remaining(probe_folder(probed, store), first)
-    moved = reroute(model, renderer, trajectories, first, folder, probed.batch_tokens)
-    found = Moved(trajectories=moved.trajectories, moved_to_sft=len(moved.moved))
-    return Outcome(found, f"{len(moved.moved)} of {moved.trajectories} moved to SFT", moved.usage, moved.earlier)
-
-
-def routed_tasks(stage: Route | Refresh, store: Store, environment: Environment) -> list[Task]:
-    """The tasks that a route sends to RL."""
-    return list({task.id: task for task in (environment.task(t.task) for t in routes_of(stage, store).rl)}.values())
+    probe, moved = reroute(model, renderer, trajectories, first, folder, probed.batch_tokens)
+    found = Moved(trajectories=len(probe), moved_to_sft=len(moved))
+    return Outcome(found, f"{len(moved)} of {len(probe)} moved to SFT", probe.usage, _earlier(probe))
 
 
 def rl_tasks(stage: Rl, store: Store, environment: Environment) -> list[Task]:
     """The tasks to play; where a refresh has left nothing, those of the first route."""
-    tasks = stage.tasks
-    if isinstance(tasks, Files | Collect):
-        return _corpus_tasks(tasks, store, environment)
-    left = routed_tasks(tasks, store, environment)
-    return routed_tasks(tasks.first, store, environment) if isinstance(tasks, Refresh) and not left else left
+    left = tasks_of(stage.tasks, store, environment)
+    return tasks_of(stage.tasks.first, store, environment) if isinstance(stage.tasks, Refresh) and not left else left
 
 
 def rl_rounds(stage: Rl, played: int, store: Store, environment: Environment) -> int:
     """The rounds of RL on so many tasks: those of its settings, or the share of them that the tasks are of `share_of`."""
-    whole = stage.share_of
-    if whole is None:
+    if stage.share_of is None:
         return stage.config.rounds
-    tasks = routed_tasks(whole, store, environment) if isinstance(whole, Route) else _corpus_tasks(whole, store, environment)
-    return max(1, round(stage.config.rounds * played / len(tasks)))
+    return max(1, round(stage.config.rounds * played / len(tasks_of(stage.share_of, store, environment))))
 
 
 def train_by_rl(stage: Rl, folder: Path, store: Store) -> Outcome[Trained]:

@@ -26,16 +26,6 @@ from gradprism.trajectories.rendering import Renderer
 CHANGES = "changes.json"
 
 
-@dataclass(frozen=True)
-class Changes:
-    """Number of trajectories that were routed again, the ids of those that moved to SFT, usage in all and of earlier attempts."""
-
-    trajectories: int
-    moved: frozenset[str]
-    usage: Usage
-    earlier: Usage
-
-
 def remaining(folder: Path, routes: Routes) -> list[Trajectory]:
     """The trajectories of a probe that its route sends to RL, in the corpus's order."""
     return list(compress(Probe.load(folder).trajectories, routes.frame["route"] == "rl"))
@@ -43,8 +33,8 @@ def remaining(folder: Path, routes: Routes) -> list[Trajectory]:
 
 def reroute(
     model: Any, renderer: Renderer, trajectories: Sequence[Trajectory], first: Routes, out: Path, batch_tokens: int | None
-) -> Changes:
-    """Probes `trajectories` on `model` and routes them as `first` was, at its threshold.
+) -> tuple[Probe, frozenset[str]]:
+    """Probes `trajectories` on `model` and routes them as `first` was, at its threshold; the probe, and the ids of what moved to SFT.
 
     Writes `out/probe`, `out/route` and `out/changes.json`. What was finished by an earlier, interrupted call is not probed again.
     """
@@ -74,7 +64,7 @@ def reroute(
         "usage": made.usage.to_json(),
     }
     write_json(out / CHANGES, changes)
-    return Changes(len(both), frozenset(moved["id"]), made.usage, made.run.earlier if made.run else Usage())
+    return made, frozenset(moved["id"])
 
 
 @dataclass
@@ -94,7 +84,7 @@ class RefreshEvery:
         if rounds % self.every:
             return None
         folder = self.out / f"refresh-{rounds:05d}"
-        moved = reroute(model, self.renderer, self.trajectories, self.first, folder, self.batch_tokens).moved
+        _, moved = reroute(model, self.renderer, self.trajectories, self.first, folder, self.batch_tokens)
         kept = [t for t in self.trajectories if t.id not in moved] or self.trajectories
         return list({task.id: task for task in (self.environment.task(t.task) for t in kept)}.values())
 

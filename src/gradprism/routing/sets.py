@@ -123,7 +123,7 @@ class _Task(msgspec.Struct, gc=False):
 
 
 class _ReadTask(msgspec.Struct, gc=False):
-    """A line of the RL tasks' file, every message checked."""
+    """A line of the RL tasks' file, read in full: each message must have its role and content."""
 
     id: str
     prompt: list[Message]

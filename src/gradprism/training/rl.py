@@ -66,7 +66,7 @@ def train_rl(
         config, renderer = config.model_copy(update={"context_length": length}), Renderer(frame.tokenizer, length)
         frame.config = config
         _check(tasks, config, frame.world, frame.model, renderer)
-        told = {"tasks_sha256": sha256_json([task.reference() for task in tasks]), "environment": environment.identity()}
+        told = {"tasks_sha256": sha256_json([task.reference() for task in tasks]), "environment": environment.name}
         if finished := frame.claim("rl", lambda: told):
             return finished
         with SessionPool(environment, workers or max(1, default_workers() // processes_here())) as pool:
