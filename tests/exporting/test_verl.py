@@ -43,7 +43,7 @@ def webshop_task(name):
 def trajectory(name, task=None, trained=True):
     turns = (
         Message("user", f"You are in a room. {name} ü\u2028"),
-        Message("assistant", "look", train=trained),
+        Message("assistant", "look", weight=float(trained)),
         Message("user", "Nothing."),
         Message("assistant", "go to desk 1"),
     )

@@ -77,7 +77,7 @@ def test_what_was_rendered_is_read_back(rows, tmp_path, renderer, monkeypatch):
 def test_turns_are_items_where_they_are_trained_on_and_left(rows, tmp_path, renderer, monkeypatch):
     monkeypatch.setattr(module, "_BATCH_ROWS", rows)
     look, answer = Message("user", "look at desk 1 ."), Message("assistant", "go to desk 1")
-    silent = Message("assistant", "open drawer 1", train=False)
+    silent = Message("assistant", "open drawer 1", weight=0.0)
     trajectories = [
         Trajectory("one", (look, answer)),
         Trajectory("unlearnt", (look, silent, look, answer)),
@@ -145,7 +145,7 @@ def test_other_ways_of_reading_are_read_again(tmp_path, corpus, renderer):
 
 
 def test_a_failure_leaves_the_folder_as_it_was(tmp_path, corpus, renderer):
-    bad = Trajectory("untrained", (Message("user", "look"), Message("assistant", "go", train=False)))
+    bad = Trajectory("untrained", (Message("user", "look"), Message("assistant", "go", weight=0.0)))
     new = tmp_path / "deep" / "probe"
     for trajectories, words in (([*sample_trajectories(3), bad], "'untrained': empty response mask"), ([], "no trajectories")):
         with pytest.raises((DataError, ModelError), match=words):

@@ -77,7 +77,9 @@ def test_a_turn_s_vector_is_that_of_its_own_loss(tmp_path):
     exact = tiny_qwen3(len(TOKENIZER)).double()
     untrained = Trajectory(
         "untrained",
-        tuple(Message("assistant", f"go to desk {k}", train=k != 1) if k % 2 else Message("user", "look .") for k in range(4)),
+        tuple(
+            Message("assistant", f"go to desk {k}", weight=float(k != 1)) if k % 2 else Message("user", "look .") for k in range(4)
+        ),
     )
     trajectories = [*sample_trajectories(6), untrained]
     summary = probe(exact, iter(trajectories), tmp_path / "probe", per_turn=True)

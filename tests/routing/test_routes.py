@@ -99,9 +99,9 @@ def test_the_corpus_s_texts_are_passed_on_as_they_are(route, tmp_path):
         Trajectory(
             "second",
             (
-                Message("system", "s", train=False),
+                Message("system", "s", weight=0.0),
                 Message("user", "\U0001f600"),
-                Message("assistant", "no", train=False),
+                Message("assistant", "no", weight=0.0),
                 Message("user", "{}"),
                 Message("assistant", "yes"),
             ),

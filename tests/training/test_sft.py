@@ -35,7 +35,7 @@ from helpers.training import sft_command
 def test_exactly_the_tokens_are_trained_on_that_the_probe_counts(tokenizer, packed):
     """What is scored in the batches of an epoch is the response mask of the renderer, token for token, each trajectory once."""
     trajectories = sample_trajectories(7, seed=2)
-    answered = (trajectories[0].messages[0], Message("assistant", "look", train=False), *trajectories[0].messages)
+    answered = (trajectories[0].messages[0], Message("assistant", "look", weight=0.0), *trajectories[0].messages)
     trajectories.append(Trajectory("untrained-turn", answered))
     rendered = Renderer(tokenizer, 60).render_all(trajectories)
     expected = [r.response_mask[1:].tolist() for r in rendered]

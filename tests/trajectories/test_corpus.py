@@ -55,7 +55,7 @@ def fails(path: Path, *words: str, error: type[Exception] = DataError, format: s
         ),
         (
             {"id": "a", "messages": [MESSAGES[0], {**MESSAGES[1], "weight": 0}]},
-            Trajectory("a", (EXPECTED[0], Message("assistant", "go to desk 1", False))),
+            Trajectory("a", (EXPECTED[0], Message("assistant", "go to desk 1", 0.0))),
         ),
         (
             {"id": "a", "game_file": "json/g.tw-pddl", "conversations": TURNS},
@@ -67,7 +67,7 @@ def fails(path: Path, *words: str, error: type[Exception] = DataError, format: s
                 "item_id": "webshop_3",
                 "conversations": [TURNS[0], {**TURNS[1], "loss": False}, TURNS[0], {**TURNS[1], "loss": True}],
             },
-            Trajectory("webshop_3", (EXPECTED[0], Message("assistant", "go to desk 1", False), *EXPECTED)),
+            Trajectory("webshop_3", (EXPECTED[0], Message("assistant", "go to desk 1", 0.0), *EXPECTED)),
         ),
         (
             {
@@ -233,14 +233,14 @@ def test_parquet(tmp_path: Path, suffix: str) -> None:
     polars.DataFrame(rows).write_parquet(tmp_path / "plain")
     path.write_bytes(COMPRESS[suffix]((tmp_path / "plain").read_bytes()))
     first, second = list(load_corpus([path]))
-    assert first == Trajectory("1", (EXPECTED[0], Message("assistant", "go to desk 1", False), EXPECTED[1]), {"env": "x"})
+    assert first == Trajectory("1", (EXPECTED[0], Message("assistant", "go to desk 1", 0.0), EXPECTED[1]), {"env": "x"})
     assert second == Trajectory("2", EXPECTED, {"score": 1.0})
     assert second.source == f"{path}:row 2"
 
 
 def test_written_messages_read_back_equal(tmp_path: Path) -> None:
     odd = Trajectory(
-        "ü\u2028\U0001f600", (Message("system", ""), Message("user", 'a\n"b'), Message("assistant", "c", train=False), *EXPECTED)
+        "ü\u2028\U0001f600", (Message("system", ""), Message("user", 'a\n"b'), Message("assistant", "c", weight=0.0), *EXPECTED)
     )
     trajectories = [*sample_trajectories(20), odd]
     path = tmp_path / "sft.jsonl"

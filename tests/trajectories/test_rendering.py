@@ -30,7 +30,8 @@ def conversation(*contents: str, train: tuple[bool, ...] = ()) -> Trajectory:
     """User and assistant in turn; `train` flags the assistant turns."""
     flags = dict(enumerate(train))
     messages = [
-        Message("assistant", text, flags.get(i // 2, True)) if i % 2 else Message("user", text) for i, text in enumerate(contents)
+        Message("assistant", text, float(flags.get(i // 2, True))) if i % 2 else Message("user", text)
+        for i, text in enumerate(contents)
     ]
     return Trajectory("t-1", tuple(messages), source="data.jsonl:7")
 

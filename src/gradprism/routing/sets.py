@@ -14,20 +14,24 @@ from numpy.typing import NDArray
 from gradprism.probing.result import Probe
 from gradprism.runtime.errors import DataError
 from gradprism.trajectories.corpus import load_corpus
-from gradprism.trajectories.record import Message, Trajectory
+from gradprism.trajectories.record import ChatMessage, Trajectory
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
 class RlTask:
-    """A trajectory as RL is given it: its `id`, the `prompt` (the messages before the first turn that is trained on), and `task`, by
-    which an environment sets the same task up, empty where the corpus names none. `source` is `file:line`, for messages to a person."""
+    """A trajectory as RL is given it.
+
+    `prompt`: the messages before the first turn that is trained on, with the `tools` that it may call. `task`: by which an environment sets
+    the same task up, empty where the corpus names none. `source` is `file:line`, for messages to a person.
+    """
 
     id: str
-    prompt: list[dict[str, str]]
+    prompt: list[ChatMessage]
     task: dict[str, Any]
     source: str = field(default="", compare=False)
+    tools: list[dict[str, Any]] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +47,10 @@ class ProbeSets:
 
     def rl(self) -> Iterator[RlTask]:
         """The tasks to play, in the corpus's order."""
-        return (RlTask(t.id, t.prompt(), t.task) for t in itertools.compress(self.probe.trajectories, self.to_rl.tolist()))
+        return (
+            RlTask(t.id, t.prompt(), t.task, tools=[dict(tool) for tool in t.tools])
+            for t in itertools.compress(self.probe.trajectories, self.to_rl.tolist())
+        )
 
     def write(self, sft: IO[bytes], rl: IO[bytes]) -> None:
         """Copies each line of the corpus into the SFT set, or makes an RL task of it: a million lines in seconds."""
@@ -97,12 +104,14 @@ def _read_tasks(path: Path) -> Iterator[RlTask]:
                 read = _decode_task(line)
             except (msgspec.MsgspecError, RecursionError) as error:
                 raise DataError(f"{place}: is no RL task ({error}); route again") from None
-            yield RlTask(read.id, [message.to_chat() for message in read.prompt], read.task, place)
+            prompt = [msgspec.to_builtins(message) for message in read.prompt]
+            yield RlTask(read.id, prompt, read.task, place, read.tools)
 
 
-class _Message(msgspec.Struct, omit_defaults=True, gc=False):
+class _Peek(msgspec.Struct, gc=False):
+    """As much of a message as says whether it is trained on."""
+
     role: str
-    content: msgspec.Raw
     train: bool = True
 
 
@@ -110,7 +119,8 @@ class _Line(msgspec.Struct, gc=False):
     """A line of a probe's corpus; what is only passed on stays the text that it is."""
 
     id: msgspec.Raw
-    messages: list[_Message]
+    messages: list[msgspec.Raw]
+    tools: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
     task: msgspec.Raw = msgspec.Raw(b"{}")
 
 
@@ -118,25 +128,47 @@ class _Task(msgspec.Struct, gc=False):
     """A line of the RL tasks' file."""
 
     id: msgspec.Raw
-    prompt: list[_Message]
+    prompt: list[msgspec.Raw]
+    tools: msgspec.Raw | msgspec.UnsetType
     task: msgspec.Raw
+
+
+class _ReadMessage(msgspec.Struct, omit_defaults=True, gc=False):
+    """A message of a prompt, checked."""
+
+    role: str
+    content: str
+    reasoning_content: str = ""
+    tool_calls: list[dict[str, Any]] = []
+    name: str = ""
+    tool_call_id: str = ""
 
 
 class _ReadTask(msgspec.Struct, gc=False):
     """A line of the RL tasks' file, read in full: each message must have its role and content."""
 
     id: str
-    prompt: list[Message]
+    prompt: list[_ReadMessage]
     task: dict[str, Any]
+    tools: list[dict[str, Any]] = []
 
 
 _decode, _encode = msgspec.json.Decoder(_Line).decode, msgspec.json.Encoder().encode
+_peek = msgspec.json.Decoder(_Peek).decode
 _decode_task = msgspec.json.Decoder(_ReadTask).decode
 
 
 def _rl_line(line: bytes) -> bytes:
     trajectory = _decode(line)
-    prompt = list(itertools.takewhile(lambda message: message.role != "assistant" or not message.train, trajectory.messages))
-    for message in prompt:
-        message.train = True  # the default, which is not written
-    return _encode(_Task(trajectory.id, prompt, trajectory.task))
+    prompt = []
+    for message in trajectory.messages:
+        seen = _peek(message)
+        if seen.role == "assistant" and seen.train:
+            break
+        # A prompt is not trained on, so no message of it says so.
+        prompt.append(message if seen.train else msgspec.Raw(_encode(_without_train(message))))
+    return _encode(_Task(trajectory.id, prompt, trajectory.tools, trajectory.task))
+
+
+def _without_train(message: msgspec.Raw) -> dict[str, Any]:
+    return {key: value for key, value in msgspec.json.decode(message).items() if key != "train"}

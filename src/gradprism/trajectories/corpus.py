@@ -13,7 +13,7 @@ from gradprism.runtime.files import atomic_write, sha256_file
 from gradprism.runtime.progress import Progress
 from gradprism.trajectories.corpus_files import Record, check_path, iter_records
 from gradprism.trajectories.formats import FORMATS, parse_record, recognise
-from gradprism.trajectories.record import Trajectory
+from gradprism.trajectories.record import ChatMessage, Message, Trajectory
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -124,11 +124,19 @@ def as_corpus(trajectories: Corpus | Sources) -> Corpus:
 
 def canonical_line(trajectory: Trajectory) -> bytes:
     """The trajectory in the `messages` format as one line of JSON: equal trajectories give equal bytes."""
-    messages = [m.to_chat() if m.train else {**m.to_chat(), "train": False} for m in trajectory.messages]
-    record: dict[str, Any] = {"id": trajectory.id, "messages": messages}
+    record: dict[str, Any] = {"id": trajectory.id, "messages": [weighted_chat(message) for message in trajectory.messages]}
+    if trajectory.tools:
+        record["tools"] = [dict(tool) for tool in trajectory.tools]
     if trajectory.task:
         record["task"] = json.loads(json.dumps(trajectory.task, sort_keys=True))
     return json.dumps(record, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+
+
+def weighted_chat(message: Message) -> ChatMessage:
+    """A turn in the `messages` format: `train` false for one that is not to be trained on, `weight` for another weight than 1."""
+    if message.weight == 1:
+        return message.to_chat()
+    return {**message.to_chat(), **({"train": False} if message.weight == 0 else {"weight": message.weight})}
 
 
 def write_messages_jsonl(path: Path, trajectories: Iterable[Trajectory]) -> None:

@@ -104,7 +104,7 @@ class _Turns:
         if role is None:
             raise DataError(f"{place}: {self.speaker!r} is {speaker!r}; known: {', '.join(self.roles)}")
         flags = [_flag(turn[key], key, place) for key in self.flags if turn.get(key) is not None]
-        return Message(role, _text(turn[self.text], self.text, place), all(flags))
+        return Message(role, _text(turn[self.text], self.text, place), float(all(flags)))
 
 
 _SAME = {role: role for role in ROLES}

@@ -24,7 +24,7 @@ from gradprism.models import HUB_ID
 from gradprism.runtime.errors import ConfigError, ModelError, one_line
 from gradprism.runtime.files import sha256_json
 from gradprism.runtime.progress import Progress
-from gradprism.trajectories.record import Trajectory
+from gradprism.trajectories.record import ChatMessage, Trajectory
 
 _MARKER = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
 
@@ -121,7 +121,7 @@ class Renderer:
             at, before = max(at, end), marked
         return [("".join(text for text, _ in run), marked) for marked, run in groupby(runs, key=itemgetter(1))]
 
-    def prompt_ids(self, messages: list[dict[str, str]]) -> list[int]:
+    def prompt_ids(self, messages: list[ChatMessage]) -> list[int]:
         """Tokens of a conversation up to where the model is to answer. The context length is not applied."""
         return self._encode(self._render_text(messages, "prompt", generate=True)[0])["input_ids"]
 
@@ -179,7 +179,7 @@ class Renderer:
                 mask[inside] |= message.train
         return _Tokenised(text, np.array(encoding["input_ids"], dtype=np.int32), spans, mask, turns)
 
-    def _render_text(self, messages: list[dict[str, str]], place: str, generate: bool = False) -> tuple[str, list[tuple[int, int]]]:
+    def _render_text(self, messages: list[ChatMessage], place: str, generate: bool = False) -> tuple[str, list[tuple[int, int]]]:
         """The conversation's text and the character spans that the template marks as generated."""
         try:
             texts, spans = render_jinja_template(
