@@ -467,7 +467,7 @@ def test_data_sets_are_read_back_as_they_were(tmp_path, untrained):
     tasks = ({}, {"id": 1, "x": {"y": [None, "ü"]}}, {"id": "a", "{": "}"}, {"reward": 0.5})
     trajectories = [replace(t, task=tasks[i % 4]) for i, t in enumerate(sample_trajectories(COUNT))]
     if untrained:
-        flagged = [replace(m, train=m.role != "assistant" or k > 1) for k, m in enumerate(trajectories[3].messages)]
+        flagged = [replace(m, weight=float(m.role != "assistant" or k > 1)) for k, m in enumerate(trajectories[3].messages)]
         answered = (*flagged, Message("user", "and?"), Message("assistant", "yes"))
         trajectories = [replace(t, messages=answered) if i in (3, 8) else t for i, t in enumerate(trajectories)]
     make_probe(tmp_path / "probe", trajectories=trajectories)
