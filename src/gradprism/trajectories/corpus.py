@@ -68,27 +68,20 @@ class Corpus(Iterable[Trajectory]):
             yield trajectory
 
     def _in_memory(self) -> Iterator[tuple[str, Trajectory]]:
+        records = (Record(number, f"record {number}", value, 0) for number, value in enumerate(self.records, 1))
         with Progress("reading", len(self.records) if isinstance(self.records, Sized) else 0) as progress:
-
-            def told() -> Iterator[Record]:
-                for number, value in enumerate(self.records, 1):
-                    yield Record(number, f"record {number}", value, 0)
-                    progress.advance()
-
-            yield from _parse(told(), self.format)
+            for record, trajectory in _parse(records, self.format):
+                yield trajectory.source or record.place, trajectory
+                progress.advance()
 
     def _of_files(self) -> Iterator[tuple[str, Trajectory]]:
         sizes = [path.stat().st_size for path in self.paths]
         with Progress("reading (KiB)", sum(sizes) // 1024) as progress:
-
-            def told(records: Iterator[Record], before: int) -> Iterator[Record]:
-                for record in records:
-                    yield record
-                    if steps := (before + record.bytes_read) // 1024 - progress.done:
-                        progress.advance(steps)
-
             for index, path in enumerate(self.paths):
-                yield from _parse(told(iter_records(path), sum(sizes[:index])), self.format, _stem(path))
+                for record, trajectory in _parse(iter_records(path), self.format, _stem(path)):
+                    yield record.place, trajectory
+                    if steps := (sum(sizes[:index]) + record.bytes_read) // 1024 - progress.done:
+                        progress.advance(steps)
 
 
 def load_corpus(source: "Sources | Dataset", *, format: str | None = None, limit: int | None = None) -> Corpus:
@@ -145,13 +138,13 @@ def write_messages_jsonl(path: Path, trajectories: Iterable[Trajectory]) -> None
         file.writelines(map(canonical_line, trajectories))
 
 
-def _parse(records: Iterable[Record], format: str | None, stem: str = "record") -> Iterator[tuple[str, Trajectory]]:
-    """The trajectory of each record, after its place; the first record tells the format where `format` is None."""
+def _parse(records: Iterable[Record], format: str | None, stem: str = "record") -> Iterator[tuple[Record, Trajectory]]:
+    """The trajectory of each record; the first record tells the format where `format` is None."""
     for record in records:
         value = record.value
         if isinstance(value, Trajectory):
             _check(value, record.place)
-            yield value.source or record.place, value
+            yield record, value
             continue
         if not isinstance(value, Mapping):
             raise DataError(f"{record.place}: expected a JSON object, found {type(value).__name__}")
@@ -161,7 +154,7 @@ def _parse(records: Iterable[Record], format: str | None, stem: str = "record") 
                 f"{record.place}: format not recognised; keys seen: {', '.join(map(str, value)) or 'none'}; "
                 f"known formats: {', '.join(FORMATS)}"
             )
-        yield record.place, parse_record(value, format, record.place, f"{stem}-{record.number}")
+        yield record, parse_record(value, format, record.place, f"{stem}-{record.number}")
 
 
 def _check(trajectory: Trajectory, place: str) -> None:
