@@ -4,7 +4,6 @@ import hashlib
 import json
 import math
 import platform
-from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -59,7 +58,7 @@ def describe_model(prober: Prober) -> ProbeManifest:
         device=model.device.type,
         parameters=model.num_parameters(),
         rope_boundaries=rope_boundaries(model.config),
-        costs=asdict(prober.costs),
+        costs=prober.costs,
         versions={
             "gradprism": __version__,
             "python": platform.python_version(),

@@ -54,11 +54,25 @@ class Totals:
     unknown: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class Costs:
+    """Seconds a product (multiply and add) and seconds an entry, for the outer and the gram form.
+
+    `upcast`: whether half-precision inputs are multiplied in float32, which is faster where a processor has no instructions for them.
+    """
+
+    outer_product: float
+    outer_entry: float
+    gram_product: float
+    gram_entry: float
+    upcast: bool
+
+
 @dataclass(frozen=True, kw_only=True)
 class ProbeManifest:
     """Contents of a probe folder's `manifest.json`. `units`, `n_parameters` and `weight_norms` have an entry per column of the norms.
 
-    `costs` are those by which the form of each norm was chosen (`norms.Costs`); `read` says how the files `data` were read.
+    `costs` are those by which the form of each norm was chosen; `read` says how the files `data` were read.
     """
 
     units: tuple[str, ...]
@@ -73,7 +87,7 @@ class ProbeManifest:
     device: str = ""
     parameters: int = 0
     rope_boundaries: tuple[int, ...] = ()
-    costs: Any = None
+    costs: Costs | None = None
     tokenizer_sha256: str = ""
     template_sha256: str = ""
     context_length: int | None = None

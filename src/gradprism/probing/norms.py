@@ -10,10 +10,11 @@ Shapes: n samples, T positions, I input features, O output features.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from gradprism.probing.manifest import Costs
 
 # Rounding errors of the gram form's terms are near eps·Σ‖Aₜ‖²‖Bₜ‖². Where the terms cancel to less than this fraction of that sum,
 # the error would come near 1e-4 of a float32 norm (and near 1e-2 of a bfloat16 one), and the sample is computed by the outer form,
@@ -21,20 +22,6 @@ from torch import Tensor
 CANCELLATION = 1e-2
 # Entries of gradients made at once by the outer form: few enough to stay in a CPU's cache, or to be no burden to a GPU's memory.
 OUTER_ENTRIES = {"cpu": 1 << 20, "cuda": 1 << 27}
-
-
-@dataclass(frozen=True, slots=True)
-class Costs:
-    """Seconds a product (multiply and add) and seconds an entry, for the outer and the gram form.
-
-    `upcast`: whether half-precision inputs are multiplied in float32, which is faster where a processor has no instructions for them.
-    """
-
-    outer_product: float
-    outer_entry: float
-    gram_product: float
-    gram_entry: float
-    upcast: bool
 
 
 # One product a second in either form and nothing else: the form with fewer products is chosen. What tests and references use.

@@ -17,9 +17,8 @@ from numpy.typing import NDArray
 
 from gradprism.models import ModelSpec, check_context_length, load_config, tokenizer_source
 from gradprism.probing.folder import PROBE, ProbeFolder
-from gradprism.probing.manifest import ProbeManifest
+from gradprism.probing.manifest import Costs, ProbeManifest
 from gradprism.probing.mirror import Mirror
-from gradprism.probing.norms import Costs
 from gradprism.probing.plan import Batch, Items, pending_batches, plan_items
 from gradprism.probing.prepared import Prepared
 from gradprism.probing.prober import Prober
@@ -116,7 +115,7 @@ def do_share(
     if mirror is not None:
         mirror.pull()
     work = Work(ProbeFolder(folder), Prepared(folder), options)
-    prober = options.prober(model, known_costs(work.probe.manifest))
+    prober = options.prober(model, work.probe.manifest.costs)
     pending = work.pending(work.probe.finished(set_aside=False), share)
     return work.do(prober, pending, account(folder, attempt, share), mirror, ranks)
 
@@ -139,18 +138,10 @@ def account(folder: Path, attempt: str | None, share: Share) -> Attempt:
     return Attempt(folder, attempt, share.rank, file)
 
 
-def known_costs(manifest: ProbeManifest) -> Costs | None:
-    """The costs by which a probe chose between the forms of a norm; None where it does not tell them in today's form."""
-    try:
-        return Costs(**manifest.costs)
-    except TypeError:
-        return None
-
-
 def kept_costs(folder: Path, on_existing: OnExisting) -> Costs | None:
     """The costs of the probe that is to be resumed, which must choose alike; None for a new probe."""
     resumes = PROBE.check(folder, on_existing) is not None and on_existing == "resume"
-    return known_costs(ProbeFolder(folder).manifest) if resumes else None
+    return ProbeFolder(folder).manifest.costs if resumes else None
 
 
 def describe(model: ProbeManifest, renderer: Renderer, corpus: Corpus) -> ProbeManifest:
