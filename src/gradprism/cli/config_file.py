@@ -1,68 +1,41 @@
 """`--config FILE`: a stage's options from the configuration of a whole run, where the command line does not give them."""
 
-import inspect
-from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 
 import gradprism as gp
 from gradprism.runtime.errors import ConfigError
 
-Section = Literal["probe", "sft", "rl", "evaluation"]
-_FILE, _SET = "config_file", "config_set"
+SECTIONS = {"probe": "probe", "sft": "sft", "rl": "rl", "evaluate": "evaluation"}  # of the file, by command
 
 
-def with_config_file(section: Section) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Gives a command `--config` and `--set`. The file is one that `gradprism run` takes; options on the command line win over it."""
-
-    def read(context: typer.Context, parameter: Any, value: Any) -> Any:
-        # Both options come before all others, in any order; with the second the file is read, for Click to take its defaults from.
-        context.meta[parameter.name] = value
-        if {_FILE, _SET} <= context.meta.keys() and context.meta[_FILE]:
-            context.default_map = defaults(section, Path(context.meta[_FILE]), context.meta[_SET] or [])
-        return value
-
-    options = [
-        inspect.Parameter(
-            _FILE,
-            inspect.Parameter.KEYWORD_ONLY,
-            default=None,
-            annotation=Annotated[
-                Path | None,
-                typer.Option(
-                    "--config", is_eager=True, callback=read, help="TOML file as of `gradprism run`: defaults of all options."
-                ),
-            ],
-        ),
-        inspect.Parameter(
-            _SET,
-            inspect.Parameter.KEYWORD_ONLY,
-            default=None,
-            annotation=Annotated[
-                list[str] | None,
-                typer.Option("--set", is_eager=True, callback=read, help="Override a value of the file: section.key=value."),
-            ],
-        ),
-    ]
-
-    def decorate(function: Callable[..., None]) -> Callable[..., None]:
-        def command(**arguments: Any) -> None:
-            if arguments.pop(_SET) and not arguments[_FILE]:
-                raise ConfigError("--set: overrides a value of --config FILE, which is not given")
-            del arguments[_FILE]
-            function(**arguments)
-
-        signature = inspect.signature(function)
-        command.__signature__ = signature.replace(parameters=[*signature.parameters.values(), *options])  # pyright: ignore[reportFunctionMemberAccess]
-        command.__doc__ = function.__doc__
-        return command
-
-    return decorate
+def _read(context: typer.Context, parameter: typer.CallbackParam, value: Any) -> Any:
+    """Both options come before all others, in any order; with the second the file is read, for Click to take its defaults from."""
+    given = context.meta
+    given[str(parameter.name)] = value
+    if {"config_file", "config_set"} <= given.keys():
+        file, overrides = given["config_file"], given["config_set"] or []
+        if overrides and not file:
+            raise ConfigError("--set: overrides a value of --config FILE, which is not given")
+        if file:
+            context.default_map = defaults(SECTIONS[str(context.info_name)], Path(file), overrides)
+    return value
 
 
-def defaults(section: Section, path: Path, overrides: list[str]) -> dict[str, Any]:
+# A command has them as `config_file` and `config_set`, and needs do nothing with them.
+ConfigFile = Annotated[
+    Path | None,
+    typer.Option("--config", is_eager=True, callback=_read, help="TOML file as of `gradprism run`: defaults of all options."),
+]
+ConfigSet = Annotated[
+    list[str] | None,
+    typer.Option("--set", is_eager=True, callback=_read, help="Override a value of the file: section.key=value."),
+]
+
+
+def defaults(section: str, path: Path, overrides: list[str]) -> dict[str, Any]:
     """The options of a stage's command, by parameter, from a run's configuration."""
     config = gp.load_config(path, overrides)
     values: dict[str, Any] = {**getattr(config, section).model_dump(mode="json"), **config.model.model_dump(mode="json")}

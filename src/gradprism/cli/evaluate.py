@@ -7,12 +7,11 @@ import typer
 
 import gradprism as gp
 from gradprism.cli import options as o
-from gradprism.cli.config_file import with_config_file
+from gradprism.cli.config_file import ConfigFile, ConfigSet
 from gradprism.evaluation.config import EvaluationConfig
 from gradprism.runtime.errors import ConfigError
 
 
-@with_config_file("evaluation")
 @o.with_config(EvaluationConfig, leave_out=("splits",))
 def command(
     config: EvaluationConfig,
@@ -33,6 +32,8 @@ def command(
     device: o.Device = "auto",
     workers: o.Workers = None,
     on_existing: o.OnExisting = "resume",
+    config_file: ConfigFile = None,
+    config_set: ConfigSet = None,
     as_json: o.AsJson = False,
 ) -> None:
     """The same tasks in the same order every time; greedy unless a temperature is set. Kill it, and the same command goes on."""

@@ -8,11 +8,10 @@ import typer
 
 import gradprism as gp
 from gradprism.cli import options as o
-from gradprism.cli.config_file import with_config_file
+from gradprism.cli.config_file import ConfigFile, ConfigSet
 from gradprism.runtime.ranks import Ranks
 
 
-@with_config_file("probe")
 def command(
     model: o.Model,
     data: o.Data,
@@ -57,6 +56,8 @@ def command(
     ] = None,
     cpus_per_worker: Annotated[float, typer.Option(help="Ray: processors per task.")] = 1.0,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; default one per core.")] = None,
+    config_file: ConfigFile = None,
+    config_set: ConfigSet = None,
     as_json: o.AsJson = False,
 ) -> None:
     """Takes each trajectory's loss and the gradient norm of every weight matrix, and writes one row for each.

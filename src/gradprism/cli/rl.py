@@ -7,14 +7,13 @@ import typer
 
 import gradprism as gp
 from gradprism.cli import options as o
-from gradprism.cli.config_file import with_config_file
+from gradprism.cli.config_file import ConfigFile, ConfigSet
 from gradprism.models import check_context_length, check_model_name, load_config
 from gradprism.runtime.errors import ConfigError
 from gradprism.training.rl_config import RlConfig
 from gradprism.training.tasks import read_tasks
 
 
-@with_config_file("rl")
 @o.with_config(RlConfig)
 def command(
     config: RlConfig,
@@ -32,6 +31,8 @@ def command(
     dry_run: o.DryRun = False,
     devices: o.Devices = None,
     device_tflops: o.DeviceTflops = None,
+    config_file: ConfigFile = None,
+    config_set: ConfigSet = None,
     as_json: o.AsJson = False,
 ) -> None:
     """Plays each task several times and learns from the differences; gold actions are never read.

@@ -7,12 +7,11 @@ import typer
 
 import gradprism as gp
 from gradprism.cli import options as o
-from gradprism.cli.config_file import with_config_file
+from gradprism.cli.config_file import ConfigFile, ConfigSet
 from gradprism.models import check_context_length, check_model_name, load_config
 from gradprism.training.sft_config import SftConfig
 
 
-@with_config_file("sft")
 @o.with_config(SftConfig)
 def command(
     config: SftConfig,
@@ -36,6 +35,8 @@ def command(
     dry_run: o.DryRun = False,
     devices: o.Devices = None,
     device_tflops: o.DeviceTflops = None,
+    config_file: ConfigFile = None,
+    config_set: ConfigSet = None,
     as_json: o.AsJson = False,
 ) -> None:
     """Trains on the response tokens only, the same ones that `gradprism inspect` shows and the probe counts.

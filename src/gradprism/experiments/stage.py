@@ -9,7 +9,7 @@ import platform
 import resource
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from datetime import UTC, datetime
 from functools import cache, cached_property
@@ -139,12 +139,12 @@ def _stages(values: Sequence[object]) -> Iterator[AnyStage]:
             yield from _stages(value)
 
 
-def with_needs(wanted: Sequence[AnyStage]) -> dict[str, AnyStage]:
-    """The stages and all that they need, each once by name, needs first."""
+def with_needs(wanted: Sequence[AnyStage], but: Callable[[AnyStage], bool] = lambda _: False) -> dict[str, AnyStage]:
+    """The stages and all that they need, each once by name, needs first; those that `but` names and what only they need are left out."""
     found: dict[str, AnyStage] = {}
     for stage in wanted:
-        if stage.name not in found:
-            found |= {name: need for name, need in with_needs(stage.needs).items() if name not in found}
+        if stage.name not in found and not but(stage):
+            found |= {name: need for name, need in with_needs(stage.needs, but).items() if name not in found}
             found[stage.name] = stage
     return found
 
@@ -185,17 +185,7 @@ class Store:
 
     def pending(self, wanted: Sequence[AnyStage]) -> list[AnyStage]:
         """The wanted stages that are not done, and all that they need and is not done, needs first."""
-        pending: dict[str, AnyStage] = {}
-
-        def visit(stage: AnyStage) -> None:
-            if stage.name not in pending and not self.is_done(stage):
-                for need in stage.needs:
-                    visit(need)
-                pending[stage.name] = stage
-
-        for stage in wanted:
-            visit(stage)
-        return list(pending.values())
+        return list(with_needs(wanted, self.is_done).values())
 
     def run(self, stage: AnyStage) -> Record:
         """Runs a stage whose needs are done; its folder and the ledger tell of it once it has ended."""
