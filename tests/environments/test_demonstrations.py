@@ -35,11 +35,17 @@ def test_tasks_that_the_expert_does_not_solve_are_left_out(tmp_path):
     assert collect(BrokenGames(str(tmp_path)), count=3, max_steps=2, workers=1) == []
 
 
-def test_the_training_split_whole_unless_told_otherwise(tmp_path):
+def test_the_training_split_whole_and_broken_games_left_out_and_told(tmp_path, capsys):
     environment = CorruptGames(str(tmp_path))
-    with pytest.raises(EnvironmentPlayError, match=r"reset 'corrupt' failed: file\.game: not a game"):
-        collect(environment, workers=1)
+    whole = collect(environment, workers=1)
+    assert [t.id for t in whole] == [t.id for t in environment.tasks("train") if t.id != "corrupt"]
+    said = capsys.readouterr().err
+    assert "3 of 9 tasks were broken off" in said and "file.game: not a game" in said
     assert [t.id for t in collect(environment, split="test", count=2, workers=1)] == ["test/0", "test/1"]
+    with pytest.raises(
+        EnvironmentPlayError, match=r"1 of 1 tasks were broken off .* reset 'corrupt' failed: file\.game: not a game"
+    ):
+        collect(environment, [environment.find("corrupt")], workers=1)
 
 
 @dataclass

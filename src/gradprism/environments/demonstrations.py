@@ -6,7 +6,7 @@ from gradprism.environments.play import play
 from gradprism.environments.pool import SessionPool
 from gradprism.environments.protocol import Environment, Task
 from gradprism.runtime.errors import EnvironmentPlayError
-from gradprism.runtime.progress import Progress
+from gradprism.runtime.progress import Progress, say
 from gradprism.trajectories.record import Trajectory
 
 IN_FLIGHT = 64  # episodes at once
@@ -33,18 +33,26 @@ def collect(
     """The expert's successful episodes, in the order of the tasks: observations as user turns, actions as assistant turns.
 
     `tasks`, or else the first `count` of `split` as `default_tasks` has them. A task that the expert does not solve within `max_steps`
-    is left out. The trajectories do not depend on `workers`, the number of processes that play (default one per core). Raises
-    `EnvironmentPlayError` where the engine fails, `ConfigError` where the environment has no expert.
+    is left out, and so is one that its engine breaks off, which a line tells. The trajectories do not depend on `workers`, the number of
+    processes that play (default one per core). Raises `EnvironmentPlayError` where every task breaks off, `ConfigError` where the
+    environment has no expert.
     """
     if tasks is None:
         tasks = default_tasks(environment, split, count)
-    trajectories = []
+    trajectories, failures = [], []
     with SessionPool(environment, workers) as pool, Progress("demonstrations", len(tasks)) as progress:
         for begin in range(0, len(tasks), IN_FLIGHT):
             chunk = tasks[begin : begin + IN_FLIGHT]
             for one in play(pool, chunk, [environment.expert() for _ in chunk], max_steps, lambda _: progress.advance(1)):
                 if one.last.info.failure:
-                    raise EnvironmentPlayError(one.last.info.failure)
-                if one.last.info.success:
+                    failures.append(one.last.info.failure)
+                elif one.last.info.success:
                     trajectories.append(one.trajectory(one.task.id))
+    if failures:
+        line = (
+            f"{len(failures)} of {len(tasks)} tasks were broken off by the environment and are left out; the first: {failures[0]}"
+        )
+        if len(failures) == len(tasks):
+            raise EnvironmentPlayError(line)
+        say(line)
     return trajectories
