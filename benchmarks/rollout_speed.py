@@ -91,13 +91,12 @@ def main() -> None:
         clock = time.perf_counter()
         episodes = player.play([task for task in tasks for _ in range(8)], seed)
         seconds = time.perf_counter() - clock
-        told = player.costs
         return {
             "episodes_per_second": len(episodes) / seconds,
-            "generate_seconds": told.generate_seconds,
-            "waited_seconds": told.environment_seconds,
-            "generated_per_second": told.tokens_generated / told.generate_seconds,
-            "steps": told.environment_steps,
+            "generate_seconds": player.generate_seconds,
+            "waited_seconds": player.environment_seconds,
+            "generated_per_second": player.used.tokens_generated / player.generate_seconds,
+            "steps": player.used.environment_steps,
         }
 
     with SessionPool(environment, arguments.workers) as pool:

@@ -22,7 +22,7 @@ from gradprism.estimate import (
     estimate_rl,
     estimate_sft,
     hardware,
-    imagined_turns,
+    imagined,
     row_lengths,
     sample_episodes,
 )
@@ -246,9 +246,10 @@ def test_random_episodes_have_the_tokens_that_they_would_have_in_training(prompt
     with SessionPool(environment, 1) as pool:
         played = play(pool, tasks, [RandomPolicy(task.id) for task in tasks], config.max_steps)
     for one in played:
-        turns = imagined_turns(one, renderer, config)
-        assert 1 <= len(turns) == len(one.actions) <= 4
-        read, said, rows = sum(read for read, _ in turns), sum(said for _, said in turns), row_lengths(turns, config)
+        episode = imagined(one, renderer, config)
+        assert 1 <= len(episode.turns) == len(one.actions) <= 4
+        read = sum(len(turn.prompt_ids) for turn in episode.turns)
+        said, rows = sum(len(turn.completion_ids) for turn in episode.turns), row_lengths([episode])
         assert sum(rows) == read + said
         if prompt.history is None:
             messages = [Message("user", one.steps[0].observation)]
@@ -258,7 +259,7 @@ def test_random_episodes_have_the_tokens_that_they_would_have_in_training(prompt
             assert rows == [len(whole.input_ids)]
             assert said == whole.response_mask.sum()
         else:
-            assert len(rows) == len(turns) and said == 16 * len(turns)
+            assert len(rows) == len(episode.turns) and said == 16 * len(rows)
 
 
 def test_an_episode_ends_where_the_context_does():
@@ -266,7 +267,7 @@ def test_an_episode_ends_where_the_context_does():
     config = RlConfig(max_steps=50, max_action_tokens=16, context_length=130)
     with SessionPool(environment, 1) as pool:
         sampled, _, _ = sample_episodes(None, renderer, pool, environment.tasks("train", 2), config)
-    assert all(sum(row_lengths(turns, config)) <= 130 and 0 < len(turns) < 50 for turns in sampled)
+    assert all(row_lengths([episode])[0] <= 130 and 0 < len(episode.turns) < 50 for episode in sampled)
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)

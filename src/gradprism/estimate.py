@@ -26,11 +26,13 @@ from gradprism.probing.folder import PROBE, ProbeFolder, local_copy
 from gradprism.probing.plan import Batch, padded_tokens, padding_share
 from gradprism.probing.prepared import prepare, reopen
 from gradprism.probing.work import ProbeOptions, Share, Work, describe, kept_costs, make_renderer
+from gradprism.rollouts.episode import Episode, Turn
 from gradprism.rollouts.player import Player, next_prompt
 from gradprism.runtime.errors import ConfigError
 from gradprism.runtime.folders import OnExisting
 from gradprism.runtime.memory import peak_gpu_memory_mib, peak_memory_mib, reset_peak_gpu_memory, reset_peak_memory
 from gradprism.runtime.ranks import Ranks
+from gradprism.training.batches import training_rows
 from gradprism.training.footprint import Footprint
 from gradprism.training.processes import fsdp_version
 from gradprism.training.rl_config import RlConfig
@@ -204,9 +206,9 @@ def estimate_sft(
     add_memory(told, found, config, machine, micro_batch)
     told.add("trajectories", len(trained_on), "", f"the data, less {len(held)} held out")
     told.add("rows", len(rows), "", f"packed into rows of {renderer.context_length}" if packs else "one per trajectory")
-    counted = f"{config.epochs:g} epochs of {len(rows)} rows / ({config.batch_size} x {config.gradient_accumulation} x "
-    counted += f"{machine.devices} devices), rounded up"
-    told.add("optimizer steps", plan.steps, "", "max_steps" if config.max_steps else counted)
+    a_step = f"{config.batch_size} x {config.gradient_accumulation} x {machine.devices} devices"
+    counted = "max_steps" if config.max_steps else f"{config.epochs:g} epochs of {len(rows)} rows / ({a_step}), rounded up"
+    told.add("optimizer steps", plan.steps, "", counted)
     told.add("tokens", round(tokens), "", f"{sum(lengths):,} rendered x {epochs:g} epochs")
     passes = _passes(config)
     flops = passes * found.forward_flops(tokens, squares) + found.forward_flops(held_tokens)
@@ -238,10 +240,10 @@ def estimate_rl(
     drawn = [tasks[i * len(tasks) // SAMPLE_EPISODES] for i in range(SAMPLE_EPISODES)]
     with SessionPool(environment, workers) as pool:
         sampled, read, seconds = sample_episodes(player, renderer, pool, drawn, config)
-    lengths = [length for turns in sampled for length in row_lengths(turns, config)]
+    lengths = row_lengths(sampled)
     rows, trained, squares = (sum(n**power for n in lengths) / SAMPLE_EPISODES for power in (0, 1, 2))
-    generated = sum(said for turns in sampled for _, said in turns) / SAMPLE_EPISODES
-    steps = sum(map(len, sampled)) / SAMPLE_EPISODES
+    turns = [turn for episode in sampled for turn in episode.turns]
+    steps, generated = len(turns) / SAMPLE_EPISODES, sum(len(turn.completion_ids) for turn in turns) / SAMPLE_EPISODES
     micro_batch = max(config.micro_batch_tokens, *lengths)
     add_memory(told, found, config, machine, micro_batch)
     speed = _speed(model, found, machine, micro_batch)
@@ -285,47 +287,42 @@ def estimate_rl(
     return told
 
 
-Turns = list[tuple[int, int]]  # of each turn of an episode: the tokens that are read before its answer, and those of the answer
-
-
 def sample_episodes(
     model: Any | None, renderer: Renderer, pool: SessionPool, tasks: Sequence[Task], config: RlConfig
-) -> tuple[list[Turns], float, float]:
-    """Turns of an episode of each task by `model`, or by random admissible actions; means per episode: tokens that were read, seconds."""
+) -> tuple[list[Episode], float, float]:
+    """An episode of each task by `model`, or by random admissible actions; means per episode: tokens that were read, seconds."""
     pool.reset([0], [tasks[0].id])  # the first game of a process pays for what it loads
     clock = time.perf_counter()
     if model is None:
         plays = play(pool, tasks, [RandomPolicy(f"{config.seed}/{task.id}") for task in tasks], config.max_steps)
-        sampled = [imagined_turns(one, renderer, config) for one in plays]
-        read = sum(read for turns in sampled for read, _ in turns)
+        episodes = [imagined(one, renderer, config) for one in plays]
+        read = sum(len(turn.prompt_ids) for episode in episodes for turn in episode.turns)
     else:
         player = Player(model, renderer, pool, config, refuse_long=False)
-        played = player.play(tasks, config.seed)
-        sampled = [[(len(turn.prompt_ids), len(turn.completion_ids)) for turn in episode.turns] for episode in played]
-        read = player.costs.tokens_read
-    return sampled, read / len(tasks), (time.perf_counter() - clock) / len(tasks)
+        episodes = player.play(tasks, config.seed)
+        read = player.used.tokens_forward
+    return episodes, read / len(tasks), (time.perf_counter() - clock) / len(tasks)
 
 
-def row_lengths(turns: Turns, config: RlConfig) -> list[int]:
-    """Lengths of an episode's training rows."""
-    lengths = [read + said for read, said in turns]
-    return ([sum(lengths)] if lengths else []) if config.prompt.history is None else lengths
-
-
-def imagined_turns(one: Play, renderer: Renderer, config: RlConfig) -> Turns:
-    """Turns of an episode had a language model said its actions, until its context is full."""
-    prompt, most, turns, total = config.prompt, config.max_action_tokens, [], 0
-    seen = [step.observation for step in one.steps]
+def imagined(one: Play, renderer: Renderer, config: RlConfig) -> Episode:
+    """The tokens of an episode had a language model said its actions, until its context is full; thoughts as long as they may be."""
+    prompt, most, tokenizer, total = config.prompt, config.max_action_tokens, renderer.tokenizer, 0
+    episode, seen = Episode(one.task, grows=prompt.history is None), [step.observation for step in one.steps]
     for number, (action, step) in enumerate(zip(one.actions, one.steps, strict=False)):
-        read = len(next_prompt(renderer, prompt, seen[: number + 1], one.actions[:number], step))
-        total = read + (total if prompt.history is None else 0)
+        read = next_prompt(renderer, prompt, seen[: number + 1], one.actions[:number], step)
+        total = len(read) + (total if episode.grows else 0)
         if config.context_length is not None and total + most > config.context_length:
             break
-        # With its end; thoughts are taken to be as long as they may.
-        words = most if prompt.form == "tags" else len(renderer.tokenizer(action, add_special_tokens=False)["input_ids"]) + 1
-        total += (said := min(words, most))
-        turns.append((read, said))
-    return turns
+        words = tokenizer(action, add_special_tokens=False)["input_ids"]
+        said = [0] * most if prompt.form == "tags" else [*words, tokenizer.eos_token_id][:most]
+        total += len(said)
+        episode.turns.append(Turn(step.observation, action, read, said))
+    return episode
+
+
+def row_lengths(episodes: Sequence[Episode]) -> list[int]:
+    """Tokens of each training row."""
+    return [len(row) for episode in episodes for row in training_rows(episode, np.zeros(len(episode.turns)))]
 
 
 def _passes(config: SftConfig | RlConfig) -> int:

@@ -16,7 +16,7 @@ from gradprism.probing.api import probe as probe_corpus
 from gradprism.probing.folder import ProbeFolder
 from gradprism.probing.plan import plan_batches
 from gradprism.probing.prober import Prober
-from gradprism.runtime.attempts import total_cost
+from gradprism.runtime.attempts import total_usage
 from gradprism.runtime.errors import DataError
 from gradprism.trajectories.corpus import write_messages_jsonl
 from gradprism.trajectories.rendering import Renderer
@@ -116,14 +116,13 @@ def test_resume_probes_only_what_is_pending_and_gives_the_same_rows(probe, tmp_p
     assert probe("--batch-tokens", 100)[0] == 130
     done = sum(calls[:2])
     assert len(ProbeFolder(tmp_path / "probe").finished()) == done
-    costs = total_cost(tmp_path / "probe")
-    assert (costs["attempts"], costs["rows"]) == (1, done)
+    before = total_usage(tmp_path / "probe")
 
     code, out, _ = probe("--batch-tokens", 100, "--json")
     assert code == 0
     summary = json.loads(out)
     assert (summary["probed"], summary["kept"]) == (12 - done, done)
-    assert summary["earlier"]["tokens_backward"] == costs["tokens"] > 0
+    assert summary["earlier"]["tokens_backward"] == before.tokens_backward > 0
     whole, resumed = (ProbeFolder(tmp_path / name).read() for name in ("whole", "probe"))
     np.testing.assert_array_equal(resumed.norms, whole.norms)
     assert resumed.frame.equals(whole.frame)

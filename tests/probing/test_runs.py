@@ -19,8 +19,9 @@ from gradprism.probing import run
 from gradprism.probing.api import probe as probe_corpus
 from gradprism.probing.folder import ProbeFolder
 from gradprism.probing.work import ProbeOptions
-from gradprism.runtime.attempts import Attempt, total_cost
+from gradprism.runtime.attempts import Attempt, total_usage
 from gradprism.runtime.errors import ConfigError, DataError, WriteError
+from gradprism.runtime.usage import Usage
 from gradprism.trajectories.corpus import write_messages_jsonl
 from gradprism.trajectories.record import Message, Trajectory
 from gradprism.trajectories.rendering import Renderer
@@ -169,34 +170,33 @@ def test_what_attempts_cost_is_summed(model, tmp_path, monkeypatch):
             probe(model, sample_trajectories(12), tmp_path / "probe", batch_tokens=100)
     finally:
         torch.set_num_threads(threads)
-    first = total_cost(tmp_path / "probe")
+    first = total_usage(tmp_path / "probe")
     lengths = dict(enumerate(len(Renderer(TOKENIZER, 1024).render(t).input_ids) for t in sample_trajectories(12)))
     done = [code >> 20 for code in ProbeFolder(tmp_path / "probe").finished().tolist()]
-    assert (first["attempts"], first["rows"], first["tokens"]) == (1, len(done), sum(lengths[i] for i in done))
+    assert first.tokens_forward == first.tokens_backward == sum(lengths[i] for i in done) > 0
     summary = probe(model, sample_trajectories(12), tmp_path / "probe", batch_tokens=100)
-    assert summary.earlier.tokens_forward == first["tokens"]
+    assert summary.earlier == first
     assert (summary.earlier + summary.usage).tokens_forward == sum(lengths.values())
-    total = total_cost(tmp_path / "probe")
-    assert (total["attempts"], total["rows"], total["tokens"]) == (2, 12, sum(lengths.values()))
-    assert total["wall_seconds"] >= first["wall_seconds"] > 0
+    total = total_usage(tmp_path / "probe")
+    assert total.tokens_forward == sum(lengths.values()) and total.wall_seconds >= first.wall_seconds > 0
 
 
 def test_the_last_line_of_each_process_counts_and_torn_lines_do_not(tmp_path):
-    assert total_cost(tmp_path) == {"attempts": 0, "rows": 0, "tokens": 0, "cpu_seconds": 0, "wall_seconds": 0}
+    assert total_usage(tmp_path) == Usage()
     for process in range(2):
         account = Attempt(tmp_path, "a", process)
-        account.add(2, 10)
-        account.add(3, 20 + process)
-    Attempt(tmp_path, "b").add(1, 7)
+        account.add(Usage(10, 4))
+        account.add(Usage(20 + process))
+    Attempt(tmp_path, "b").add(Usage(7))
     lines = [json.loads(line) for line in (tmp_path / "attempts.jsonl").read_text().splitlines()]
     walls = [line["wall_seconds"] for line in lines]
     with open(tmp_path / "attempts.jsonl", "a") as file:
-        file.write('{"attempt": "c", "rows"')
-    total = total_cost(tmp_path)
-    assert (total["attempts"], total["rows"], total["tokens"]) == (2, 11, 68)
-    assert total["wall_seconds"] == pytest.approx(max(walls[1], walls[3]) + walls[4])
-    assert total["cpu_seconds"] == pytest.approx(sum(lines[k]["cpu_seconds"] for k in (1, 3, 4)))
-    assert total_cost(tmp_path, without="a")["rows"] == 1
+        file.write('{"attempt": "c", "tokens_forward"')
+    total = total_usage(tmp_path)
+    assert (total.tokens_forward, total.tokens_backward) == (68, 8)
+    assert total.wall_seconds == pytest.approx(max(walls[1], walls[3]) + walls[4])
+    assert total.cpu_seconds == pytest.approx(sum(lines[k]["cpu_seconds"] for k in (1, 3, 4)))
+    assert total_usage(tmp_path, without="a").tokens_forward == 7
 
 
 # Room and rights

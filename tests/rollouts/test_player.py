@@ -140,8 +140,8 @@ def test_rewards_counts_and_endings():
     assert [e.stop_reason for e in episodes] == ["success", "steps", "success", "environment"]
     assert [len(e.actions) for e in episodes] == [2, 6, 3, 3]
     assert [sum(not turn.valid for turn in e.turns) for e in episodes] == [2, 0, 0, 3]
-    assert player.costs.environment_steps == 2 + 6 + 3 + 3
-    assert player.costs.tokens_generated == sum(len(turn.completion_ids) for e in episodes for turn in e.turns)
+    assert player.used.environment_steps == 2 + 6 + 3 + 3
+    assert player.used.tokens_generated == sum(len(turn.completion_ids) for e in episodes for turn in e.turns)
 
 
 def test_an_episode_ends_where_the_context_is_full():
@@ -247,7 +247,7 @@ def test_what_is_played_depends_neither_on_places_nor_on_turns(history):
         episodes = player.play(wanted, seed=3, on_done=ended.append)
         assert [e.task for e in episodes] == wanted and len(ended) == 13
         played.append([(conversation(e), e.actions, e.success, e.grows) for e in episodes])
-        assert player.costs.environment_steps == sum(len(e.actions) for e in episodes)
+        assert player.used.environment_steps == sum(len(e.actions) for e in episodes)
     assert all(other == played[0] for other in played[1:])
     assert len({tuple(ids) for ids, *_ in played[0]}) > 10
 
@@ -266,7 +266,7 @@ def test_prompts_rebuilt_at_every_step_have_the_log_probabilities_of_a_fresh_pas
                 fresh = player.model(input_ids=torch.tensor([ids])).logits[0].float().log_softmax(-1)
             expected = [fresh[len(turn.prompt_ids) + i - 1, token].item() for i, token in enumerate(turn.completion_ids)]
             assert turn.logprobs == pytest.approx(expected, abs=1e-4)
-    assert 0 < player.costs.tokens_read < 0.8 * whole
+    assert 0 < player.used.tokens_forward < 0.8 * whole
 
 
 def test_a_first_observation_that_does_not_fit_is_an_episode_without_actions_where_asked():

@@ -16,6 +16,7 @@ from gradprism.routing.routes import route
 from gradprism.routing.stability import audit as audit_here
 from gradprism.runtime.attempts import Attempt
 from gradprism.runtime.files import write_json, write_jsonl
+from gradprism.runtime.usage import Usage
 from helpers.cli import assert_refused
 from helpers.experiments import synthetic
 from helpers.probes import COUNT, N, make_probe
@@ -151,7 +152,7 @@ def test_the_probe_s_time_against_what_it_saves(audit, tmp_path):
     assert_refused(audit(*hours, "1"), "probe: tells no time that the probe took")
     attempt = Attempt(tmp_path / "probe")
     attempt._wall -= 7200
-    attempt.add(COUNT, 100)
+    attempt.add(Usage(100, 100))
     cost = audited(audit, *hours, "1")
     assert cost["cost"] == {"probe_seconds": pytest.approx(7200, abs=5), "saved_seconds": 3600}
     assert "the probe took 7200 s and its routing saves 3600 s: it costs more than it saves" in cost["warnings"]
@@ -166,7 +167,7 @@ def test_what_the_probe_saves_is_projected_from_a_run(audit, tmp_path):
     make_probe(tmp_path / "probe")
     attempt = Attempt(tmp_path / "probe")
     attempt._wall -= 100
-    attempt.add(COUNT, 100)
+    attempt.add(Usage(100, 100))
 
     results = synthetic(seeds=1)
     results["arms"] = [arm for arm in results["arms"] if arm["name"] in ("base", "gini")]

@@ -9,8 +9,10 @@ import pytest
 from gradprism.models import check_model_name, load_model
 from gradprism.runtime.errors import ConfigError, FolderInUseError, ModelError
 from gradprism.runtime.files import read_json, sha256_file, write_json
+from gradprism.runtime.folders import exclusive_lock
 from gradprism.training import folder, sft
-from gradprism.training.folder import claim_training, finished_training, latest_checkpoint, read_log, sole_training
+from gradprism.training.folder import claim_training, finished_training, latest_checkpoint, read_log
+from gradprism.training.frame import LOCK
 from gradprism.training.loop import Loop
 from gradprism.training.sft import train_sft
 from gradprism.training.sft_config import SftConfig
@@ -131,20 +133,21 @@ def test_a_folder_of_something_else_is_refused(tmp_path):
     (tmp_path / "thing").touch()
     for choice in ("resume", "replace"):
         with pytest.raises(FolderInUseError, match="is in use and holds no training"):
-            claim_training(tmp_path, lambda: {"command": "sft"}, choice)
+            claim_training(tmp_path, {"command": "sft"}, choice)
     write_json(tmp_path / "manifest.json", {"tasks_sha256": "an evaluation"})
     with pytest.raises(FolderInUseError, match="is in use and holds no training"):
-        claim_training(tmp_path, lambda: {"command": "sft"})
+        claim_training(tmp_path, {"command": "sft"})
     with pytest.raises(FolderInUseError, match="is not a folder"):
-        claim_training(tmp_path / "thing", lambda: {"command": "sft"})
-    assert claim_training(tmp_path / "new", lambda: {"command": "sft"}) == (0, None)
+        claim_training(tmp_path / "thing", {"command": "sft"})
+    assert claim_training(tmp_path / "new", {"command": "sft"}) == (0, None)
     with pytest.raises(FolderInUseError, match='command: "sft" → "rl"'):
-        claim_training(tmp_path / "new", lambda: {"command": "rl"})
+        claim_training(tmp_path / "new", {"command": "rl"})
 
 
 def test_one_command_at_a_time_trains_into_a_folder(tokenizer, tmp_path):
     out = tmp_path / "out"
-    with sole_training(out, None), pytest.raises(FolderInUseError, match=r"is being trained by process \d+ on \S+; let it end"):
+    in_use = pytest.raises(FolderInUseError, match=r"is being trained by process \d+ on \S+; let it end")
+    with exclusive_lock(out, LOCK, "is being trained"), in_use:
         train_sft(tiny_qwen3(len(tokenizer)), tokenizer, sample_trajectories(4), SftConfig(max_steps=1), out=out)
     assert not out.exists()
     assert train_sft(tiny_qwen3(len(tokenizer)), tokenizer, sample_trajectories(4), SftConfig(max_steps=1), out=out).steps == 1

@@ -329,6 +329,6 @@ def test_unknown_tokens_are_counted_and_said(sft_folder, tmp_path, cli, tokenize
     write_messages_jsonl(tmp_path / "corpus.jsonl", [trajectory])
     arguments = ["sft", "--model", sft_folder / "qwen3", "--data", tmp_path / "corpus.jsonl", "--out", tmp_path / "out"]
     code, out, err = cli(*arguments, "--device", "cpu", "--max-steps", 1)
-    assert code == 0 and re.search(r"^warning: 2 of \d+ tokens are the tokenizer's unknown token", err, re.MULTILINE), err
+    assert code == 0 and re.search(r"^2 of \d+ tokens are unknown to the tokenizer", err, re.MULTILINE), err
     assert re.search(r": loss \d+\.\d{4} before the step in 1 step$", out.strip()), out
     assert read_json(tmp_path / "out" / "summary.json")["counts"]["unknown_tokens"] == 2

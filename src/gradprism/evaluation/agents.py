@@ -12,7 +12,8 @@ from gradprism.environments.protocol import Environment, Step, Task
 from gradprism.probing.fingerprint import weights_fingerprint
 from gradprism.rollouts.config import RolloutConfig
 from gradprism.rollouts.episode import Episode, StopReason, Turn
-from gradprism.rollouts.player import OnDone, PlayCosts, Player
+from gradprism.rollouts.player import OnDone, Player
+from gradprism.runtime.usage import Usage
 from gradprism.trajectories.rendering import Renderer, template_fingerprint, tokenizer_fingerprint
 
 _PLACEHOLDER = re.compile(r"<[^<>]*>")
@@ -28,8 +29,8 @@ class Agent(Protocol):
 
     def play(
         self, environment: Environment, pool: SessionPool, tasks: Sequence[Task], config: RolloutConfig, seed: int, on_done: OnDone
-    ) -> tuple[list[Episode], PlayCosts]:
-        """One episode per task, in order, and what they cost."""
+    ) -> tuple[list[Episode], Usage]:
+        """One episode per task, in order, and what was used."""
         ...
 
 
@@ -52,10 +53,10 @@ class ModelAgent:
 
     def play(
         self, environment: Environment, pool: SessionPool, tasks: Sequence[Task], config: RolloutConfig, seed: int, on_done: OnDone
-    ) -> tuple[list[Episode], PlayCosts]:
+    ) -> tuple[list[Episode], Usage]:
         """See `Agent`."""
         player = Player(self.model, Renderer(self.tokenizer, None), pool, config)
-        return player.play(tasks, seed, on_done), player.costs
+        return player.play(tasks, seed, on_done), player.used
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,12 +71,12 @@ class ScriptedAgent:
 
     def play(
         self, environment: Environment, pool: SessionPool, tasks: Sequence[Task], config: RolloutConfig, seed: int, on_done: OnDone
-    ) -> tuple[list[Episode], PlayCosts]:
+    ) -> tuple[list[Episode], Usage]:
         """See `Agent`."""
         expert = self.kind == "expert"
         players = [environment.expert() if expert else RandomPolicy(f"{seed}/{task.id}") for task in tasks]
         plays = play(pool, tasks, players, config.max_steps, lambda one: on_done(_episode(one)))
-        return [_episode(one) for one in plays], PlayCosts(environment_steps=sum(len(one.actions) for one in plays))
+        return [_episode(one) for one in plays], Usage(environment_steps=sum(len(one.actions) for one in plays))
 
 
 def _episode(one: Play) -> Episode:

@@ -1,11 +1,10 @@
 """Plays a fixed list of tasks and writes every episode down, batch by batch, so that a run that is cut short goes on where it was."""
 
 import contextlib
-import dataclasses
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from gradprism.evaluation.summary import SuccessRow, headline, summarise
 from gradprism.models import ModelSpec, tokenizer_source
 from gradprism.rollouts.episode import Episode
 from gradprism.runtime.errors import DataError
-from gradprism.runtime.files import read_jsonl, sha256_json, write_json, write_jsonl, writing
+from gradprism.runtime.files import append_jsonl, read_jsonl, sha256_json, write_json, write_jsonl, writing
 from gradprism.runtime.folders import FolderKind, OnExisting, exclusive_lock
 from gradprism.runtime.progress import Progress
 from gradprism.runtime.usage import Usage
@@ -47,25 +46,33 @@ class Evaluation:
 
     def to_json(self) -> dict[str, Any]:
         """Rows and usage: `summary.json`."""
-        rows = [dataclasses.asdict(row) for row in self.rows]
+        rows = [asdict(row) for row in self.rows]
         return {"rows": rows, "usage": self.usage.to_json(), "worker_restarts": self.worker_restarts}
 
 
 @dataclass(slots=True)
 class _Record:
-    """The episodes and costs of the batches so far, in memory and, with a folder, in its files."""
+    """The batches so far in memory and, with a folder, in its files; a line of `batches.jsonl` is a batch's usage and restarts."""
 
     folder: Path | None = None
     episodes: list[Episode] = field(default_factory=list)
-    costs: list[Mapping[str, Any]] = field(default_factory=list)
+    batches: list[dict[str, float]] = field(default_factory=list)
 
-    def add(self, episodes: Sequence[Episode], cost: Mapping[str, Any]) -> None:
+    def add(self, episodes: Sequence[Episode], used: Usage, restarts: int) -> None:
         """Adds a batch. It counts once its costs are written, which come last."""
         self.episodes += episodes
-        self.costs.append(cost)
+        self.batches.append({**used.to_json(), "worker_restarts": restarts})
         if self.folder is not None:
-            _append(self.folder / EPISODES, [episode.to_json() for episode in episodes])
-            _append(self.folder / BATCHES, [cost])
+            path = self.folder / EPISODES
+            with writing(path), open(path, "a", encoding="utf-8") as file:
+                file.writelines(json.dumps(e.to_json(), ensure_ascii=False, allow_nan=False) + "\n" for e in episodes)
+            append_jsonl(self.folder / BATCHES, self.batches[-1])
+
+    def evaluation(self) -> Evaluation:
+        """All of it summed up."""
+        usage = sum(map(Usage.from_json, self.batches), Usage())
+        restarts = sum(int(batch["worker_restarts"]) for batch in self.batches)
+        return Evaluation(tuple(summarise(self.episodes)), usage, tuple(self.episodes), restarts)
 
 
 def evaluate(
@@ -98,13 +105,22 @@ def evaluate(
             stack.enter_context(exclusive_lock(out, _LOCK, "is being evaluated into"))
             record = _claim(out, _manifest(player, environment, config, tasks), on_existing, batches)
         pool = stack.enter_context(SessionPool(environment, workers))
-        for index, progress in _pending(record, batches, len(tasks)):
+        progress = stack.enter_context(Progress("episodes", len(tasks)))
+        progress.begin(len(tasks), len(record.episodes))
+        won = sum(episode.success for episode in record.episodes)
+
+        def on_done(episode: Episode) -> None:
+            nonlocal won
+            won += episode.success
+            progress.advance(1, f"{won} won")
+
+        for index in range(len(record.batches), len(batches)):
             clock, cpu, restarts = time.perf_counter(), time.process_time(), pool.restarts
             seed = int(sha256_json([config.seed, index])[:8], 16)
-            episodes, costs = player.play(environment, pool, batches[index], config, seed, progress)
-            seconds = {"wall_seconds": time.perf_counter() - clock, "cpu_seconds": time.process_time() - cpu}
-            record.add(episodes, {**dataclasses.asdict(costs), **seconds, "worker_restarts": pool.restarts - restarts})
-        evaluation = _evaluation(record)
+            episodes, used = player.play(environment, pool, batches[index], config, seed, on_done)
+            used = replace(used, wall_seconds=time.perf_counter() - clock, cpu_seconds=time.process_time() - cpu)
+            record.add(episodes, used, pool.restarts - restarts)
+        evaluation = record.evaluation()
         if out is not None:
             write_json(out / SUMMARY, evaluation.to_json())
     return evaluation
@@ -121,37 +137,9 @@ def as_agent(agent: Agent | Any) -> Agent:
     return agent
 
 
-def _pending(record: _Record, batches: Sequence[Sequence[Task]], total: int) -> Iterator[tuple[int, Any]]:
-    """The numbers of the batches that are still to be played, each with what tells the progress of an episode."""
-    won = sum(episode.success for episode in record.episodes)
-    with Progress("episodes", total) as progress:
-        if record.episodes:
-            progress.advance(len(record.episodes), f"{won} won")
-
-        def on_done(episode: Episode) -> None:
-            nonlocal won
-            won += episode.success
-            progress.advance(1, f"{won} won")
-
-        for index in range(len(record.costs), len(batches)):
-            yield index, on_done
-
-
-def _evaluation(record: _Record) -> Evaluation:
-    totals = {name: sum(cost[name] for cost in record.costs) for name in record.costs[0]}
-    usage = Usage(
-        tokens_forward=totals["tokens_read"],
-        tokens_generated=totals["tokens_generated"],
-        environment_steps=totals["environment_steps"],
-        wall_seconds=totals["wall_seconds"],
-        cpu_seconds=totals["cpu_seconds"],
-    )
-    return Evaluation(tuple(summarise(record.episodes)), usage, tuple(record.episodes), totals["worker_restarts"])
-
-
 def _manifest(agent: Agent, environment: Environment, config: EvaluationConfig, tasks: Sequence[Task]) -> dict[str, Any]:
     # Options set an environment apart from others of its name; where its data lies does not.
-    options = {f.name: getattr(environment, f.name) for f in dataclasses.fields(environment) if f.name != "data_dir"}  # pyright: ignore[reportArgumentType] # each is a dataclass
+    options = {f.name: getattr(environment, f.name) for f in fields(environment) if f.name != "data_dir"}  # pyright: ignore[reportArgumentType] # each is a dataclass
     return {
         "agent": dict(agent.description()),
         "environment": {**options, "name": environment.name},
@@ -177,8 +165,3 @@ def _claim(out: Path, manifest: Mapping[str, Any], on_existing: OnExisting, batc
     write_jsonl(out / EPISODES, transcripts)
     write_jsonl(out / BATCHES, costs)
     return _Record(out, episodes, costs)
-
-
-def _append(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    with writing(path), open(path, "a", encoding="utf-8") as file:
-        file.writelines(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)

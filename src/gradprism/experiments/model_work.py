@@ -88,11 +88,10 @@ def play_pass_rates(stage: PassRates, folder: Path, store: Store) -> Outcome[Par
     model, renderer = load(stage.base, None, store)
     with SessionPool(environment, stage.world.workers) as pool, Progress("pass rates", len(tasks)) as progress:
         player = Player(model, renderer, pool, stage.play)
-        episodes, used = player.play(tasks, stage.seed, lambda _: progress.advance(1)), player.costs
+        episodes = player.play(tasks, stage.seed, lambda _: progress.advance(1))
     write_jsonl(folder / PASS_RATES, ({"id": e.task.id, "success": e.success} for e in episodes))
     won = sum(e.success for e in episodes)
-    usage = Usage(used.tokens_read, 0, used.tokens_generated, used.environment_steps)
-    return Outcome(Part(), f"{100 * won / len(episodes):.1f} % succeed", usage)
+    return Outcome(Part(), f"{100 * won / len(episodes):.1f} % succeed", player.used)
 
 
 def tasks_of(source: Corpus | Route | Refresh, store: Store, environment: Environment) -> list[Task]:

@@ -20,10 +20,11 @@ from gradprism.probing.mirror import Mirror
 from gradprism.probing.plan import padding_share
 from gradprism.probing.prepared import prepare
 from gradprism.probing.rays import Ray, connected
-from gradprism.probing.result import Probe, ProbeRun, attempts_usage
+from gradprism.probing.result import Probe, ProbeRun
 from gradprism.probing.run import Counts
 from gradprism.probing.units import ExpertUnits
 from gradprism.probing.work import ProbeOptions, Share, Work, account, describe, do_share, kept_costs, make_renderer
+from gradprism.runtime.attempts import total_usage
 from gradprism.runtime.errors import ConfigError
 from gradprism.runtime.folders import OnExisting
 from gradprism.runtime.progress import quiet, say
@@ -201,5 +202,5 @@ class _Flow:
             padding_share=padding_share(work.items, work.plan),
             probing_seconds=now - probing_began,
             usage=Usage(tokens, tokens, wall_seconds=now - self.began, cpu_seconds=sum(each.cpu_seconds for each in done)),
-            earlier=attempts_usage(self.folder, without=attempt),
+            earlier=total_usage(self.folder, without=attempt),
         )

@@ -17,7 +17,7 @@ from gradprism.probing.folder import PROBE, ProbeFolder, ProbeTable, local_copy
 from gradprism.probing.manifest import ProbeManifest, UnitInfo
 from gradprism.probing.mirror import is_url
 from gradprism.probing.scores import View, score, unit_scales
-from gradprism.runtime.attempts import total_cost
+from gradprism.runtime.attempts import total_usage
 from gradprism.runtime.errors import ConfigError, MissingFileError
 from gradprism.runtime.folders import MANIFEST, OnExisting, atomic_folder
 from gradprism.runtime.registry import as_names
@@ -112,7 +112,7 @@ class Probe:
     @property
     def usage(self) -> Usage:
         """`Usage`, tokens and seconds of all attempts at the folder; processes of one attempt run side by side, so the longest counts."""
-        return attempts_usage(self._files.folder)
+        return total_usage(self._files.folder)
 
     @cached_property
     def frame(self) -> pl.DataFrame:
@@ -182,12 +182,6 @@ class Probe:
         for shard in self._files.scan("whole"):
             total += shard.norms.sum(axis=0, dtype=np.float64)
         return total / len(self)
-
-
-def attempts_usage(folder: Path, without: str | None = None) -> Usage:
-    """The account of a probe folder's attempts, but for the one called `without`: every token is read once, forward and backward."""
-    cost = total_cost(folder, without)
-    return Usage(cost["tokens"], cost["tokens"], wall_seconds=cost["wall_seconds"], cpu_seconds=cost["cpu_seconds"])
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,6 +20,7 @@ from gradprism.probing.prober import Prober, ProbeResult
 from gradprism.runtime.attempts import Attempt
 from gradprism.runtime.errors import DataError
 from gradprism.runtime.progress import Progress, say
+from gradprism.runtime.usage import Usage
 from gradprism.trajectories.rendering import RenderedTrajectory
 
 # What a process may lose when it is killed outright: so many rows, or the work of so many seconds.
@@ -106,7 +107,8 @@ class ShardWriter:
     def _write(self) -> None:
         if self._waiting:
             shard = self._probe.append(self._waiting)
-            self._attempt.add(len(self._waiting), sum(row.n_tokens for row in self._waiting))
+            tokens = sum(row.n_tokens for row in self._waiting)  # each is read once, forward and backward
+            self._attempt.add(Usage(tokens, tokens))
             if self._mirror is not None:
                 self._mirror.push(shard, self._attempt.path)
         self._waiting, self._written = [], time.monotonic()

@@ -20,6 +20,7 @@ from gradprism.rollouts.config import RolloutConfig
 from gradprism.rollouts.episode import Episode, StopReason, Turn
 from gradprism.rollouts.generator import CachedGenerator, Generator
 from gradprism.runtime.errors import ConfigError
+from gradprism.runtime.usage import Usage
 from gradprism.trajectories.rendering import Renderer
 
 OnDone = Callable[[Episode], None]
@@ -43,17 +44,6 @@ def rollout(
     """
     with SessionPool(environment, workers) as pool:
         return Player(model, Renderer(tokenizer, None), pool, config).play(tasks, seed)
-
-
-@dataclass(slots=True)
-class PlayCosts:
-    """Where the time went, and how many tokens and steps it bought; `environment_seconds` is what was waited for the engines."""
-
-    generate_seconds: float = 0.0
-    environment_seconds: float = 0.0
-    tokens_read: int = 0
-    tokens_generated: int = 0
-    environment_steps: int = 0
 
 
 @dataclass(slots=True)
@@ -84,7 +74,8 @@ class Player:
     """Plays episodes of one model. Deterministic for a seed, a model, a list of tasks and a `RolloutConfig`.
 
     `make_generator` gives what answers a cohort of so many slots; by default this process's model. A task whose first observation does
-    not fit is an error or, with `refuse_long` false, an episode without actions. `costs` counts what all calls of `play` have used.
+    not fit is an error or, with `refuse_long` false, an episode without actions. All calls of `play` have `used` so much,
+    and taken so many seconds to generate and to wait for the engines.
     """
 
     def __init__(
@@ -101,7 +92,7 @@ class Player:
         self.model, self.renderer, self.pool, self.config = model, renderer, pool, config
         self.cohorts, self.refuse_long = cohorts, refuse_long
         self.context_length = check_context_length(model, config.context_length)
-        self.costs = PlayCosts()
+        self.used, self.generate_seconds, self.environment_seconds = Usage(), 0.0, 0.0
         self._make_generator = make_generator or self._cached_generator
         tokenizer = renderer.tokenizer
         if tokenizer.eos_token_id is None:
@@ -139,7 +130,7 @@ class Player:
                     self._act(cohort, ready)
         finally:
             self.model.train(was_training)
-            self.costs.tokens_read += sum(cohort.generator.tokens_read for cohort in cohorts)
+            self.used += Usage(sum(cohort.generator.tokens_read for cohort in cohorts))
         return [episodes[number] for number in range(len(tasks))]
 
     def check_fits(self, tasks: Sequence[Task]) -> None:
@@ -168,7 +159,7 @@ class Player:
         ready = []
         clock = time.perf_counter()
         received = [(lanes, self.pool.collect(call)) for call, lanes in cohort.pending]
-        self.costs.environment_seconds += time.perf_counter() - clock
+        self.environment_seconds += time.perf_counter() - clock
         cohort.pending = []
         for lanes, steps in received:
             for i, step in zip(lanes, steps, strict=True):
@@ -217,9 +208,8 @@ class Player:
             episode.turns.append(Turn(episode.observation, text, read, answer.ids, answer.logprobs, well_formed))
             lane.prompt = lane.prompt + answer.ids
             commands.append(command)
-            self.costs.tokens_generated += len(answer.ids)
-        self.costs.generate_seconds += time.perf_counter() - clock
-        self.costs.environment_steps += len(lanes)
+        self.generate_seconds += time.perf_counter() - clock
+        self.used += Usage(tokens_generated=sum(len(answer.ids) for answer in answers), environment_steps=len(lanes))
         cohort.pending.append((self.pool.send(STEP, [lane.session for lane in lanes], commands), ready))
 
     def _fits(self, tokens: int) -> bool:

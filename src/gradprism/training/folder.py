@@ -5,35 +5,25 @@ then the model's own files and `adapter/`, and `summary.json`, which is written 
 has a temporary's name and is deleted by the next attempt. Several processes must see one folder.
 """
 
-import contextlib
 import json
-import platform
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
-from itertools import count
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any
 
-import accelerate
 import torch
-import transformers
 
-from gradprism import __version__
-from gradprism.probing.fingerprint import config_fingerprint, weights_fingerprint
 from gradprism.runtime.errors import ModelError
 from gradprism.runtime.files import read_json, read_jsonl, write_json, write_jsonl, writing
-from gradprism.runtime.folders import FolderKind, Manifest, OnExisting, exclusive_lock, remove
-from gradprism.runtime.ranks import Ranks
-from gradprism.training.settings import TrainingConfig
+from gradprism.runtime.folders import FolderKind, Manifest, OnExisting, remove
 from gradprism.training.summary import TrainingSummary
-from gradprism.trajectories.rendering import template_fingerprint, tokenizer_fingerprint
 
 CHECKPOINTS, ADAPTER, SUMMARY, LOG = "checkpoints", "adapter", "summary.json", "log.jsonl"
 _CONFIG = "config.json"  # a folder without it is no model to anyone, so it comes last
 _WHOLE = "whole.json"  # in a checkpoint: names and sizes of its files
-_PARTIAL_CHECKPOINT, _PARTIAL_MODEL, _LOCK = ".checkpoint.tmp", ".model.tmp", ".training.tmp"
+_PARTIAL_CHECKPOINT, _PARTIAL_MODEL = ".checkpoint.tmp", ".model.tmp"
 _KEEP = 2  # checkpoints, until the training has finished
 _MODEL_FILES = (
     _CONFIG,
@@ -55,85 +45,22 @@ TRAINING = FolderKind(
     own=(SUMMARY, *_MODEL_FILES, ADAPTER, CHECKPOINTS, LOG, "attempts.jsonl"),
     free=frozenset({"versions", "config.track", "config.keep_checkpoints"}),
 )
-_T = TypeVar("_T")
-_decisions = count()
 
 
-@contextlib.contextmanager
-def sole_training(out: Path, ranks: Ranks | None) -> Iterator[None]:
-    """A block in which no other command trains into `out`; the first process holds the lock for all.
-
-    Raises `FolderInUseError` where another does: a scheduler that has begun anew, or processes that outlived a killed launcher.
-    """
-    with exclusive_lock(out, _LOCK, "is being trained") if ranks is None or ranks.is_first else contextlib.nullcontext():
-        yield
-
-
-def claim_training(
-    out: Path, describe: Callable[[], Manifest], on_existing: OnExisting = "resume", ranks: Ranks | None = None
-) -> tuple[int, TrainingSummary | None]:
-    """Makes `out` the folder of the training whose manifest `describe` gives in the first process, for all of them.
+def claim_training(out: Path, manifest: Manifest, on_existing: OnExisting = "resume") -> tuple[int, TrainingSummary | None]:
+    """Makes `out` the folder of the training that `manifest` describes.
 
     Returns the step of the checkpoint to go on from, 0 for none, and the summary of a training that has finished. Raises
     `FolderInUseError` where the folder holds another training or anything else (`FolderKind.claim`).
     """
-
-    def claim() -> tuple[int, dict[str, Any] | None]:
-        TRAINING.claim(out, describe(), on_existing)
-        for partial in (out / _PARTIAL_MODEL, partial_checkpoint(out)):
-            remove(partial)
-        checkpoint = latest_checkpoint(out / CHECKPOINTS)
-        step, finished = _step(checkpoint) if checkpoint else 0, finished_training(out)
-        if finished is None:
-            write_jsonl(out / LOG, [row for row in read_log(out) if row["step"] <= step] if step else [])
-        return step, finished and finished.to_json()
-
-    step, finished = decide(ranks, claim)
-    return step, None if finished is None else TrainingSummary.from_json(finished)
-
-
-def decide(ranks: Ranks | None, function: Callable[[], _T]) -> _T:
-    """`function()` of the first process, for all of them: a JSON value. Every process must call this equally often.
-
-    Told through the launcher's store and not by a collective: those give up after some minutes, and hashing a large model takes
-    longer. Where the first process raises, the launcher ends the others. It leaves last: its end may be the store's.
-    """
-    if ranks is None:
-        return function()
-    key = f"training/{next(_decisions)}"
-    if ranks.is_first:
-        ranks.publish(key, function())
-    value = ranks.wait_for(key)
-    ranks.gather(f"{key}/heard", True)
-    return value
-
-
-def describe_training(
-    command: Literal["sft", "rl"], config: TrainingConfig, model: Any, tokenizer: Any, processes: int, inputs: Manifest
-) -> Manifest:
-    """A manifest: everything that the trained weights depend on. `inputs` are fingerprints of the data, lengths and the like.
-
-    The number of processes counts: it decides which examples make a batch.
-    """
-    return {
-        "command": command,
-        "config": config.model_dump(mode="json"),
-        **inputs,
-        "weights_sha256": weights_fingerprint(model),
-        "config_sha256": config_fingerprint(model),
-        "dtype": str(model.dtype).removeprefix("torch."),
-        "attention": model.config._attn_implementation,
-        "tokenizer_sha256": tokenizer_fingerprint(tokenizer),
-        "template_sha256": template_fingerprint(tokenizer),
-        "processes": processes,
-        "versions": {
-            "gradprism": __version__,
-            "python": platform.python_version(),
-            "torch": str(torch.__version__),
-            "transformers": transformers.__version__,
-            "accelerate": accelerate.__version__,
-        },
-    }
+    TRAINING.claim(out, manifest, on_existing)
+    for partial in (out / _PARTIAL_MODEL, partial_checkpoint(out)):
+        remove(partial)
+    checkpoint = latest_checkpoint(out / CHECKPOINTS)
+    step, finished = _step(checkpoint) if checkpoint else 0, finished_training(out)
+    if finished is None:
+        write_jsonl(out / LOG, [row for row in read_log(out) if row["step"] <= step] if step else [])
+    return step, finished
 
 
 def read_log(out: Path) -> list[dict[str, float]]:

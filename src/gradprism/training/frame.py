@@ -1,21 +1,30 @@
 """The frame of every training: a loaded model, a folder that is this training's alone, and the summary at the end."""
 
+import platform
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import accelerate
+import torch
+import transformers
+
+from gradprism import __version__
 from gradprism.models import ModelSpec, check_trainable, resolve_device
-from gradprism.runtime.folders import Manifest, OnExisting
+from gradprism.probing.fingerprint import config_fingerprint, weights_fingerprint
+from gradprism.runtime.folders import Manifest, OnExisting, exclusive_lock
 from gradprism.runtime.progress import quiet
 from gradprism.runtime.ranks import Ranks
-from gradprism.training.folder import TRAINING, claim_training, decide, describe_training, finish_training, sole_training
+from gradprism.training.folder import TRAINING, claim_training, finish_training
 from gradprism.training.loop import Loop
-from gradprism.training.processes import join_processes
+from gradprism.training.processes import decide, join_processes
 from gradprism.training.settings import TrainingConfig, check_trackers
 from gradprism.training.summary import TrainingSummary
-from gradprism.trajectories.rendering import load_tokenizer
+from gradprism.trajectories.rendering import load_tokenizer, template_fingerprint, tokenizer_fingerprint
+
+LOCK = ".training.tmp"  # held by the first process for all
 
 
 @dataclass(slots=True)
@@ -42,12 +51,34 @@ class Frame:
         Raises `FolderInUseError` where the folder holds another training or anything else.
         """
 
-        def describe() -> Manifest:
-            more = {**inputs(), "device": resolve_device(self.device)}
-            return describe_training(command, self.config, self.model, self.tokenizer, self.world, more)
+        def claim() -> tuple[int, dict[str, Any] | None]:
+            step, finished = claim_training(self.out, self._manifest(command, inputs()), self.on_existing)
+            return step, finished and finished.to_json()
 
-        self.step, finished = claim_training(self.out, describe, self.on_existing, self.ranks)
-        return finished
+        self.step, finished = decide(self.ranks, claim)
+        return None if finished is None else TrainingSummary.from_json(finished)
+
+    def _manifest(self, command: str, inputs: Manifest) -> Manifest:
+        """Everything that the trained weights depend on; of processes the number, since it decides which examples make a batch."""
+        libraries = (torch, transformers, accelerate)
+        return {
+            "command": command,
+            "config": self.config.model_dump(mode="json"),
+            **inputs,
+            "weights_sha256": weights_fingerprint(self.model),
+            "config_sha256": config_fingerprint(self.model),
+            "dtype": str(self.model.dtype).removeprefix("torch."),
+            "attention": self.model.config._attn_implementation,
+            "tokenizer_sha256": tokenizer_fingerprint(self.tokenizer),
+            "template_sha256": template_fingerprint(self.tokenizer),
+            "processes": self.world,
+            "device": resolve_device(self.device),
+            "versions": {
+                "gradprism": __version__,
+                "python": platform.python_version(),
+                **{library.__name__: str(library.__version__) for library in libraries},
+            },
+        }
 
     def finish(self, loop: Loop, examples: int, counts: Mapping[str, float], evaluation_seconds: float) -> TrainingSummary:
         """Writes the trained model and the summary, which every process returns."""
@@ -85,7 +116,7 @@ def training_frame(
     is_first = ranks is None or ranks.is_first
     if is_first:
         TRAINING.check(out, on_existing)
-    with quiet(not is_first), sole_training(out, ranks):
+    with quiet(not is_first), exclusive_lock(out, LOCK, "is being trained") if is_first else nullcontext():
         if isinstance(model, str | Path):
             model = ModelSpec(str(model))
         name = model.path if isinstance(model, ModelSpec) else model.name_or_path

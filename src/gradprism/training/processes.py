@@ -1,9 +1,11 @@
 """The processes of `accelerate launch` or `torchrun` that train together."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from itertools import count
+from typing import TypeVar
 
 from accelerate import PartialState
 
@@ -15,6 +17,8 @@ from gradprism.runtime.ranks import Ranks
 # How long a process waits for another in one exchange of tensors: the first may be writing a large model.
 _TIMEOUT = timedelta(hours=2)
 _joined: Ranks | None = None
+_decisions = count()
+_T = TypeVar("_T")
 
 
 def join_processes(device: str) -> Ranks | None:
@@ -34,6 +38,22 @@ def join_processes(device: str) -> Ranks | None:
         ranks.store  # noqa: B018
         _joined = ranks
     return _joined
+
+
+def decide(ranks: Ranks | None, function: Callable[[], _T]) -> _T:
+    """`function()` of the first process, for all of them: a JSON value. Every process must call this equally often.
+
+    Told through the launcher's store and not by a collective: those give up after some minutes, and hashing a large model takes
+    longer. Where the first process raises, the launcher ends the others. It leaves last: its end may be the store's.
+    """
+    if ranks is None:
+        return function()
+    key = f"training/{next(_decisions)}"
+    if ranks.is_first:
+        ranks.publish(key, function())
+    value = ranks.wait_for(key)
+    ranks.gather(f"{key}/heard", True)
+    return value
 
 
 def processes_here() -> int:

@@ -1,7 +1,6 @@
 """Reinforcement learning on routed tasks: play a round, score it, take the policy-gradient steps, log, save, evaluate."""
 
 import copy
-import dataclasses
 import importlib.util
 import time
 from collections import defaultdict
@@ -19,7 +18,7 @@ from gradprism.rollouts.config import RolloutConfig
 from gradprism.rollouts.player import Player
 from gradprism.runtime.errors import ConfigError, ModelError
 from gradprism.runtime.files import sha256_json
-from gradprism.runtime.folders import OnExisting
+from gradprism.runtime.folders import Manifest, OnExisting
 from gradprism.runtime.usage import Usage
 from gradprism.training.batches import Batch, Row, make_batch, pack, row_weight, split_rows
 from gradprism.training.frame import training_frame
@@ -66,8 +65,11 @@ def train_rl(
         config, renderer = config.model_copy(update={"context_length": length}), Renderer(frame.tokenizer, length)
         frame.config = config
         _check(tasks, config, frame.world, frame.model, renderer)
-        told = {"tasks_sha256": sha256_json([task.reference() for task in tasks]), "environment": environment.name}
-        if finished := frame.claim("rl", lambda: told):
+
+        def inputs() -> Manifest:
+            return {"tasks_sha256": sha256_json([task.reference() for task in tasks]), "environment": environment.name}
+
+        if finished := frame.claim("rl", inputs):
             return finished
         with SessionPool(environment, workers or max(1, default_workers() // processes_here())) as pool:
             training = RlTraining(frame.model, renderer, pool, tasks, config, frame.out, device)
@@ -180,17 +182,16 @@ class RlTraining:
 
     def _rollouts(self) -> tuple[list[Row], dict[str, float]]:
         """The rows of the next round, and the log's figures of what was played."""
-        costs, seconds = self.player.costs, ("generate_seconds", "environment_seconds")
-        before = dataclasses.replace(costs)
+        self.player = player = self._player(self.config)
         round_ = self.rounds.next()
-        for name in seconds:
-            self.seconds[name.removesuffix("_seconds")] += getattr(costs, name) - getattr(before, name)
-        used = [getattr(costs, f) - getattr(before, f) for f in ("tokens_read", "tokens_generated", "environment_steps")]
-        *summed, read, generated, steps = self.loop.summed([*round_.counts.values(), *used])
-        counts = dict(zip(round_.counts, summed, strict=True))
+        self.seconds["generate"] += player.generate_seconds
+        self.seconds["environment"] += player.environment_seconds
+        used = list(player.used.to_json().values())
+        summed = self.loop.summed([*round_.counts.values(), *used])
+        self.loop.used += Usage(*map(int, summed[-len(used) :]))
+        counts = dict(zip(round_.counts, summed, strict=False))
         for name, value in counts.items():
             self.totals[name] += value
-        self.loop.used += Usage(tokens_forward=int(read), tokens_generated=int(generated), environment_steps=int(steps))
         return round_.rows, figures_of(counts)
 
     def _play(self, tasks: Sequence[Task], seed: int) -> Any:

@@ -40,19 +40,12 @@ class LoraSettings(BaseModel):
         return self
 
 
-class TrackingSettings(BaseModel):
-    """Where a training's numbers go besides `log.jsonl`."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+class TrainingConfig(LoraSettings):
+    """Settings of every training: optimizer, precision, checkpoints, seed, and where its numbers go besides `log.jsonl`."""
 
     track: tuple[Tracker, ...] = Field(
         default=(), description="Also send the log to tensorboard (below the output folder), trackio or wandb."
     )
-
-
-class TrainingConfig(LoraSettings, TrackingSettings):
-    """Settings of every training: optimizer, precision, checkpoints and seed."""
-
     learning_rate: float = Field(default=1e-5, gt=0, description="Peak learning rate of AdamW.")
     weight_decay: float = Field(default=0.0, ge=0, description="Weight decay of AdamW, on matrices alone.")
     max_grad_norm: float = Field(default=1.0, gt=0, description="Gradients are clipped to this norm.")
@@ -64,7 +57,7 @@ class TrainingConfig(LoraSettings, TrackingSettings):
     )
 
 
-def check_trackers(settings: TrackingSettings) -> None:
+def check_trackers(settings: TrainingConfig) -> None:
     """Raises `MissingDependencyError` for a tracker that is not installed."""
     for tracker in settings.track:
         # A folder of that name in the working directory, as wandb leaves one, has no origin.

@@ -14,10 +14,11 @@ from gradprism.runtime.errors import ConfigError, ModelError
 from gradprism.runtime.folders import Manifest, OnExisting
 from gradprism.runtime.progress import say
 from gradprism.runtime.usage import Usage
-from gradprism.training.folder import decide, read_log
+from gradprism.training.folder import read_log
 from gradprism.training.frame import Frame, training_frame
 from gradprism.training.head import add_head, router_weight, score_tokens
 from gradprism.training.loop import Loop, cosine
+from gradprism.training.processes import decide
 from gradprism.training.sft_config import SftConfig
 from gradprism.training.sft_data import Plan, Row, fingerprint, pack, share, split_held_out, tensors
 from gradprism.training.summary import TrainingSummary
@@ -51,7 +52,7 @@ def train_sft(
     with training_frame(model, tokenizer, config, out, device, on_existing) as frame:
         model, renderer = frame.model, Renderer(frame.tokenizer, check_context_length(frame.model, context_length))
         rendered, rendered_held = renderer.render_all(trained_on), [renderer.render(t) for t in held]
-        unknown = _check_tokens(model, frame.tokenizer, [*rendered, *rendered_held])
+        unknown = _check_tokens(model, renderer, [*rendered, *rendered_held])
         packs = decide(frame.ranks, lambda: packs_rows(model, config))
 
         def inputs() -> Manifest:
@@ -186,16 +187,14 @@ def keeps_packed_apart(model: Any) -> bool:
     return bool((packed - alone).abs().max() <= 0.05 * (together - alone).abs().max())
 
 
-def _check_tokens(model: Any, tokenizer: Any, rendered: Sequence[RenderedTrajectory]) -> int:
+def _check_tokens(model: Any, renderer: Renderer, rendered: Sequence[RenderedTrajectory]) -> int:
     """Number of tokens that the tokenizer does not know, which are said; raises `ModelError` for one that the model does not."""
-    rows, unknown = model.get_input_embeddings().weight.shape[0], 0
+    rows, unknown = model.get_input_embeddings().weight.shape[0], sum(r.n_unknown(renderer.unknown_id) for r in rendered)
     for trajectory in rendered:
         if (token := int(trajectory.input_ids.max())) >= rows:
             raise ModelError(
                 f"trajectory {trajectory.id!r}: token {token} is past the model's {rows} embeddings; the tokenizer is not the model's"
             )
-        unknown += int((trajectory.input_ids == tokenizer.unk_token_id).sum()) if tokenizer.unk_token_id is not None else 0
     if unknown:
-        total = sum(len(trajectory.input_ids) for trajectory in rendered)
-        say(f"warning: {unknown} of {total} tokens are the tokenizer's unknown token; gradprism inspect shows where")
+        say(f"{unknown} of {sum(len(r.input_ids) for r in rendered)} tokens are unknown to the tokenizer")
     return unknown
