@@ -47,6 +47,12 @@ from helpers.tiny import sample_trajectories, tiny_gemma3, tiny_llama, tiny_mist
 
 CONFIGS = sorted(Path("configs").glob("*-*b.toml"))
 TINY_ROOMS = ["--set", 'environment={name="alfworld", options={difficulty="tiny"}}']
+TINY_ROOMS += [
+    "--set",
+    "rl.evaluate_split=unseen",
+    "--set",
+    "evaluation.splits={unseen=4}",
+]  # the file's are of the file's environment
 
 
 @pytest.fixture(scope="module")

@@ -187,14 +187,13 @@ def atomic_folder(out: Path, on_existing: OnExisting, marker: str, what: str) ->
     check_choice(on_existing, ("replace", "fail"))
     out = Path(out).expanduser().resolve()  # what is renamed over must be no link and not `.`
     replaces = on_existing == "replace" and (out / marker).is_file()
-    if not replaces:
-        if on_existing == "replace" and out.is_dir() and any(out.iterdir()):
-            raise FolderInUseError(f"{out}: is in use and no {what} (no {marker}); choose another --out")
-        claim_output_folder(out)
-    with writing(out):
+    if on_existing == "replace" and not replaces and out.is_dir() and any(out.iterdir()):
+        raise FolderInUseError(f"{out}: is in use and no {what} (no {marker}); choose another --out")
+    with removed_on_failure(out), writing(out):
+        if not replaces:
+            claim_output_folder(out)
         temporary = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}.", suffix=".tmp"))
-    try:
-        with writing(out):
+        try:
             temporary.chmod(0o777 & ~umask())
             yield temporary
             if replaces:
@@ -204,12 +203,9 @@ def atomic_folder(out: Path, on_existing: OnExisting, marker: str, what: str) ->
                 shutil.rmtree(old)
             else:
                 temporary.rename(out)  # over the empty folder that was claimed
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        if not replaces:
-            with contextlib.suppress(OSError):
-                out.rmdir()
-        raise
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
 
 
 def differences(old: Manifest, new: Manifest, but: frozenset[str] = frozenset()) -> str:
