@@ -365,6 +365,7 @@ def test_quantised_weights(bits, tmp_path, trajectories):
             matrix = functional.dequantize_4bit(weight.data, weight.quant_state)
         copied.set_submodule(tap.path, StraightThrough(tap.module, matrix))
     assert_equal((norms, loss), references("qwen3", copied, trajectories), rtol=1e-3 if bits == 8 else 1e-4)
+    assert_equal(probe(model, trajectories, size=1, checkpoint_activations=True), (norms, loss), rtol=1e-5)
     np.testing.assert_allclose(weight_norms(found), reference_weight_norms("qwen3", copied), rtol=1e-6)
     np.testing.assert_allclose(weight_norms(found), weight_norms(find_units(dense)), rtol=0.02)
 

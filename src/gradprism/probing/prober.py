@@ -90,6 +90,7 @@ class Prober:
         self.found = found
         self._row_modules = _modules_of_target_rows(model, found)
         self._checkpoint_activations = checkpoint_activations
+        self._quantised = any(isinstance(tap, LinearTap) and _is_quantised(tap.module) for tap in found.taps)
         if checkpoint_activations and not found.layers:
             raise ModelError(f"{type(model).__name__}: its layers are not known, so their activations cannot be checkpointed")
         self._thread = threading.local()
@@ -253,10 +254,18 @@ class Prober:
                 use_reentrant=False,
                 preserve_rng_state=False,
                 context_fn=lambda: (ExitStack(), again()),
+                early_stop=not self._quantised,
                 **kwargs,
             )
 
         return run
+
+
+def _is_quantised(module: Any) -> bool:
+    """Whether weights are packed integers: such a product keeps nothing that autograd knows of, so that a checkpointed layer's second
+    run would stop before it reaches the last one."""
+    weight = getattr(module, "weight", None)
+    return weight is None or not weight.is_floating_point()
 
 
 def _modules_of_target_rows(model: nn.Module, found: Units) -> list[nn.Module]:
