@@ -5,10 +5,13 @@ from pathlib import Path
 
 import pytest
 
+from gradprism.environments.alfworld import official
 from gradprism.environments.alfworld.environment import AlfworldEnvironment
 from gradprism.environments.alfworld.generator import generate
 from gradprism.environments.demonstrations import collect
 from gradprism.environments.pool import SessionPool
+from gradprism.evaluation.config import EvaluationConfig
+from gradprism.evaluation.run import evaluate
 from gradprism.runtime.errors import ConfigError, DataError, MissingFileError
 from gradprism.runtime.files import cache_folder
 
@@ -68,8 +71,8 @@ def test_the_environment_variable_is_asked_for_official_games_only(folder, monke
 def test_official_games_are_told_in_the_installed_text(folder):
     environment = AlfworldEnvironment(data_dir=str(folder))
     session, same = environment.session(), AlfworldEnvironment().session()
-    for official, generated in (("T1", 1), ("T2", 0)):
-        ours = session.reset(f"official/train/pick_and_place_simple-Mug-None-Desk-308/trial_{official}")
+    for trial, generated in (("T1", 1), ("T2", 0)):
+        ours = session.reset(f"official/train/pick_and_place_simple-Mug-None-Desk-308/trial_{trial}")
         assert ours == same.reset(f"tiny/train/pick_and_place_simple/{generated}")
         assert session.step(ours.info.admissible[0]) == same.step(ours.info.admissible[0])
 
@@ -101,8 +104,9 @@ def test_a_translation_is_kept_and_a_torn_one_is_made_again(folder, tmp_path, mo
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        ("", "ends in the middle"),
-        ('{"pddl_domain": "x", "solvable": true, "gra', "ends in the middle"),
+        ("", "cannot be read"),
+        ('{"pddl_domain": "x", "solvable": true, "gra', "cannot be read"),
+        ('{"solvable": true, "walkthrough": {}', "cannot be read"),  # cut just after a brace
         ('{"solvable": true}', "not a game"),
         ('{"solvable": true, "pddl_problem": "(define", "grammar": "Your task is to: x"}', "not a game"),
         ('{"solvable": true, "pddl_problem": 7, "grammar": 8}', "not a game"),
@@ -167,3 +171,25 @@ def test_the_official_data_and_the_expert():
     tasks = environment.tasks("train")
     assert (len(tasks), environment.size("valid_train")) == (3554, 200)
     assert len(collect(environment, tasks[::178], workers=2)) == 20
+
+
+def test_a_split_that_is_not_whole_is_told_beside_its_figures(folder, monkeypatch, tmp_path):
+    environment = AlfworldEnvironment(data_dir=str(folder))
+    [line] = environment.remarks(environment.tasks("train"))
+    assert "holds 4 of the 3554 published games" in line
+    evaluation = evaluate("random", environment, EvaluationConfig(splits={"unseen": 1}, max_steps=2), out=tmp_path / "e", workers=1)
+    assert [line.split(": ")[1] for line in evaluation.remarks] == [
+        "holds 1 of the 134 published games; figures are not comparable"
+    ]
+    assert json.loads((tmp_path / "e" / "summary.json").read_text())["remarks"] == list(evaluation.remarks)
+    monkeypatch.setitem(official.PUBLISHED, "train", 4)
+    assert environment.remarks(environment.tasks("train")) == []
+    assert AlfworldEnvironment("tiny").remarks(AlfworldEnvironment("tiny").tasks("seen", 2)) == []
+
+
+def test_a_cache_that_cannot_be_written_costs_time_alone(folder, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file" / "cache"))
+    official._solvable.cache_clear()
+    assert AlfworldEnvironment(data_dir=str(folder)).size("train") == 4
+    assert AlfworldEnvironment(data_dir=str(folder)).session().reset(AlfworldEnvironment(data_dir=str(folder)).tasks("train")[0].id)

@@ -15,7 +15,8 @@ from gradprism.environments.webshop.catalogue import make_catalogue, read_catalo
 from gradprism.environments.webshop.environment import WebshopEnvironment
 from gradprism.environments.webshop.generated import generate_catalogue
 from gradprism.environments.webshop.goals import make_goals, split_ranges
-from gradprism.environments.webshop.reward import plain_nouns, score_purchase
+from gradprism.environments.webshop.nouns import words
+from gradprism.environments.webshop.reward import option_hits, score_purchase, title_score
 from gradprism.environments.webshop.search import K1, B, SearchIndex, analyse, stored_length
 from gradprism.runtime.errors import ConfigError, DataError, MissingFileError
 
@@ -118,6 +119,10 @@ def test_analysis():
         "women", "run", "shoe", "aren't", "3.5", "inch", "1,000", "pc",
     ]  # fmt: skip
     assert analyse("宿 מלון café \x00 ''") == ["宿", "מלון", "café"]
+    assert analyse("size:free _ a_b 锅巴 ❤️ ★ technology assembly incredible us") == [
+        "size:fre", "a_b", "锅", "巴", "❤️", "★", "technolog", "assembl", "incred", "us",
+    ]  # fmt: skip
+    assert [len(term) for term in analyse("x" * 600)] == [255, 255, 90]
     assert [stored_length(n) for n in (0, 23, 39, 40, 41, 56, 57, 100, 1000)] == [0, 23, 39, 40, 40, 56, 56, 96, 984]
 
 
@@ -125,12 +130,12 @@ def slow_scores(documents: list[str], query: str) -> list[float]:
     """BM25 by its formula, a document at a time."""
     texts = [analyse(document) for document in documents]
     mean, scores = sum(map(len, texts)) / len(texts), []
-    for words in texts:
+    for terms in texts:
         score = 0.0
         for word in analyse(query):
-            df, tf = sum(word in other for other in texts), words.count(word)
+            df, tf = sum(word in other for other in texts), terms.count(word)
             if tf:
-                norm = K1 * (1 - B + B * stored_length(len(words)) / mean)
+                norm = K1 * (1 - B + B * stored_length(len(terms)) / mean)
                 score += math.log(1 + (len(texts) - df + 0.5) / (df + 0.5)) * tf / (tf + norm)
         scores.append(score)
     return scores
@@ -179,7 +184,7 @@ def test_every_page_word_for_word(shop):
         "click[< prev]": head + first,
         "click[a1]": item_page,
         "click[description]": f"{head}< Prev [SEP] A table of solid oak.",
-        " click[< Prev] ": item_page,
+        "click[< Prev] please": item_page,
         "click[features]": f"{head}< Prev [SEP] Easy to assemble [SEP] Hand made",
         "click[< prev]  ": item_page,
         "click[reviews]": f"{head}< Prev",
@@ -191,10 +196,14 @@ def test_every_page_word_for_word(shop):
         assert (step.observation, step.info.valid, step.reward, step.done) == (expected, True, 0.0, False), action
     assert list(step.info.admissible)[1:] == [
         f"click[{name}]"
-        for name in ("back to search", "< prev", "light | dark brown", "navy blue", "description", "features", "reviews", "buy now")
+        for name in ("back to search", "< prev", "description", "features", "reviews", "buy now", "light | dark brown", "navy blue")
     ]
     bought = session.step("click[buy now]")
-    assert bought.done and bought.observation.startswith("Thank you for shopping with us! [SEP] Purchased [SEP] asin [SEP] A1")
+    assert (
+        bought.done
+        and bought.observation.startswith("Thank you for shopping with us! [SEP] Your code: ")
+        and "[SEP] asin [SEP] A1 [SEP]" in bought.observation
+    )
     assert not session.step("click[buy now]").info.valid and session.step("search[oak]").reward == 0.0
 
 
@@ -207,12 +216,45 @@ def test_rich_text_marks_what_can_be_clicked(folder):
     chosen = session.step("click[navy blue]").observation
     assert chosen.startswith("You have clicked navy blue.\n")
     assert "color\n  [button] light | dark brown [button_]\n  [clicked button] navy blue [clicked button_]\n" in chosen
-    assert session.step("click[attributes]").observation.endswith("solid wood\neasy assemble")
+    assert session.step("click[attributes]").observation.endswith(
+        "\n solid wood\n easy assemble\ngarden\nconsole tables\nHome › Tables › Console Tables\n"
+    )
+
+
+def test_a_value_of_two_options_sets_the_last_and_names_rule_what_a_click_does(folder):
+    options = {"Color": [{"value": "Wide"}, {"value": "features"}], "Size": [{"value": "wide"}, {"value": "next >"}]}
+    rows = [item("A1", customization_options=options)]
+    (folder / "items_shuffle_1000.json").write_text(json.dumps(rows))
+    environment = WebshopEnvironment(data_dir=str(folder), observation="text_rich")
+    session = environment.session()
+    session.reset(environment.tasks("train", 1)[0].id)
+    session.step("search[oak]")
+    step = session.step("click[a1]")
+    assert list(step.info.admissible)[1:] == [
+        f"click[{n}]" for n in ("back to search", "< prev", "description", "features", "reviews", "buy now", "wide", "next >")
+    ]
+    chosen = session.step("click[wide]")
+    assert session.visit.options == {"size": "wide"}
+    # Both labels are marked, and a line told for each.
+    assert (
+        chosen.observation.startswith("You have clicked wide.\nYou have clicked wide.\n")
+        and chosen.observation.count("[clicked button]") == 2
+    )
+    session.step("click[next >]")
+    assert session.visit.options == {"size": "next >"} and session.visit.page == "item"
+    assert not session.step("click[features]").observation.startswith("You have") and session.visit.page == "Features"
+    assert session.step("click[< prev]").observation.startswith("You have clicked next >.\n")
+    session.step("click[< prev]")
+    again = session.step("click[a1]").observation
+    assert "[clicked" not in again  # options are those of one look at an item
+    assert "[clicked button] A1 [clicked button_]" in session.step("click[< prev]").observation
 
 
 @pytest.mark.parametrize(
     "action",
-    ["", "buy", "click[", "click[]", "search[]", "click[a2]", "click[search]", "think[x]", "a" * 100_000, "search[" + "x" * 100_000 + "]",
+    ["", "buy", "click[", "click[]", "search[]", "click[a2]", "click[search]", "think[x]", "Click[buy now]", " click[search]",
+     "click[ a1 ]",
+     "a" * 100_000, "search[" + "x" * 100_000 + "]",
      "\x00\x1b[31m", "click[\udcff]", "宿", "click[buy now]"],
 )  # fmt: skip
 def test_what_is_no_action_changes_nothing(shop, action):
@@ -226,19 +268,53 @@ def test_rewards_worked_by_hand(folder):
     table, cookie = read_catalogue(folder).products
     goal = replace(make_goals(read_catalogue(folder), human=False)[0], options={"color": "navy blue"}, price_upper=60.0)
     both = replace(goal, attributes=("solid wood", "hand made", "waterproof"))
-    assert score_purchase(goal, table, ["navy blue"]).reward == 1.0
-    assert score_purchase(goal, table, ["dark blue"]).option_hits == 1  # both name the colour blue
-    assert score_purchase(goal, table, ["light | dark brown"]).reward == pytest.approx(2 / 3)
-    assert score_purchase(both, table, []).reward == pytest.approx((2 + 0 + 1) / 5)  # hand made stands in a bullet point only
-    assert score_purchase(replace(goal, price_upper=40.0), table, ["navy blue"]).reward == pytest.approx(2 / 3)
-    other = score_purchase(goal, cookie, [])
+
+    def score(goal, product, options):
+        return score_purchase(goal, product, options, words)
+
+    assert score(goal, table, ["navy blue"]).reward == 1.0
+    assert score(goal, table, ["dark blue"]).option_hits == 1  # chosen, it is `blue`, which is a word of the wanted pair
+    assert score(goal, table, ["light | dark brown"]).reward == pytest.approx(2 / 3)
+    assert score(both, table, []).reward == pytest.approx((2 + 0 + 1) / 5)  # hand made stands in a bullet point only
+    assert score(replace(goal, price_upper=40.0), table, ["navy blue"]).reward == pytest.approx(2 / 3)
+    other = score(goal, cookie, [])
     assert (other.r_type, other.title_score, other.reward) == (0.0, 0.0, 0.0)
     named = replace(cookie, title="Oak Cookies")  # one of three nouns of the goal's title
-    assert score_purchase(goal, named, []).r_type == 1.0
+    assert score(goal, named, []).r_type == 1.0
     longer = replace(goal, product=replace(table, title="Oak Console Table Desk Stand Shelf Rack Board"))
-    assert score_purchase(longer, named, []).r_type == 0.5  # one of eight
-    assert score_purchase(longer, named, []).reward == pytest.approx(0.5 * 1 / 3)
-    assert plain_nouns("New Oak Table for 2 People, very quickly") == {"oak", "table", "people"}
+    assert score(longer, named, []).r_type == 0.5  # one of eight
+    assert score(longer, named, []).reward == pytest.approx(0.5 * 1 / 3)
+
+
+def test_wanted_pairs_are_compared_as_text_and_peoples_values_by_their_colour():
+    assert option_hits(("midnight blue",), ["sky blue"]) == 1 and option_hits({"color": "midnight blue"}, ["sky blue"]) == 1
+    assert option_hits(("navy",), ["blue"]) == 0
+    assert option_hits({"size": "x-large"}, ["large"]) == 1  # signs become blanks before texts are compared
+    assert option_hits({"flavor name": "old fashioned"}, ["old fashioned"]) == 0  # chosen, it is `ash`; wanted, it is not reduced
+    assert option_hits({"color": "red"}, ["red stripes"]) == 1  # a pair with a colour alone is that colour
+    assert option_hits({"color": "red"}, ["dark red"]) == 0  # the first of the list, which is `dark`
+    assert option_hits({"color": "ROSA ♥"}, ["rosa"]) == 1 and option_hits({}, ["blue"]) == 0
+
+
+def test_title_scores_count_the_wanted_nouns_with_repeats():
+    assert title_score(["table", "oak", "table", "table"], ["table"]) == 0.25
+    assert title_score([], ["table"]) == 0.2 and title_score(["table"], []) == 0.0
+    assert words("New Oak Table for 2 People, very quickly") == ("new", "oak", "table", "people", "quickly")
+
+
+@pytest.mark.parametrize(
+    ("pricing", "shown", "low", "high"),
+    [
+        ("$.99", "$0.99", 0.99, 0.99),
+        ("$9.99 ($0.83 / Ounce)", "$9.99 to $0.83", 0.83, 9.99),
+        ("$1,299.00", "$1299.0", 1299.0, 1299.0),
+        ("$5.", "$5.0", 5.0, 5.0),
+        ("$1.5 to $2.5 or $9", "$1.5 to $2.5", 1.5, 2.5),
+    ],
+)
+def test_prices_are_read_as_the_original_reads_them(pricing, shown, low, high):
+    product = make_catalogue("x", [item("A1", pricing=pricing)], {}, {}).products[0]
+    assert product.shown_price == shown and low <= product.price <= high
 
 
 @pytest.mark.parametrize(
@@ -301,15 +377,16 @@ def test_a_generated_catalogue_is_fixed_by_its_seed():
     assert len({p.title for p in first.products}) > 390 and len(first.products) == 400
     goals = make_goals(first, human=False)
     assert {goal.product.category for goal in goals} == {"beauty", "electronics", "fashion", "garden", "grocery"}
-    for goal in goals:  # its own product, with the wanted options, fulfils it
-        assert score_purchase(goal, goal.product, goal.wanted_options).reward == 1.0
+    for goal in goals:  # its own product, with the wanted options, fulfils it; but a chosen sandalwood is the colour `sand`
+        reward = score_purchase(goal, goal.product, goal.wanted_options, words).reward
+        assert (reward == 1.0) == ("sandalwood" not in goal.wanted_options)
 
 
-def test_the_official_totals_and_that_every_goal_can_be_met():
+def test_the_official_totals():
     if not OFFICIAL.is_dir():
         pytest.skip("the official catalogue is not here")
     store = WebshopEnvironment(data_dir=str(OFFICIAL)).store
     assert len(store.shop.by_asin) == 1000 and len(store.goals) == 6910
-    met = [score_purchase(goal, goal.product, goal.wanted_options) for goal in store.goals]
+    met = [score_purchase(goal, goal.product, goal.wanted_options, store.shop.nouns) for goal in store.goals]
     assert min(terms.r_type for terms in met) == 1.0
-    assert sum(terms.reward == 1.0 for terms in met) / len(met) > 0.95
+    assert sum(terms.reward < 1.0 for terms in met) == 458

@@ -246,7 +246,7 @@ def test_goals_have_the_places_of_the_originals_shuffle(shop, tmp_path):
 def test_tasks_without_a_counterpart_are_named_and_never_listed_as_games(export, load, tmp_path):
     names = ["small/train/pick_and_place_simple/0", GAMES[0], "small/train/pick_and_place_simple/1"]
     own = {"env": "my.package:Maze", "id": "maze-7"}
-    goal = webshop_task("generated-1000-1a2b3c4d/synthetic/17")
+    goal = webshop_task("generated-1000-1a2b3c4d5e6f/synthetic/17")
     rl = [trajectory(f"r{n}", task) for n, task in enumerate([*map(alfworld_task, names), goal, own])]
     write_route(tmp_path / "route", [trajectory("s")], rl)
     code, out, _ = export()
@@ -327,11 +327,14 @@ def test_an_output_in_use_is_replaced_only_if_it_is_an_export(export, tmp_path):
         (alfworld_task("small/train/juggle/0"), ("expected DIFFICULTY/SPLIT/TASK_TYPE/INDEX",)),
         ({"env": "alfworld", "game_file": "somewhere.z8"}, ("expected …/SPLIT/TASK/TRIAL/game.tw-pddl",)),
         (webshop_task("webshop_17"), ("expected the id of a goal",)),
-        (webshop_task("official-2000-1a2b3c4d/synthetic/17"), ("is not of official-1000-1a2b3c4d/synthetic", "route them apart")),
+        (
+            webshop_task("official-2000-1a2b3c4d5e6f/synthetic/17"),
+            ("is not of official-1000-1a2b3c4d5e6f/synthetic", "route them apart"),
+        ),
     ],
 )
 def test_a_task_that_cannot_be_named_is_one_line(export, tmp_path, task, words):
-    first = webshop_task("official-1000-1a2b3c4d/synthetic/16")
+    first = webshop_task("official-1000-1a2b3c4d5e6f/synthetic/16")
     write_route(tmp_path / "route", [], [trajectory("a", first), trajectory("b", task)])
     assert_refused(export(), "rl.jsonl:2: ", *words)
     assert not (tmp_path / "verl").exists()
@@ -370,8 +373,8 @@ def test_broken_route_folders_are_one_line(cli, export, tmp_path):
 
 
 def test_other_webshop_files_are_refused(export, shop, tmp_path):
-    write_route(tmp_path / "route", [], [trajectory("r", webshop_task("official-1000-1a2b3c4d/synthetic/16"))])
-    assert_refused(export("--data-dir", tmp_path / "shop"), "official-1000-1a2b3c4d/synthetic/16", "give the same data")
+    write_route(tmp_path / "route", [], [trajectory("r", webshop_task("official-1000-1a2b3c4d5e6f/synthetic/16"))])
+    assert_refused(export("--data-dir", tmp_path / "shop"), "official-1000-1a2b3c4d5e6f/synthetic/16", "give the same data")
     assert_refused(export("--data-dir", tmp_path / "none"), "none: no such folder")
     code, out, _ = export()
     assert code == 0

@@ -29,3 +29,5 @@ def command(
     trajectories = gp.collect(environment, tasks, max_steps=max_steps, workers=workers)
     write_messages_jsonl(out, trajectories)
     print(f"{out}: {len(trajectories)} of {len(tasks)} tasks solved by the expert")
+    for remark in environment.remarks(tasks):
+        print(remark)

@@ -58,4 +58,4 @@ def command(
             f"{row.split:12s} {row.task_type:32s} {success} {score:25s} {row.mean_steps:5.1f} steps, "
             f"{100 * row.invalid_share:.1f} % refused{failed}"
         )
-    o.show(evaluation.to_json(), "\n".join(lines), as_json)
+    o.show(evaluation.to_json(), "\n".join([*lines, *evaluation.remarks]), as_json)

@@ -6,7 +6,7 @@ docs/environments.md shows one.
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import ClassVar, Protocol
 
 from gradprism.runtime.errors import ConfigError
@@ -107,6 +107,18 @@ class Environment(ABC):
         if split not in self.splits:
             raise ConfigError(f"task {task_id!r}: environment {self.name!r} has none of that id")
         return Task(self.name, task_id, self.name, split)
+
+    def identity(self) -> dict[str, object]:
+        """All that its tasks and steps depend on, JSON-serialisable: a result is only reused where this is equal.
+
+        The name and the options, without `data_dir`: data counts by what is in it, not by where it lies.
+        """
+        options = {option.name: getattr(self, option.name) for option in fields(self) if option.name != "data_dir"}  # pyright: ignore[reportArgumentType] # each is a dataclass
+        return {**options, "name": self.name}
+
+    def remarks(self, tasks: Sequence[Task]) -> list[str]:
+        """Sentences that a reader of success rates on these tasks has to know; none unless an environment has some."""
+        return []
 
     def size(self, split: str) -> int | None:
         """Number of tasks of a split, or None where they are generated without end; raises as `tasks` does."""

@@ -4,7 +4,7 @@ import contextlib
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,13 +31,14 @@ _LOCK = ".evaluation.tmp"
 class Evaluation:
     """An evaluation's `rows`, what all its attempts used, its `episodes` in the order of tasks, and how many engines had to be replaced.
 
-    Episodes that an earlier attempt wrote have no tokens.
+    `remarks` are the environment's about these tasks (`Environment.remarks`). Episodes that an earlier attempt wrote have no tokens.
     """
 
     rows: tuple[SuccessRow, ...]
     usage: Usage
     episodes: tuple[Episode, ...]
     worker_restarts: int = 0
+    remarks: tuple[str, ...] = ()
 
     @property
     def headline(self) -> str:
@@ -47,7 +48,7 @@ class Evaluation:
     def to_json(self) -> dict[str, Any]:
         """Rows and usage: `summary.json`."""
         rows = [asdict(row) for row in self.rows]
-        return {"rows": rows, "usage": self.usage.to_json(), "worker_restarts": self.worker_restarts}
+        return {"rows": rows, "usage": self.usage.to_json(), "worker_restarts": self.worker_restarts, "remarks": self.remarks}
 
 
 @dataclass(slots=True)
@@ -68,11 +69,11 @@ class _Record:
                 file.writelines(json.dumps(e.to_json(), ensure_ascii=False, allow_nan=False) + "\n" for e in episodes)
             append_jsonl(self.folder / BATCHES, self.batches[-1])
 
-    def evaluation(self) -> Evaluation:
+    def evaluation(self, remarks: Sequence[str]) -> Evaluation:
         """All of it summed up."""
         usage = sum(map(Usage.from_json, self.batches), Usage())
         restarts = sum(int(batch["worker_restarts"]) for batch in self.batches)
-        return Evaluation(tuple(summarise(self.episodes)), usage, tuple(self.episodes), restarts)
+        return Evaluation(tuple(summarise(self.episodes)), usage, tuple(self.episodes), restarts, tuple(remarks))
 
 
 def evaluate(
@@ -120,7 +121,7 @@ def evaluate(
             episodes, used = player.play(environment, pool, batches[index], config, seed, on_done)
             used = replace(used, wall_seconds=time.perf_counter() - clock, cpu_seconds=time.process_time() - cpu)
             record.add(episodes, used, pool.restarts - restarts)
-        evaluation = record.evaluation()
+        evaluation = record.evaluation(environment.remarks(tasks))
         if out is not None:
             write_json(out / SUMMARY, evaluation.to_json())
     return evaluation
@@ -138,11 +139,9 @@ def as_agent(agent: Agent | Any) -> Agent:
 
 
 def _manifest(agent: Agent, environment: Environment, config: EvaluationConfig, tasks: Sequence[Task]) -> dict[str, Any]:
-    # Options set an environment apart from others of its name; where its data lies does not.
-    options = {f.name: getattr(environment, f.name) for f in fields(environment) if f.name != "data_dir"}  # pyright: ignore[reportArgumentType] # each is a dataclass
     return {
         "agent": dict(agent.description()),
-        "environment": {**options, "name": environment.name},
+        "environment": environment.identity(),
         "tasks_sha256": sha256_json([task.reference() for task in tasks]),
         "config": config.model_dump(),
     }

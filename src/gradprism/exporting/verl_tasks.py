@@ -16,7 +16,7 @@ ALFWORLD_LAYOUT = "json_2.1.1"
 # The column that names a task in an environment's data, by environment.
 COLUMNS: dict[str, dict[str, pa.DataType]] = {"alfworld": {"game_file": pa.string()}, "webshop": {"goal_index": pa.int64()}}
 _GAME_FILE = re.compile(rf"([^/]+)/([^/]+)/([^/]+)/{re.escape(official.GAME_FILE)}")
-_GOAL = re.compile(r"((official|generated)-\d+-[0-9a-f]{8})/(synthetic|human)/(\d{1,9})", re.ASCII)
+_GOAL = re.compile(r"((official|generated)-\d+-[0-9a-f]{12})/(synthetic|human)/(\d{1,9})", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +67,7 @@ def _named(rl: RlTask) -> VerlTask:
             raise ConfigError(f"task {rl.task!r}: has no 'id'")
         goal = _GOAL.fullmatch(task_id) if env == "webshop" else None
         if env == "webshop" and goal is None:
-            raise ConfigError(f"task {rl.task!r}: expected the id of a goal, as official-1000-1a2b3c4d/synthetic/17")
+            raise ConfigError(f"task {rl.task!r}: expected the id of a goal, as official-1000-1a2b3c4d5e6f/synthetic/17")
     except ConfigError as error:
         raise DataError(f"{place}: {error}") from None
     index = int(goal[4]) if goal and goal[2] == "official" else None

@@ -145,7 +145,7 @@ class _ReadMessage(msgspec.Struct, omit_defaults=True, gc=False):
 
 
 class _ReadTask(msgspec.Struct, gc=False):
-    """A line of the RL tasks' file, read in full: each message must have its role and content."""
+    """A line of the RL tasks' file, every message checked."""
 
     id: str
     prompt: list[_ReadMessage]

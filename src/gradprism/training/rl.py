@@ -67,7 +67,7 @@ def train_rl(
         _check(tasks, config, frame.world, frame.model, renderer)
 
         def inputs() -> Manifest:
-            return {"tasks_sha256": sha256_json([task.reference() for task in tasks]), "environment": environment.name}
+            return {"tasks_sha256": sha256_json([task.reference() for task in tasks]), "environment": environment.identity()}
 
         if finished := frame.claim("rl", inputs):
             return finished

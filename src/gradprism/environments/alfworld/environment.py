@@ -71,6 +71,13 @@ class AlfworldEnvironment(Environment):
         _, split, task_type, _ = generator.parse_name(task_id)
         return Task(self.name, task_id, task_type, split)
 
+    def remarks(self, tasks: Sequence[Task]) -> list[str]:
+        """Official splits that are not whole: of a download that broke off, or from which games were deleted."""
+        if not self._official:
+            return []
+        folder = official.games_folder(self.data_dir)
+        return [line for split in dict.fromkeys(task.split for task in tasks) if (line := official.missing_games(folder, split))]
+
     def session(self) -> "AlfworldSession":
         """A session with an engine of its own; it plays both kinds of games."""
         return AlfworldSession(self.data_dir)
@@ -88,9 +95,11 @@ class AlfworldSession:
 
         self._data_dir = data_dir
         self._engine = AlfworldEngine()
+        self._won = False
 
     def reset(self, task_id: str) -> Step:
         """Starts the game named `task_id`."""
+        self._won = False
         if task_id.startswith(f"{official.PREFIX}/"):
             game = official.load_official(official.games_folder(self._data_dir), task_id)
         else:
@@ -98,10 +107,17 @@ class AlfworldSession:
         return Step(self._engine.reset(game), info=Info(admissible=self._engine.admissible))
 
     def step(self, action: str) -> Step:
-        """Plays `action`; reward 1.0 when it completes the task."""
-        action = " ".join(action.split()) if len(action) <= MAX_ACTION_CHARACTERS else ""
+        """Plays `action`; reward 1.0 when it completes the task, which ends the game.
+
+        A command counts as the engine takes it, or in other capitals and with a full stop, as chat models write it: `Go to shelf 1.`
+        """
         admissible = self._engine.admissible
-        if action not in admissible:
-            return Step("Nothing happens.", info=Info(valid=False, admissible=admissible))  # as the engine says it
-        observation, won = self._engine.step(action)
-        return Step(observation, float(won), won, Info(admissible=self._engine.admissible, success=won, score=float(won)))
+        command = action.strip() if len(action) <= MAX_ACTION_CHARACTERS else ""
+        if command not in admissible:
+            command = command.lower().removesuffix(".").rstrip()
+        if self._won or command not in admissible:
+            info = Info(valid=False, admissible=admissible, success=self._won, score=float(self._won))
+            return Step("Nothing happens.", done=self._won, info=info)  # as the engine says it
+        observation, self._won = self._engine.step(command)
+        won = float(self._won)
+        return Step(observation, won, self._won, Info(admissible=self._engine.admissible, success=self._won, score=won))

@@ -4,6 +4,7 @@ Of a game file only the problem and the goal's sentence are taken. The domain an
 and actions differ; all games are played with those of the installed package.
 """
 
+import contextlib
 import json
 import os
 import re
@@ -16,11 +17,12 @@ from gradprism.runtime.errors import ConfigError, DataError, GradprismError, Mis
 from gradprism.runtime.files import cache_folder, read_json, sha256_json, write_json
 
 SPLITS = ("train", "valid_train", "valid_seen", "valid_unseen")
+# Games that `list_official` finds in a whole download.
+PUBLISHED = {"train": 3554, "valid_train": 200, "valid_seen": 140, "valid_unseen": 134}
 GAME_FILE = "game.tw-pddl"
 PREFIX = "official"
 HELP = "run alfworld-download, then give its folder with --data-dir or in ALFWORLD_DATA"
 _GOAL = re.compile(r'Your task is to: ([^"\\]+)')
-_SOLVABLE = re.compile(rb'"solvable": *(true|false)')
 
 
 def games_folder(data_dir: str) -> Path:
@@ -57,6 +59,16 @@ def list_official(folder: Path, split: str) -> list[str]:
     if not games:
         raise DataError(f"{root}: holds no solvable {GAME_FILE}; the download is not complete: {HELP}")
     return games
+
+
+def missing_games(folder: Path, split: str) -> str:
+    """A sentence where a split has fewer or more games than the published one; empty where it has as many."""
+    there, published = len(list_official(folder, split)), PUBLISHED[split]
+    return (
+        ""
+        if there == published
+        else f"{folder / split}: holds {there} of the {published} published games; figures are not comparable"
+    )
 
 
 def load_official(folder: Path, name: str) -> Game:
@@ -100,7 +112,7 @@ def _solvable(root: Path) -> list[str]:
     index = cache_folder() / "alfworld" / f"index-{sha256_json(str(root.resolve()))[:16]}.json"
     try:
         known = read_json(index)
-    except GradprismError:
+    except (GradprismError, OSError):
         known = {}
     seen = {}
     for path in sorted(root.glob(f"*/*/{GAME_FILE}")):
@@ -109,15 +121,19 @@ def _solvable(root: Path) -> list[str]:
         entry = known.get(key) if isinstance(known, dict) else None
         seen[key] = entry if entry and entry[:2] == stamp else [*stamp, _is_solvable(path)]
     if seen != known:
-        index.parent.mkdir(parents=True, exist_ok=True)
-        write_json(index, seen)
+        with contextlib.suppress(GradprismError, OSError):  # a cache that cannot be written costs time alone
+            index.parent.mkdir(parents=True, exist_ok=True)
+            write_json(index, seen)
     return [key for key, (_, _, solvable) in seen.items() if solvable]
 
 
 def _is_solvable(path: Path) -> bool:
-    """True if the file says so; a file that says nothing was never checked and does not count, as in the library."""
-    content = path.read_bytes()
-    if not content.rstrip().endswith(b"}"):
-        raise DataError(f"{path}: ends in the middle; the download is not complete: {HELP}")
-    found = _SOLVABLE.search(content)
-    return found is not None and found[1] == b"true"
+    """True if the file says so; a file that says nothing was never checked and does not count, as in the library.
+
+    It is read whole: one that was cut anywhere is broken, and must not count as a game less.
+    """
+    try:
+        content = json.loads(path.read_bytes())
+        return isinstance(content, dict) and content.get("solvable") is True
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError(f"{path}: cannot be read ({error}); the download is not complete: {HELP}") from None

@@ -9,19 +9,22 @@ import lzma
 import random
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
+from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Any
 
+from gradprism.environments.webshop.nouns import RULE, Tagger, make_tagger, words
 from gradprism.runtime.errors import DataError, MissingFileError
 from gradprism.runtime.files import sha256_json
 
 ITEMS = ("items_shuffle_1000.json", "items_shuffle.json")
 INSTRUCTIONS = ("items_ins_v2_1000.json", "items_ins_v2.json")
 HUMAN = "items_human_ins.json"
+GENERATED = "generated"  # the kind of catalogues that no file holds
+SCORING = 2  # counts up whenever a purchase may be scored otherwise than before
 HELP = "name the folder that holds the official files (plain or .xz)"
 _NO_PRICE = 100.0  # what the original asks for a product without a price
-_NUMBER = re.compile(r"\d+(?:\.\d+)?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,9 +56,10 @@ class Instruction:
 
 @dataclass(frozen=True, slots=True)
 class Catalogue:
-    """Products in the order of their file, and what is wanted of them."""
+    """Products in the order of their file, and what is wanted of them; `id` names all of it and the tagger, by hash."""
 
     id: str
+    tagger: Tagger = field(compare=False)  # by its name a part of the id
     products: tuple[Product, ...]
     instructions: tuple[Instruction, ...]
     human: tuple[Instruction, ...]
@@ -106,8 +110,10 @@ def make_catalogue(
             raise DataError(f"{place}: cannot be read ({what}); correct or delete it there or in {wanted_name}") from None
     if not products:
         raise DataError(f"{items_name}: holds no product; {HELP}")
-    digest = sha256_json([[p.asin, p.title] for p in products.values()])[:8]
-    return Catalogue(f"{kind}-{len(products)}-{digest}", tuple(products.values()), tuple(instructions), tuple(by_people))
+    tagger = Tagger(RULE, words) if kind == GENERATED else make_tagger(product.title for product in products.values())
+    contents = [[asdict(one) for one in ones] for ones in (products.values(), instructions, by_people)]
+    digest = sha256_json([SCORING, tagger.name, *contents])[:12]
+    return Catalogue(f"{kind}-{len(products)}-{digest}", tagger, tuple(products.values()), tuple(instructions), tuple(by_people))
 
 
 def _product(row: dict[str, Any], about: Mapping[str, Any]) -> Product:
@@ -139,13 +145,19 @@ def _text(value: Any) -> str:
 
 
 def _price(asin: str, pricing: Any) -> tuple[str, float]:
-    """The price as shown, and as a number: drawn evenly from a range, seeded by the product's id."""
+    """The price as shown, and as a number: drawn evenly from a range, seeded by the product's id.
+
+    As in the original, whatever follows a `$` up to the next is a price by its digits and points: `$.99` is 0.99, and
+    `$9.99 ($0.83 / Ounce)` a range from 9.99 to 0.83.
+    """
     if pricing is None or not pricing.strip():
         return f"${_NO_PRICE}", _NO_PRICE
-    parts = [re.sub(r"[^\d.]", "", part) for part in pricing.split("$")[1:]]
-    if not parts or not all(_NUMBER.fullmatch(part) for part in parts):
+    try:
+        prices = [float(Decimal(re.sub(r"[^\d.]", "", part))) for part in pricing.split("$")[1:]]
+    except InvalidOperation:
+        prices = []
+    if not prices:
         raise ValueError(f"price {pricing!r:.80} is not like '$9.99' or '$9.99 to $19.99'")
-    prices = [float(part) for part in parts]
     if len(prices) == 1:
         return f"${prices[0]}", prices[0]
     return f"${prices[0]} to ${prices[1]}", random.Random(f"price {asin}").uniform(prices[0], prices[1])

@@ -6,13 +6,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from gradprism.environments.protocol import Environment, Info, Step, Task
-from gradprism.environments.webshop.catalogue import make_catalogue, read_catalogue
+from gradprism.environments.webshop.catalogue import GENERATED, make_catalogue, read_catalogue
 from gradprism.environments.webshop.generated import generate_catalogue
 from gradprism.environments.webshop.goals import Goal, make_goals, split_ranges
 from gradprism.runtime.errors import ConfigError, MissingDependencyError
 
 try:
     from gradprism.environments.webshop.expert import WebshopExpert
+    from gradprism.environments.webshop.reward import score_purchase
     from gradprism.environments.webshop.shop import Shop, Visit, act, clickables, page, text
 except ModuleNotFoundError as error:
     raise MissingDependencyError(f"environment 'webshop': {error}; pip install 'gradprism[webshop]'") from None
@@ -60,10 +61,24 @@ class WebshopEnvironment(Environment):
         return [f"{store.id}/{n}" for n in numbers if task_type in (None, store.goals[n].product.category)]
 
     def find(self, task_id: str) -> Task:
-        """The goal of an id such as `official-1000-1a2b3c4d/synthetic/17`."""
+        """The goal of an id such as `official-1000-1a2b3c4d5e6f/synthetic/17`."""
         number = self.store.number(task_id)
         split = next(split for split, numbers in split_ranges(len(self.store.goals)).items() if number in numbers)
         return Task(self.name, task_id, self.store.goals[number].product.category, split)
+
+    def identity(self) -> dict[str, object]:
+        """The catalogue and its goals by the hash of their contents and of how a purchase is scored."""
+        shown = {"observation": self.observation, "attributes": self.attributes}
+        return {"name": self.name, "catalogue": self.store.id, "tagger": self.store.tagger, **shown}
+
+    def remarks(self, tasks: Sequence[Task]) -> list[str]:
+        """How many goals their own product does not fulfil: the original's rule for options does not know all of them again."""
+        store = self.store
+        goals = [store.goals[store.number(task.id)] for task in tasks]
+        missed = sum(score_purchase(g, g.product, g.wanted_options, store.shop.nouns).reward < 1 for g in goals)
+        if not missed:
+            return []
+        return [f"{missed} of {len(goals)} goals cannot be won with the product that they were made from, as in the original"]
 
     def session(self) -> "WebshopSession":
         """A session; all of a process share one store."""
@@ -76,9 +91,10 @@ class WebshopEnvironment(Environment):
 
 @dataclass(frozen=True, slots=True)
 class Store:
-    """A shop and its goals; `id` names the catalogue and the kind of goals."""
+    """A shop and its goals; `id` names the catalogue and the kind of goals, `tagger` what found the nouns of titles."""
 
     id: str
+    tagger: str
     shop: Shop
     goals: list[Goal]
 
@@ -97,14 +113,15 @@ def _open_store(data_dir: str, products: int, seed: int, kind: str) -> Store:
     if data_dir:
         catalogue = read_catalogue(Path(data_dir).expanduser())
     else:
-        catalogue = make_catalogue("generated", *generate_catalogue(products, seed), {})
+        catalogue = make_catalogue(GENERATED, *generate_catalogue(products, seed), {})
     human = kind == "human" or (kind == "auto" and bool(catalogue.human))
     goals = make_goals(catalogue, human)
     if not goals:
         raise ConfigError(
             f"{data_dir or 'the generated catalogue'}: has no {'human' if human else 'synthetic'} goals; choose the other"
         )
-    return Store(f"{catalogue.id}/{'human' if human else 'synthetic'}", Shop(catalogue.products), goals)
+    name = f"{catalogue.id}/{'human' if human else 'synthetic'}"
+    return Store(name, catalogue.tagger.name, Shop(catalogue.products, catalogue.tagger.nouns), goals)
 
 
 class WebshopSession:
@@ -130,7 +147,7 @@ class WebshopSession:
 
     def _step(self, valid: bool) -> Step:
         visit, goal = self.visit, self.goal
-        observation = text(page(goal, visit, self._attributes), self._rich, visit.clicked)
+        observation = text(page(goal, visit, self._attributes), self._rich)
         if visit.terms is not None and visit.product is not None:
             reward, asin = visit.terms.reward, visit.product.asin
             details = {**asdict(visit.terms), "asin": asin, "chosen": visit.options, "goal_asin": goal.asin, "goal": goal.text}

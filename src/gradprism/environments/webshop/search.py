@@ -6,11 +6,11 @@ in the order of the documents.
 """
 
 import functools
-import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 
 import numpy as np
+import regex
 import snowballstemmer
 
 K1, B = 0.9, 0.4  # Anserini's
@@ -18,16 +18,51 @@ STOP_WORDS = frozenset(
     {"a", "an", "and", "are", "as", "at", "be", "but", "by", "for", "if", "in", "into", "is", "it", "no", "not", "of", "on", "or"}
     | {"such", "that", "the", "their", "then", "there", "these", "they", "this", "to", "was", "will", "with"}
 )
-# Letters and digits, joined by a mark only where the same kind stands on both sides: "don't", "u.s", "3.5".
-_TOKEN = re.compile(r"\w+(?:(?:(?<=[^\W\d_])['’.](?=[^\W\d_])|(?<=\d)[.,;'](?=\d))\w+)*")
-_stemmer = snowballstemmer.stemmer("porter")
-_stem = functools.lru_cache(maxsize=1 << 18)(_stemmer.stemWord)
 MAX_QUERY = 1000  # words; no page shows more, and a longer text is no query
+MAX_TOKEN = 255  # characters; longer ones are cut into pieces
+
+
+def _tokens() -> regex.Pattern[str]:
+    """Words by Unicode's rules (UAX 29) as Lucene's StandardTokenizer reads them, Chinese characters singly, and each emoji.
+
+    `size:free` and `don't` are one word, as are digits joined by commas or points; underscores join, but are no word of their own.
+    """
+    marks = r"[\p{WB=Extend}\p{WB=Format}\p{WB=ZWJ}]*"
+    letter, digit = rf"[\p{{WB=ALetter}}\p{{WB=Hebrew_Letter}}]{marks}", rf"\p{{WB=Numeric}}{marks}"
+    katakana, joint = rf"\p{{WB=Katakana}}{marks}", rf"(?:\p{{WB=ExtendNumLet}}{marks})"
+    in_words, in_numbers = (rf"[\p{{WB={kind}}}\p{{WB=MidNumLet}}']{marks}" for kind in ("MidLetter", "MidNum"))
+    number, word = rf"{digit}(?:(?:{joint}*|{in_numbers}){digit})*", rf"{letter}(?:(?:{joint}*|{in_words}){letter})*"
+    core = rf"(?:{katakana}(?:{joint}*{katakana})*|(?:{number}|{word})+)"
+    # What Unicode called pictographic when Lucene's tables were made; later editions dropped stars, notes and hands.
+    picture = r"[\p{Extended_Pictographic}\u2600-\u2605\u2607-\u2612\u2614-\u2685\u2690-\u2705\u2708-\u2712\u2763-\u2767]"
+    emoji = rf"{picture}\uFE0F?\p{{EMod}}?(?:\u200D{picture}\uFE0F?\p{{EMod}}?)*"
+    words = rf"{joint}*{core}(?:{joint}+{core})*{joint}*"
+    return regex.compile(rf"{words}|\p{{Han}}{marks}|\p{{Hiragana}}{marks}|\p{{LB=SA}}+|{emoji}", regex.V1)
+
+
+_TOKEN = _tokens()
+_POSSESSIVE = regex.compile(r"['’＇][sS]$")
+_SYLLABLE = regex.compile(r"(?:[aeiou]|(?<=[^aeiou])y)(?:[^aeiouy]|(?<=[aeiou])y)")  # a vowel and a consonant after it
+_stemmer = snowballstemmer.stemmer("porter")
+
+
+@functools.lru_cache(maxsize=1 << 18)
+def _stem(word: str) -> str:
+    """Porter's stem as Lucene has it: two letters or fewer stay, and its author's later rules `logi` → `log` and `bli` → `ble` hold."""
+    if len(word) <= 2:
+        return word
+    stem = _stemmer.stemWord(word)
+    if stem.endswith("logi") and _SYLLABLE.search(stem[:-4]):
+        return stem[:-1]
+    if stem.endswith("bli") and _SYLLABLE.search(stem[:-3]):
+        return _stemmer.stemWord(stem[:-1] + "e")
+    return stem
 
 
 def analyse(text: str) -> list[str]:
-    """A text's index terms: words in lower case without possessive endings and stop words, stemmed by Porter's rules."""
-    words = (re.sub(r"['’]s$", "", word) for word in _TOKEN.findall(text.lower()))
+    """A text's index terms: words in lower case without possessive endings and stop words, stemmed."""
+    pieces = (word[i : i + MAX_TOKEN] for word in _TOKEN.findall(text) for i in range(0, len(word), MAX_TOKEN))
+    words = (_POSSESSIVE.sub("", piece).lower() for piece in pieces)
     return [_stem(word) for word in words if word and word not in STOP_WORDS]
 
 

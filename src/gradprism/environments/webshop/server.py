@@ -183,7 +183,7 @@ def _shop(parts: list[Part], button: Callable[..., str], token: str) -> str:
         f'<form method="post" action="/" class="search">{token}<label>Search for <input name="words" maxlength="500"></label> '
         "<button>Search</button></form>"
     )
-    goal_at = next(index for index, part in enumerate(parts) if part.text == "Instruction:") + 1
+    goal_at = next(index for index, part in enumerate(parts) if part.text.strip() == "Instruction:") + 1
     in_product = False
     for part in parts[goal_at + 1 :]:
         action = f"click[{part.text.lower()}]"
