@@ -112,7 +112,7 @@ def test_forced_format_overrules_recognition(tmp_path: Path) -> None:
     assert next(iter(load_corpus([path], format="sharegpt"))).task == {"game_file": "g"}
     fails(path, "a.jsonl:1", "'messages'", "conversations", "looks like 'eto'", format="messages")
     with pytest.raises(ConfigError, match="agenttraj"):
-        list(load_corpus([path], format="alpaca"))
+        list(load_corpus([path], format="nonsense"))
 
 
 def test_a_format_of_a_user_s_own_is_recognised_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -308,7 +308,7 @@ def test_zstd_file_cut_at_a_record_boundary_is_not_taken_for_whole(tmp_path: Pat
 @pytest.mark.parametrize(
     ("record", "words"),
     [
-        ({"prompt": "a", "completion": "b"}, ("format not recognised", "prompt, completion", "messages, eto, sharegpt, agenttraj")),
+        ({"ask": "a", "answer": "b"}, ("format not recognised", "ask, answer", "messages, eto, sharegpt, agenttraj")),
         ({"messages": "text"}, ("format not recognised", "messages")),
         ({"messages": []}, ("'messages' is empty",)),
         ({"messages": MESSAGES[:1]}, ("no assistant turn",)),
@@ -321,11 +321,11 @@ def test_zstd_file_cut_at_a_record_boundary_is_not_taken_for_whole(tmp_path: Pat
         ({"messages": [MESSAGES[0], {"role": "assistant"}]}, ("turn 2", "no 'content'")),
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, ("turn 1", "part that is not text")),
         ({"messages": [*MESSAGES, "text"]}, ("turn 3", "found a string")),
-        ({"messages": [MESSAGES[0], {**MESSAGES[1], "tool_calls": [{}]}]}, ("turn 2", "'tool_calls'")),
+        ({"messages": [MESSAGES[0], {**MESSAGES[1], "tool_calls": [{}]}]}, ("turn 2", "'tool_calls'", "without a name")),
         ({"messages": [MESSAGES[0], {**MESSAGES[1], "train": "no"}]}, ("turn 2", "'train'", "true or false")),
-        ({"id": "a", "reward": 1, "conversations": [{"from": "human"}]}, ("turn 1", "no 'value'")),
+        ({"id": "a", "reward": 1, "conversations": [{"from": "human"}]}, ("turn 1", "'value'")),
         ({"conversations": TURNS, "system": ["a"]}, ("'system' is a list",)),
-        ({"conversations": [{"from": "system", "value": "a"}, *TURNS], "system": "a"}, ("keep one",)),
+        ({"conversations": [{"from": "system", "value": "a"}, *TURNS], "system": "b"}, ("keep one",)),
         ({"id": "", "messages": MESSAGES}, ("'id' is ''",)),
         ({"id": 1.5, "messages": MESSAGES}, ("'id' is 1.5",)),
         ({"id": True, "messages": MESSAGES}, ("'id' is True",)),

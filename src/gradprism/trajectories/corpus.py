@@ -1,18 +1,21 @@
 """Corpora: where trajectories come from, read as they are asked for, and the one form in which they are written."""
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from gradprism.runtime.errors import ConfigError, DataError
-from gradprism.runtime.files import atomic_write, sha256_file
-from gradprism.runtime.progress import Progress
-from gradprism.trajectories.corpus_files import Record, check_path, iter_records
-from gradprism.trajectories.formats import FORMATS, parse_record, recognise
+from gradprism.runtime.errors import ConfigError, DataError, GradprismError
+from gradprism.runtime.files import atomic_write, sha256_file, write_jsonl
+from gradprism.runtime.progress import Progress, say
+from gradprism.trajectories.corpus_files import Record, iter_records, without_padding
+from gradprism.trajectories.corpus_paths import expand, stems
+from gradprism.trajectories.formats import FORMATS, not_recognised, parse_record, recognise
+from gradprism.trajectories.mapping import FieldMap
+from gradprism.trajectories.reading import Notes
 from gradprism.trajectories.record import ChatMessage, Message, Trajectory
 
 if TYPE_CHECKING:
@@ -20,7 +23,7 @@ if TYPE_CHECKING:
 
 Records = Iterable[Trajectory | Mapping[str, Any]]
 Sources = str | Path | Sequence[str | Path] | Records  # of trajectories
-_ENDINGS = (".gz", ".xz", ".zst", ".jsonl", ".ndjson", ".json", ".parquet")
+OnBad = Literal["fail", "skip"]  # what is done where a record cannot be used
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,19 +34,66 @@ class CorpusFile:
     sha256: str
 
 
+@dataclass(frozen=True, slots=True)
+class Skipped:
+    """A record that was left out: its id (empty where that is not known), its place and why."""
+
+    id: str
+    source: str
+    reason: str
+
+
+@dataclass(slots=True)
+class Account:
+    """What the last pass through a corpus met: what nothing uses, and the records that were left out.
+
+    Who uses the trajectories adds those that it cannot use by `skip`.
+    """
+
+    notes: Notes = field(default_factory=Notes)
+    skipped: list[Skipped] = field(default_factory=list)
+    said: bool = False
+
+    def begin(self) -> None:
+        """Forgets the pass before."""
+        self.notes, self.skipped = Notes(), []
+
+    def skip(self, id: str, source: str, error: GradprismError) -> None:
+        """Adds a record that was left out; the place is not said twice."""
+        reason = str(error).removeprefix(f"{source}: ").removeprefix(f"trajectory {id!r}: ")
+        self.skipped.append(Skipped(id, source, reason))
+
+    def say_notes(self) -> None:
+        """Prints once, however often a corpus is gone through, what nothing uses."""
+        if not self.said:
+            self.said = True
+            for line in self.notes.lines():
+                say(line)
+
+    def write_skipped(self, path: Path) -> None:
+        """Writes `skipped.jsonl` and says so, where records were left out."""
+        if self.skipped:
+            write_jsonl(path, [asdict(one) for one in self.skipped])
+            say(f"{len(self.skipped)} records left out; {path} says why")
+
+
 @dataclass(frozen=True)
 class Corpus(Iterable[Trajectory]):
     """Trajectories of files, or of `records` in memory; may be gone through any number of times, and files are streamed.
 
     `format` names the format of every record, None where each file's first record tells it; `limit` is how many trajectories are taken
-    from the beginning, None for all. Iterating raises `DataError` with file and line for whatever is wrong in a record, ids that come
-    twice among it; of the trajectories that went by, only ids and places are remembered.
+    from the beginning, None for all; `mapping` has own names of fields and roles. A record that cannot be read, or whose id came
+    before, raises `DataError` with file and line, or with `on_bad` of `skip` is left out and counted in `account`. Of the trajectories
+    that went by, only ids and places are remembered.
     """
 
     paths: tuple[Path, ...] = ()
     records: Records = field(default=(), repr=False)
     format: str | None = None
     limit: int | None = None
+    mapping: FieldMap | None = None
+    on_bad: OnBad = "fail"
+    account: Account = field(default_factory=Account, repr=False, compare=False)
 
     @cached_property
     def files(self) -> tuple[CorpusFile, ...]:
@@ -56,56 +106,111 @@ class Corpus(Iterable[Trajectory]):
                 raise DataError(f"{path}: is no regular file; write what comes from it to one first")
         return tuple(CorpusFile(str(path), sha256_file(path)) for path in self.paths)
 
+    def read_as(self) -> dict[str, Any]:
+        """How the files are read, for a manifest: what is at its default is left out."""
+        told = {"mapping": self.mapping and self.mapping.to_json(), "on_bad": None if self.on_bad == "fail" else self.on_bad}
+        return {"format": self.format, "limit": self.limit, **{key: value for key, value in told.items() if value}}
+
     def __iter__(self) -> Iterator[Trajectory]:
-        return islice(self._distinct(), self.limit)
+        self.account.begin()
+        yield from islice(self._distinct(), self.limit)
+        self.account.say_notes()
 
     def _distinct(self) -> Iterator[Trajectory]:
         places: dict[str, str] = {}
         for place, trajectory in self._of_files() if self.paths else self._in_memory():
             if trajectory.id in places:
-                raise DataError(f"{place}: id {trajectory.id!r} is taken by {places[trajectory.id]}; give every record its own")
+                taken = f"{place}: id {trajectory.id!r} is taken by {places[trajectory.id]}; give every record its own"
+                self._refuse(DataError(taken), place, trajectory.id)
+                continue
             places[trajectory.id] = place
             yield trajectory
 
+    def _refuse(self, error: DataError, place: str, id: str = "") -> None:
+        if self.on_bad == "fail":
+            raise error
+        self.account.skip(id, place, error)
+
     def _in_memory(self) -> Iterator[tuple[str, Trajectory]]:
-        records = (Record(number, f"record {number}", value, 0) for number, value in enumerate(self.records, 1))
+        clean: Callable[[Any], Any] = without_padding if hasattr(self.records, "features") else lambda value: value
+        records = (Record(number, f"record {number}", clean(value), 0) for number, value in enumerate(self.records, 1))
         with Progress("reading", len(self.records) if isinstance(self.records, Sized) else 0) as progress:
-            for record, trajectory in _parse(records, self.format):
+            for record, trajectory in self._parse(records, "record"):
                 yield trajectory.source or record.place, trajectory
                 progress.advance()
 
     def _of_files(self) -> Iterator[tuple[str, Trajectory]]:
         sizes = [path.stat().st_size for path in self.paths]
         with Progress("reading (KiB)", sum(sizes) // 1024) as progress:
-            for index, path in enumerate(self.paths):
-                for record, trajectory in _parse(iter_records(path), self.format, _stem(path)):
+            for index, (path, stem) in enumerate(zip(self.paths, stems(self.paths), strict=True)):
+                for record, trajectory in self._parse(iter_records(path, keep_bad=True), stem):
                     yield record.place, trajectory
                     if steps := (sum(sizes[:index]) + record.bytes_read) // 1024 - progress.done:
                         progress.advance(steps)
 
+    def _parse(self, records: Iterable[Record], stem: str) -> Iterator[tuple[Record, Trajectory]]:
+        """The trajectory of each record; the first record that is recognised tells the format where it is not given."""
+        format = self.format
+        for record in records:
+            try:
+                if isinstance(record.value, Trajectory):
+                    _check(record.value, record.place)
+                    yield record, record.value
+                    continue
+                value = self._mapped(record)
+                format = format or _recognised(value, record.place)
+                trajectory = parse_record(value, format, record.place, f"{stem}-{record.number}", self.account.notes)
+            except DataError as error:
+                self._refuse(error, record.place, _id_of(record.value))
+            else:
+                yield record, trajectory
 
-def load_corpus(source: "Sources | Dataset", *, format: str | None = None, limit: int | None = None) -> Corpus:
-    """The trajectories of one or more files, of a Hugging Face `Dataset`, or of an iterable of `Trajectory` or records (JSON objects).
+    def _mapped(self, record: Record) -> Mapping[str, Any]:
+        value = record.value
+        if isinstance(value, DataError):
+            raise value
+        if not isinstance(value, Mapping):
+            raise DataError(f"{record.place}: expected a JSON object, found {type(value).__name__}")
+        try:
+            return value if self.mapping is None else self.mapping.apply(value)
+        except DataError as error:
+            raise DataError(f"{record.place}: {error}") from None
 
-    Files are JSONL, JSON or Parquet, plain or compressed with gzip, xz or zstd. Each file's format is that of its first record, unless
-    `format` names one of `formats.FORMATS`. A record without `id` or `item_id` is called `<file>-<line>`. Of an iterator, which can be
-    gone through once, the values are kept.
 
-    Raises `MissingFileError` and, for a folder, `DataError` at once; `ConfigError` for an unknown format or a dataset of several splits.
+def load_corpus(
+    source: "Sources | Dataset",
+    *,
+    format: str | None = None,
+    limit: int | None = None,
+    mapping: Mapping[str, str] | None = None,
+    on_bad: OnBad = "fail",
+) -> Corpus:
+    """The trajectories of files, globs or folders, of a Hugging Face `Dataset`, or of an iterable of `Trajectory` or records (JSON
+    objects).
+
+    Files are JSONL, JSON, Parquet or Arrow, plain or compressed with gzip, xz or zstd, or inspect_ai's `.eval`. Each file's format is
+    that of its first record, unless `format` names one of `formats.FORMATS`. A record without an id is called `<file>-<line>`. Of an
+    iterator, which can be gone through once, the values are kept.
+
+    `mapping` has own names of fields and roles, such as `{"turns": "dialog", "speaker": "who", "role.agent": "assistant"}`
+    (`docs/formats.md`). `on_bad`: `fail` raises for the first record that cannot be used; `skip` leaves such out (`Corpus.account`).
+
+    Raises `MissingFileError` and, for a folder without a corpus, `DataError` at once; `ConfigError` for an unknown format, name or
+    choice, or a dataset of several splits.
     """
     if format is not None:
         FORMATS[format]
+    if on_bad not in ("fail", "skip"):
+        raise ConfigError(f"on_bad {on_bad!r}: choose fail or skip")
+    names = None if mapping is None else FieldMap.of(mapping)
     if isinstance(source, str | Path):
         source = [source]
     if isinstance(source, Mapping):
         raise ConfigError(f"the corpus is a mapping of {', '.join(map(str, source))}; choose one of them")
     items: Any = list(source) if iter(source) is source else source
     if isinstance(items, Sequence) and items and all(isinstance(item, str | Path) for item in items):
-        paths = tuple(Path(item).expanduser() for item in items)
-        for path in paths:
-            check_path(path)
-        return Corpus(paths, (), format, limit)
-    return Corpus((), items, format, limit)
+        return Corpus(expand(items), (), format, limit, names, on_bad)
+    return Corpus((), items, format, limit, names, on_bad)
 
 
 def as_corpus(trajectories: Corpus | Sources) -> Corpus:
@@ -138,23 +243,19 @@ def write_messages_jsonl(path: Path, trajectories: Iterable[Trajectory]) -> None
         file.writelines(map(canonical_line, trajectories))
 
 
-def _parse(records: Iterable[Record], format: str | None, stem: str = "record") -> Iterator[tuple[Record, Trajectory]]:
-    """The trajectory of each record; the first record tells the format where `format` is None."""
-    for record in records:
-        value = record.value
-        if isinstance(value, Trajectory):
-            _check(value, record.place)
-            yield record, value
-            continue
-        if not isinstance(value, Mapping):
-            raise DataError(f"{record.place}: expected a JSON object, found {type(value).__name__}")
-        format = format or recognise(value)
-        if format is None:
-            raise DataError(
-                f"{record.place}: format not recognised; keys seen: {', '.join(map(str, value)) or 'none'}; "
-                f"known formats: {', '.join(FORMATS)}"
-            )
-        yield record, parse_record(value, format, record.place, f"{stem}-{record.number}")
+def _recognised(value: Mapping[str, Any], place: str) -> str:
+    try:
+        format = recognise(value)
+    except DataError as error:
+        raise DataError(f"{place}: {error}") from None
+    if format is None:
+        raise DataError(f"{place}: {not_recognised(value)}")
+    return format
+
+
+def _id_of(value: Any) -> str:
+    given = value.get("id") if isinstance(value, Mapping) else value.id if isinstance(value, Trajectory) else None
+    return str(given) if isinstance(given, str | int) else ""
 
 
 def _check(trajectory: Trajectory, place: str) -> None:
@@ -165,10 +266,3 @@ def _check(trajectory: Trajectory, place: str) -> None:
         raise
     except (AttributeError, TypeError, ValueError) as error:
         raise DataError(f"{place}: trajectory {trajectory.id!r} cannot be written as JSON ({error})") from None
-
-
-def _stem(path: Path) -> str:
-    name = path.name
-    while (ending := Path(name).suffix) in _ENDINGS:
-        name = name.removesuffix(ending)
-    return name

@@ -1,4 +1,4 @@
-"""Corpus files to raw records: JSONL, JSON and Parquet, plain or compressed with gzip, xz or zstd.
+"""Corpus files to raw records: JSONL, JSON, Parquet and Arrow, plain or compressed with gzip, xz or zstd, and inspect_ai's `.eval`.
 
 What a file is, its bytes say; its name is not trusted. JSONL is streamed: one record is in memory at a time.
 """
@@ -8,22 +8,28 @@ import io
 import json
 import lzma
 import re
+import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 import pyarrow
+import pyarrow.ipc
 import pyarrow.parquet
 
 from gradprism.runtime.errors import DataError, MissingFileError, one_line
+from gradprism.trajectories.agent_formats import unpacked
 
 # An escaped UTF-16 surrogate: half a character unless the other half follows.
 _SURROGATE_ESCAPE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 class Record(NamedTuple):
-    """One record of a file. `number` is its line (JSONL) or its position (JSON list, Parquet), both from 1."""
+    """One record of a file. `number` is its line (JSONL) or its position (JSON list, Parquet), both from 1.
+
+    `value` is a `DataError` for one that cannot be read, where such are asked for.
+    """
 
     number: int
     place: str
@@ -31,21 +37,29 @@ class Record(NamedTuple):
     bytes_read: int  # how far into the file, as stored, the reader is
 
 
-def iter_records(path: Path) -> Iterator[Record]:
-    """Yields every record of one file.
+def iter_records(path: Path, keep_bad: bool = False) -> Iterator[Record]:
+    """Yields every record of one file; with `keep_bad` also those that cannot be read, as errors.
 
-    Raises `MissingFileError`, and `DataError` for a folder, a file without records, broken compression, text that is not UTF-8 and
-    broken JSON, each with the file and, where there is one, the line.
+    Raises `MissingFileError`, and `DataError` for a folder, a file without records, broken compression, and, unless they are kept,
+    text that is not UTF-8 and broken JSON, each with the file and, where there is one, the line.
     """
+    for record in _records(path):
+        if isinstance(record.value, DataError) and not keep_bad:
+            raise record.value
+        yield record
+
+
+def _records(path: Path) -> Iterator[Record]:
     check_path(path)
     line = found = 0
     try:
         with open(path, "rb") as raw:
             opener = next((opener for magic, opener in _COMPRESSIONS if raw.peek(6).startswith(magic)), None)
             with io.BufferedReader(opener(raw) if opener else raw) as stream:
-                if stream.peek(4)[:4] == b"PAR1":
-                    # Parquet needs to seek, which a decompressor cannot do at a bearable price.
-                    records = _parquet_records(path, io.BytesIO(stream.read()) if opener else path)
+                read = next((read for magic, read in _BINARY if stream.peek(8).startswith(magic)), None)
+                if read is not None:
+                    # These need to seek, which a decompressor cannot do at a bearable price.
+                    records = read(path, io.BytesIO(stream.read()) if opener else path)
                 else:
                     records = _text_records(path, raw, stream)
                 for record in records:
@@ -77,38 +91,99 @@ _COMPRESSIONS: tuple[tuple[bytes, Callable[[Any], Any]], ...] = (
 
 
 def _parquet_records(path: Path, source: Any) -> Iterator[Record]:
-    size = path.stat().st_size
     try:
         file = pyarrow.parquet.ParquetFile(source)
-        number, rows = 0, file.metadata.num_rows
-        for batch in file.iter_batches(batch_size=256):
-            for value in batch.to_pylist():
-                number += 1
-                yield Record(number, f"{path}:row {number}", value, size * number // rows)
+        yield from _rows(path, file.iter_batches(batch_size=256), file.metadata.num_rows)
     except (pyarrow.ArrowException, OSError) as error:
         raise DataError(f"{path}: not a readable Parquet file ({one_line(error)}); write it again") from None
+
+
+def _arrow_records(path: Path, source: Any) -> Iterator[Record]:
+    """Arrow's stream format, in which Hugging Face keeps data sets, or its file format."""
+    try:
+        with pyarrow.memory_map(str(source)) if isinstance(source, Path) else pyarrow.input_stream(source) as opened:
+            if opened.read(6) == b"ARROW1":
+                file = pyarrow.ipc.open_file(opened)
+                yield from _rows(path, (file.get_batch(index) for index in range(file.num_record_batches)), None)
+            else:
+                opened.seek(0)
+                yield from _rows(path, pyarrow.ipc.open_stream(opened), None)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise DataError(f"{path}: not a readable Arrow file ({one_line(error)}); write it again") from None
+
+
+def _rows(path: Path, batches: Iterable[Any], rows: int | None) -> Iterator[Record]:
+    size, number = path.stat().st_size, 0
+    for batch in batches:
+        for value in batch.to_pylist():
+            number += 1
+            yield Record(number, f"{path}:row {number}", without_padding(value), size * number // rows if rows else size)
+
+
+def without_padding(value: Any) -> Any:
+    """A row without the nulls in its objects: columns have the keys of all rows, and null stands for a key that a row does not have."""
+    if isinstance(value, dict):
+        return {key: without_padding(part) for key, part in value.items() if part is not None}
+    return [without_padding(part) for part in value] if isinstance(value, list) else value
+
+
+def _zip_records(path: Path, source: Any) -> Iterator[Record]:
+    """The samples of an inspect_ai log in its `.eval` form: a zip file with a JSON document for each sample."""
+    try:
+        with zipfile.ZipFile(source) as archive:
+            names = sorted(name for name in archive.namelist() if name.startswith("samples/") and name.endswith(".json"))
+            if not names:
+                raise DataError(f"{path}: is a zip file and no log of inspect_ai; unpack it, and name the files in it")
+            header = next((name for name in ("header.json", "_journal/start.json") if name in archive.namelist()), None)
+            about = json.loads(archive.read(header)).get("eval", {}) if header else {}
+            for number, name in enumerate(names, 1):
+                place = f"{path}:{name}"
+                sample = _parse(archive.read(name).decode("utf-8"), Path(place), 1)
+                value = unpacked({"eval": about, "samples": [sample]})[0]
+                yield Record(number, place, value, path.stat().st_size * number // len(names))
+    except (zipfile.BadZipFile, NotImplementedError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: not a readable log ({one_line(error)}); convert it by `inspect log convert --to json`") from None
+
+
+_BINARY: tuple[tuple[bytes, Callable[[Path, Any], Iterator[Record]]], ...] = (
+    (b"PAR1", _parquet_records),
+    (b"ARROW1", _arrow_records),
+    (b"\xff\xff\xff\xff", _arrow_records),
+    (b"PK\x03\x04", _zip_records),
+)
 
 
 def _text_records(path: Path, raw: IO[bytes], stream: IO[bytes]) -> Iterator[Record]:
     numbered = ((number, line) for number, line in enumerate(stream, 1) if line.strip(b"\xef\xbb\xbf \t\r\n"))
     for number, line in numbered:
-        text = _decode(line, path, number)
-        if number == 1:
-            text = text.removeprefix("\ufeff")
+        text = line.decode("utf-8", "replace").removeprefix("\ufeff")
         if text.lstrip().startswith("[") or (_is_open_object(text) and not _says_jsonl(path)):
-            yield from _document_records(path, number, text + _decode(stream.read(), path, number + 1))
+            yield from _document_records(path, number, line + stream.read())
             return
-        yield Record(number, f"{path}:{number}", _parse(text.rstrip(), path, number), raw.tell())
+        yield _line_record(path, number, line, raw.tell())
         break
     for number, line in numbered:
-        yield Record(number, f"{path}:{number}", _parse(_decode(line.rstrip(), path, number), path, number), raw.tell())
+        yield _line_record(path, number, line, raw.tell())
 
 
-def _document_records(path: Path, first_line: int, text: str) -> Iterator[Record]:
-    """The records of one JSON document: the elements of a list, or the one object."""
-    value = _parse(text, path, first_line)
+def _line_record(path: Path, number: int, line: bytes, bytes_read: int) -> Record:
+    try:
+        text = _decode(line.rstrip(), path, number)
+        value = _parse(text.removeprefix("\ufeff") if number == 1 else text, path, number)
+    except DataError as error:
+        value = error
+    return Record(number, f"{path}:{number}", value, bytes_read)
+
+
+def _document_records(path: Path, first_line: int, data: bytes) -> Iterator[Record]:
+    """The records of one JSON document."""
     size = path.stat().st_size
-    for number, element in enumerate(value if isinstance(value, list) else [value], 1):
+    try:
+        values = unpacked(_parse(_decode(data, path, first_line).removeprefix("\ufeff"), path, first_line))
+    except DataError as error:
+        yield Record(1, str(path), error, size)
+        return
+    for number, element in enumerate(values, 1):
         yield Record(number, f"{path}:record {number}", element, size)
 
 

@@ -1,0 +1,89 @@
+"""What readers of records share: values in words, JSON within text, and the account of what a record held that nothing used."""
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from gradprism.runtime.errors import DataError
+
+Record = Mapping[str, Any]  # one JSON object of a corpus
+
+
+@dataclass(slots=True)
+class Notes:
+    """What a corpus held and a trajectory has no place for, counted by name: said once, at the end."""
+
+    turn_keys: Counter[str] = field(default_factory=Counter)
+    record_keys: Counter[str] = field(default_factory=Counter)
+    remarks: Counter[str] = field(default_factory=Counter)
+
+    def lines(self) -> list[str]:
+        """A line for each kind of thing; none where everything was used."""
+        lines = []
+        for counts, where in ((self.record_keys, "a record"), (self.turn_keys, "a turn")):
+            if counts:
+                names = ", ".join(f"{key!r} ({count})" for key, count in counts.most_common())
+                lines.append(f"keys of {where} that nothing uses (times): {names}; --map names those that mean something")
+        return lines + [f"{remark} ({count})" for remark, count in self.remarks.most_common()]
+
+    def to_json(self) -> dict[str, dict[str, int]]:
+        """Counts by name."""
+        return {
+            "unused_record_keys": dict(self.record_keys),
+            "unused_turn_keys": dict(self.turn_keys),
+            "remarks": dict(self.remarks),
+        }
+
+    def unused(self, turn: Record, used: Iterable[str]) -> None:
+        """Counts the keys of a turn that say something and are not `used`."""
+        self.turn_keys.update(key for key in turn.keys() - used if says_something(turn[key]))
+
+
+def says_something(value: Any) -> bool:
+    """Whether a value is more than a placeholder: not null, "", [] or {}."""
+    return value is not None and value != "" and value != [] and value != {}
+
+
+def from_json(value: Any, key: str) -> Any:
+    """A list or an object, which may be given as JSON text; raises `DataError` for other text."""
+    if not isinstance(value, str) or not value.strip():
+        return value
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{key!r} is text that is no JSON ({error}); repair or delete it") from None
+
+
+def plain(value: Any, what: str) -> Any:
+    """The value; raises `DataError` for what cannot be written as JSON."""
+    try:
+        json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
+    except (TypeError, ValueError) as error:
+        raise DataError(f"{what} is not plain JSON ({error})") from None
+    return value
+
+
+def as_text(value: Any) -> str:
+    """A value of a tool's result as text: JSON, where it is not text already."""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def keys_of(record: Record) -> str:
+    """The keys of a record, for a message."""
+    return ", ".join(map(str, record)) or "none"
+
+
+def kind_of(value: Any) -> str:
+    """The JSON type of a value, for a message."""
+    names = {
+        type(None): "null",
+        bool: "a boolean",
+        int: "a number",
+        float: "a number",
+        str: "a string",
+        list: "a list",
+        dict: "an object",
+    }
+    return names.get(type(value), type(value).__name__)
