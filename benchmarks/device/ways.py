@@ -87,7 +87,7 @@ def _guarded(run: Callable[[], None]) -> str:
     try:
         run()
         return ""
-    except RuntimeError as error:
+    except Exception as error:  # a way that does not run is a line of the table
         failure = why(error)
     free()
     if "CUDA error" in failure:
@@ -128,7 +128,7 @@ def _row(entry: Timed, timed: dict[str, Timed], n: int, T: int, flops: int, peak
         "× gradprism": ratio(entry, ours),
         "tokens/s": n * T / entry.median,
         "% of peak": 100 * flops / entry.median / (peak_tflops * 1e12) if peak_tflops and passes else None,
-        "peak GiB": entry.peak_bytes / GIB if entry.peak_bytes else None,
+        "GiB above weights": entry.peak_bytes / GIB if entry.peak_bytes else None,
         "error": difference(entry.norms, timed["loop"].norms) if "loop" in timed and entry.way.name != "loop" else None,
         "goal": goals(entry, timed, flops, peak_tflops) if entry.way.name == "ours" else None,
     }

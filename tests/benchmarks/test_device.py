@@ -365,6 +365,19 @@ def test_the_experiments_configuration_is_one(tmp_path, smoke):
     assert config.folder == tmp_path / "run"
 
 
+def test_an_arms_row_has_its_means_over_seeds():
+    rows = {row["arm"]: row for row in arms.rows_of(gp.read_results(Path("results/webshop-mini")))}
+    assert (rows["Base"]["seeds"], rows["SFT, all"]["seeds"]) == (1, 4)
+    assert rows["Base"]["success, %"] == pytest.approx(19.3, abs=0.05)  # as results/webshop-mini/README.md has them
+    assert rows["SFT, all"]["success, %"] == pytest.approx(87.2, abs=0.05)
+    assert rows["PRISM, CV 50:50"]["score"] == pytest.approx(86.0, abs=0.05)
+
+
+def test_an_experiment_that_fails_is_said(tmp_path):
+    with pytest.raises(RuntimeError, match="exit code 2"):
+        arms._experiment(tmp_path / "none.toml", tmp_path / "results", 1)
+
+
 def test_an_experiment_is_ended_with_all_that_it_has_started():
     code = "import subprocess, sys; c = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(99)']); "
     code += "print(c.pid, flush=True); c.wait()"
