@@ -571,3 +571,46 @@ def test_tasks_are_read_once_and_bad_lines_are_named(tmp_path):
             read_tasks(path, environment)
     with pytest.raises(MissingFileError):
         read_tasks(tmp_path / "none.jsonl", environment)
+
+
+def test_a_training_is_extended_from_a_kept_checkpoint_to_the_same_weights(tmp_path):
+    """Settings on which no weight depends may differ; more rounds go on, where there is something to go on from."""
+    whole, _, _ = run_tiny(tmp_path / "whole", rounds=3, invalid_penalty=0.3)
+    run_tiny(tmp_path / "part", rounds=2, invalid_penalty=0.3, save_every=1, keep_checkpoints=True)
+    more = {"rounds": 3, "invalid_penalty": 0.3, "save_every": 2, "micro_batch_tokens": 4096, "in_flight": 64}
+    extended, _, summary = run_tiny(tmp_path / "part", **more)
+    assert (summary.resumed_at, summary.steps, summary.reused) == (1, 3, False)
+    for name, value in whole.state_dict().items():
+        assert torch.allclose(value, extended.state_dict()[name], atol=1e-6), name
+    with pytest.raises(FolderInUseError, match="has been trained for 3 steps, which are more than 2"):
+        run_tiny(tmp_path / "part", rounds=2, invalid_penalty=0.3)
+    with pytest.raises(FolderInUseError, match="has finished after 3 steps and kept no checkpoint to go on from"):
+        run_tiny(tmp_path / "whole", rounds=4, invalid_penalty=0.3)
+    assert run_tiny(tmp_path / "whole", rounds=3, invalid_penalty=0.3)[2].reused
+    with pytest.raises(FolderInUseError, match=r"config\.invalid_penalty: 0\.3 → 0\.2"):
+        run_tiny(tmp_path / "whole", rounds=3, invalid_penalty=0.2)
+
+
+def test_rounds_without_a_gradient_are_said_and_have_no_entropy(tokenizer, tmp_path, capfd):
+    """Nobody ever succeeds: nothing is learnt, and nothing pretends so."""
+    environment = BrokenGames(str(tmp_path))
+    config = RlConfig(rounds=2, tasks_per_round=2, rollouts_per_task=2, max_steps=2, max_action_tokens=3, context_length=256)
+    model = tiny_qwen3(len(tokenizer))
+    summary = train_rl(model, tokenizer, environment, environment.tasks("train", 2), config, out=tmp_path / "out", workers=1)
+    assert summary.counts["rounds_without_gradient"] == 2 and summary.counts["moved_share"] == 0
+    assert not any("entropy" in row or "clipped_low" in row for row in summary.history)
+    told = "\n".join(summary.warnings)
+    assert "2 of 2 rounds had zero-variance groups alone" in told and "no weight has changed" in told
+    assert told.splitlines()[0] in capfd.readouterr().err
+    assert json.loads((tmp_path / "out" / "summary.json").read_text())["warnings"] == list(summary.warnings)
+
+
+def test_an_environment_with_other_options_is_another_training(tokenizer, tmp_path):
+    def train(environment):
+        config = RlConfig(rounds=1, tasks_per_round=1, rollouts_per_task=2, max_steps=2, max_action_tokens=3, context_length=256)
+        tasks = [Task("broken", "train/1", "k", "train")]
+        return train_rl(tiny_qwen3(len(tokenizer)), tokenizer, environment, tasks, config, out=tmp_path / "out", workers=1)
+
+    train(BrokenGames(str(tmp_path)))
+    with pytest.raises(FolderInUseError, match=r"environment\.folder: .* → "):
+        train(BrokenGames(str(tmp_path / "elsewhere")))

@@ -10,9 +10,10 @@ import pytest
 import torch
 from accelerate import tracking
 from accelerate.utils import LoggerType
+from safetensors import SafetensorError
 
 from gradprism.models import load_model
-from gradprism.runtime.errors import ConfigError, MissingDependencyError, ModelError
+from gradprism.runtime.errors import ConfigError, MissingDependencyError, ModelError, WriteError
 from gradprism.runtime.files import read_json
 from gradprism.training import frame, settings, sft
 from gradprism.training.adapters import peft_config
@@ -332,3 +333,40 @@ def test_unknown_tokens_are_counted_and_said(sft_folder, tmp_path, cli, tokenize
     assert code == 0 and re.search(r"^2 of \d+ tokens are unknown to the tokenizer", err, re.MULTILINE), err
     assert re.search(r": loss \d+\.\d{4} before the step in 1 step$", out.strip()), out
     assert read_json(tmp_path / "out" / "summary.json")["counts"]["unknown_tokens"] == 2
+
+
+def test_one_step_has_a_learning_rate_and_moves_the_weights(tokenizer, tmp_path):
+    summary = train_sft(
+        tiny_llama(len(tokenizer)),
+        tokenizer,
+        sample_trajectories(2, seed=4),
+        SftConfig(max_steps=1, warmup_ratio=0.5),
+        out=tmp_path / "x",
+    )
+    assert summary.history[0]["learning_rate"] > 0 and summary.counts["moved_share"] > 0.9 and summary.warnings == ()
+
+
+def test_updates_that_round_away_and_text_that_is_cut_are_said(tokenizer, tmp_path, capfd):
+    model = tiny_llama(len(tokenizer)).bfloat16()
+    config = SftConfig(max_steps=3, learning_rate=1e-7)
+    summary = train_sft(model, tokenizer, sample_trajectories(4, seed=4), config, out=tmp_path / "x", context_length=60)
+    assert summary.counts["moved_share"] < 0.5
+    cut, rounded = summary.warnings
+    assert f"{summary.counts['cut_tokens']:,} tokens of {summary.counts['cut_trajectories']} trajectories" in cut
+    assert "of the weights have changed: bfloat16 rounds steps of this size away" in rounded or "no weight has changed" in rounded
+    assert capfd.readouterr().err.count("warning: ") == 2
+    assert train_sft(tiny_llama(len(tokenizer)).bfloat16(), tokenizer, sample_trajectories(4, seed=4), config, out=tmp_path / "x",
+                     context_length=60).warnings == summary.warnings  # fmt: skip
+
+
+def test_a_full_disk_is_one_line(tokenizer, tmp_path, monkeypatch):
+    def full(*args, **kwargs):
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    trajectories = sample_trajectories(2, seed=4)
+    monkeypatch.setattr("gradprism.training.loop.save_file", full)
+    with pytest.raises(WriteError, match=r"checkpoint.*No space left on device.*make room"):
+        train_sft(tiny_llama(len(tokenizer)), tokenizer, trajectories, SftConfig(max_steps=2, save_steps=1), out=tmp_path / "x")
+    monkeypatch.setattr("transformers.PreTrainedModel.save_pretrained", full)
+    with pytest.raises(WriteError, match=r"No space left on device.*make room"):
+        train_sft(tiny_llama(len(tokenizer)), tokenizer, trajectories, SftConfig(max_steps=1), out=tmp_path / "y")

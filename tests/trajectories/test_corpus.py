@@ -260,7 +260,7 @@ def test_missing_file_and_folder(tmp_path: Path) -> None:
     fails(tmp_path, "is a folder")
 
 
-@pytest.mark.parametrize("data", [b"", b"\n \r\n", b"\xef\xbb\xbf\n", b"[]", gzip.compress(b""), lzma.compress(b"\n")])
+@pytest.mark.parametrize("data", [b"", b"\n \r\n", b"\xef\xbb\xbf\n", b"[]", gzip.compress(b"", mtime=0), lzma.compress(b"\n")])
 def test_no_records(tmp_path: Path, data: bytes) -> None:
     (tmp_path / "a.jsonl").write_bytes(data)
     fails(tmp_path / "a.jsonl", "holds no records")

@@ -16,8 +16,8 @@ from gradprism.evaluation.summary import SuccessRow, headline, summarise
 from gradprism.models import ModelSpec, tokenizer_source
 from gradprism.rollouts.episode import Episode
 from gradprism.runtime.errors import DataError
-from gradprism.runtime.files import append_jsonl, read_jsonl, sha256_json, write_json, write_jsonl, writing
-from gradprism.runtime.folders import FolderKind, OnExisting, exclusive_lock
+from gradprism.runtime.files import append_jsonl, read_json, read_jsonl, sha256_json, write_json, write_jsonl, writing
+from gradprism.runtime.folders import MANIFEST, FolderKind, OnExisting, differences, exclusive_lock, flat, plain
 from gradprism.runtime.progress import Progress
 from gradprism.runtime.usage import Usage
 from gradprism.trajectories.rendering import load_tokenizer
@@ -121,7 +121,7 @@ def evaluate(
             episodes, used = player.play(environment, pool, batches[index], config, seed, on_done)
             used = replace(used, wall_seconds=time.perf_counter() - clock, cpu_seconds=time.process_time() - cpu)
             record.add(episodes, used, pool.restarts - restarts)
-        evaluation = record.evaluation(environment.remarks(tasks))
+        evaluation = record.evaluation([*environment.remarks(tasks), *_other_prompt(agent, config)])
         if out is not None:
             write_json(out / SUMMARY, evaluation.to_json())
     return evaluation
@@ -136,6 +136,19 @@ def as_agent(agent: Agent | Any) -> Agent:
     if isinstance(agent, ModelSpec):
         return ModelAgent(agent.load(), load_tokenizer(tokenizer_source(agent.path), agent.chat_template))
     return agent
+
+
+def _other_prompt(agent: Any, config: EvaluationConfig) -> list[str]:
+    """A sentence where a model was trained by RL with another prompt than it is asked with here; its folder knows."""
+    path = (
+        Path(agent.path if isinstance(agent, ModelSpec) else agent) / MANIFEST
+        if isinstance(agent, str | Path | ModelSpec)
+        else None
+    )
+    trained = read_json(path) if path is not None and path.is_file() else {}
+    prompt = trained.get("config", {}).get("prompt") if trained.get("command") == "rl" else None
+    changes = differences(flat(prompt), flat(plain(config.prompt.model_dump()))) if prompt is not None else ""
+    return [f"the model was trained with another prompt than it plays with here ({changes})"] if changes else []
 
 
 def _manifest(agent: Agent, environment: Environment, config: EvaluationConfig, tasks: Sequence[Task]) -> dict[str, Any]:

@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from gradprism.rollouts.episode import Episode
+from gradprism.rollouts.episode import Episode, StopReason
 
 Z = 1.959963984540054  # of a 95 % interval
 
@@ -15,7 +15,7 @@ class SuccessRow:
 
     `success` is the share won, with its 95 % interval `low` to `high` (Wilson 1927); `score` the mean score, with an interval by the
     normal approximation; all in [0, 1]. `mean_steps` are actions per episode, `invalid_share` the share of actions that the environment
-    refused, `failures` the episodes that the engine broke off.
+    refused. `failures` are episodes that the engine broke off, `cut_by_context` those that ran out of context, `out_of_steps` of steps.
     """
 
     split: str
@@ -31,6 +31,8 @@ class SuccessRow:
     mean_steps: float
     invalid_share: float
     failures: int
+    cut_by_context: int
+    out_of_steps: int
 
 
 def wilson_interval(successes: int, episodes: int, z: float = Z) -> tuple[float, float]:
@@ -76,6 +78,8 @@ def _row(split: str, task_type: str, episodes: Sequence[Episode]) -> SuccessRow:
         mean_steps=len(turns) / n,
         invalid_share=sum(not turn.valid for turn in turns) / max(1, len(turns)),
         failures=sum(bool(episode.failure) for episode in episodes),
+        cut_by_context=sum(episode.stop_reason == StopReason.CONTEXT for episode in episodes),
+        out_of_steps=sum(episode.stop_reason == StopReason.STEPS for episode in episodes),
     )
 
 

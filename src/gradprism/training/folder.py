@@ -8,16 +8,18 @@ has a temporary's name and is deleted by the next attempt. Several processes mus
 import json
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
-from gradprism.runtime.errors import ModelError
+from gradprism.runtime.errors import FolderInUseError, ModelError, WriteError, one_line
 from gradprism.runtime.files import read_json, read_jsonl, write_json, write_jsonl, writing
-from gradprism.runtime.folders import FolderKind, Manifest, OnExisting, remove
+from gradprism.runtime.folders import MANIFEST, FolderKind, Manifest, OnExisting, remove
 from gradprism.training.summary import TrainingSummary
 
 CHECKPOINTS, ADAPTER, SUMMARY, LOG = "checkpoints", "adapter", "summary.json", "log.jsonl"
@@ -38,22 +40,31 @@ _MODEL_FILES = (
     "chat_template.jinja",
     "additional_chat_templates",
 )
-# Settings that change no weight may differ between two attempts at one training. A log is begun anew where no checkpoint is left.
+# Settings that change no weight may differ between two attempts at one training; `rounds` says how long to go on, at a rate that does not
+# depend on it. A log is begun anew where no checkpoint is left.
+_FREE_SETTINGS = ("track", "keep_checkpoints", "save_steps", "save_every", "micro_batch_tokens", "in_flight", "rounds")
 TRAINING = FolderKind(
     "training",
     identity="command",
     own=(SUMMARY, *_MODEL_FILES, ADAPTER, CHECKPOINTS, LOG, "attempts.jsonl"),
-    free=frozenset({"versions", "config.track", "config.keep_checkpoints"}),
+    free=frozenset({"versions", *(f"config.{name}" for name in _FREE_SETTINGS)}),
 )
 
 
-def claim_training(out: Path, manifest: Manifest, on_existing: OnExisting = "resume") -> tuple[int, TrainingSummary | None]:
-    """Makes `out` the folder of the training that `manifest` describes.
+def claim_training(
+    out: Path, manifest: Manifest, on_existing: OnExisting = "resume", steps: int | None = None
+) -> tuple[int, TrainingSummary | None]:
+    """Makes `out` the folder of the training that `manifest` describes, which is to take `steps` optimizer steps (None: as many as before).
 
-    Returns the step of the checkpoint to go on from, 0 for none, and the summary of a training that has finished. Raises
-    `FolderInUseError` where the folder holds another training or anything else (`FolderKind.claim`).
+    Returns the step of the checkpoint to go on from, 0 for none, and the summary of a training that has finished. One that finished with
+    fewer steps goes on from a checkpoint that was kept. Raises `FolderInUseError` where the folder holds another training or anything else
+    (`FolderKind.claim`), or has been trained for longer, or has no checkpoint to go on from.
     """
+    if on_existing == "resume" and steps is not None and (out / MANIFEST).is_file():
+        _check_length(out, steps)
     TRAINING.claim(out, manifest, on_existing)
+    if (done := finished_training(out)) is not None and steps is not None and done.steps < steps:
+        (out / SUMMARY).unlink()
     for partial in (out / _PARTIAL_MODEL, partial_checkpoint(out)):
         remove(partial)
     checkpoint = latest_checkpoint(out / CHECKPOINTS)
@@ -61,6 +72,19 @@ def claim_training(out: Path, manifest: Manifest, on_existing: OnExisting = "res
     if finished is None:
         write_jsonl(out / LOG, [row for row in read_log(out) if row["step"] <= step] if step else [])
     return step, finished
+
+
+def _check_length(out: Path, steps: int) -> None:
+    """Raises `FolderInUseError` where a training cannot be made one of `steps` optimizer steps."""
+    checkpoint, finished = latest_checkpoint(out / CHECKPOINTS), finished_training(out)
+    done = finished.steps if finished else _step(checkpoint) if checkpoint else 0
+    if done > steps:
+        raise FolderInUseError(f"{out}: has been trained for {done} steps, which are more than {steps}; choose another --out")
+    if finished is not None and done < steps and checkpoint is None:
+        raise FolderInUseError(
+            f"{out}: has finished after {done} steps and kept no checkpoint to go on from; train anew with --on-existing replace "
+            "(--keep-checkpoints keeps them)"
+        )
 
 
 def read_log(out: Path) -> list[dict[str, float]]:
@@ -138,7 +162,7 @@ def save_model(model: Any, tokenizer: Any, out: Path, state: Mapping[str, torch.
         # Gathered from several processes, tied weights are copies: only the one that they are tied to is written.
         state = {name: value for name, value in state.items() if model.all_tied_weights_keys.get(name) not in state}
     partial = out / _PARTIAL_MODEL
-    with writing(out):
+    with writing_weights(out):
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         model.save_pretrained(partial, state_dict=state, safe_serialization=True)
@@ -149,6 +173,18 @@ def save_model(model: Any, tokenizer: Any, out: Path, state: Mapping[str, torch.
                 shutil.rmtree(out / path.name)
             path.rename(out / path.name)
         partial.rmdir()
+
+
+@contextmanager
+def writing_weights(path: Path) -> Iterator[None]:
+    """`writing`, also of what safetensors and torch raise where the disk is full."""
+    try:
+        with writing(path):
+            yield
+    except (SafetensorError, RuntimeError) as error:
+        raise WriteError(
+            f"{path}: cannot be written ({one_line(error)}); make room, or name a folder that can be written"
+        ) from error
 
 
 def check_finite(state: Mapping[str, torch.Tensor]) -> None:

@@ -1,7 +1,7 @@
 """The frame of every training: a loaded model, a folder that is this training's alone, and the summary at the end."""
 
 import platform
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +15,7 @@ from gradprism import __version__
 from gradprism.models import ModelSpec, check_trainable, resolve_device
 from gradprism.probing.fingerprint import config_fingerprint, weights_fingerprint
 from gradprism.runtime.folders import Manifest, OnExisting, exclusive_lock
-from gradprism.runtime.progress import quiet
+from gradprism.runtime.progress import quiet, say
 from gradprism.runtime.ranks import Ranks
 from gradprism.training.folder import TRAINING, claim_training, finish_training
 from gradprism.training.loop import Loop
@@ -24,6 +24,7 @@ from gradprism.training.settings import TrainingConfig, check_trackers
 from gradprism.training.summary import TrainingSummary
 from gradprism.trajectories.rendering import load_tokenizer, template_fingerprint, tokenizer_fingerprint
 
+FEW = 0.5  # of half-precision weights: fewer than so many changed means that rounding decides
 LOCK = ".training.tmp"  # held by the first process for all
 
 
@@ -45,14 +46,17 @@ class Frame:
         """Number of the launcher's processes."""
         return self.ranks.world if self.ranks else 1
 
-    def claim(self, command: Literal["sft", "rl"], inputs: Callable[[], Manifest]) -> TrainingSummary | None:
+    def claim(
+        self, command: Literal["sft", "rl"], inputs: Callable[[], Manifest], steps: int | None = None
+    ) -> TrainingSummary | None:
         """Makes the folder this training's, which depends on `inputs` besides model and settings; its summary if it has finished.
 
-        Raises `FolderInUseError` where the folder holds another training or anything else.
+        `steps`: how many optimizer steps it is to have, where more may be asked of it than before. Raises `FolderInUseError` where the
+        folder holds another training or anything else (`claim_training`).
         """
 
         def claim() -> tuple[int, dict[str, Any] | None]:
-            step, finished = claim_training(self.out, self._manifest(command, inputs()), self.on_existing)
+            step, finished = claim_training(self.out, self._manifest(command, inputs()), self.on_existing, steps)
             return step, finished and finished.to_json()
 
         self.step, finished = decide(self.ranks, claim)
@@ -80,8 +84,14 @@ class Frame:
             },
         }
 
-    def finish(self, loop: Loop, examples: int, counts: Mapping[str, float], evaluation_seconds: float) -> TrainingSummary:
-        """Writes the trained model and the summary, which every process returns."""
+    def finish(
+        self, loop: Loop, examples: int, counts: Mapping[str, float], evaluation_seconds: float, warnings: Sequence[str] = ()
+    ) -> TrainingSummary:
+        """Writes the trained model and the summary, which every process returns; says the warnings."""
+        moved = loop.moved_share()
+        warnings = [*warnings, *_of_weights(moved, loop.trained_dtype)]
+        for warning in warnings:
+            say(f"warning: {warning}")
         loop.save_model(self.tokenizer)
 
         def summary() -> dict[str, Any]:
@@ -96,10 +106,23 @@ class Frame:
                 earlier=earlier,
                 evaluation_seconds=evaluation_seconds,
                 resumed_at=self.step,
-                counts=counts,
+                counts={**counts, "moved_share": moved},
+                warnings=tuple(warnings),
             ).to_json()
 
         return TrainingSummary.from_json(decide(self.ranks, summary))
+
+
+def _of_weights(moved: float, dtype: torch.dtype) -> list[str]:
+    """What the share of weights that the training changed says of it."""
+    if moved == 0:
+        return ["no weight has changed: the model is the one that the training began with"]
+    if moved < FEW and dtype.itemsize == 2:
+        return [
+            f"only {moved:.1%} of the weights have changed: {str(dtype).removeprefix('torch.')} rounds steps of this size away; keep "
+            "float32 weights (--dtype float32 --bf16, or FSDP, which does), or raise the learning rate"
+        ]
+    return []
 
 
 @contextmanager

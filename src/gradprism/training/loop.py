@@ -42,6 +42,7 @@ from gradprism.training.settings import TrainingConfig
 
 Schedule = Callable[[int], float]  # steps done → the part of the learning rate with which the next one is made
 _ACCOUNT_SECONDS = 10.0
+_SAMPLE = 1024  # weights of a parameter by which is told whether it has moved
 
 
 def cosine(steps: int, warmup: int) -> Schedule:
@@ -91,6 +92,7 @@ class Loop:
             (recompute or model.gradient_checkpointing_enable)()
         self.model, self.optimizer = self._prepare(model)
         self.parameters_trained = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
+        self._began_with = [_sample(parameter) for parameter in self._trained()]
         if config.track:
             names = {name: {"name": out.name} for name in config.track if name != "tensorboard"}
             self.accelerator.init_trackers(os.environ.get("WANDB_PROJECT", "gradprism"), init_kwargs=names)
@@ -113,6 +115,19 @@ class Loop:
     def unwrapped(self) -> Any:
         """The model without what DDP or FSDP has put around it."""
         return self.accelerator.unwrap_model(self.model)
+
+    @property
+    def trained_dtype(self) -> torch.dtype:
+        """The type of the trained weights, of several the narrowest."""
+        return min((parameter.dtype for parameter in self._trained()), key=lambda dtype: dtype.itemsize)
+
+    def moved_share(self) -> float:
+        """Share of the trained weights, of a sample of each, that differ from those that the whole training began with."""
+        pairs = [(before, _sample(parameter)) for before, parameter in zip(self._began_with, self._trained(), strict=True)]
+        sizes = [_local(parameter).numel() for parameter in self._trained()]
+        moved = sum(size * float((a != b).double().mean()) for size, (a, b) in zip(sizes, pairs, strict=True) if size)
+        changed, whole = self.summed([moved, float(sum(sizes))])
+        return changed / whole
 
     def summed(self, values: Sequence[float]) -> list[float]:
         """Each value added over all processes."""
@@ -210,7 +225,8 @@ class Loop:
         self.accelerator.wait_for_everyone()
         partial = folder.partial_checkpoint(self.out)
         if self.sharded or self.is_first:
-            save_file(self._tensors(), partial / f"rank-{self.rank}.safetensors")
+            with folder.writing_weights(partial):
+                save_file(self._tensors(), partial / f"rank-{self.rank}.safetensors")
         write_json(partial / f"rank-{self.rank}.json", state)
         self.accelerator.wait_for_everyone()
         if self.is_first:
@@ -268,6 +284,12 @@ def _has_more_than_text(model: Any) -> bool:
     """Whether a model has weights, such as an image encoder's, that get no gradient of text: DDP waits for those of all."""
     spoken = {id(p) for part in (model.get_decoder(), model.get_output_embeddings()) for p in part.parameters()}
     return any(id(p) not in spoken for p in model.parameters())
+
+
+def _sample(parameter: Tensor) -> Tensor:
+    """A copy of up to 1,024 of this process's weights of a parameter, evenly spread, on the CPU."""
+    flat = _local(parameter).detach().flatten()
+    return flat[:: max(1, flat.numel() // _SAMPLE)].cpu().clone()
 
 
 def _local(tensor: Tensor) -> Tensor:

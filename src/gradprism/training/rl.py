@@ -34,6 +34,7 @@ from gradprism.trajectories.rendering import Renderer
 
 # Asked between rounds, with the model and how many rounds have been played: tasks to go on with, or None for the same as before.
 Refresh = Callable[[Any, int], Sequence[Task] | None]
+BROKEN = 0.05  # of the episodes: more that are cut short is worth a warning
 PREFLIGHT = 16  # tasks whose first observation is tried for its length before training
 
 
@@ -69,7 +70,7 @@ def train_rl(
         def inputs() -> Manifest:
             return {"tasks_sha256": sha256_json([task.reference() for task in tasks]), "environment": environment.identity()}
 
-        if finished := frame.claim("rl", inputs):
+        if finished := frame.claim("rl", inputs, config.rounds * config.steps_per_round):
             return finished
         with SessionPool(environment, workers or max(1, default_workers() // processes_here())) as pool:
             training = RlTraining(frame.model, renderer, pool, tasks, config, frame.out, device)
@@ -78,7 +79,7 @@ def train_rl(
                 split = config.evaluate_split or environment.evaluation_splits[0]
                 training.evaluation_tasks = environment.tasks(split, config.evaluate_tasks)
             training.run(frame.step)
-        return frame.finish(training.loop, len(tasks), training.counts, training.seconds["evaluation"])
+        return frame.finish(training.loop, len(tasks), training.counts, training.seconds["evaluation"], training.warnings)
 
 
 def _check(tasks: Sequence[Task], config: RlConfig, world: int, model: Any, renderer: Renderer) -> None:
@@ -192,6 +193,7 @@ class RlTraining:
         counts = dict(zip(round_.counts, summed, strict=False))
         for name, value in counts.items():
             self.totals[name] += value
+        self.totals["rounds_without_gradient"] += counts["zero_variance_groups"] == counts["groups"]
         return round_.rows, figures_of(counts)
 
     def _play(self, tasks: Sequence[Task], seed: int) -> Any:
@@ -246,9 +248,10 @@ class RlTraining:
         means = [value / max(1, figures["response_tokens"]) for value in loop.summed(rest)]
         seconds = time.perf_counter() - clock
         self.seconds["update"] += seconds
-        figures |= dict(zip(("entropy", "kl", "clipped_low", "clipped_high"), means, strict=True))
+        if figures["response_tokens"]:  # of a round without a gradient nothing is passed, and there is nothing to take a mean of
+            figures |= dict(zip(("entropy", "kl", "clipped_low", "clipped_high"), means, strict=True))
         if not self.config.kl:
-            del figures["kl"]
+            figures.pop("kl", None)
         return {**figures, "update_seconds": seconds}
 
     def _evaluate(self) -> dict[str, float]:
@@ -279,9 +282,25 @@ class RlTraining:
     @property
     def counts(self) -> dict[str, float]:
         """Figures of the summary: counts over all rounds, and seconds, which are this process's own."""
-        names = ("episodes", "zero_variance_groups", "replaced_groups", "failed_episodes", "cut_by_context")
+        names = ("episodes", "zero_variance_groups", "replaced_groups", "failed_episodes", "cut_by_context", "out_of_steps")
+        names = (*names, "rounds_without_gradient")
         seconds = {f"{part}_seconds": self.seconds[part] for part in ("generate", "environment", "update")}
         return {"rounds": self.rounds.count, **{name: self.totals[name] for name in names}, **seconds}
+
+    @property
+    def warnings(self) -> list[str]:
+        """Sentences about rounds that trained on nothing, and episodes that broke off."""
+        rounds, empty, episodes = self.rounds.count, self.totals["rounds_without_gradient"], max(1.0, self.totals["episodes"])
+        told = []
+        if empty:
+            told.append(
+                f"{empty:.0f} of {rounds} rounds had zero-variance groups alone and no gradient: play more episodes per task, easier or "
+                "harder tasks, or a reward with degrees"
+            )
+        for name, what in (("failed_episodes", "were broken off by the environment"), ("cut_by_context", "ran out of context")):
+            if self.totals[name] > episodes * BROKEN:
+                told.append(f"{self.totals[name] / episodes:.1%} of the episodes {what}")
+        return told
 
 
 def _vllm(loop: Loop, renderer: Renderer, config: RlConfig) -> Any:

@@ -164,6 +164,7 @@ def counts_of(mixed: Sequence[Group], flat: Sequence[Group], taken: Sequence[Gro
         "replaced_groups": len(groups) - len(taken),
         "failed_episodes": sum(e.stop_reason == StopReason.FAILURE for e in episodes),
         "cut_by_context": sum(e.stop_reason == StopReason.CONTEXT for e in episodes),
+        "out_of_steps": sum(e.stop_reason == StopReason.STEPS for e in episodes),
     }
 
 
@@ -178,5 +179,5 @@ def figures_of(counts: Mapping[str, float]) -> dict[str, float]:
         "invalid_share": counts["invalid"] / actions,
         "malformed_share": counts["malformed"] / actions,
         "zero_variance_groups": counts["zero_variance_groups"] / max(1.0, counts["groups"]),
-        **{name: counts[name] for name in ("replaced_groups", "failed_episodes", "cut_by_context", "episodes")},
+        **{name: counts[name] for name in ("replaced_groups", "failed_episodes", "cut_by_context", "out_of_steps", "episodes")},
     }

@@ -63,9 +63,14 @@ def train_sft(
             return finished
         data = _Data(_rows(rendered, renderer.context_length, packs), [[r] for r in rendered_held], packs)
         loop = _train(frame, data, Plan(len(data.rows), frame.world, config))
+        cut = [r.n_truncated for r in rendered if r.n_truncated]
         counts = {"held_out": len(data.held_out), "rows": len(data.rows), "unknown_tokens": unknown}
+        counts |= {"cut_trajectories": len(cut), "cut_tokens": sum(cut)}
         seconds = sum(row.get("eval_runtime", 0.0) for row in read_log(frame.out))
-        return frame.finish(loop, len(rendered), counts, seconds)
+        warnings = [
+            f"{sum(cut):,} tokens of {len(cut)} trajectories lie past the context of {renderer.context_length} and were cut"
+        ]
+        return frame.finish(loop, len(rendered), counts, seconds, warnings if cut else ())
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +90,8 @@ def _rows(rendered: Sequence[RenderedTrajectory], context_length: int | None, pa
 def _train(frame: Frame, data: _Data, plan: Plan) -> Loop:
     config, step = plan.config, frame.step
     add_head(frame.model)
-    schedule = cosine(plan.steps, math.ceil(config.warmup_ratio * plan.steps))
+    # Of a step or two none is left to a warm-up, whose first step has no rate.
+    schedule = cosine(plan.steps, min(math.ceil(config.warmup_ratio * plan.steps), plan.steps - 1))
     loop = Loop(frame.model, config, frame.out, schedule, device=frame.device, label="SFT")
     if step:
         loop.restore(step)

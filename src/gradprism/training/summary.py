@@ -17,6 +17,7 @@ class TrainingSummary:
     went on. `usage` is that of all attempts, `earlier` the part of it that came before this call: with `reused` all, since the folder
     held the finished training already. `history` has a row per logged step, `evaluations` one per evaluation (held-out loss, or success).
     `evaluation_seconds` is the part of `usage.wall_seconds` that evaluations took. `counts` are figures of one kind of training alone.
+    `warnings` are sentences about what a reader would take for success: weights that did not move, text that was cut.
     """
 
     examples: int
@@ -27,6 +28,7 @@ class TrainingSummary:
     evaluation_seconds: float = 0.0
     resumed_at: int = 0
     counts: Mapping[str, float]
+    warnings: tuple[str, ...] = ()
     history: tuple[Row, ...]
     evaluations: tuple[Row, ...] = ()
     reused: bool = False
@@ -43,5 +45,5 @@ class TrainingSummary:
     def from_json(cls, record: Mapping[str, Any]) -> Self:
         """The inverse of `to_json`."""
         accounts = {name: Usage.from_json(record[name]) for name in ("usage", "earlier")}
-        rows = {name: tuple(record[name]) for name in ("history", "evaluations")}
+        rows = {name: tuple(record[name]) for name in ("history", "evaluations", "warnings")}
         return cls(**{**record, **accounts, **rows})
