@@ -32,7 +32,7 @@ LOADS = {
     # Every part needs pydantic; `training` and `arms` TRL, which needs datasets; `arms` the others.
     "wheels-1": (
         "pydantic pydantic_core annotated-types typing-inspection typing_extensions trl datasets dill multiprocess xxhash "
-        "rapidfuzz snowballstemmer msgspec zstandard gguf matplotlib contourpy cycler fonttools kiwisolver pillow pyparsing"
+        "rapidfuzz thefuzz snowballstemmer msgspec zstandard gguf matplotlib contourpy cycler fonttools kiwisolver pillow pyparsing"
     ),
     "wheels-2": "polars polars-runtime-32",  # `arms`: scores and routes
     "wheels-3": "bitsandbytes",  # `probe`: its case of 4-bit weights alone

@@ -26,4 +26,4 @@ done
 "$clean/bin/python" --version
 "$clean/bin/python" benchmarks/device/model.py "$carry" "$clean/smollm2-135m"
 rm -rf "$clean/smoke"
-"$clean/bin/python" benchmarks/device/run.py --smoke --out "$clean/smoke" --budget 900
+"$clean/bin/python" benchmarks/device/run.py --smoke --out "$clean/smoke" --budget 900  # exit code 2: flash attention alone is missing

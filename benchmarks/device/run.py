@@ -14,6 +14,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 
@@ -59,7 +60,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def make_part(name: str, setting: Setting) -> Part:
     """A part by its name."""
     maker: Callable[[Setting], Part] = getattr(import_module(f"device.{name}"), f"{name}_part")
-    return maker(setting)
+    part = maker(setting)
+    # Tiny cases take as long as the machine is busy: none is left out for its time.
+    return replace(part, cases=[replace(case, seconds=0.0) for case in part.cases]) if setting.smoke else part
 
 
 def _setting(options: argparse.Namespace) -> Setting:
