@@ -39,6 +39,7 @@ from gradprism.training.rl_config import RlConfig
 from gradprism.training.sft_config import SftConfig
 from gradprism.training.sft_data import Plan, pack, split_held_out
 from gradprism.trajectories.corpus import Corpus, Sources, as_corpus
+from gradprism.trajectories.parallel import render_all
 from gradprism.trajectories.record import Trajectory
 from gradprism.trajectories.rendering import Renderer
 
@@ -192,7 +193,7 @@ def estimate_sft(
 ) -> Estimate:
     """Figures of `train_sft` with the same arguments. Raises `ConfigError` as it does, and `ModelError` for a model that has none."""
     trained_on, held = split_held_out(trajectories, held_out, config)
-    lengths = [len(r.input_ids) for r in renderer.render_all(trained_on)]
+    lengths = [len(r.input_ids) for r in render_all(renderer, trained_on)]
     packs = config.packing == "on" or (config.packing == "auto" and "flash" in (model.attention or ""))
     rows = [sum(lengths[i] for i in row) for row in pack(lengths, renderer.context_length or max(lengths))] if packs else lengths
     plan = Plan(len(rows), machine.devices, config)

@@ -6,11 +6,12 @@ from typing import Annotated
 import typer
 
 from gradprism.cli.help import Command, new_app
-from gradprism.cli.options import AsJson, DataDir, environment_options, show
+from gradprism.cli.options import AsJson, DataDir, Format, Map, environment_options, show
 from gradprism.environments.alfworld.environment import AlfworldEnvironment
 from gradprism.environments.alfworld.replay import replay
 from gradprism.runtime.files import write_json
 from gradprism.trajectories.corpus import load_corpus, write_messages_jsonl
+from gradprism.trajectories.mapping import read_settings
 
 app = new_app()
 
@@ -25,7 +26,8 @@ def replay_command(
     data: Annotated[list[Path], typer.Option(help="Trajectories that name their `game_file`, in any format. May be repeated.")],
     out: Annotated[Path, typer.Option(help="JSONL file to write, in the `messages` format.")],
     data_dir: DataDir = None,
-    format_: Annotated[str | None, typer.Option("--format", help="messages, eto, sharegpt or agenttraj; else recognised.")] = None,
+    format_: Format = None,
+    map_: Map = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many trajectories.")] = None,
     report: Annotated[Path | None, typer.Option(metavar="FILE", help="JSON file for those that do not replay.")] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Worker processes; default one per core.")] = None,
@@ -33,7 +35,7 @@ def replay_command(
 ) -> None:
     """Plays an older corpus again on the official games, in the text of the installed ALFWorld."""
     environment = AlfworldEnvironment(games="official", **environment_options(data_dir, None))
-    replayed = replay(environment, list(load_corpus(data, format=format_, limit=limit)), workers)
+    replayed = replay(environment, list(load_corpus(data, format=format_, limit=limit, mapping=read_settings(map_))), workers)
     write_messages_jsonl(out, replayed.kept)
     told = replayed.report()
     if report is not None:

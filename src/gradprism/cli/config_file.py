@@ -7,6 +7,7 @@ import typer
 
 import gradprism as gp
 from gradprism.runtime.errors import ConfigError
+from gradprism.trajectories.mapping import FieldMap
 
 SECTIONS = {"probe": "probe", "sft": "sft", "rl": "rl", "evaluate": "evaluation"}  # of the file, by command
 
@@ -42,7 +43,9 @@ def defaults(section: str, path: Path, overrides: list[str]) -> dict[str, Any]:
     values["model"] = values.pop("path")
     values |= values.pop("prompt", {})
     if section == "probe":
-        values |= {"data": config.corpus.files, "format_": config.corpus.format}
+        names = FieldMap.of(config.corpus.map).to_json()
+        values |= {"data": config.corpus.files, "format_": config.corpus.format, "on_bad": config.corpus.on_bad}
+        values["map_"] = [f"{name}={own}" for name, own in names.items()] or None
     if section in ("rl", "evaluation"):
         del values["model"]  # the file names the base; RL begins with what SFT has made, and who plays is to be said
         options = dict(config.environment.options)

@@ -26,11 +26,27 @@ ModelOrNone = Annotated[
 ]
 Data = Annotated[
     list[str],
-    typer.Option(help="Trajectories: JSONL, JSON or Parquet, plain or .gz, .xz, .zst; one or more files.", parser=resolve_shipped),
+    typer.Option(
+        help="Trajectories: files (JSONL, JSON, Parquet, Arrow, .eval; plain or .gz, .xz, .zst), folders or globs of them.",
+        parser=resolve_shipped,
+    ),
 ]
 MoreData = Annotated[list[str] | None, typer.Argument(metavar="[FILE]...", help="Further files, as in `--data A B C`.")]
 Format = Annotated[
-    str | None, typer.Option("--format", help="Format of the data: messages, eto, sharegpt or agenttraj; default recognised.")
+    str | None, typer.Option("--format", help="Format of the data: messages, sharegpt, eto, atif, …; default recognised.")
+]
+Map = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--map",
+        metavar="NAME=OWN",
+        help="Own names of fields and roles: turns=dialog, speaker=who, text=said, role.agent=assistant, …; or a TOML file. "
+        "May be repeated.",
+    ),
+]
+OnBad = Annotated[
+    Literal["skip", "fail"],
+    typer.Option(parser=str, metavar="[skip|fail]", help="What to do with records that cannot be read or rendered."),
 ]
 ContextLength = Annotated[
     int | None, typer.Option(min=2, help="Tokens of a trajectory or an episode at most; default the model's own limit.")

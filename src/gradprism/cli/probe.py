@@ -10,6 +10,7 @@ import gradprism as gp
 from gradprism.cli import options as o
 from gradprism.cli.config_file import ConfigFile, ConfigSet
 from gradprism.runtime.ranks import Ranks
+from gradprism.trajectories.mapping import read_settings
 
 
 def command(
@@ -18,6 +19,8 @@ def command(
     out: Annotated[str, typer.Option(help="Probe folder to write or to go on with, or a URL that fsspec opens (s3://…).")],
     more_data: o.MoreData = None,
     format_: o.Format = None,
+    map_: o.Map = None,
+    on_bad: o.OnBad = "fail",
     context_length: o.ContextLength = None,
     dtype: o.Dtype = "float32",
     device: Annotated[
@@ -67,7 +70,8 @@ def command(
     if threads is not None:
         os.environ["OMP_NUM_THREADS"] = str(threads)  # torch reads it when it is loaded, which is after this
     spec = gp.ModelSpec(model, dtype, device, quantise, chat_template)
-    corpus = gp.load_corpus([*data, *(more_data or [])], format=format_, limit=limit)
+    names = read_settings(map_)
+    corpus = gp.load_corpus([*data, *(more_data or [])], format=format_, limit=limit, mapping=names, on_bad=on_bad)
     settings = gp.ProbeOptions(
         context_length, batch_tokens, per_turn, None if units is None else tuple(units), experts, checkpoint_activations
     )

@@ -9,7 +9,11 @@ import gradprism as gp
 from gradprism.cli import options as o
 from gradprism.cli.config_file import ConfigFile, ConfigSet
 from gradprism.models import check_context_length, check_model_name, load_config
+from gradprism.runtime.ranks import Ranks
 from gradprism.training.sft_config import SftConfig
+from gradprism.trajectories.corpus import SKIPPED, write_skipped
+from gradprism.trajectories.mapping import read_settings
+from gradprism.trajectories.parallel import usable
 
 
 @o.with_config(SftConfig)
@@ -23,6 +27,8 @@ def command(
         typer.Option(help="Held-out trajectories, for the loss alone, in place of --eval-share."),
     ] = None,
     format_: o.Format = None,
+    map_: o.Map = None,
+    on_bad: o.OnBad = "fail",
     context_length: o.ContextLength = None,
     chat_template: o.ChatTemplate = None,
     dtype: o.Dtype = "float32",
@@ -43,28 +49,34 @@ def command(
 
     Kill it, and the same command goes on. Several devices: torchrun or accelerate launch, with accelerate's configuration (DDP, FSDP).
     """
+    names = read_settings(map_)
+    corpora = [gp.load_corpus(files, format=format_, mapping=names, on_bad=on_bad) for files in (data, eval_data or [])]
     if dry_run:
         limit = check_context_length(load_config(model), context_length)
-        held_out = list(gp.load_corpus(eval_data, format=format_)) if eval_data else []
         renderer = gp.Renderer(gp.load_tokenizer(model, chat_template), limit)
+        trained_on, held_out = (usable(renderer, corpus) for corpus in corpora)
         machine = gp.hardware(devices, device_tflops, device)
-        spec, trajectories = gp.ModelSpec(model, dtype, attention=attention), list(gp.load_corpus(data, format=format_))
-        estimate = gp.estimate_sft(spec, renderer, trajectories, held_out, config, machine)
+        spec = gp.ModelSpec(model, dtype, attention=attention)
+        estimate = gp.estimate_sft(spec, renderer, trained_on, held_out, config, machine)
         o.show(estimate.to_json(), o.estimate_text(estimate), as_json)
         return
     with gp.training_processes(device):
         check_model_name(model)  # before the corpus is read
+        trained_on, held_out = (_trajectories(corpus, model, chat_template, context_length) for corpus in corpora)
         summary = gp.train_sft(
             gp.ModelSpec(model, dtype, chat_template=chat_template, attention=attention),
             None,
-            list(gp.load_corpus(data, format=format_)),
+            trained_on,
             config,
             out=out,
-            held_out=list(gp.load_corpus(eval_data, format=format_)) if eval_data else (),
+            held_out=held_out,
             context_length=context_length,
             device=device,
             on_existing=on_existing,
         )
+        ranks = Ranks.from_environment()
+        if ranks is None or ranks.is_first:
+            write_skipped(out / SKIPPED, corpora)
     losses, held = summary.values("loss"), [row["eval_loss"] for row in summary.evaluations]
     # Each loss is of the weights before its step: of one step there is nothing to compare.
     loss = f"{losses[0]:.4f} → {losses[-1]:.4f}" if len(losses) > 1 else f"{losses[0]:.4f} before the step"
@@ -72,3 +84,11 @@ def command(
     steps = f"{summary.steps} step{'s' if summary.steps > 1 else ''}"
     text = f"{out}: {'had finished already: ' if summary.reused else ''}loss {loss}{held_out} in {steps}"
     o.show(summary.to_json(), text, as_json)
+
+
+def _trajectories(corpus: gp.Corpus, model: str, chat_template: Path | None, context_length: int | None) -> list[gp.Trajectory]:
+    """Those of a corpus; where bad ones are to be left out, those that can be rendered."""
+    if corpus.on_bad == "fail":
+        return list(corpus)
+    limit = check_context_length(load_config(model), context_length)
+    return usable(gp.Renderer(gp.load_tokenizer(model, chat_template), limit), corpus)

@@ -54,6 +54,8 @@ class CorpusConfig(Section):
     files: list[str] = Field(default=[], description="Files (relative to the config file).")
     format: str | None = Field(default=None, description="Format, where it should not be recognised.")
     collect: CollectConfig | None = Field(default=None, description="Have the environment's expert play them instead.")
+    map: dict[str, str | dict[str, str]] = Field(default={}, description="Own names of fields and roles, as of `--map`.")
+    on_bad: Literal["fail", "skip"] = Field(default="fail", description="Records that cannot be read or rendered.")
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:

@@ -38,6 +38,7 @@ from gradprism.runtime.usage import Usage
 from gradprism.training.folder import save_model
 from gradprism.training.rl import train_rl
 from gradprism.training.sft import train_sft
+from gradprism.trajectories.parallel import usable
 from gradprism.trajectories.rendering import Renderer, load_tokenizer
 
 
@@ -103,8 +104,8 @@ def tasks_of(source: Corpus | Route | Refresh, store: Store, environment: Enviro
 def train_by_imitation(stage: Sft, folder: Path, store: Store) -> Outcome[Trained]:
     """Trains by SFT; where a refresh has moved nothing to SFT, the model is passed on as it is."""
     data = stage.data
-    trajectories = routes_of(data, store).sft if isinstance(data, Route | Refresh) else list(corpus_of(data, store))
     model, renderer = load(stage.base, stage.model, store, "cpu")  # the trainer places it
+    trajectories = routes_of(data, store).sft if isinstance(data, Route | Refresh) else usable(renderer, corpus_of(data, store))
     if not trajectories:
         save_model(model, renderer.tokenizer, folder)
         return Outcome(Trained(examples=0, history=[], curve=[]), "nothing to train on, the model is the same")

@@ -5,6 +5,7 @@ Without a model a stage works on the base. A checkpoint lies in its stage's own 
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from glob import has_magic
 from pathlib import Path
 from typing import Self
 
@@ -35,6 +36,9 @@ from gradprism.runtime.errors import ConfigError
 from gradprism.runtime.files import sha256_file, sha256_folder, sha256_json
 from gradprism.training.rl_config import RlConfig
 from gradprism.training.sft_config import SftConfig
+from gradprism.trajectories.corpus import OnBad
+from gradprism.trajectories.corpus_paths import expand
+from gradprism.trajectories.mapping import FieldMap
 
 PROBE, ROUTE = "probe", "route"  # in the folders of the stages that make them
 MODELS, DATA = "gradprism.experiments.model_work", "gradprism.experiments.data_work"
@@ -98,6 +102,10 @@ def _existing(key: str, file: str) -> Path:
     return Path(file)
 
 
+def _files(file: str) -> tuple[Path, ...]:
+    return expand([file]) if Path(file).is_dir() or has_magic(file) else (_existing("corpus.files", file),)
+
+
 @dataclass(frozen=True)
 class Files:
     """A corpus in files, by what is in them."""
@@ -106,11 +114,23 @@ class Files:
     format: str | None
     paths: tuple[Path, ...] = field(compare=False)
 
-    @classmethod
-    def of(cls, config: CorpusConfig) -> Self:
-        """Reads the hashes; raises `ConfigError` for a file that is not there."""
-        paths = tuple(_existing("corpus.files", file) for file in config.files)
-        return cls(tuple(map(sha256_file, paths)), config.format, paths)
+    @staticmethod
+    def of(config: CorpusConfig) -> "Files":
+        """Reads the hashes; raises `ConfigError` for a file that is not there or an unknown name."""
+        paths = tuple(path for file in config.files for path in _files(file))
+        hashes = tuple(map(sha256_file, paths))
+        if not config.map and config.on_bad == "fail":
+            return Files(hashes, config.format, paths)
+        names = FieldMap.of(config.map).to_json()
+        return OwnFiles(hashes, config.format, paths, tuple(sorted(names.items())), config.on_bad)
+
+
+@dataclass(frozen=True)
+class OwnFiles(Files):
+    """A corpus in files that names its fields in its own way (`mapping`), or of which bad records are left out."""
+
+    mapping: tuple[tuple[str, str], ...]
+    on_bad: OnBad
 
 
 @dataclass(frozen=True)

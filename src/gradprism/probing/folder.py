@@ -27,11 +27,12 @@ from gradprism.runtime.errors import DataError, MissingFileError
 from gradprism.runtime.files import atomic_write, read_json, sha256_json, writing
 from gradprism.runtime.folders import MANIFEST, FolderKind
 from gradprism.runtime.progress import say
+from gradprism.trajectories.corpus import SKIPPED
 
 Kind = Literal["whole", "turns"]
 WHOLE = -1
 CORPUS, RENDERED, RENDERED_NOTE = "corpus.jsonl", "rendered.arrow", "rendered.json"
-PROBE = FolderKind("probe", "units", ("norms-*", "attempts*.jsonl", RENDERED, RENDERED_NOTE, CORPUS), INFORMATIVE)
+PROBE = FolderKind("probe", "units", ("norms-*", "attempts*.jsonl", RENDERED, RENDERED_NOTE, CORPUS, SKIPPED), INFORMATIVE)
 _METADATA_KEY = b"gradprism.probe"
 _TURN_BITS = (1 << 20) - 1
 _RESTORE = "give the same `gradprism probe` command again, which restores it"

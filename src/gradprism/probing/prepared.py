@@ -22,7 +22,8 @@ from gradprism.probing.plan import Items
 from gradprism.runtime.errors import DataError, MissingFileError
 from gradprism.runtime.files import atomic_write, read_json, sha256_file, sha256_json, write_json
 from gradprism.runtime.folders import OnExisting, removed_on_failure
-from gradprism.trajectories.corpus import canonical_line
+from gradprism.trajectories.corpus import SKIPPED, Corpus, canonical_line, write_skipped
+from gradprism.trajectories.parallel import render_usable
 from gradprism.trajectories.record import Trajectory
 from gradprism.trajectories.rendering import RenderedTrajectory, Renderer
 
@@ -128,8 +129,9 @@ def prepare(
     `description` is the manifest without the corpus. Where its `data` (hashes of the files that `trajectories` come from) and `read`
     are those of the folder's manifest and both files are intact, `trajectories` is not even begun.
 
-    Raises what `FolderKind.claim` does, `DataError` for no trajectories, and what reading and rendering raise; the folder is then as
-    it was. `replace` deletes a probe's own files and nothing else.
+    What a `Corpus` leaves out (`on_bad`) is told in `skipped.jsonl`. Raises what `FolderKind.claim` does, `DataError` for no
+    trajectories, and what reading and rendering raise; the folder is then as it was. `replace` deletes a probe's own files and
+    nothing else.
     """
     folder = Path(folder)
     if opened := reopen(folder, description, on_existing):
@@ -140,8 +142,9 @@ def prepare(
         corpus, digest = stack.enter_context(atomic_write(folder / CORPUS, "wb")), hashlib.sha256()
         n, totals, rows = 0, Counter[str](), list[dict[str, Any]]()
         with pa.ipc.new_file(rendered, _SCHEMA) as file:
-            for n, trajectory in enumerate(trajectories, 1):  # noqa: B007 # a corpus says itself how far it is
-                rows.append(_row(trajectory, one := renderer.render(trajectory)))
+            # A corpus says itself how far it is.
+            for n, (trajectory, one) in enumerate(render_usable(renderer, trajectories), 1):  # noqa: B007
+                rows.append(_row(trajectory, one))
                 totals.update(_counts(one, rows[-1]["turn_lengths"], renderer.unknown_id))
                 corpus.write(line := canonical_line(trajectory))
                 digest.update(line)
@@ -154,6 +157,8 @@ def prepare(
         manifest = replace(description, corpus_sha256=digest.hexdigest(), n_trajectories=n, totals=Totals(**totals))
         # Before the corpus and its rendering are in their places: a folder is a probe folder once it has its manifest.
         PROBE.claim(folder, manifest.to_json(), on_existing)
+    if isinstance(trajectories, Corpus):
+        write_skipped(folder / SKIPPED, [trajectories])
     made = ProbeFolder(folder)
     write_json(folder / RENDERED_NOTE, {"of": _of(made.manifest), "sha256": sha256_file(folder / RENDERED)})
     return made, Prepared(folder)

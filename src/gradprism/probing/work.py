@@ -152,5 +152,5 @@ def describe(model: ProbeManifest, renderer: Renderer, corpus: Corpus) -> ProbeM
         template_sha256=template_fingerprint(renderer.tokenizer),
         context_length=renderer.context_length,
         data=corpus.files,
-        read={"format": corpus.format, "limit": corpus.limit},
+        read=corpus.read_as(),
     )

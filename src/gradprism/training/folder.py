@@ -21,6 +21,7 @@ from gradprism.runtime.errors import FolderInUseError, ModelError, WriteError, o
 from gradprism.runtime.files import read_json, read_jsonl, write_json, write_jsonl, writing
 from gradprism.runtime.folders import MANIFEST, FolderKind, Manifest, OnExisting, remove
 from gradprism.training.summary import TrainingSummary
+from gradprism.trajectories.corpus import SKIPPED
 
 CHECKPOINTS, ADAPTER, SUMMARY, LOG = "checkpoints", "adapter", "summary.json", "log.jsonl"
 _CONFIG = "config.json"  # a folder without it is no model to anyone, so it comes last
@@ -46,7 +47,7 @@ _FREE_SETTINGS = ("track", "keep_checkpoints", "save_steps", "save_every", "micr
 TRAINING = FolderKind(
     "training",
     identity="command",
-    own=(SUMMARY, *_MODEL_FILES, ADAPTER, CHECKPOINTS, LOG, "attempts.jsonl"),
+    own=(SUMMARY, *_MODEL_FILES, ADAPTER, CHECKPOINTS, LOG, SKIPPED, "attempts.jsonl"),
     free=frozenset({"versions", *(f"config.{name}" for name in _FREE_SETTINGS)}),
 )
 

@@ -22,6 +22,7 @@ from gradprism.training.processes import decide
 from gradprism.training.sft_config import SftConfig
 from gradprism.training.sft_data import Plan, Row, fingerprint, pack, share, split_held_out, tensors
 from gradprism.training.summary import TrainingSummary
+from gradprism.trajectories.parallel import render_all
 from gradprism.trajectories.record import Trajectory
 from gradprism.trajectories.rendering import RenderedTrajectory, Renderer
 
@@ -51,7 +52,7 @@ def train_sft(
     trained_on, held = split_held_out(trajectories, held_out, config)
     with training_frame(model, tokenizer, config, out, device, on_existing) as frame:
         model, renderer = frame.model, Renderer(frame.tokenizer, check_context_length(frame.model, context_length))
-        rendered, rendered_held = renderer.render_all(trained_on), [renderer.render(t) for t in held]
+        rendered, rendered_held = render_all(renderer, trained_on), render_all(renderer, held)
         unknown = _check_tokens(model, renderer, [*rendered, *rendered_held])
         packs = decide(frame.ranks, lambda: packs_rows(model, config))
 

@@ -14,7 +14,7 @@ from gradprism.runtime.progress import Progress, say
 from gradprism.trajectories.corpus_files import Record, iter_records, without_padding
 from gradprism.trajectories.corpus_paths import expand, stems
 from gradprism.trajectories.formats import FORMATS, not_recognised, parse_record, recognise
-from gradprism.trajectories.mapping import FieldMap
+from gradprism.trajectories.mapping import FieldMap, Names
 from gradprism.trajectories.reading import Notes
 from gradprism.trajectories.record import ChatMessage, Message, Trajectory
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 Records = Iterable[Trajectory | Mapping[str, Any]]
 Sources = str | Path | Sequence[str | Path] | Records  # of trajectories
 OnBad = Literal["fail", "skip"]  # what is done where a record cannot be used
+SKIPPED = "skipped.jsonl"  # the records that were left out, beside what was made of the others
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,12 +70,6 @@ class Account:
             self.said = True
             for line in self.notes.lines():
                 say(line)
-
-    def write_skipped(self, path: Path) -> None:
-        """Writes `skipped.jsonl` and says so, where records were left out."""
-        if self.skipped:
-            write_jsonl(path, [asdict(one) for one in self.skipped])
-            say(f"{len(self.skipped)} records left out; {path} says why")
 
 
 @dataclass(frozen=True)
@@ -182,7 +177,7 @@ def load_corpus(
     *,
     format: str | None = None,
     limit: int | None = None,
-    mapping: Mapping[str, str] | None = None,
+    mapping: Names | None = None,
     on_bad: OnBad = "fail",
 ) -> Corpus:
     """The trajectories of files, globs or folders, of a Hugging Face `Dataset`, or of an iterable of `Trajectory` or records (JSON
@@ -218,6 +213,14 @@ def as_corpus(trajectories: Corpus | Sources) -> Corpus:
     if isinstance(trajectories, Corpus):
         return trajectories
     return Corpus(records=trajectories) if isinstance(trajectories, Iterator) else load_corpus(trajectories)
+
+
+def write_skipped(path: Path, corpora: Iterable[Corpus]) -> None:
+    """Writes the records that were left out, one a line, and says so; nothing where there are none."""
+    skipped = [asdict(one) for corpus in corpora for one in corpus.account.skipped]
+    if skipped:
+        write_jsonl(path, skipped)
+        say(f"{len(skipped)} records left out; {path} says why")
 
 
 def canonical_line(trajectory: Trajectory) -> bytes:

@@ -160,7 +160,13 @@ def _text_records(path: Path, raw: IO[bytes], stream: IO[bytes]) -> Iterator[Rec
         if text.lstrip().startswith("[") or (_is_open_object(text) and not _says_jsonl(path)):
             yield from _document_records(path, number, line + stream.read())
             return
-        yield _line_record(path, number, line, raw.tell())
+        first = _line_record(path, number, line, raw.tell())
+        # A document of many records may stand in one line.
+        values = unpacked(first.value) if isinstance(first.value, dict) else [first.value]
+        if len(values) != 1 or values[0] is not first.value:
+            yield from (Record(k, f"{path}:record {k}", value, first.bytes_read) for k, value in enumerate(values, 1))
+        else:
+            yield first
         break
     for number, line in numbered:
         yield _line_record(path, number, line, raw.tell())

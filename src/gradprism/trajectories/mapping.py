@@ -29,6 +29,7 @@ OF_TURN = {
     "name": "name",
     "call_id": "tool_call_id",
 }
+Names = Mapping[str, str | Mapping[str, str]]  # own names; `role.NAME` may also stand in a table `role`
 _ROLES = {"system": "system", "user": "user", "assistant": "assistant", "tool": "tool", "call": "function_call"}
 _LISTS = (
     *("messages", "conversations", "conversation", "dialog", "dialogue", "turns", "trajectory", "traj", "history"),
@@ -48,10 +49,10 @@ class FieldMap:
     roles: tuple[tuple[str, str], ...] = ()
 
     @classmethod
-    def of(cls, names: Mapping[str, str]) -> "FieldMap":
+    def of(cls, names: Names) -> "FieldMap":
         """From `{"turns": "dialog", "speaker": "who", "role.agent": "assistant", …}`; raises `ConfigError` for an unknown name."""
         record, turn, roles = [], [], []
-        for name, own in names.items():
+        for name, own in _flat(names):
             kind, _, role = name.partition(".")
             if not isinstance(own, str) or not own:
                 raise ConfigError(f"map {name}: {own!r} is no name; give text, as in turns=dialog")
@@ -117,7 +118,7 @@ def _rename(made: dict[str, Any], own: str, key: str, value: Any) -> None:
     made[key] = value
 
 
-def read_settings(settings: Sequence[str] | None) -> dict[str, str] | None:
+def read_settings(settings: Sequence[str] | None) -> Names | None:
     """The names of `--map`: each `name=own`, or a TOML file with a table of them. Raises `ConfigError` and `MissingFileError`."""
     names: dict[str, str] = {}
     for setting in settings or ():
@@ -138,7 +139,7 @@ def _toml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"--map {path}: not a readable TOML file ({error})") from None
 
 
-def _flat(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+def _flat(table: Names, prefix: str = "") -> Iterator[tuple[str, str]]:
     for name, value in table.items():
         if isinstance(value, Mapping):
             yield from _flat(value, f"{prefix}{name}.")

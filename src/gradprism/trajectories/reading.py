@@ -24,21 +24,26 @@ class Notes:
         lines = []
         for counts, where in ((self.record_keys, "a record"), (self.turn_keys, "a turn")):
             if counts:
-                names = ", ".join(f"{key!r} ({count})" for key, count in counts.most_common())
+                names = ", ".join(f"{key!r} ({count})" for key, count in _by_count(counts).items())
                 lines.append(f"keys of {where} that nothing uses (times): {names}; --map names those that mean something")
-        return lines + [f"{remark} ({count})" for remark, count in self.remarks.most_common()]
+        return lines + [f"{remark} ({count})" for remark, count in _by_count(self.remarks).items()]
 
     def to_json(self) -> dict[str, dict[str, int]]:
         """Counts by name."""
         return {
-            "unused_record_keys": dict(self.record_keys),
-            "unused_turn_keys": dict(self.turn_keys),
-            "remarks": dict(self.remarks),
+            "unused_record_keys": _by_count(self.record_keys),
+            "unused_turn_keys": _by_count(self.turn_keys),
+            "remarks": _by_count(self.remarks),
         }
 
     def unused(self, turn: Record, used: Iterable[str]) -> None:
         """Counts the keys of a turn that say something and are not `used`."""
         self.turn_keys.update(key for key in turn.keys() - used if says_something(turn[key]))
+
+
+def _by_count(counts: Counter[str]) -> dict[str, int]:
+    """The most frequent first, those of one count by name."""
+    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
 
 
 def says_something(value: Any) -> bool:

@@ -66,6 +66,9 @@ class TurnReader:
         """Adds the message, or messages, of one turn; raises `DataError`."""
         if not isinstance(turn, Mapping):
             raise DataError(f"expected an object with 'role' and 'content', found {kind_of(turn)}")
+        if plain := _plain_message(turn):
+            self.messages.append(plain)
+            return
         speaker_key = _first_key(turn, _SPEAKER)
         if speaker_key is None:
             raise DataError(f"no 'role' or 'from'; keys seen: {keys_of(turn)}")
@@ -144,6 +147,15 @@ class TurnReader:
             said = ", ".join(f"{key!r} {value:g}" for key, value in weights.items())
             raise DataError(f"flags disagree on whether the turn is trained on ({said}); keep one")
         return math.prod(weights.values())
+
+
+def _plain_message(turn: Record) -> Message | None:
+    """The message of a turn that is a speaker and a text and nothing else, which most are; None for any other."""
+    if len(turn) != 2:
+        return None
+    speaker, text = (turn.get("role"), turn.get("content")) if "role" in turn else (turn.get("from"), turn.get("value"))
+    role = _ROLE_OF.get(speaker) if isinstance(speaker, str) else None
+    return Message(role, text) if role is not None and role != "call" and isinstance(text, str) else None
 
 
 @dataclass(slots=True)
