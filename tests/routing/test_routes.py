@@ -18,7 +18,7 @@ from gradprism.routing.stability import audit
 from gradprism.runtime.errors import ConfigError, DataError, MissingFileError
 from gradprism.runtime.files import write_jsonl
 from gradprism.trajectories.corpus import load_corpus
-from gradprism.trajectories.record import Message, Trajectory
+from gradprism.trajectories.record import Message, ToolCall, Trajectory
 from helpers.cli import assert_refused
 from helpers.probes import COUNT, N, create_folder, make_probe
 from helpers.tiny import sample_trajectories
@@ -532,3 +532,39 @@ def test_a_tilde_is_the_home_folder_everywhere(tmp_path, monkeypatch):
     Probe.load("~/probe").save("~/copy")
     Probe.load("~/probe").save("~/copy", "replace")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["copy", "probe", "routes"]
+
+
+def test_calls_reasoning_tools_and_weights_go_the_whole_way(tmp_path):
+    """From a probe's corpus through `sft.jsonl`, `rl.jsonl` and Hugging Face data sets, in memory and on disk."""
+    tool = {
+        "type": "function",
+        "function": {"name": "find", "parameters": {"type": "object", "properties": {"x": {"type": "string"}}}},
+    }
+    look = ToolCall("find", {"x": None, "city": "Chur"}, "c1")
+    turns = (
+        Message("system", "s", weight=0.5),
+        Message("user", "when?"),
+        Message("assistant", "bad", weight=0.0),
+        Message("assistant", "", 0.25, "I ask", (look, ToolCall("look", {"at": [1, {"y": "z"}]}))),
+        Message("tool", "09:12", name="find", tool_call_id="c1"),
+        Message("assistant", "09:12"),
+    )
+    corpus = [Trajectory("a", turns, {"n": 1}, tools=(tool,)), Trajectory("b", turns, tools=(tool,))]
+    store = create_folder(tmp_path / "probe", {"units": ["a", "b", "c"]}, corpus)
+    store.append([ProbeRow(i, t.id, -1, 9, 3, 1, 1.0, 2.0, np.array([1, 1.5, 2 + i], np.float32)) for i, t in enumerate(corpus)])
+    made = route_probe(tmp_path / "probe")
+    made.save(tmp_path / "routes")
+    prompt = [{"role": "system", "content": "s"}, {"role": "user", "content": "when?"}, {"role": "assistant", "content": "bad"}]
+    for routes in (made, Routes.load(tmp_path / "routes")):
+        assert routes.sft == corpus[:1]
+        assert [(t.prompt, t.tools) for t in routes.rl] == [(prompt, [tool])]
+        data_sets = routes.to_datasets()
+        assert list(load_corpus(data_sets["sft"])) == corpus[:1]
+        assert data_sets["sft"][0]["messages"][3]["tool_calls"][0]["function"]["arguments"] == look.arguments
+        assert (data_sets["rl"][0]["prompt"], data_sets["rl"][0]["tools"]) == (prompt, [tool])
+        data_sets["sft"].to_parquet(tmp_path / "sft.parquet")
+        data_sets["sft"].save_to_disk(tmp_path / f"set-{routes.folder is None}")
+        for source in (tmp_path / "sft.parquet", tmp_path / f"set-{routes.folder is None}"):
+            assert list(load_corpus(source)) == corpus[:1]
+    (line,) = map(json.loads, (tmp_path / "routes" / "rl.jsonl").read_text().splitlines())
+    assert (line["prompt"], line["tools"]) == (prompt, [tool])

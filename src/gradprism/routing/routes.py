@@ -22,10 +22,10 @@ from gradprism.routing.tasks import PassRates, read_tasks
 from gradprism.runtime.errors import ConfigError, DataError, MissingFileError
 from gradprism.runtime.files import atomic_write, write_json
 from gradprism.runtime.folders import OnExisting, atomic_folder
-from gradprism.trajectories.record import Trajectory
+from gradprism.trajectories.record import ChatMessage, Message, Trajectory
 
 if TYPE_CHECKING:
-    from datasets import DatasetDict
+    from datasets import Dataset, DatasetDict
 
 # The files of a route folder; nothing outside this module knows them.
 _TABLE, _SFT, _RL, _ROUTING, _AUDIT = "routes.parquet", "sft.jsonl", "rl.jsonl", "routing.json", "audit.json"
@@ -74,21 +74,20 @@ class Routes:
         """Hugging Face data sets `sft` (`id`, `messages`, `task`) and `rl` (`id`, `prompt`, `task`), as TRL's trainers read them.
 
         `task` is JSON text, since its keys differ from task to task. Where some turn is not trained on, each message says whether it
-        is (`train`). `load_corpus` reads trajectories equal to `sft`'s from it.
+        is (`train`), or what it weighs (`weight`). Where the corpus names tools there is a column `tools`. Messages with more than
+        a text (calls, reasoning) are of the type `Json`, which adds no empty keys. `load_corpus` reads trajectories equal to `sft`'s.
         """
         # Here: it takes a second to import, and nothing else needs it.
-        from datasets import Dataset, DatasetDict
+        from datasets import DatasetDict
 
-        def rows(items: Sequence[Trajectory | RlTask], name: str, chats: list[Any]) -> Dataset:
-            tasks = [json.dumps(item.task, ensure_ascii=False) for item in items]
-            return Dataset.from_dict({"id": [item.id for item in items], name: chats, "task": tasks})
-
-        if all(m.train for t in self.sft for m in t.messages):
-            chats = [t.chat() for t in self.sft]
-        else:
-            chats = [[{**m.to_chat(), "train": m.train} for m in t.messages] for t in self.sft]
-        rl = rows(self.rl, "prompt", [task.prompt for task in self.rl])
-        return DatasetDict({"sft": rows(self.sft, "messages", chats), "rl": rl})
+        weighted = any(m.weight != 1 for t in self.sft for m in t.messages)
+        chats = [[_weighted(m) if weighted else m.to_chat() for m in t.messages] for t in self.sft]
+        return DatasetDict(
+            {
+                "sft": _data_set(self.sft, "messages", chats),
+                "rl": _data_set(self.rl, "prompt", [task.prompt for task in self.rl]),
+            }
+        )
 
     def save(self, out: str | Path, on_existing: OnExisting = "fail") -> None:
         """Writes the route folder `out`, whole or not at all: `routes.parquet` (the frame), `sft.jsonl`, `rl.jsonl`, `routing.json` and
@@ -123,6 +122,30 @@ class Routes:
             raise DataError(f"{folder / _TABLE}: cannot be read ({str(error).splitlines()[0]}); route again") from None
         routing = Routing.read(folder / _ROUTING)
         return cls(frame, routing, FileSets(folder / _SFT, folder / _RL, routing.n_sft, routing.n_rl), folder=folder)
+
+
+def _weighted(message: Message) -> ChatMessage:
+    """A turn that says whether it is trained on, and what it weighs where that is not 0 or 1."""
+    weight = {} if message.weight in (0, 1) else {"weight": message.weight}
+    return {**message.to_chat(), "train": message.train, **weight}
+
+
+def _data_set(items: Sequence[Trajectory | RlTask], name: str, chats: Sequence[Sequence[ChatMessage]]) -> "Dataset":
+    from datasets import Dataset, Features, Json, List, Value
+
+    columns: dict[str, Any] = {
+        "id": [item.id for item in items],
+        name: chats,
+        "task": [json.dumps(item.task, ensure_ascii=False) for item in items],
+    }
+    # Columns of objects have the keys of all rows, which Json has not.
+    keys = {key for chat in chats for message in chat for key in message}
+    plain = {"role": Value("string"), "content": Value("string"), **({"train": Value("bool")} if "train" in keys else {})}
+    features = {"id": Value("string"), name: List(plain if keys <= plain.keys() else Json()), "task": Value("string")}
+    if any(item.tools for item in items):
+        columns["tools"] = [[dict(tool) for tool in item.tools] for item in items]
+        features["tools"] = List(Json())
+    return Dataset.from_dict(columns, Features(features))
 
 
 def route(

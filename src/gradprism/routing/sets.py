@@ -113,6 +113,12 @@ class _Peek(msgspec.Struct, gc=False):
 
     role: str
     train: bool = True
+    weight: float = 1.0
+
+    @property
+    def weighted(self) -> bool:
+        """Whether it says that it is not trained on, or what it weighs."""
+        return not self.train or self.weight != 1
 
 
 class _Line(msgspec.Struct, gc=False):
@@ -166,9 +172,9 @@ def _rl_line(line: bytes) -> bytes:
         if seen.role == "assistant" and seen.train:
             break
         # A prompt is not trained on, so no message of it says so.
-        prompt.append(message if seen.train else msgspec.Raw(_encode(_without_train(message))))
+        prompt.append(msgspec.Raw(_encode(_unweighted(message))) if seen.weighted else message)
     return _encode(_Task(trajectory.id, prompt, trajectory.tools, trajectory.task))
 
 
-def _without_train(message: msgspec.Raw) -> dict[str, Any]:
-    return {key: value for key, value in msgspec.json.decode(message).items() if key != "train"}
+def _unweighted(message: msgspec.Raw) -> dict[str, Any]:
+    return {key: value for key, value in msgspec.json.decode(message).items() if key not in ("train", "weight")}

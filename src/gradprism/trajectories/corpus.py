@@ -1,7 +1,7 @@
 """Corpora: where trajectories come from, read as they are asked for, and the one form in which they are written."""
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from itertools import islice
@@ -127,8 +127,9 @@ class Corpus(Iterable[Trajectory]):
         self.account.skip(id, place, error)
 
     def _in_memory(self) -> Iterator[tuple[str, Trajectory]]:
-        clean: Callable[[Any], Any] = without_padding if hasattr(self.records, "features") else lambda value: value
-        records = (Record(number, f"record {number}", clean(value), 0) for number, value in enumerate(self.records, 1))
+        features = getattr(self.records, "features", None)  # of a Hugging Face data set
+        values = self.records if features is None else (_row(row, features) for row in self.records)
+        records = (Record(number, f"record {number}", value, 0) for number, value in enumerate(values, 1))
         with Progress("reading", len(self.records) if isinstance(self.records, Sized) else 0) as progress:
             for record, trajectory in self._parse(records, "record"):
                 yield trajectory.source or record.place, trajectory
@@ -254,6 +255,11 @@ def _recognised(value: Mapping[str, Any], place: str) -> str:
     if format is None:
         raise DataError(f"{place}: {not_recognised(value)}")
     return format
+
+
+def _row(row: Any, features: Mapping[str, Any]) -> Any:
+    """A row of a data set without the nulls that pad its objects, which those of the type Json do not have."""
+    return {key: value if "Json(" in repr(features.get(key)) else without_padding(value) for key, value in row.items()}
 
 
 def _id_of(value: Any) -> str:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from gradprism.runtime.errors import DataError
-from gradprism.trajectories.reading import Notes, Record, as_text, keys_of, kind_of, says_something
+from gradprism.trajectories.reading import Notes, Record, as_text, from_json, keys_of, kind_of, says_something
 from gradprism.trajectories.record import Message, ToolCall
 from gradprism.trajectories.tools import calls_in_text, read_calls
 
@@ -64,6 +64,8 @@ class TurnReader:
 
     def read(self, turn: Any) -> None:
         """Adds the message, or messages, of one turn; raises `DataError`."""
+        if isinstance(turn, str) and turn.startswith("{"):  # as a column of the type Json has it on disk
+            turn = from_json(turn, "a turn")
         if not isinstance(turn, Mapping):
             raise DataError(f"expected an object with 'role' and 'content', found {kind_of(turn)}")
         if plain := _plain_message(turn):
