@@ -9,14 +9,19 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+import gradprism as gp
 from gradprism.cli.inspect import command
-from gradprism.runtime.errors import MissingFileError, ModelError
+from gradprism.environments.protocol import Task
+from gradprism.runtime.errors import ConfigError, DataError, MissingFileError
 from gradprism.trajectories.corpus import write_messages_jsonl
 from gradprism.trajectories.display import heading, mask_text, summarise, visible
+from gradprism.trajectories.doctor import LINTS
+from gradprism.trajectories.parallel import render_all
 from gradprism.trajectories.record import Message, Trajectory
 from gradprism.trajectories.rendering import Renderer
 from helpers.tiny import sample_trajectories, tiny_tokenizer
 
+GO = [{"role": "assistant", "content": "go"}]
 app = typer.Typer(pretty_exceptions_enable=False)
 app.command()(command)
 
@@ -54,7 +59,7 @@ def test_heading_and_summary_count_what_was_rendered() -> None:
         "a", (Message("user", "look zzz"), Message("assistant", "go to desk 1"), Message("user", "yes no")), source="d:1"
     )
     second = Trajectory("b", (Message("user", "look"), Message("assistant", "go")), source="d:2")
-    corpus = Renderer(tokenizer, 9).render_all([first, second])  # 4 + 5 of 12 tokens, and 3 + 2
+    corpus = render_all(Renderer(tokenizer, 9), [first, second])  # 4 + 5 of 12 tokens, and 3 + 2
     assert heading(first, corpus[0], tokenizer.unk_token_id) == (
         "a · d:1 · 9 tokens · 5 response (55.6%) · assistant turns: 1 · 3 tokens cut off · unknown tokens: 1"
     )
@@ -106,8 +111,11 @@ def test_command_colours_on_a_terminal(folder: Path, monkeypatch: pytest.MonkeyP
 def test_command_prints_the_summary_as_json(folder: Path) -> None:
     result = CliRunner().invoke(app, arguments(folder, "--json", "--context-length", "60"))
     summary = json.loads(result.stdout)
-    expected = asdict(summarise(Renderer(tiny_tokenizer(), 60).render_all(sample_trajectories(6))))
-    assert summary == expected
+    expected = asdict(summarise(Renderer(tiny_tokenizer(), 60).render(t) for t in sample_trajectories(6)))
+    assert {key: summary[key] for key in expected} == expected
+    assert summary["problems"] == []
+    assert [lint["kind"] for lint in summary["lints"]] == ["huge-turn", "cut"]
+    assert summary["unused_turn_keys"] == {}
     assert summary["truncated_trajectories"] > 0
 
 
@@ -117,5 +125,51 @@ def test_command_raises_deliberate_errors(folder: Path) -> None:
         MissingFileError,
     )
     result = CliRunner().invoke(app, arguments(folder, "--context-length", "5"))
-    assert isinstance(result.exception, ModelError)
-    assert "data.jsonl:1: trajectory 'sample-0000'" in str(result.exception)
+    assert isinstance(result.exception, DataError)
+    assert "6 of 6 records cannot be used" in str(result.exception)
+    assert "data.jsonl:1: trajectory 'sample-0000': empty response mask" in str(result.exception)
+
+
+def test_command_lists_all_that_cannot_be_used_and_what_harms_training(folder: Path) -> None:
+    samples = sample_trajectories(6)
+    path, late = folder / "data.jsonl", {"id": "late", "messages": [{"role": "user", "content": "look " * 90}, *GO]}
+    lines = ["{broken", json.dumps(late), "{broken too", json.dumps({"id": "again", "messages": samples[2].chat()})]
+    path.write_text(path.read_text() + "\n".join(lines) + "\n")
+    write_messages_jsonl(folder / "held.jsonl", samples[4:5])
+    options = arguments(
+        folder, "--context-length", "80", "--against", str(folder / "held.jsonl"), "--skipped", str(folder / "bad.jsonl")
+    )
+    result = CliRunner().invoke(app, options)
+    assert isinstance(result.exception, DataError)
+    assert f"3 of 10 records cannot be used, the first: {path}:7: broken JSON" in str(result.exception)
+    assert (
+        f"2 × broken JSON (Expecting property name enclosed in double quotes at column 2); repair or delete it ({path}:7, {path}:9)"
+        in result.stdout
+    )
+    assert "1 × empty response mask" in result.stdout
+    assert f"1 × the same turns as an earlier trajectory; keep one ({path}:10 of sample-0002)" in result.stdout
+    assert f"1 × {LINTS['shared-task']} ({path}:5)" in result.stdout
+    bad = [json.loads(line) for line in (folder / "bad.jsonl").read_text().splitlines()]
+    assert [one["source"] for one in bad] == [f"{path}:{n}" for n in (7, 8, 9)]
+    skips = CliRunner().invoke(app, [*options, "--json", "--on-bad", "skip"])
+    assert skips.exit_code == 0
+    found = json.loads(skips.stdout)
+    assert [(one["kind"], one["count"]) for one in found["problems"]] == [("unreadable", 2), ("over-long", 1)]
+    assert found["trajectories"] == 7
+
+
+def test_command_knows_the_tasks_of_an_evaluation_split(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Environment:
+        def ids(self, split: str) -> list[str]:
+            return ["2", "4"] if split == "test" else []
+
+        def task(self, reference: dict) -> Task:
+            if "task_id" not in reference:
+                raise ConfigError("no task")
+            return Task("sample", reference["task_id"], "", "")
+
+    monkeypatch.setattr(gp, "make_environment", lambda name, **options: Environment())
+    result = CliRunner().invoke(app, arguments(folder, "--env", "x", "--against-split", "test", "--json"))
+    (lint,) = json.loads(result.stdout)["lints"]
+    assert (lint["kind"], lint["first"]) == ("shared-task", [f"{folder}/data.jsonl:3", f"{folder}/data.jsonl:5"])
+    assert "name the environment" in str(CliRunner().invoke(app, arguments(folder, "--against-split", "test")).exception)

@@ -8,6 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
+from gradprism.runtime import progress
 from gradprism.runtime.errors import ConfigError, DataError, MissingFileError
 from gradprism.runtime.files import write_jsonl
 from gradprism.trajectories.corpus import load_corpus
@@ -18,6 +19,12 @@ from helpers.tiny import sample_trajectories
 
 TURNS = [{"role": "user", "content": "when?"}, {"role": "assistant", "content": "09:12"}]
 EXPECTED = (Message("user", "when?"), Message("assistant", "09:12"))
+
+
+@pytest.fixture(autouse=True)
+def speaking(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Status lines are printed, whatever an earlier command with --json has asked for."""
+    monkeypatch.setattr(progress, "_quiet", False)
 
 
 def rows(n: int, start: int = 0) -> list[dict[str, Any]]:

@@ -1,7 +1,8 @@
-"""`gradprism inspect`: a corpus in a model's eyes."""
+"""`gradprism inspect`: a corpus in a model's eyes, and all that is wrong with it."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from itertools import islice
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -9,7 +10,13 @@ from rich.console import Console
 
 import gradprism as gp
 from gradprism.cli import options as o
+from gradprism.package_data import resolve_shipped
+from gradprism.runtime.errors import ConfigError, DataError, GradprismError
 from gradprism.trajectories import display
+from gradprism.trajectories.corpus import Skipped, write_skipped
+from gradprism.trajectories.doctor import Doctor, Finding, problems
+from gradprism.trajectories.mapping import read_settings
+from gradprism.trajectories.parallel import render_each
 
 
 def command(
@@ -17,6 +24,24 @@ def command(
     model: o.Model,
     more_data: o.MoreData = None,
     format_: o.Format = None,
+    map_: o.Map = None,
+    on_bad: o.OnBad = "fail",
+    skipped: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="JSONL file for the records that cannot be used, with reasons.")
+    ] = None,
+    against: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="FILE", help="Held-out corpus whose tasks should not be in the data; may be repeated.", parser=resolve_shipped
+        ),
+    ] = None,
+    env: Annotated[str | None, typer.Option(help="Environment of the split of --against-split: alfworld, webshop, …")] = None,
+    data_dir: o.DataDir = None,
+    env_option: o.EnvOptions = None,
+    against_split: Annotated[
+        list[str] | None,
+        typer.Option(metavar="SPLIT", help="Split of --env whose tasks should not be in the data; may be repeated."),
+    ] = None,
     limit: Annotated[int, typer.Option(min=0, help="Trajectories to print; the summary is over all.")] = 3,
     context_length: Annotated[
         int | None, typer.Option(min=2, help="Cut longer trajectories to so many tokens; default no cut.")
@@ -24,18 +49,72 @@ def command(
     chat_template: o.ChatTemplate = None,
     as_json: o.AsJson = False,
 ) -> None:
-    """Response tokens are marked: the probe counts them, and SFT trains on them."""
+    """Response tokens are marked: the probe counts them, and SFT trains on them. Then what cannot be used, and what harms training.
+
+    Goes through all records, whatever is wrong with some. Exit code 2 where some cannot be used, unless --on-bad is skip.
+    """
+    if on_bad not in ("fail", "skip"):
+        raise ConfigError(f"--on-bad {on_bad!r}: choose fail or skip")
     renderer = gp.Renderer(gp.load_tokenizer(model, chat_template), context_length)
-    trajectories = list(gp.load_corpus([*data, *(more_data or [])], format=format_))
-    rendered = renderer.render_all(trajectories)
-    unknown_id = renderer.unknown_id
-    summary = display.summarise(rendered, unknown_id)
-    if as_json:
-        o.print_json(asdict(summary))
-        return
+    names = read_settings(map_)
+    held_out = list(gp.load_corpus(against, format=format_, mapping=names, on_bad="skip")) if against else []
+    corpus = gp.load_corpus([*data, *(more_data or [])], format=format_, mapping=names, on_bad="skip")
+    doctor = Doctor(context_length, held_out, _of_splits(env, o.environment_options(data_dir, env_option), against_split))
+    summary, shown = display.Summary(renderer.unknown_id), 0
     console = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
     coloured = console.color_system is not None and not console.no_color
-    for trajectory, one in islice(zip(trajectories, rendered, strict=True), limit):
-        console.print(f"── {display.heading(trajectory, one, unknown_id)}", style="bold")
-        console.print(display.mask_text(renderer.marked_text(trajectory), coloured))
-    console.print(str(summary))
+    for trajectory, rendered in render_each(renderer, corpus):
+        if isinstance(rendered, GradprismError):
+            corpus.account.skip(trajectory.id, trajectory.source, rendered)
+            continue
+        summary.add(rendered)
+        doctor.add(trajectory, rendered)
+        if shown < limit and not as_json:
+            shown += 1
+            console.print(f"── {display.heading(trajectory, rendered, renderer.unknown_id)}", style="bold")
+            console.print(display.mask_text(renderer.marked_text(trajectory), coloured))
+    if skipped is not None:
+        write_skipped(skipped, [corpus])
+    bad, lints = problems(corpus.account.skipped), doctor.lints()
+    if as_json:
+        found = {"problems": [asdict(one) for one in bad], "lints": [asdict(one) for one in lints]}
+        o.print_json({**asdict(summary.result()), **found, **corpus.account.notes.to_json()})
+    else:
+        _print(console, str(summary.result()), bad, lints)
+    if bad and on_bad == "fail":
+        count = len(corpus.account.skipped)
+        raise DataError(
+            f"{count} of {count + summary.result().trajectories} records cannot be used, the first: "
+            f"{_first(corpus.account.skipped[0])}; correct them, or leave them out by --on-bad skip"
+        )
+
+
+def _first(one: Skipped) -> str:
+    return ": ".join(part for part in (one.source, f"trajectory {one.id!r}" if one.id else "", one.reason.split(";")[0]) if part)
+
+
+def _print(console: Console, summary: str, bad: Sequence[Finding], lints: Sequence[Finding]) -> None:
+    console.print(summary)
+    for title, findings in (("cannot be used", bad), ("look at", lints)):
+        if findings:
+            console.print(f"{title}:", style="bold")
+            for finding in findings:
+                console.print(f"  {display.visible(str(finding))}")
+
+
+def _of_splits(env: str | None, options: dict[str, str], splits: Sequence[str] | None) -> Callable[[gp.Trajectory], bool] | None:
+    """Whether a trajectory's task is one of the splits; a task that the environment does not know is none."""
+    if not splits:
+        return None
+    if env is None:
+        raise ConfigError("--against-split: name the environment by --env")
+    environment = gp.make_environment(env, **options)
+    ids = {task_id for split in splits for task_id in environment.ids(split)}
+
+    def held_out(trajectory: gp.Trajectory) -> bool:
+        try:
+            return environment.task(trajectory.task).id in ids
+        except GradprismError:
+            return False
+
+    return held_out

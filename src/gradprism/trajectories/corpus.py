@@ -1,6 +1,8 @@
 """Corpora: where trajectories come from, read as they are asked for, and the one form in which they are written."""
 
 import json
+import re
+from bisect import insort
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -44,6 +46,11 @@ class Skipped:
     reason: str
 
 
+def _in_order(skipped: Skipped) -> list[tuple[int, str]]:
+    """By place, numbers in it by their value."""
+    return [(int(part) if part.isdigit() else 0, part) for part in re.split(r"(\d+)", skipped.source)]
+
+
 @dataclass(slots=True)
 class Account:
     """What the last pass through a corpus met: what nothing uses, and the records that were left out.
@@ -62,7 +69,8 @@ class Account:
     def skip(self, id: str, source: str, error: GradprismError) -> None:
         """Adds a record that was left out; the place is not said twice."""
         reason = str(error).removeprefix(f"{source}: ").removeprefix(f"trajectory {id!r}: ")
-        self.skipped.append(Skipped(id, source, reason))
+        # In order, though some are found out while later ones are being read.
+        insort(self.skipped, Skipped(id, source, reason), key=_in_order)
 
     def say_notes(self) -> None:
         """Prints once, however often a corpus is gone through, what nothing uses."""

@@ -1,7 +1,7 @@
 """Rendered trajectories for a person's eyes: the response mask as colour or brackets, and the corpus in a few numbers."""
 
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -91,23 +91,42 @@ class CorpusSummary:
         return "\n".join(lines)
 
 
-def summarise(corpus: "Sequence[RenderedTrajectory]", unknown_id: int | None = None) -> CorpusSummary:
-    """The summary of a rendered corpus of at least one trajectory; `unknown_id` is the tokenizer's unknown token."""
-    tokens = np.array([len(rendered.input_ids) for rendered in corpus])
-    response = np.array([rendered.response_mask.sum() for rendered in corpus])
-    cut = np.array([rendered.n_truncated for rendered in corpus])
-    return CorpusSummary(
-        trajectories=len(corpus),
-        tokens=int(tokens.sum()),
-        response_tokens=int(response.sum()),
-        response_share=float(response.sum() / tokens.sum()),
-        unknown_tokens=sum(rendered.n_unknown(unknown_id) for rendered in corpus),
-        assistant_turns=sum(len(rendered.turns) for rendered in corpus),
-        truncated_trajectories=int((cut > 0).sum()),
-        truncated_tokens=int(cut.sum()),
-        length_quantiles=_quantiles(tokens),
-        response_length_quantiles=_quantiles(response),
-    )
+class Summary:
+    """Counts rendered trajectories one by one; `unknown_id` is the tokenizer's unknown token."""
+
+    def __init__(self, unknown_id: int | None = None) -> None:
+        self._unknown_id, self._unknown, self._turns = unknown_id, 0, 0
+        self._rows: list[tuple[int, int, int]] = []
+
+    def add(self, rendered: "RenderedTrajectory") -> None:
+        """Counts one."""
+        self._rows.append((len(rendered.input_ids), int(rendered.response_mask.sum()), rendered.n_truncated))
+        self._unknown += rendered.n_unknown(self._unknown_id)
+        self._turns += len(rendered.turns)
+
+    def result(self) -> CorpusSummary:
+        """The summary of what was added, with zeros where that is nothing."""
+        tokens, response, cut = np.array(self._rows or [(0, 0, 0)], dtype=np.int64).T
+        return CorpusSummary(
+            trajectories=len(self._rows),
+            tokens=int(tokens.sum()),
+            response_tokens=int(response.sum()),
+            response_share=float(response.sum() / max(1, tokens.sum())),
+            unknown_tokens=self._unknown,
+            assistant_turns=self._turns,
+            truncated_trajectories=int((cut > 0).sum()),
+            truncated_tokens=int(cut.sum()),
+            length_quantiles=_quantiles(tokens),
+            response_length_quantiles=_quantiles(response),
+        )
+
+
+def summarise(corpus: "Iterable[RenderedTrajectory]", unknown_id: int | None = None) -> CorpusSummary:
+    """The summary of a rendered corpus; `unknown_id` is the tokenizer's unknown token."""
+    summary = Summary(unknown_id)
+    for rendered in corpus:
+        summary.add(rendered)
+    return summary.result()
 
 
 def _quantiles(values: np.ndarray) -> dict[str, float]:
