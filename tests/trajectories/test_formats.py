@@ -52,6 +52,10 @@ def messages_of(*turns: dict[str, Any]) -> tuple[Message, ...]:
             {"tool_calls": [{"id": "c1", "function": "find", "arguments": {"city": "Chur"}}]},
             Message("assistant", "", tool_calls=(CALL,)),
         ),
+        (
+            {"tool_calls": [{"name": "find", "arguments": json.dumps(json.dumps({"city": "Chur"}))}]},
+            Message("assistant", "", tool_calls=(NO_ID,)),
+        ),
         ({"tool_calls": [{"name": "find", "arguments": ""}]}, Message("assistant", "", tool_calls=(ToolCall("find", {}),))),
         (
             {"content": None, "function_call": {"name": "find", "arguments": '{"city": "Chur"}'}},
@@ -218,6 +222,7 @@ def test_other_forms_of_a_tool() -> None:
     assert read({"messages": TURNS, "tools": [anthropic]}).tools == (TOOL,)
     bare_properties = {"name": "find", "description": "Finds.", "parameters": SCHEMA["properties"]}
     assert read({"messages": TURNS, "tools": [bare_properties]}).tools == (TOOL,)
+    assert read({"messages": TURNS, "available_tools": json.dumps([BARE])}).tools == (TOOL,)
     for nothing in (None, [], "", "[]", {}):
         assert read({"messages": TURNS, "tools": nothing}).tools == ()
 
@@ -227,6 +232,7 @@ def test_a_system_key_is_the_system_turn(record: dict[str, Any]) -> None:
     made = read({**record, "system": "be brief"})
     assert made.messages == (Message("system", "be brief"), ASK, ANSWER)
     assert "system" not in made.task
+    assert read({**record, "system": [{"type": "text", "text": "be "}, {"type": "text", "text": "brief"}]}) == made
 
 
 SWE = [{"role": "system", "text": None, "system_prompt": "s"}, {"role": "user", "text": "when?"}, {"role": "ai", "text": "09:12"}]

@@ -146,7 +146,7 @@ def _failed(task: Mapping[str, Any]) -> bool:
         value = task.get(key)
         if isinstance(value, bool | int | float) and value <= 0:
             return True
-    return False
+    return task.get("label") is False  # TRL's mark of an answer that is not wanted
 
 
 def _refuses(message: Message) -> bool:

@@ -15,7 +15,7 @@ from gradprism.trajectories.tools import read_tools
 
 _IDS = ("id", "item_id")
 _LATER_IDS = ("trajectory_id", "traj_id", "session_id", "conversation_id", "uuid")  # kept in the task too
-_SYSTEM, _TOOLS = ("system", "system_prompt"), ("tools", "functions", "tool_definitions")
+_SYSTEM, _TOOLS = ("system", "system_prompt"), ("tools", "functions", "tool_definitions", "available_tools")
 _MEDIA = ("images", "videos", "audios", "image", "video", "audio")
 _TOOLS_ELEMENT = re.compile(r"<tools>(.*?)</tools>", re.DOTALL)
 _MEDIA_ENDINGS = (".jpg", ".jpeg", ".png", ".gif", ".webp", ".mp4", ".wav", ".mp3")
@@ -93,7 +93,7 @@ def assemble(record: Record, messages: list[Message], used: Iterable[str], notes
 
 def _with_system(record: Record, messages: list[Message]) -> list[Message]:
     for key in _SYSTEM:
-        system = record.get(key)
+        system = _joined(record.get(key))
         if system is None or system == "":
             continue
         if not isinstance(system, str):
@@ -104,6 +104,13 @@ def _with_system(record: Record, messages: list[Message]) -> list[Message]:
         elif system not in present:
             raise DataError(f"both a {key!r} key and a system turn; keep one")
     return messages
+
+
+def _joined(value: Any) -> Any:
+    """A text that is given as a list of parts of text (Anthropic's), as one."""
+    if isinstance(value, list) and value and all(isinstance(part, Mapping) and isinstance(part.get("text"), str) for part in value):
+        return "".join(part["text"] for part in value)
+    return value
 
 
 def _tools(record: Record, turns: Sequence[Any]) -> tuple[Mapping[str, Any], ...]:

@@ -53,7 +53,8 @@ def _decoded_arguments(text: str, name: str) -> Any:
     if not text.strip():
         return {}
     try:
-        return json.loads(text)
+        value = json.loads(text)
+        return json.loads(value) if isinstance(value, str) else value  # some sets encode them twice
     except (ValueError, RecursionError):
         raise DataError(f"the arguments of {name!r} are no JSON object: {text[:60]!r}; repair or delete the record") from None
 
