@@ -14,6 +14,7 @@ from gradprism.environments.prompts import PromptTemplate
 from gradprism.environments.protocol import Task
 from gradprism.models import load_model
 from gradprism.rollouts.episode import Episode, StopReason, Turn
+from gradprism.routing.sets import RlTask
 from gradprism.runtime.errors import ConfigError, DataError, FolderInUseError, MissingFileError, ModelError
 from gradprism.training.advantages.grpo import grpo
 from gradprism.training.advantages.outcome import Outcome
@@ -24,7 +25,7 @@ from gradprism.training.rewards import outcome
 from gradprism.training.rl import RlTraining, train_rl
 from gradprism.training.rl_config import RlConfig
 from gradprism.training.rounds import Rounds, advantages_of, figures_of, has_gradient
-from gradprism.training.tasks import TaskStream, read_tasks
+from gradprism.training.tasks import TaskStream, as_tasks, read_tasks
 from gradprism.trajectories.rendering import Renderer, load_tokenizer
 from helpers.broken_games import BrokenGames
 from helpers.tiny import tiny_llama, tiny_qwen3, tiny_tokenizer
@@ -571,6 +572,18 @@ def test_tasks_are_read_once_and_bad_lines_are_named(tmp_path):
             read_tasks(path, environment)
     with pytest.raises(MissingFileError):
         read_tasks(tmp_path / "none.jsonl", environment)
+    path.write_text(json.dumps({"id": "a", "messages": [], "task": lines[0]["task"]}) + "\n")
+    with pytest.raises(DataError, match=r"rl\.jsonl:1: is a trajectory of the SFT side"):
+        read_tasks(path, environment)
+
+
+def test_the_tasks_of_a_route_are_the_environments():
+    environment = AlfworldEnvironment("tiny")
+    first, second = environment.tasks("train", 2)
+    routed = [RlTask("a", [], first.reference()), RlTask("b", [], first.reference()), second]
+    assert as_tasks(routed, environment) == [first, second]
+    with pytest.raises(ConfigError, match="expected env 'alfworld'"):
+        as_tasks([RlTask("a", [], {})], environment)
 
 
 def test_a_training_is_extended_from_a_kept_checkpoint_to_the_same_weights(tmp_path):

@@ -16,6 +16,7 @@ from gradprism.environments.protocol import Environment, Task
 from gradprism.models import check_context_length
 from gradprism.rollouts.config import RolloutConfig
 from gradprism.rollouts.player import Player
+from gradprism.routing.sets import RlTask
 from gradprism.runtime.errors import ConfigError, ModelError
 from gradprism.runtime.files import sha256_json
 from gradprism.runtime.folders import Manifest, OnExisting
@@ -29,7 +30,7 @@ from gradprism.training.processes import fsdp_version, processes_here
 from gradprism.training.rl_config import RlConfig
 from gradprism.training.rounds import Rounds, figures_of
 from gradprism.training.summary import TrainingSummary
-from gradprism.training.tasks import TaskStream
+from gradprism.training.tasks import TaskStream, as_tasks
 from gradprism.trajectories.rendering import Renderer
 
 # Asked between rounds, with the model and how many rounds have been played: tasks to go on with, or None for the same as before.
@@ -42,7 +43,7 @@ def train_rl(
     model: Any,
     tokenizer: Any,
     environment: Environment,
-    tasks: Sequence[Task],
+    tasks: Sequence[Task | RlTask],
     config: RlConfig = RlConfig(),
     *,
     out: Path | str,
@@ -53,14 +54,16 @@ def train_rl(
 ) -> TrainingSummary:
     """Trains `model` in place on `tasks` and makes `out` a training folder with the result.
 
-    Only the tasks are used, never a gold action. Tokens of observations get no loss. The model may lie on the CPU: it is moved to
-    `device` (auto, cpu or cuda). Under `torchrun` or `accelerate launch` every process calls this with the same arguments. A training
-    that was cut short goes on from its last checkpoint, and gives what it would have given; one that has finished is not repeated
-    (`reused`). `refresh` may replace the tasks between rounds.
+    `tasks` are the environment's or those of a route (`Routes.rl`), each counted once. Only they are used, never a gold action. Tokens of
+    observations get no loss. The model may lie on the CPU: it is moved to `device` (auto, cpu or cuda). Under `torchrun` or
+    `accelerate launch` every process calls this with the same arguments. A training that was cut short goes on from its last checkpoint,
+    and gives what it would have given; one that has finished is not repeated (`reused`), and goes on for more rounds from a checkpoint that
+    was kept. `refresh` may replace the tasks between rounds.
 
     Raises `ConfigError` before training for settings that cannot be met, `FolderInUseError` for a folder that holds something else,
     and `ModelError` where training diverges.
     """
+    tasks = as_tasks(tasks, environment)
     with training_frame(model, tokenizer, config, out, device, on_existing) as frame:
         length = check_context_length(frame.model, config.context_length)
         config, renderer = config.model_copy(update={"context_length": length}), Renderer(frame.tokenizer, length)

@@ -1,13 +1,20 @@
 """The tasks of RL: read from a route folder, and drawn in a shuffled order."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from gradprism.environments.protocol import Environment, Task
+from gradprism.routing.sets import RlTask
 from gradprism.runtime.errors import DataError, MissingFileError
+
+
+def as_tasks(tasks: Iterable[Task | RlTask], environment: Environment) -> list[Task]:
+    """The environment's tasks, also of the RL tasks of a route, each once; raises `ConfigError` for one that is not its own."""
+    found = [environment.task(task.task) if isinstance(task, RlTask) else task for task in tasks]
+    return list({task.id: task for task in found}.values())
 
 
 def read_tasks(path: Path | str, environment: Environment) -> list[Task]:
@@ -19,7 +26,12 @@ def read_tasks(path: Path | str, environment: Environment) -> list[Task]:
     with open(path, "rb") as file:
         for number, line in enumerate(file, 1):
             try:
-                task = environment.task(json.loads(line)["task"])
+                record = json.loads(line)
+                if "messages" in record:
+                    raise DataError(f"{path}:{number}: is a trajectory of the SFT side; give the rl.jsonl of a route folder")
+                task = environment.task(record["task"])
+            except DataError:
+                raise
             except (ValueError, KeyError, TypeError, AttributeError) as error:
                 raise DataError(f"{path}:{number}: no task of environment {environment.name!r} ({error})") from None
             tasks[task.id] = task
