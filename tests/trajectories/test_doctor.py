@@ -6,7 +6,7 @@ import pytest
 
 from gradprism.trajectories.corpus import Skipped
 from gradprism.trajectories.doctor import LINTS, Doctor, problems
-from gradprism.trajectories.duplicates import Duplicates, Openings, task_names
+from gradprism.trajectories.duplicates import Duplicates, Opening, Print, shared, task_names
 from gradprism.trajectories.record import Message, ToolCall, Trajectory
 from gradprism.trajectories.rendering import Renderer
 from helpers.tiny import sample_trajectories, tiny_tokenizer
@@ -14,10 +14,10 @@ from helpers.tiny import sample_trajectories, tiny_tokenizer
 LOOK, GO, SEEN = Message("user", "look"), Message("assistant", "go to desk 1"), Message("user", "you see a desk 1 .")
 
 
-def found(*trajectories: Trajectory, context_length: int | None = None, **options) -> dict[str, int]:
-    doctor, renderer = Doctor(context_length, **options), Renderer(tiny_tokenizer(), context_length)
+def found(*trajectories: Trajectory, context_length: int | None = None, against=(), held_out: str = "") -> dict[str, int]:
+    doctor, renderer = Doctor(context_length, against), Renderer(tiny_tokenizer(), context_length)
     for trajectory in trajectories:
-        doctor.add(trajectory, renderer.render(trajectory))
+        doctor.add(trajectory, doctor.examine(trajectory, renderer.render(trajectory)), trajectory.id == held_out)
     return {lint.kind: lint.count for lint in doctor.lints()}
 
 
@@ -69,7 +69,13 @@ def test_duplicates_exact_and_near() -> None:
     one, other = trajectory("a1", text), trajectory("b", text[::-1])
     nearly = trajectory("c", [*text[:-1], text[-1].replace("word390", "else")])
     duplicates = Duplicates()
-    assert [duplicates.add(t) for t in (one, other, replace(one, id="a2"), nearly)] == [None, None, ("exact", "a1"), ("near", "a1")]
+    found_before = [duplicates.add(t.id, Print.of(t)) for t in (one, other, replace(one, id="a2"), nearly)]
+    assert found_before == [
+        None,
+        None,
+        ("exact", "a1"),
+        ("near", "a1"),
+    ]
     assert found(one, other, replace(one, id="a2"), nearly) == {"exact-duplicate": 1, "near-duplicate": 1}
     assert found(*(Trajectory(str(i), (LOOK, replace(GO, content=f"go to desk {i}"))) for i in range(9))) == {}
 
@@ -81,14 +87,11 @@ def test_tasks_shared_with_a_held_out_corpus_by_name_or_by_opening() -> None:
     named = [replace(samples[0], id="x", messages=(LOOK, GO), task={"game_file": "/elsewhere/heat/trial_1/game.tw-pddl"})]
     mine = replace(samples[3], task={"game_file": "json/train/heat/trial_1/game.tw-pddl"})
     assert found(*samples[:3], mine, against=named) == {"shared-task": 1}
-    assert task_names(mine) == {"game=heat/trial_1"}
+    assert task_names(mine.task) == {"game=heat/trial_1"}
     same_start = [replace(t, messages=(LOOK, GO, *t.messages)) for t in samples]  # instructions first, then the task
-    openings, held = Openings(), Openings()
-    for trajectory in same_start:
-        openings.add(replace(trajectory, task={}))
-    held.add(replace(same_start[4], task={}))
-    assert openings.shared_with(held) == [samples[4].id]
-    assert found(*samples, held_out=lambda t: t.id == samples[1].id) == {"shared-task": 1}
+    openings = {t.id: Opening.of(replace(t, task={})) for t in same_start}
+    assert shared(openings, [openings[samples[4].id]]) == [samples[4].id]
+    assert found(*samples, held_out=samples[1].id) == {"shared-task": 1}
 
 
 def test_records_that_cannot_be_used_are_grouped_by_kind() -> None:

@@ -14,9 +14,10 @@ from gradprism.package_data import resolve_shipped
 from gradprism.runtime.errors import ConfigError, DataError, GradprismError
 from gradprism.trajectories import display
 from gradprism.trajectories.corpus import Skipped, write_skipped
-from gradprism.trajectories.doctor import Doctor, Finding, problems
+from gradprism.trajectories.doctor import Doctor, Examination, Finding, problems
 from gradprism.trajectories.mapping import read_settings
-from gradprism.trajectories.parallel import render_each
+from gradprism.trajectories.parallel import map_rendered
+from gradprism.trajectories.rendering import RenderedTrajectory
 
 
 def command(
@@ -59,26 +60,33 @@ def command(
     names = read_settings(map_)
     held_out = list(gp.load_corpus(against, format=format_, mapping=names, on_bad="skip")) if against else []
     corpus = gp.load_corpus([*data, *(more_data or [])], format=format_, mapping=names, on_bad="skip")
-    doctor = Doctor(context_length, held_out, _of_splits(env, o.environment_options(data_dir, env_option), against_split))
-    summary, shown = display.Summary(renderer.unknown_id), 0
+    doctor, is_held_out = (
+        Doctor(context_length, held_out),
+        _of_splits(env, o.environment_options(data_dir, env_option), against_split),
+    )
+    summary, shown, unknown_id = display.Summary(), 0, renderer.unknown_id
     console = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
     coloured = console.color_system is not None and not console.no_color
-    for trajectory, rendered in render_each(renderer, corpus):
-        if isinstance(rendered, GradprismError):
-            corpus.account.skip(trajectory.id, trajectory.source, rendered)
+
+    def look(trajectory: gp.Trajectory, rendered: RenderedTrajectory) -> tuple[display.Counts, Examination]:
+        return display.Counts.of(rendered, unknown_id), doctor.examine(trajectory, rendered)
+
+    for trajectory, found in map_rendered(renderer, corpus, look):
+        if isinstance(found, GradprismError):
+            corpus.account.skip(trajectory.id, trajectory.source, found)
             continue
-        summary.add(rendered)
-        doctor.add(trajectory, rendered)
+        summary.add(found[0])
+        doctor.add(trajectory, found[1], is_held_out is not None and is_held_out(trajectory))
         if shown < limit and not as_json:
             shown += 1
-            console.print(f"── {display.heading(trajectory, rendered, renderer.unknown_id)}", style="bold")
+            console.print(f"── {display.heading(trajectory, renderer.render(trajectory), unknown_id)}", style="bold")
             console.print(display.mask_text(renderer.marked_text(trajectory), coloured))
     if skipped is not None:
         write_skipped(skipped, [corpus])
     bad, lints = problems(corpus.account.skipped), doctor.lints()
     if as_json:
-        found = {"problems": [asdict(one) for one in bad], "lints": [asdict(one) for one in lints]}
-        o.print_json({**asdict(summary.result()), **found, **corpus.account.notes.to_json()})
+        listed = {"problems": [asdict(one) for one in bad], "lints": [asdict(one) for one in lints]}
+        o.print_json({**asdict(summary.result()), **listed, **corpus.account.notes.to_json()})
     else:
         _print(console, str(summary.result()), bad, lints)
     if bad and on_bad == "fail":

@@ -91,18 +91,35 @@ class CorpusSummary:
         return "\n".join(lines)
 
 
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """What a summary needs of a rendered trajectory."""
+
+    tokens: int
+    response: int
+    cut: int
+    unknown: int
+    turns: int
+
+    @classmethod
+    def of(cls, rendered: "RenderedTrajectory", unknown_id: int | None) -> "Counts":
+        """Its numbers; `unknown_id` is the tokenizer's unknown token."""
+        tokens, response = len(rendered.input_ids), int(rendered.response_mask.sum())
+        return cls(tokens, response, rendered.n_truncated, rendered.n_unknown(unknown_id), len(rendered.turns))
+
+
 class Summary:
-    """Counts rendered trajectories one by one; `unknown_id` is the tokenizer's unknown token."""
+    """Counts rendered trajectories one by one."""
 
-    def __init__(self, unknown_id: int | None = None) -> None:
-        self._unknown_id, self._unknown, self._turns = unknown_id, 0, 0
+    def __init__(self) -> None:
         self._rows: list[tuple[int, int, int]] = []
+        self._unknown = self._turns = 0
 
-    def add(self, rendered: "RenderedTrajectory") -> None:
+    def add(self, counts: Counts) -> None:
         """Counts one."""
-        self._rows.append((len(rendered.input_ids), int(rendered.response_mask.sum()), rendered.n_truncated))
-        self._unknown += rendered.n_unknown(self._unknown_id)
-        self._turns += len(rendered.turns)
+        self._rows.append((counts.tokens, counts.response, counts.cut))
+        self._unknown += counts.unknown
+        self._turns += counts.turns
 
     def result(self) -> CorpusSummary:
         """The summary of what was added, with zeros where that is nothing."""
@@ -123,9 +140,9 @@ class Summary:
 
 def summarise(corpus: "Iterable[RenderedTrajectory]", unknown_id: int | None = None) -> CorpusSummary:
     """The summary of a rendered corpus; `unknown_id` is the tokenizer's unknown token."""
-    summary = Summary(unknown_id)
+    summary = Summary()
     for rendered in corpus:
-        summary.add(rendered)
+        summary.add(Counts.of(rendered, unknown_id))
     return summary.result()
 
 

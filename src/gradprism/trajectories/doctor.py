@@ -1,12 +1,12 @@
 """The doctor of corpora: one pass over all trajectories, which lists what cannot be used and what harms training."""
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from gradprism.trajectories.corpus import Skipped
-from gradprism.trajectories.duplicates import ALIKE, Duplicates, Openings
+from gradprism.trajectories.duplicates import ALIKE, Duplicates, Opening, Print, shared, task_names
 from gradprism.trajectories.record import Message, Trajectory
 from gradprism.trajectories.rendering import RenderedTrajectory
 
@@ -69,49 +69,56 @@ LINTS: Mapping[str, str] = {
 }
 
 
-class Doctor:
-    """Looks at each trajectory once; memory grows by about 2 kB for each.
+@dataclass(frozen=True, slots=True)
+class Examination:
+    """What the doctor keeps of a trajectory: the kinds of lints that it has, and by what it and its task are known again."""
 
-    `context_length` is in tokens, None for no limit; `held_out` says whether a trajectory's task is one of an evaluation split.
+    lints: tuple[str, ...]
+    print: Print
+    opening: Opening | None
+
+
+class Doctor:
+    """Looks at each trajectory once (`examine`, which other processes may do) and sums up (`add`, in order).
+
+    `context_length` is in tokens, None for no limit; tasks of `against` are held out. Memory grows by about 2 kB for each trajectory.
     """
 
-    def __init__(
-        self,
-        context_length: int | None = None,
-        against: Sequence[Trajectory] = (),
-        held_out: Callable[[Trajectory], bool] | None = None,
-    ) -> None:
-        self._context_length, self._held_out = context_length, held_out
+    def __init__(self, context_length: int | None = None, against: Sequence[Trajectory] = ()) -> None:
+        self._context_length = context_length
+        self._against = [Opening.of(trajectory) for trajectory in against]
         self._found = {kind: _Tally() for kind in LINTS}
-        self._duplicates, self._openings, self._against = Duplicates(), Openings(), Openings()
-        self._places: dict[str, str] = {}
-        for trajectory in against:
-            self._against.add(trajectory)
+        self._duplicates = Duplicates()
+        self._openings: dict[str, Opening] = {}
 
-    def add(self, trajectory: Trajectory, rendered: RenderedTrajectory) -> None:
-        """Looks at a trajectory that can be used."""
+    def examine(self, trajectory: Trajectory, rendered: RenderedTrajectory) -> Examination:
+        """Looks at a trajectory by itself; nothing of its task is asked."""
+        lints = tuple(dict.fromkeys((*self._lints(trajectory), *_of_tokens(rendered))))
+        return Examination(lints, Print.of(trajectory), Opening.of(trajectory) if self._against else None)
+
+    def add(self, trajectory: Trajectory, examination: Examination, held_out: bool = False) -> None:
+        """Counts what was found in a trajectory, and what its task says; `held_out`: it is known to be a task of an evaluation."""
         place = trajectory.source or trajectory.id
-        for kind in dict.fromkeys((*self._lints(trajectory), *_of_tokens(rendered))):
+        if _failed(trajectory.task):
+            self._found["failed"].add(place)
+        for kind in examination.lints:
             self._found[kind].add(place)
-        if before := self._duplicates.add(trajectory):
+        if before := self._duplicates.add(trajectory.id, examination.print):
             kind, other = before
             self._found[f"{kind}-duplicate"].add(f"{place} of {other}")
-        if self._held_out is not None and self._held_out(trajectory):
+        if held_out:
             self._found["shared-task"].add(place)
-        elif self._against.ids:
-            self._openings.add(trajectory)
-            self._places[trajectory.id] = place
+        elif examination.opening is not None:
+            self._openings[place] = replace(examination.opening, names=task_names(trajectory.task))
 
     def lints(self) -> list[Finding]:
         """What harms training, in the order of `LINTS`."""
-        for id_ in self._openings.shared_with(self._against) if self._against.ids else ():
-            self._found["shared-task"].add(self._places[id_])
-        self._openings = Openings()  # they are counted
+        for place in shared(self._openings, self._against):
+            self._found["shared-task"].add(place)
+        self._openings = {}  # they are counted
         return [Finding(kind, t.count, tuple(t.first), LINTS[kind]) for kind, t in self._found.items() if t.count]
 
     def _lints(self, trajectory: Trajectory) -> Iterator[str]:
-        if _failed(trajectory.task):
-            yield "failed"
         if trajectory.tools and not any(message.tool_calls for message in trajectory.messages):
             yield "tools-never-called"
         last: Message | None = None

@@ -1,41 +1,54 @@
 """Rendering with all cores, in the corpus's order, and what becomes of trajectories that cannot be rendered."""
 
+import gc
 import multiprocessing
 import os
 import time
 import warnings
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from itertools import islice
+from typing import Any, TypeVar
 
 from gradprism.runtime.errors import GradprismError, WorkerError
 from gradprism.runtime.progress import Progress
 from gradprism.trajectories.corpus import Corpus
-from gradprism.trajectories.record import Trajectory
+from gradprism.trajectories.record import Message, Trajectory
 from gradprism.trajectories.rendering import RenderedTrajectory, Renderer
 
-Rendered = tuple[Trajectory, RenderedTrajectory | GradprismError]
+T = TypeVar("T")
+Work = Callable[[Trajectory, RenderedTrajectory], T]
+Packed = tuple[str, list[tuple[Any, ...]], str, tuple[Any, ...]]
 _PATIENCE = 1.0  # seconds of rendering in this process before others are started
 _CHUNK, _AHEAD = 32, 4  # trajectories that a process is given at a time, and chunks in flight for each
-_renderer: Renderer | None = None  # a worker's own
+_job: "tuple[Renderer, Work[Any]] | None" = None  # a worker's own
 
 
-def render_each(renderer: Renderer, trajectories: Iterable[Trajectory], processes: int | None = None) -> Iterator[Rendered]:
-    """Each trajectory with its rendering, or the error in its place, in order; `processes` render (default one per core).
+def map_rendered(
+    renderer: Renderer, trajectories: Iterable[Trajectory], work: Work[T], processes: int | None = None
+) -> Iterator[tuple[Trajectory, T | GradprismError]]:
+    """Each trajectory with what `work` makes of it and its rendering, or the error in its place, in order.
 
-    What takes less than a second is done in this process alone.
+    `processes` (default one per core) render and work; what takes less than a second is done in this process alone.
     """
     processes = _cores() if processes is None else processes
     remaining, began = iter(trajectories), time.monotonic()
     for trajectory in remaining:
-        yield trajectory, _render(renderer, trajectory)
+        yield trajectory, _do(renderer, work, trajectory)
         if processes > 1 and time.monotonic() - began >= _PATIENCE:
             break
     else:
         return
-    yield from _in_processes(renderer, remaining, processes)
+    yield from _in_processes(renderer, work, remaining, processes)
+
+
+def render_each(
+    renderer: Renderer, trajectories: Iterable[Trajectory], processes: int | None = None
+) -> Iterator[tuple[Trajectory, RenderedTrajectory | GradprismError]]:
+    """`map_rendered` with the rendering itself."""
+    return map_rendered(renderer, trajectories, lambda _, rendered: rendered, processes)
 
 
 def render_all(renderer: Renderer, trajectories: Sequence[Trajectory]) -> list[RenderedTrajectory]:
@@ -68,18 +81,20 @@ def usable(renderer: Renderer, corpus: Corpus) -> list[Trajectory]:
     return list(corpus) if corpus.on_bad == "fail" else [trajectory for trajectory, _ in render_usable(renderer, corpus)]
 
 
-def _in_processes(renderer: Renderer, trajectories: Iterator[Trajectory], processes: int) -> Iterator[Rendered]:
+def _in_processes(
+    renderer: Renderer, work: Work[T], trajectories: Iterator[Trajectory], processes: int
+) -> Iterator[tuple[Trajectory, T | GradprismError]]:
     # Forked: a spawned process would import for seconds, and run a script again that has no main guard. What a child runs here is the
     # template and the tokenizer, which take no lock that another thread of this process may hold.
     context = multiprocessing.get_context("fork")
-    pool = ProcessPoolExecutor(processes, context, _begin, (renderer,))
-    pending: deque[tuple[list[Trajectory], Future[list[RenderedTrajectory | GradprismError]]]] = deque()
+    pool = ProcessPoolExecutor(processes, context, _begin, (renderer, work))
+    pending: deque[tuple[list[Trajectory], Future[list[Any]]]] = deque()
     try:
         while True:
             while len(pending) < _AHEAD * processes and (chunk := list(islice(trajectories, _CHUNK))):
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore", DeprecationWarning)  # of forks beside threads; see above
-                    pending.append((chunk, pool.submit(_render_chunk, chunk)))
+                    pending.append((chunk, pool.submit(_do_chunk, [_packed(trajectory) for trajectory in chunk])))
             if not pending:
                 return
             chunk, future = pending.popleft()
@@ -90,19 +105,31 @@ def _in_processes(renderer: Renderer, trajectories: Iterator[Trajectory], proces
         pool.shutdown(cancel_futures=True)
 
 
-def _begin(renderer: Renderer) -> None:
-    global _renderer
-    _renderer = renderer
+def _packed(trajectory: Trajectory) -> Packed:
+    """What rendering reads of a trajectory, as tuples, which travel faster than their classes; the task stays behind."""
+    messages = [(m.role, m.content, m.weight, m.reasoning, m.tool_calls, m.name, m.tool_call_id) for m in trajectory.messages]
+    return trajectory.id, messages, trajectory.source, trajectory.tools
 
 
-def _render_chunk(chunk: list[Trajectory]) -> list[RenderedTrajectory | GradprismError]:
-    assert _renderer is not None
-    return [_render(_renderer, trajectory) for trajectory in chunk]
+def _unpacked(packed: Packed) -> Trajectory:
+    id_, messages, source, tools = packed
+    return Trajectory(id_, tuple(Message(*fields) for fields in messages), source=source, tools=tools)
 
 
-def _render(renderer: Renderer, trajectory: Trajectory) -> RenderedTrajectory | GradprismError:
+def _begin(renderer: Renderer, work: Work[Any]) -> None:
+    global _job
+    _job = renderer, work
+    gc.freeze()  # what the parent holds is never collected here
+
+
+def _do_chunk(chunk: list[Packed]) -> list[Any]:
+    assert _job is not None
+    return [_do(*_job, _unpacked(packed)) for packed in chunk]
+
+
+def _do(renderer: Renderer, work: Work[T], trajectory: Trajectory) -> T | GradprismError:
     try:
-        return renderer.render(trajectory)
+        return work(trajectory, renderer.render(trajectory))
     except GradprismError as error:
         return error
 
