@@ -5,15 +5,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from gradprism.models import (
-    check_context_length,
-    check_trainable,
-    keep_unpacked,
-    load_config,
-    load_model,
-    resolve_device,
-    tokenizer_source,
-)
+from gradprism.checkpoints import check_trainable, load_config, tokenizer_source
+from gradprism.models import check_context_length, keep_unpacked, load_model, resolve_device
 from gradprism.runtime.errors import ConfigError, MissingDependencyError, ModelError
 from helpers.tiny import tiny_qwen3, tiny_tokenizer
 
@@ -178,7 +171,7 @@ def test_a_model_is_spread_by_transformers(base, monkeypatch):
 def test_a_model_that_does_not_fit_its_devices_is_refused(base, monkeypatch):
     from gradprism import models
 
-    def offloaded(name, options):
+    def offloaded(source, auto, options):
         model = tiny_qwen3(len(tiny_tokenizer()))
         model.model.layers[1].to("meta")
         return model

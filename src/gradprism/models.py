@@ -1,14 +1,22 @@
 """Loading models: safetensors only, no remote code, and one clear line when it cannot be done."""
 
 import logging
-import re
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from gradprism.runtime.errors import ConfigError, MissingDependencyError, MissingFileError, ModelError, one_line
-from gradprism.runtime.files import read_json
+from gradprism.checkpoints import (
+    ADAPTER_WEIGHTS,
+    Source,
+    auto_class,
+    base_and_adapter,
+    check_model_name,
+    dequantising,
+    load_config,
+    model_source,
+)
+from gradprism.runtime.errors import ConfigError, MissingDependencyError, ModelError, one_line
 from gradprism.runtime.ranks import Ranks
 
 DTYPES = ("auto", "float32", "bfloat16", "float16", "float64")
@@ -32,10 +40,6 @@ class ModelSpec:
     def load(self, device: str | None = None) -> Any:
         """The model on its own device, or on another."""
         return load_model(self.path, self.dtype, device or self.device, quantise=self.quantise, attention=self.attention)
-
-
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
-_ADAPTER_CONFIG, _ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 
 def resolve_device(device: str, ranks: Ranks | None = None) -> str:
@@ -85,12 +89,15 @@ def load_model(
     quantise: Quantise | None = None,
     attention: str | None = None,
 ) -> Any:
-    """A `transformers` causal language model in evaluation mode.
+    """A `transformers` causal language model in evaluation mode; of a model of text and images the whole, whose text part is one.
 
-    An existing folder is read from disk; any other name is a hub id. A folder with an `adapter_config.json` is a PEFT adapter: its
-    base model is loaded and the adapter's layers are put into it. `device` `auto-map` spreads the layers over all visible CUDA
-    devices. `quantise` makes the linear layers 8- or 4-bit (nf4) by bitsandbytes; `dtype` then holds for everything else. `attention`
-    is an implementation that `transformers` has (sdpa, eager, flash_attention_2, …), in place of the model's own choice.
+    An existing folder is read from disk, and a `.gguf` file; any other name is a hub id. A folder with an `adapter_config.json` is a
+    PEFT adapter: its base model is loaded and the adapter's layers are put into it. Quantised weights that transformers can
+    dequantise (GGUF, FP8, MXFP4, compressed-tensors) become plain numbers of `dtype`; bitsandbytes' stay as they are.
+
+    `device` `auto-map` spreads the layers over all visible CUDA devices. `quantise` makes the linear layers 8- or 4-bit (nf4) by
+    bitsandbytes; `dtype` then holds for everything else. `attention` is an implementation that `transformers` has (sdpa, eager,
+    flash_attention_2, …), in place of the model's own choice.
 
     Raises `MissingFileError`, `MissingDependencyError` or `ModelError`.
     """
@@ -99,17 +106,23 @@ def load_model(
     if dtype not in DTYPES:
         raise ModelError(f"dtype {dtype!r}: choose one of {list(DTYPES)}")
     check_model_name(name_or_path)
-    base, adapter = _base_and_adapter(name_or_path)
-    where = resolve_device(device)
+    base, adapter = base_and_adapter(name_or_path)
+    config, source, where = load_config(base), model_source(base), resolve_device(device)
     options: dict[str, Any] = {
         "dtype": "auto" if dtype == "auto" else getattr(torch, dtype),
         "device_map": "auto" if device == "auto-map" and where != "cpu" else {"": where},
     }
-    if quantise is not None:
+    if is_quantised := source.gguf is not None or getattr(config, "quantization_config", None) is not None:
+        if quantise is not None:
+            raise ModelError(f"model {base!r}: its weights are quantised already; leave out --quantise")
+        options |= dequantising(base, config)
+    elif quantise is not None:
         options["quantization_config"] = _quantisation(quantise, dtype)
     if attention is not None:
         options["attn_implementation"] = attention
-    model = _from_pretrained(base, options)
+    model = _from_pretrained(source, auto_class(config), options)
+    if is_quantised and not _keeps_quantised(model):
+        _make_plain(model, dtype)
     # Weights that are moved to the device for each layer's turn stay there until the backward pass: nothing would be saved.
     if away := [name for name, parameter in model.named_parameters() if parameter.device.type == "meta"]:
         raise ModelError(
@@ -141,23 +154,61 @@ def keep_unpacked(model: Any) -> None:
             raise ModelError(f"{name}: bitsandbytes has packed its weights for inference on this processor; load the model again")
 
 
-def _from_pretrained(name_or_path: str, options: dict[str, Any]) -> Any:
+def _from_pretrained(source: Source, auto: Any, options: dict[str, Any]) -> Any:
     from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM
 
+    name = str(Path(source.name) / source.gguf) if source.gguf else source.name
     try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            name_or_path, output_loading_info=True, use_safetensors=True, trust_remote_code=False, **options
+        loaded: Any = auto.from_pretrained(
+            source.name,
+            output_loading_info=True,
+            use_safetensors=True,
+            ignore_mismatched_sizes=True,  # they are told below, by name
+            trust_remote_code=False,
+            **source.options,
+            **options,
         )
     except ImportError as error:
-        raise MissingDependencyError(f"model {name_or_path!r}: cannot be loaded: {one_line(error)}") from None
-    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
-        raise ModelError(f"model {name_or_path!r}: cannot be loaded: {one_line(error)}") from None
+        raise MissingDependencyError(f"model {name!r}: cannot be loaded: {one_line(error)}") from None
+    except (OSError, ValueError, RuntimeError, KeyError, AttributeError, TypeError, NotImplementedError, SafetensorError) as error:
+        raise ModelError(f"model {name!r}: cannot be loaded: {one_line(error)}") from None
     model, info = loaded
-    absent = sorted(str(key) for part in ("missing_keys", "mismatched_keys") for key in info.get(part, ()))
-    if absent:  # the library fills these with random numbers
-        raise ModelError(f"model {name_or_path!r}: the file lacks {len(absent)} of the model's weights, among them {absent[0]}")
+    # The library fills these with random numbers.
+    if other := sorted(str(key[0]) for key in info.get("mismatched_keys", ())):
+        raise ModelError(
+            f"model {name!r}: {len(other)} of its weights are not of the sizes that its configuration says, as {other[0]}"
+        )
+    if absent := sorted(map(str, info.get("missing_keys", ()))):
+        raise ModelError(f"model {name!r}: the file lacks {len(absent)} of the model's weights, among them {absent[0]}")
     return model
+
+
+def _keeps_quantised(model: Any) -> bool:
+    """True for a checkpoint of bitsandbytes' layers, which the probe measures as they are."""
+    return bool(getattr(model, "is_loaded_in_8bit", False) or getattr(model, "is_loaded_in_4bit", False))
+
+
+def _make_plain(model: Any, dtype: str) -> None:
+    """Forgets, once weights have been dequantised, that they were quantised, and gives all of them one type.
+
+    Raises `ModelError` for weights that are still packed.
+    """
+    import torch
+
+    narrow = [name for name, p in model.named_parameters() if p.dtype.itemsize < 2 and p.numel() > 1]
+    if narrow:
+        raise ModelError(
+            f"{type(model).__name__}: {len(narrow)} of its weights are still quantised after loading, among them {narrow[0]}; "
+            "give a checkpoint in bfloat16"
+        )
+    model.hf_quantizer = None
+    for attribute in ("quantization_method", "is_quantized"):
+        if hasattr(model, attribute):
+            delattr(model, attribute)
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    if dtype != "auto":
+        model.to(getattr(torch, dtype))
 
 
 def _quantisation(quantise: str, dtype: str) -> Any:
@@ -192,9 +243,10 @@ def _with_adapter(base: Any, folder: Path) -> Any:
         raise MissingDependencyError(f"adapter {str(folder)!r}: peft is not installed; install it with: pip install peft") from None
     try:
         # Not cast to float32: the adapter computes in the type asked for.
+        _resize_vocabulary(base, folder)
         with warnings.catch_warnings(action="ignore"):  # what it warns of is refused below
             wrapped = PeftModel.from_pretrained(base, str(folder), is_trainable=False, autocast_adapter_dtype=False)
-        with safe_open(folder / _ADAPTER_WEIGHTS, "pt") as file:
+        with safe_open(folder / ADAPTER_WEIGHTS, "pt") as file:
             absent = sorted(get_peft_model_state_dict(wrapped).keys() - set(file.keys()))
     except (OSError, ValueError, TypeError, RuntimeError, KeyError, SafetensorError) as error:
         raise ModelError(f"adapter {str(folder)!r}: cannot be loaded: {one_line(error)}") from None
@@ -205,51 +257,32 @@ def _with_adapter(base: Any, folder: Path) -> Any:
     return wrapped.get_base_model()
 
 
-def _base_and_adapter(name_or_path: str) -> tuple[str, Path | None]:
-    """The model to load, and the adapter's folder where `name_or_path` is one."""
-    folder = Path(name_or_path)
-    if not is_adapter(name_or_path):
-        return name_or_path, None
-    base = read_json(folder / _ADAPTER_CONFIG).get("base_model_name_or_path")
-    if not isinstance(base, str) or not base:
-        raise ModelError(f"adapter {name_or_path!r}: {_ADAPTER_CONFIG} names no base_model_name_or_path; write it there")
-    if not (folder / _ADAPTER_WEIGHTS).is_file():
-        raise ModelError(f"adapter {name_or_path!r}: the folder has no {_ADAPTER_WEIGHTS}; save it as safetensors")
-    try:
-        check_model_name(base)
-    except (MissingFileError, ModelError) as error:
-        raise ModelError(f"adapter {name_or_path!r}: its base {error}") from None
-    return base, folder
+def _resize_vocabulary(base: Any, folder: Path) -> None:
+    """Gives `base` as many embeddings as the adapter was saved with, which fills them; does nothing where it saved none.
 
+    Raises `ModelError` where it lacks the rows of an output head that is no copy of the embeddings.
+    """
+    from safetensors import safe_open
 
-def is_adapter(name_or_path: str) -> bool:
-    """True for the folder of a PEFT adapter, which is no whole model."""
-    folder = Path(name_or_path)
-    return (folder / _ADAPTER_CONFIG).is_file() and not (folder / "config.json").is_file()
+    embeddings, head = base.get_input_embeddings(), base.get_output_embeddings()
+    names = {id(module): name for name, module in base.named_modules()}
+    with safe_open(folder / ADAPTER_WEIGHTS, "pt") as file:
+        rows = {key: file.get_slice(key).get_shape()[0] for key in file.keys() if key.endswith(".weight")}  # noqa: SIM118
 
+    def saved(module: Any) -> int | None:
+        path = names[id(module)]
+        return next((count for key, count in rows.items() if f".{path}." in key and ".lora_" not in key), None)
 
-def check_trainable(name_or_path: str) -> None:
-    """Refuses an adapter where a whole model is to be trained and saved."""
-    if is_adapter(name_or_path):
-        raise ModelError(f"model {name_or_path!r}: is an adapter; merge it into its base model first (peft's merge_and_unload)")
-
-
-def tokenizer_source(name_or_path: str) -> str:
-    """Where a model's tokenizer lies: with the model; for an adapter saved without one, with its base model."""
-    base, adapter = _base_and_adapter(name_or_path)
-    return base if adapter is not None and not (adapter / "tokenizer_config.json").is_file() else name_or_path
-
-
-def load_config(name_or_path: str) -> Any:
-    """A model's `transformers` configuration, for an adapter its base model's; raises `MissingFileError` or `ModelError`."""
-    from transformers import AutoConfig
-
-    check_model_name(name_or_path)
-    base, _ = _base_and_adapter(name_or_path)
-    try:
-        return AutoConfig.from_pretrained(base, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelError(f"model {name_or_path!r}: its configuration cannot be read: {one_line(error)}") from None
+    size = saved(embeddings)
+    if size is None or size == embeddings.weight.shape[0]:
+        return
+    is_tied = head is not None and head.weight is embeddings.weight
+    if head is not None and not is_tied and saved(head) != size:
+        raise ModelError(
+            f"adapter {str(folder)!r}: has {size} embeddings where its base has {embeddings.weight.shape[0]}, but not as many rows "
+            "of the output head; save it with save_embedding_layers=True"
+        )
+    base.resize_token_embeddings(size, mean_resizing=False)
 
 
 def check_context_length(model: Any, context_length: int | None) -> int:
@@ -268,15 +301,3 @@ def check_context_length(model: Any, context_length: int | None) -> int:
     if context_length < 2 or (limit is not None and context_length > limit):
         raise ConfigError(f"context length {context_length}: the model takes 2 {f'to {limit}' if limit else 'or more'} tokens")
     return context_length
-
-
-def check_model_name(name_or_path: str) -> None:
-    """Refuses a path that does not exist before anything looks for it on a hub."""
-    path = Path(name_or_path)
-    if path.is_dir():
-        if not (path / "config.json").is_file() and not (path / _ADAPTER_CONFIG).is_file():
-            raise ModelError(f"model {name_or_path!r}: the folder has no config.json; give a folder saved by save_pretrained")
-    elif path.exists():
-        raise ModelError(f"model {name_or_path!r}: is a file; give the folder that holds config.json and *.safetensors")
-    elif not HUB_ID.fullmatch(name_or_path):
-        raise MissingFileError(f"model {name_or_path!r}: no such folder; give a model folder, or a hub id of the form org/name")

@@ -12,7 +12,8 @@ from torch import nn
 from gradprism.concentration import gini
 from gradprism.probing.norms import BY_PRODUCTS
 from gradprism.probing.prober import Prober
-from gradprism.probing.units import ExpertsTap, find_units, weight_norms
+from gradprism.probing.units import ExpertsTap, find_units
+from gradprism.probing.weights import weight_norms
 from gradprism.runtime.errors import ModelError
 from helpers.families import (
     EXPERTS,

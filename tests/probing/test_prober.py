@@ -145,7 +145,7 @@ def test_the_model_is_as_before_after_a_failure(monkeypatch, tokenizer, rendered
         raise RuntimeError("in the backward pass")
 
     monkeypatch.setattr("gradprism.probing.norms.SharedInput.squared_norms", fail)
-    with pytest.raises(RuntimeError, match="in the backward pass"):
+    with pytest.raises(ModelError, match=r"module .* of Qwen3ForCausalLM: .*RuntimeError: in the backward pass"):
         Prober(model).probe(rendered)
     assert all(p.requires_grad for p in model.parameters())
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())

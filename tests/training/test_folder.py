@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from gradprism.models import check_model_name, load_model
+from gradprism.checkpoints import check_model_name
+from gradprism.models import load_model
 from gradprism.runtime.errors import ConfigError, FolderInUseError, ModelError
 from gradprism.runtime.files import read_json, sha256_file, write_json
 from gradprism.runtime.folders import exclusive_lock

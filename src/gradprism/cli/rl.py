@@ -6,9 +6,10 @@ from typing import Annotated
 import typer
 
 import gradprism as gp
+from gradprism.checkpoints import check_model_name, load_config
 from gradprism.cli import options as o
 from gradprism.cli.config_file import ConfigFile, ConfigSet
-from gradprism.models import check_context_length, check_model_name, load_config
+from gradprism.models import check_context_length
 from gradprism.runtime.errors import ConfigError
 from gradprism.training.rl_config import RlConfig
 from gradprism.training.tasks import read_tasks

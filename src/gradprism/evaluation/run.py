@@ -8,12 +8,13 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from gradprism.checkpoints import tokenizer_source
 from gradprism.environments.pool import SessionPool
 from gradprism.environments.protocol import Environment, Task
 from gradprism.evaluation.agents import Agent, ModelAgent, ScriptedAgent
 from gradprism.evaluation.config import EvaluationConfig
 from gradprism.evaluation.summary import SuccessRow, headline, summarise
-from gradprism.models import ModelSpec, tokenizer_source
+from gradprism.models import ModelSpec
 from gradprism.rollouts.episode import Episode
 from gradprism.runtime.errors import DataError
 from gradprism.runtime.files import append_jsonl, read_json, read_jsonl, sha256_json, write_json, write_jsonl, writing

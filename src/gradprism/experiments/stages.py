@@ -9,6 +9,7 @@ from glob import has_magic
 from pathlib import Path
 from typing import Self
 
+from gradprism.checkpoints import check_trainable
 from gradprism.environments.protocol import Environment
 from gradprism.environments.registry import make_environment
 from gradprism.evaluation.config import EvaluationConfig
@@ -30,7 +31,6 @@ from gradprism.experiments.results import (
     TrainingStep,
 )
 from gradprism.experiments.stage import Stage
-from gradprism.models import check_model_name, check_trainable
 from gradprism.rollouts.config import RolloutConfig
 from gradprism.runtime.errors import ConfigError
 from gradprism.runtime.files import sha256_file, sha256_folder, sha256_json
@@ -60,9 +60,9 @@ class Base:
     @classmethod
     def of(cls, config: ModelConfig, threads: int | None) -> Self:
         """Reads the hashes; raises `ConfigError` for a model that cannot work, before anything is paid for."""
-        check_model_name(config.path)
         check_trainable(config.path)
-        weights = sha256_folder(Path(config.path)) if Path(config.path).is_dir() else config.path
+        path = Path(config.path)
+        weights = sha256_folder(path) if path.is_dir() else sha256_file(path) if path.is_file() else config.path
         file = _existing("model.chat_template", config.chat_template) if config.chat_template else None
         template = sha256_file(file) if file else None
         return cls(weights, template, config.dtype, config.device, config.context_length, threads, config.path, file)

@@ -26,11 +26,10 @@ def _as_it_is(X: Tensor) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """`input_ids` and `positions` are `[n, T]`; entry r of `rows`, `columns` and `targets` `[R]` says that
+    """`input_ids` are `[n, T]`, padded on the right; entry r of `rows`, `columns` and `targets` `[R]` says that
     trajectory `rows[r]` is to predict token `targets[r]` at column `columns[r]`; `rows` ascend."""
 
     input_ids: Tensor
-    positions: Tensor
     rows: Tensor
     columns: Tensor
     targets: Tensor
@@ -43,7 +42,8 @@ class Batch:
         return X_nTF.flatten(0, 1).index_select(0, self._flat(X_nTF.device))[None]
 
     def spread(self, X_1RF: Tensor) -> Tensor:
-        """The inverse of `pick`: `[n, T, F]` with zeros elsewhere."""
+        """The inverse of `pick`: `[n, T, F]` with zeros elsewhere; some modules leave `[R, F]`."""
+        X_1RF = X_1RF.view(1, -1, X_1RF.shape[-1])
         flat = X_1RF.new_zeros(self.input_ids.numel(), X_1RF.shape[-1])
         return flat.index_copy(0, self._flat(X_1RF.device), X_1RF[0]).view(*self.input_ids.shape, -1)
 
@@ -51,7 +51,12 @@ class Batch:
         return (self.rows * self.input_ids.shape[1] + self.columns).to(device)
 
     def unflatten(self, X: Tensor) -> Tensor:
-        """`[n·T, F]` as `[n, T, F]` and `[R, F]` as `[1, R, F]`; some mixtures of experts put all tokens in a row."""
+        """`[n·T, F]` as `[n, T, F]` and `[R, F]` as `[1, R, F]`; some mixtures of experts put all tokens in a row.
+
+        Latent attention has `[n, 1, T, F]`: a place for heads, of which its keys have one.
+        """
+        if X.ndim == 4 and X.shape[1] == 1:
+            return X[:, 0]
         if X.ndim != 2:
             return X
         return X.unflatten(0, self.input_ids.shape) if len(X) == self.input_ids.numel() else X[None]

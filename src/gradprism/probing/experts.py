@@ -20,7 +20,8 @@ from torch import Tensor
 from gradprism.probing.collect import Pass, replaced
 from gradprism.probing.norms import SharedInput, squared_norms
 from gradprism.probing.plan import plan_batches
-from gradprism.probing.units import ExpertsTap, gate_and_up
+from gradprism.probing.units import ExpertsTap, reads_all_tokens
+from gradprism.probing.weights import gate_and_up
 
 # Runs are padded to the longest of their bucket, which takes in all of at least this share of its length.
 BUCKET = 0.7
@@ -30,6 +31,9 @@ def measured(tap: ExpertsTap, get_pass: Callable[[], Pass]) -> AbstractContextMa
     """A context in which the tap's module reports to `get_pass()`, the pass of the calling thread."""
     # Hooks of accelerate, which bring in weights from elsewhere, have put the module's own function aside and call it there.
     name = "_old_forward" if "_old_forward" in vars(tap.module) else "forward"
+
+    if reads_all_tokens(tap.module):
+        return replaced(tap.module, name, lambda hidden_states: _forward_all(tap, get_pass(), hidden_states))
 
     def forward(hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
         return _forward(tap, get_pass(), hidden_states, top_k_index, top_k_weights)
@@ -69,6 +73,38 @@ def _forward(tap: ExpertsTap, current: Pass, hidden_NH: Tensor, chosen_Nk: Tenso
         down = down + module.down_proj_bias[rows.expert]
     weighted_SH = _Reorder.apply(down, rows.inverse, rows.order) * weights_Nk.reshape(-1, 1)
     return weighted_SH.view(N, k, -1).sum(dim=1).to(hidden_NH.dtype)
+
+
+def _forward_all(tap: ExpertsTap, current: Pass, hidden_RH: Tensor) -> Tensor:
+    """What experts compute that are given all tokens, one expert's after the other's, R = E·N rows; those not chosen are zero.
+
+    Rows of zero have no part in a gradient, so that no choice has to be known.
+    """
+    module: Any = tap.module
+    gate_up_weight, down_weight = module.gate_up_proj, module.down_proj
+    E, I, H = down_weight.shape  # noqa: E741
+    gate_up_slot, down_slot = tap.slots
+
+    def take(shared: SharedInput, parts: Sequence[tuple[tuple[int, ...], Tensor]]) -> None:
+        A = shared.input().to(parts[0][1].device).reshape(E, -1, shared.input().shape[-1])
+        for e in range(E):
+            Bs = [current.batch.by_sample(B.reshape(E, -1, B.shape[-1])[e]) for _, B in parts]
+            squared = squared_norms(current.batch.by_sample(A[e]), Bs, current.costs)
+            for (units, _), squared_n in zip(parts, squared, strict=True):
+                current.add_squared(units[0] if len(units) == 1 else units[e], squared_n)
+
+    def take_gate_up(shared: SharedInput, B: Tensor) -> None:
+        take(shared, [(tap.gate, B[..., :I].contiguous()), (tap.up, B[..., I:].contiguous())])
+
+    current.input(gate_up_slot, hidden_RH, [I, I], take_gate_up)
+    gate_up = torch.bmm(hidden_RH.view(E, -1, H), gate_up_weight)
+    current.output(gate_up_slot, gate_up)
+    gate, up = gate_up.chunk(2, dim=-1)
+    activated = up * module.act_fn(gate)
+    current.input(down_slot, activated, [H], lambda shared, B: take(shared, [(tap.down, B)]))
+    down = torch.bmm(activated, down_weight)
+    current.output(down_slot, down)
+    return down.view(-1, H)
 
 
 def _products(X_SF: Tensor, weight: Tensor, per_expert: Sequence[int], transposed: bool) -> Tensor:

@@ -15,7 +15,7 @@ from gradprism import __version__
 from gradprism.probing.manifest import ProbeManifest
 from gradprism.probing.plan import rope_boundaries
 from gradprism.probing.prober import Prober
-from gradprism.probing.units import weight_norms
+from gradprism.probing.weights import weight_norms
 
 # Entries of a configuration that change no number: where it came from, and what the manifest has entries of its own for.
 _NO_MATTER = frozenset({"_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version", "use_cache"})
@@ -57,6 +57,7 @@ def describe_model(prober: Prober) -> ProbeManifest:
         attention=model.config._attn_implementation,
         device=model.device.type,
         parameters=model.num_parameters(),
+        vocabulary=prober.vocabulary,
         rope_boundaries=rope_boundaries(model.config),
         costs=prober.costs,
         versions={

@@ -13,7 +13,9 @@ from gradprism.runtime.files import sha256_json
 from gradprism.trajectories.corpus import CorpusFile
 
 # Keys that may differ between the attempts that fill one folder: they change no number beyond rounding.
-INFORMATIVE = frozenset({"model", "data", "read", "device", "parameters", "n_parameters", "weight_norms", "costs", "totals"})
+INFORMATIVE = frozenset(
+    {"model", "data", "read", "device", "parameters", "vocabulary", "n_parameters", "weight_norms", "costs", "totals"}
+)
 # Keys that are known only when the corpus has been read.
 OF_CORPUS = frozenset({"corpus_sha256", "n_trajectories"})
 
@@ -72,7 +74,8 @@ class Costs:
 class ProbeManifest:
     """Contents of a probe folder's `manifest.json`. `units`, `n_parameters` and `weight_norms` have an entry per column of the norms.
 
-    `costs` are those by which the form of each norm was chosen; `read` says how the files `data` were read.
+    `vocabulary` is the number of the model's embeddings; `costs` are those by which the form of each norm was chosen; `read` says how the
+    files `data` were read.
     """
 
     units: tuple[str, ...]
@@ -86,6 +89,7 @@ class ProbeManifest:
     attention: str | None = None
     device: str = ""
     parameters: int = 0
+    vocabulary: int | None = None
     rope_boundaries: tuple[int, ...] = ()
     costs: Costs | None = None
     tokenizer_sha256: str = ""

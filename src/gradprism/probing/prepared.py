@@ -25,7 +25,7 @@ from gradprism.runtime.folders import OnExisting, removed_on_failure
 from gradprism.trajectories.corpus import SKIPPED, Corpus, canonical_line, write_skipped
 from gradprism.trajectories.parallel import render_usable
 from gradprism.trajectories.record import Trajectory
-from gradprism.trajectories.rendering import RenderedTrajectory, Renderer
+from gradprism.trajectories.rendering import RenderedTrajectory, Renderer, check_vocabulary
 
 _LAYOUT = 2
 _BATCH_ROWS = 256
@@ -130,8 +130,8 @@ def prepare(
     are those of the folder's manifest and both files are intact, `trajectories` is not even begun.
 
     What a `Corpus` leaves out (`on_bad`) is told in `skipped.jsonl`. Raises what `FolderKind.claim` does, `DataError` for no
-    trajectories, and what reading and rendering raise; the folder is then as it was. `replace` deletes a probe's own files and
-    nothing else.
+    trajectories, `ModelError` for a token past the embeddings, and what reading and rendering raise; the folder is then as it was.
+    `replace` deletes a probe's own files and nothing else.
     """
     folder = Path(folder)
     if opened := reopen(folder, description, on_existing):
@@ -145,6 +145,7 @@ def prepare(
             # A corpus says itself how far it is.
             for n, (trajectory, one) in enumerate(render_usable(renderer, trajectories), 1):  # noqa: B007
                 rows.append(_row(trajectory, one))
+                check_vocabulary(one, description.vocabulary)
                 totals.update(_counts(one, rows[-1]["turn_lengths"], renderer.unknown_id))
                 corpus.write(line := canonical_line(trajectory))
                 digest.update(line)

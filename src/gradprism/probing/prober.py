@@ -23,13 +23,15 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from gradprism.models import keep_unpacked
+from gradprism.passes import failures_named
 from gradprism.probing.collect import Batch, Pass, replaced
 from gradprism.probing.costs import measured_costs
 from gradprism.probing.experts import measured
 from gradprism.probing.norms import Costs
+from gradprism.probing.trial import check_causal, differ, trial_tokens
 from gradprism.probing.units import ExpertsTap, LinearTap, Units, canonical_path, find_units
 from gradprism.runtime.errors import DataError, ModelError
-from gradprism.trajectories.rendering import RenderedTrajectory
+from gradprism.trajectories.rendering import RenderedTrajectory, check_vocabulary
 
 # The models that hooks are in at the moment; both change under the lock.
 _PROBED: "weakref.WeakSet[PreTrainedModel]" = weakref.WeakSet()
@@ -81,13 +83,14 @@ class Prober:
         keep_unpacked(model)
         self.model = model
         self.units, self.unit_names = found.units, [unit.name for unit in found.units]
-        embeddings: Any = model.get_input_embeddings()
-        self._vocabulary = int(embeddings.weight.shape[0])
+        embeddings = _embeddings(model)
+        self.vocabulary = int(embeddings.weight.shape[0])
         # Weights that accelerate keeps elsewhere have no device of their own: it brings them to this one.
         device = getattr(getattr(embeddings, "_hf_hook", None), "execution_device", None)
         self.device = embeddings.weight.device if device is None else torch.device(device)
         self.costs = measured_costs(str(self.device), model.dtype) if costs is None else costs
         self.found = found
+        self._special = modality_tokens(model.config)
         self._row_modules = _modules_of_target_rows(model, found)
         self._checkpoint_activations = checkpoint_activations
         self._quantised = any(isinstance(tap, LinearTap) and _is_quantised(tap.module) for tap in found.taps)
@@ -95,6 +98,7 @@ class Prober:
             raise ModelError(f"{type(model).__name__}: its layers are not known, so their activations cannot be checkpointed")
         self._thread = threading.local()
         self._n_running = 0
+        self._is_tried = False
         self._restore = ExitStack()
 
     def probe(self, trajectories: Sequence[RenderedTrajectory]) -> ProbeResult:
@@ -106,25 +110,18 @@ class Prober:
         """
         batch = self._collate(trajectories)
         current = Pass(batch, len(self.units), self.costs, self._checkpoint_activations)
+        # The sum of the trajectories' means: each one's gradient comes out as if it were alone. Each mean is multiplied by a power
+        # of two near its number of tokens, which changes no digit, and keeps small gradients of long responses out of float16's
+        # lowest range.
+        count_n = batch.rows.bincount(minlength=len(trajectories))
+        scale_n = count_n.double().log2().ceil().exp2()
+        weight_n = scale_n / count_n
         # Threads of a launcher's process begin with another device than its own as the current one.
         on_device = torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext()
         with on_device, self._attached(), torch.enable_grad():
             self._thread.current = current
-            logits_RV = self.model(
-                input_ids=batch.input_ids,
-                position_ids=batch.positions,
-                use_cache=False,
-            ).logits[0]
-            if logits_RV.dtype in (torch.float16, torch.bfloat16):
-                logits_RV = logits_RV.float()
-            loss_R = nn.functional.cross_entropy(logits_RV, batch.targets.to(logits_RV.device), reduction="none")
-            # The sum of the trajectories' means: each one's gradient comes out as if it were alone. Each mean is multiplied by a power
-            # of two near its number of tokens, which changes no digit, and keeps small gradients of long responses out of float16's
-            # lowest range.
-            count_n = batch.rows.bincount(minlength=len(trajectories))
-            scale_n = count_n.double().log2().ceil().exp2()
-            weight_n = (scale_n / count_n).to(loss_R)
-            (loss_R * weight_n[batch.rows.to(loss_R.device)]).sum().backward()
+            with failures_named(self.model, lambda: self._again(batch, weight_n)):
+                loss_R = self._run(batch, weight_n)
         if missing := current.missing(slot for tap in self.found.taps for slot in tap.slots):
             raise ModelError(f"{type(self.model).__name__}: {missing[0]} took no part in the loss of this batch; leave it out")
         # On the host, where sums have one order: an atomic add on a GPU has not.
@@ -133,6 +130,20 @@ class Prober:
         loss_n = np.bincount(rows, weights=loss_R.detach().double().cpu().numpy(), minlength=len(trajectories)) / count_n
         return ProbeResult((current.squared_nN.sqrt() / scale_n[:, None]).cpu().numpy(), loss_n, count_n)
 
+    def _run(self, batch: Batch, weight_n: Tensor) -> Tensor:
+        """Both passes; the loss of each target row, `[R]`."""
+        logits_RV = self.model(input_ids=batch.input_ids, use_cache=False).logits[0]
+        if logits_RV.dtype in (torch.float16, torch.bfloat16):
+            logits_RV = logits_RV.float()
+        loss_R = nn.functional.cross_entropy(logits_RV, batch.targets.to(logits_RV.device), reduction="none")
+        (loss_R * weight_n.to(loss_R)[batch.rows.to(loss_R.device)]).sum().backward()
+        return loss_R
+
+    def _again(self, batch: Batch, weight_n: Tensor) -> None:
+        """Both passes once more, to see where they fail."""
+        self._thread.current = Pass(batch, len(self.units), self.costs, self._checkpoint_activations)
+        self._run(batch, weight_n)
+
     def _collate(self, trajectories: Sequence[RenderedTrajectory]) -> Batch:
         # A causal model's tokens never look right, so padding there needs no mask, and attention keeps its fast causal path.
         lengths = [read_length(trajectory) for trajectory in trajectories]
@@ -140,10 +151,10 @@ class Prober:
         input_ids = np.zeros((n, T), dtype=np.int64)
         rows, columns, targets, places = [], [], [], []
         for row, (trajectory, length) in enumerate(zip(trajectories, lengths, strict=True)):
-            if (token := int(trajectory.input_ids[: length + 1].max())) >= self._vocabulary:
-                raise ModelError(
-                    f"trajectory {trajectory.id!r}: token {token} is past the model's {self._vocabulary} embeddings; "
-                    "the tokenizer is not the model's"
+            check_vocabulary(trajectory, self.vocabulary)
+            if self._special and (token := self._special & set(trajectory.input_ids[:length].tolist())):
+                raise DataError(
+                    f"trajectory {trajectory.id!r}: token {min(token)} stands for an image, a video or a sound; the probe reads text alone"
                 )
             input_ids[row, :length] = trajectory.input_ids[:length]
             positions = target_positions(trajectory)
@@ -157,7 +168,6 @@ class Prober:
 
         return Batch(
             input_ids=tensor(input_ids),
-            positions=tensor(np.broadcast_to(np.arange(T), (n, T))),
             rows=tensor(np.concatenate(rows)),
             columns=tensor(np.concatenate(columns)),
             targets=tensor(np.concatenate(targets)),
@@ -174,7 +184,7 @@ class Prober:
                     raise ModelError(
                         f"{type(self.model).__name__}: another probe of this model is running; wait for it, or load the model again"
                     )
-                self._restore = self._attach()
+                self._restore = self._attach() if self._is_tried else self._try_out()
                 _PROBED.add(self.model)
                 self._restore.callback(_PROBED.discard, self.model)
             self._n_running += 1
@@ -187,6 +197,31 @@ class Prober:
                 self._n_running -= 1
                 if not self._n_running:
                     self._restore.close()
+
+    def _try_out(self) -> ExitStack:
+        """`_attach`, after a trial of the model; without modules that run on target rows alone where they would change the logits.
+
+        A convolution behind the queries, for one, reads what stands before the targets.
+        """
+        logits = check_causal(self.model, self.vocabulary, self.device)
+        ids = trial_tokens(self.vocabulary, self.device)
+        columns = torch.arange(2, ids.shape[1], 3, device=self.device)
+        none = torch.zeros_like(columns)
+        batch = Batch(ids, none, columns, none, torch.arange(len(columns), device=self.device), len(columns))
+        stack = self._attach()
+        try:
+            self._thread.current = Pass(batch, len(self.units), self.costs, self._checkpoint_activations)
+            with torch.no_grad(), failures_named(self.model):
+                found = self.model(input_ids=ids, use_cache=False).logits[0].float()
+        except BaseException:
+            stack.close()
+            raise
+        if differ(found, logits[0, columns], self.model):
+            stack.close()
+            self._row_modules = []
+            stack = self._attach()
+        self._is_tried = True
+        return stack
 
     def _attach(self) -> ExitStack:
         """Hooks into and freezes the model; closing the result takes that back."""
@@ -266,6 +301,22 @@ def _is_quantised(module: Any) -> bool:
     run would stop before it reaches the last one."""
     weight = getattr(module, "weight", None)
     return weight is None or not weight.is_floating_point()
+
+
+def _embeddings(model: Any) -> Any:
+    try:
+        embeddings = model.get_input_embeddings()
+    except NotImplementedError:
+        embeddings = None
+    if getattr(embeddings, "weight", None) is None:
+        raise ModelError(f"{type(model).__name__}: has no embeddings of tokens; the probe needs a causal language model")
+    return embeddings
+
+
+def modality_tokens(config: Any) -> frozenset[int]:
+    """The tokens that a model of several modalities replaces by what it makes of images, videos or sounds."""
+    keys = [f"{kind}_token_{end}" for kind in ("image", "video", "audio") for end in ("id", "index")]
+    return frozenset(value for key in keys if isinstance(value := getattr(config, key, None), int))
 
 
 def _modules_of_target_rows(model: nn.Module, found: Units) -> list[nn.Module]:

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from gradprism.passes import is_out_of_memory
 from gradprism.probing.folder import WHOLE, ProbeFolder, ProbeRow
 from gradprism.probing.mirror import Mirror
 from gradprism.probing.plan import Batch, Items, plan_batches
@@ -244,9 +245,3 @@ class BatchRun:
             torch.cuda.empty_cache()
         self.batch_tokens = max(1, self.batch_tokens // 2)
         say(f"out of memory: going on with batches of {self.batch_tokens} tokens")
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """True where memory ran out, on the host or on a device."""
-    # The CPU's allocator raises a plain RuntimeError that only its words tell apart.
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(error)

@@ -1,6 +1,8 @@
 """Which weight matrices of a model are measured: its units.
 
-Llama-style decoders (Llama, Qwen, Mistral, …) have seven in each layer, PRISM's N = 7·L; GPT-2 has six. A tap is a module to listen
+Llama-style decoders (Llama, Qwen, Mistral, …) have seven in each layer, PRISM's N = 7·L; GPT-2 and OPT, without a gate, have six.
+Latent attention (DeepSeek, "MLA") has its own matrices as they are stored: `q_a` and `q_b`, or one `q`; `kv_a`, whose rows make the
+latent and the rotary part of the keys; `kv_b`, whose rows make keys and values of each head in turn; and `o`. A tap is a module to listen
 at: it serves one unit, or several where a model fuses its projections into one matrix or stacks its experts in one parameter. Names
 are those of the bare model: what wraps it (LoRA, torch.compile, data parallelism) does not show in them.
 """
@@ -21,17 +23,37 @@ from gradprism.runtime.errors import ModelError
 from gradprism.runtime.registry import as_names
 
 KINDS = ("q", "k", "v", "o", "gate", "up", "down")
+# Kinds in the order of a layer's units.
+_ORDER = ("q", "q_a", "q_b", "k", "v", "kv_a", "kv_b", "o", "gate", "up", "down")
+# What an attention may consist of.
+_ATTENTION = (
+    frozenset(("q", "k", "v", "o")),
+    frozenset(("q_a", "q_b", "kv_a", "kv_b", "o")),
+    frozenset(("q", "kv_a", "kv_b", "o")),
+)
+_FEED_FORWARD = ("mlp", "feed_forward")
 # Where in a decoder layer projections stand, and the units in each, in the order of its output features.
 _PLACES: dict[str, tuple[str, ...]] = {
-    **{f"self_attn.{kind}_proj": (kind,) for kind in "qkvo"},
-    **{f"mlp.{kind}_proj": (kind,) for kind in ("gate", "up", "down")},
+    **{f"{place}.{kind}_proj": (kind,) for place in ("self_attn", "attn", "attn.attention") for kind in "qkvo"},
+    **{f"{place}.out_proj": ("o",) for place in ("self_attn", "attn", "attn.attention")},
+    "self_attn.dense": ("o",),
+    **{f"self_attn.{kind}_proj": (kind,) for kind in ("q_a", "q_b", "kv_b")},
+    "self_attn.kv_a_proj_with_mqa": ("kv_a",),
+    **{f"{place}.{kind}_proj": (kind,) for place in _FEED_FORWARD for kind in ("gate", "up", "down")},
+    **{f"{place}{first}": ("up",) for place, first in (("", "fc1"), ("mlp.", "fc1"), ("mlp.", "fc_in"))},
+    **{f"{place}{second}": ("down",) for place, second in (("", "fc2"), ("mlp.", "fc2"), ("mlp.", "fc_out"))},
     "self_attn.qkv_proj": ("q", "k", "v"),
     "mlp.gate_up_proj": ("gate", "up"),
     "attn.c_attn": ("q", "k", "v"),
     "attn.c_proj": ("o",),
     "mlp.c_fc": ("up",),
     "mlp.c_proj": ("down",),
-    **{f"mlp.shared_{expert}.{kind}_proj": (kind,) for expert in ("expert", "experts", "mlp") for kind in ("gate", "up", "down")},
+    **{
+        f"{place}.shared_{expert}.{kind}_proj": (kind,)
+        for place in _FEED_FORWARD
+        for expert in ("expert", "experts", "mlp")
+        for kind in ("gate", "up", "down")
+    },
     **{f"{block}.experts": ("gate", "up", "down") for block in ("mlp", "block_sparse_moe", "feed_forward")},
 }
 _PLACE = re.compile(
@@ -42,7 +64,7 @@ _FUSED_IN_BLOCKS = frozenset(
     {"Phi3Attention", "Phi4MultimodalAttention", "GPT2Attention", "DecisionTransformerGPT2Attention", "ImageGPTAttention"}
 )
 # Weights that are what they say; narrower floats come with scales of their own.
-_DENSE = frozenset({torch.float64, torch.float32, torch.bfloat16, torch.float16})
+DENSE = frozenset({torch.float64, torch.float32, torch.bfloat16, torch.float16})
 _WRAPPERS = frozenset({"_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module"})
 
 ExpertUnits = Literal["joined", "separate"]
@@ -151,8 +173,8 @@ def find_units(model: nn.Module, patterns: str | Sequence[str] | None = None, ex
         match = _PLACE.fullmatch(name)
         if match and (parts := _parts_of_place(model, path, module, int(match["layer"]), match["place"], experts)):
             towers[match["tower"]].append(_Found(path, name, module, parts))
-    # A vision or audio tower may have layers of the same names, though hardly all their projections.
-    complete = [found for found in towers.values() if _is_complete(found)]
+    # A vision or audio tower may have layers of the same names.
+    complete = _of_text(model, [found for found in towers.values() if _is_complete(found)])
     if len(complete) != 1:
         found = "more than one stack of layers has" if complete else "no stack of layers has"
         raise ModelError(
@@ -160,6 +182,15 @@ def find_units(model: nn.Module, patterns: str | Sequence[str] | None = None, ex
             f"name its weight matrices by patterns, as in {_example(model)}; its linear layers are: {_linear_layers(model)}"
         )
     return _build(model, complete[0], recognised=True)
+
+
+def _of_text(model: nn.Module, towers: list[list[_Found]]) -> list[list[_Found]]:
+    """Of several towers those in the part of the model that reads text."""
+    get_decoder = getattr(model, "get_decoder", None)
+    if len(towers) < 2 or get_decoder is None:
+        return towers
+    within = set(get_decoder().modules())
+    return [tower for tower in towers if all(found.module in within for found in tower)] or towers
 
 
 def canonical_path(path: str) -> str:
@@ -188,12 +219,22 @@ def expert_sizes(module: nn.Module) -> tuple[int, int, int] | None:
     gate_up, down = getattr(module, "gate_up_proj", None), getattr(module, "down_proj", None)
     if not (isinstance(gate_up, Tensor) and isinstance(down, Tensor) and gate_up.ndim == down.ndim == 3):
         return None
-    if hasattr(module, "base_layer") or gate_up.dtype not in _DENSE or down.dtype not in _DENSE:
+    if hasattr(module, "base_layer") or gate_up.dtype not in DENSE or down.dtype not in DENSE:
         return None
-    if not hasattr(module, "_apply_gate") or getattr(module, "has_post_expert_norm", False):
+    if not (hasattr(module, "_apply_gate") or reads_all_tokens(module)) or getattr(module, "has_post_expert_norm", False):
         return None
     E, rows, columns = down.shape
-    return (E, columns, rows) if getattr(module, "is_transposed", False) else (E, rows, columns)
+    return (E, columns, rows) if is_transposed(module) else (E, rows, columns)
+
+
+def reads_all_tokens(module: nn.Module) -> bool:
+    """True for stacked experts of which each is given every token, scaled by the router, to zero where it is not chosen (Llama 4)."""
+    return type(module).__name__ == "Llama4TextExperts"
+
+
+def is_transposed(module: nn.Module) -> bool:
+    """True for stacked experts whose matrices are stored as `[E, d_in, d_out]`."""
+    return reads_all_tokens(module) or bool(getattr(module, "is_transposed", False))
 
 
 def _measurable(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
@@ -217,12 +258,12 @@ def _parts_of_place(
     if features is None or place.endswith(".experts"):
         return ()
     d_in, d_out = features
-    if place.startswith("mlp.shared_"):
+    if ".shared_" in place:
         kind = kinds[0]
-        return (_Part((1, KINDS.index(kind)), UnitInfo(f"layers.{layer}.shared_expert.{kind}_proj", d_in * d_out), 0, d_out),)
+        return (_Part((1, _ORDER.index(kind)), UnitInfo(f"layers.{layer}.shared_expert.{kind}_proj", d_in * d_out), 0, d_out),)
     bounds = _bounds(model, path, d_out, kinds)
     return tuple(
-        _Part((0, KINDS.index(kind)), UnitInfo(f"layers.{layer}.{kind}_proj", d_in * (stop - start)), start, stop)
+        _Part((0, _ORDER.index(kind)), UnitInfo(f"layers.{layer}.{kind}_proj", d_in * (stop - start)), start, stop)
         for kind, start, stop in zip(kinds, bounds, bounds[1:], strict=False)
     )
 
@@ -246,24 +287,28 @@ def _parts_of_experts(module: nn.Module, joined: str, separate: str, experts: Ex
     E, H, I = sizes  # noqa: E741
     kinds = ("gate", "up", "down")
     if experts == "joined":
-        return tuple(_Part((0, KINDS.index(kind)), UnitInfo(f"{joined}.{kind}_proj", E * H * I)) for kind in kinds)
+        return tuple(_Part((0, _ORDER.index(kind)), UnitInfo(f"{joined}.{kind}_proj", E * H * I)) for kind in kinds)
     return tuple(
-        _Part((2, expert, KINDS.index(kind)), UnitInfo(f"{separate}.{expert}.{kind}_proj", H * I))
+        _Part((2, expert, _ORDER.index(kind)), UnitInfo(f"{separate}.{expert}.{kind}_proj", H * I))
         for expert in range(E)
         for kind in kinds
     )
 
 
 def _is_complete(found: list[_Found]) -> bool:
-    """True where layers 0, 1, … each have every kind exactly once, and all of them or none has a gate; shared experts come on top."""
+    """True where layers 0, 1, … each have one attention and one feed-forward network, whole; all of them or none has a gate.
+
+    Shared experts come on top.
+    """
     layers: defaultdict[int, Counter[str]] = defaultdict(Counter)
     for entry in found:
         # All experts together are one of a kind, whether measured jointly or not.
         names = {(part.order[0] == 1, part.unit.kind) for part in entry.parts}
         layers[entry.layer].update(kind for shared, kind in names if not shared)
     gated = any("gate" in kinds for kinds in layers.values())
-    expected = Counter(kind for kind in KINDS if gated or kind != "gate")
-    return sorted(layers) == list(range(len(layers))) and all(kinds == expected for kinds in layers.values())
+    feed_forward = {"gate", "up", "down"} if gated else {"up", "down"}
+    expected = [Counter(attention | feed_forward) for attention in _ATTENTION]
+    return sorted(layers) == list(range(len(layers))) and all(kinds in expected for kinds in layers.values())
 
 
 def _match_patterns(
@@ -325,68 +370,21 @@ def _linear_layers(model: nn.Module) -> str:
 
 def _example(model: nn.Module) -> str:
     """`--units '…' --units '…'` with the first two names that stand in a stack of layers."""
-    names = [name for name in _starred(model) if "*" in name] or ["transformer.h.*.attn.query_key_value"]
+    names = unit_patterns(model) or ["transformer.h.*.attn.query_key_value"]
     return " ".join(f"--units '{name}'" for name in names[:2])
 
 
 def _starred(model: nn.Module) -> Counter[str]:
-    return Counter(re.sub(r"(?<![^.])\d+(?![^.])", "*", canonical_path(path)) for path, _ in _measurable(model))
+    return Counter(_star(canonical_path(path)) for path, _ in _measurable(model))
 
 
-def weight_norms(units: Units) -> list[float]:
-    """Frobenius norm of each unit's weight, computed in float64; nan where a quantised weight is of a kind that is not known."""
-    from accelerate.utils import align_module_device
-
-    norms = [float("nan")] * len(units.units)
-    for tap in units.taps:
-        # Weights that are kept on another device or on disk are read from there.
-        with torch.no_grad(), align_module_device(tap.module):
-            if isinstance(tap, LinearTap):
-                weight = _dense_weight(tap.module)
-                if weight is not None:
-                    for i, start, stop in tap.slices:
-                        norms[i] = _frobenius(weight[start:stop])
-            else:
-                for indices, weights in zip((tap.gate, tap.up, tap.down), expert_weights(tap.module), strict=True):
-                    groups = [weights] if len(indices) == 1 else weights
-                    for i, weight in zip(indices, groups, strict=True):
-                        norms[i] = _frobenius(weight)
-    return norms
+def _star(path: str) -> str:
+    return re.sub(r"(?<![^.])\d+(?![^.])", "*", path)
 
 
-def expert_weights(module: Any) -> tuple[Tensor, Tensor, Tensor]:
-    """Views of the gate, up and down matrices of stacked experts, each `[E, ·, ·]`, transposed or not as they are stored."""
-    gate_up = module.gate_up_proj.mT if getattr(module, "is_transposed", False) else module.gate_up_proj
-    return *gate_and_up(module, gate_up), module.down_proj
-
-
-def gate_and_up(module: Any, fused: Tensor) -> tuple[Tensor, Tensor]:
-    """The two halves of dimension 1 of a fused tensor, in the order in which stacked experts have them: one after the other, or mixed."""
-    if getattr(module, "is_concatenated", True):
-        gate, up = fused.chunk(2, dim=1)
-        return gate, up
-    return fused[:, ::2], fused[:, 1::2]
-
-
-def _frobenius(weight: Tensor) -> float:
-    # Piece by piece: the largest matrices would be gigabytes in float64.
-    squares = [piece.double().square().sum() for piece in weight.split(max(1, (1 << 24) // max(1, weight[0].numel())))]
-    return torch.stack(squares).sum().sqrt().item()
-
-
-def _dense_weight(module: Any) -> Tensor | None:
-    """W `[d_out, d_in]` in floating point, or None."""
-    weight, features = module.weight, linear_features(module)
-    assert features is not None
-    d_in, d_out = features
-    if isinstance(module, Conv1D):
-        return weight.mT
-    if getattr(weight, "quant_state", None) is not None:  # bitsandbytes, 4 bits
-        from bitsandbytes.functional import dequantize_4bit  # pyright: ignore[reportMissingImports]
-
-        return dequantize_4bit(weight.data, weight.quant_state)
-    state = getattr(module, "state", None)
-    scales = getattr(weight, "SCB", None) if getattr(weight, "SCB", None) is not None else getattr(state, "SCB", None)
-    if weight.dtype == torch.int8 and scales is not None:  # bitsandbytes, 8 bits: a scale for each row
-        return weight.data.float() * (scales.float() / 127)[:, None]
-    return weight if weight.dtype in _DENSE and weight.shape == (d_out, d_in) and not weight.is_meta else None
+def unit_patterns(model: nn.Module) -> list[str]:
+    """Patterns for `find_units` that name the linear layers of the text model's stack of layers, with numbers replaced by `*`."""
+    get_decoder = getattr(model, "get_decoder", None)
+    within = set(model.modules() if get_decoder is None else get_decoder().modules())
+    paths = [canonical_path(path) for path, module in _measurable(model) if module in within]
+    return list(dict.fromkeys(name for path in paths if "*" in (name := _star(path))))

@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gradprism.models import ModelSpec, check_context_length, load_config, tokenizer_source
+from gradprism.checkpoints import load_config, tokenizer_source
+from gradprism.models import ModelSpec, check_context_length
 from gradprism.probing.folder import PROBE, ProbeFolder
 from gradprism.probing.manifest import Costs, ProbeManifest
 from gradprism.probing.mirror import Mirror

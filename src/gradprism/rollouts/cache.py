@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from transformers.cache_utils import Cache, DynamicLayer
 
+from gradprism.passes import failures_named
 from gradprism.runtime.errors import ModelError
 
 # Rows of one forward pass are padded to the longest; a pass is split where its padding would exceed this share of its tokens.
@@ -124,8 +125,8 @@ class SlotCache:
             layer.slots, layer.positions, layer.width = self._slots, self._reserved, keys
             layer.write = (row_B[:, None], write_BT)
             layer.rows = slice(None) if slots == list(range(self._slots)) else row_B
-        return (
-            self._model(
+        with failures_named(self._model):
+            found = self._model(
                 input_ids=ids_BT,
                 attention_mask=self._mask(position_BT, keys),
                 position_ids=position_BT,
@@ -133,9 +134,7 @@ class SlotCache:
                 use_cache=True,
                 logits_to_keep=1,
             )
-            .logits[:, -1]
-            .float()
-        )
+        return found.logits[:, -1].float()
 
     def _mask(self, position_BT: torch.Tensor, keys: int) -> Any:
         """Which keys each new token may see, [B, 1, T, K], in the model's own form."""

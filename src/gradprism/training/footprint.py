@@ -7,10 +7,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface, AutoModelForCausalLM
+from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from gradprism.models import ModelSpec, check_model_name, load_config
+from gradprism.checkpoints import auto_class, check_model_name, load_config
+from gradprism.models import ModelSpec
 from gradprism.runtime.errors import ModelError, one_line
 from gradprism.training.adapters import add_adapters
 from gradprism.training.settings import LoraSettings
@@ -84,7 +85,7 @@ def _on_meta(name: str, config: Any, dtype: torch.dtype) -> tuple[Any, float]:
     AttentionMaskInterface.register(_COUNTING, lambda *args, **kwargs: None)
     try:
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=_COUNTING)
+            model = auto_class(config).from_config(config, dtype=dtype, attn_implementation=_COUNTING)
         ids = torch.zeros(1, _TRACED, dtype=torch.long, device="meta")
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             model.train().base_model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)

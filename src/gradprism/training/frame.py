@@ -12,7 +12,8 @@ import torch
 import transformers
 
 from gradprism import __version__
-from gradprism.models import ModelSpec, check_trainable, resolve_device
+from gradprism.checkpoints import check_trainable
+from gradprism.models import ModelSpec, resolve_device
 from gradprism.probing.fingerprint import config_fingerprint, weights_fingerprint
 from gradprism.runtime.folders import Manifest, OnExisting, exclusive_lock
 from gradprism.runtime.progress import quiet, say

@@ -9,6 +9,8 @@ from typing import Any
 from torch import Tensor
 from trl.trainer.utils import FusedCausalLMOutput, add_fused_lm_head
 
+from gradprism.passes import failures_named
+
 
 def add_head(model: Any, temperature: float = 1.0) -> None:
     """Gives a `transformers` model, before adapters and shards, the output head that `score_tokens` asks; its own forward pass stays."""
@@ -40,6 +42,7 @@ def score_tokens(
     base = unwrapped.get_base_model() if hasattr(unwrapped, "get_base_model") else unwrapped
     handle = base.base_model.register_forward_hook(pick)
     try:
-        return model(**inputs, shift_labels=inputs["input_ids"][rows, columns][None], fused_lm_head=True, **more)
+        with failures_named(unwrapped):
+            return model(**inputs, shift_labels=inputs["input_ids"][rows, columns][None], fused_lm_head=True, **more)
     finally:
         handle.remove()

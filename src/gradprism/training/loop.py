@@ -30,6 +30,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from gradprism.models import resolve_device
+from gradprism.passes import failures_named
 from gradprism.runtime.attempts import Attempt, total_usage
 from gradprism.runtime.errors import ConfigError, ModelError
 from gradprism.runtime.files import append_jsonl, read_json, write_json
@@ -156,7 +157,8 @@ class Loop:
 
     def backward(self, loss: Tensor) -> None:
         """Adds gradients of this process's share of the loss, of which DDP and FSDP take the mean."""
-        self.accelerator.backward(loss * self.world)
+        with failures_named(self.unwrapped):
+            self.accelerator.backward(loss * self.world)
 
     def update(self, loss: float, tokens: int, response_tokens: int) -> dict[str, float]:
         """Makes the optimizer step; figures of the log, from this process's shares of loss and tokens.

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 
 from gradprism.models import check_context_length
-from gradprism.runtime.errors import ConfigError, ModelError
+from gradprism.passes import failures_named
+from gradprism.runtime.errors import ConfigError
 from gradprism.runtime.folders import Manifest, OnExisting
 from gradprism.runtime.progress import say
 from gradprism.runtime.usage import Usage
@@ -24,7 +25,7 @@ from gradprism.training.sft_data import Plan, Row, fingerprint, pack, share, spl
 from gradprism.training.summary import TrainingSummary
 from gradprism.trajectories.parallel import render_all
 from gradprism.trajectories.record import Trajectory
-from gradprism.trajectories.rendering import RenderedTrajectory, Renderer
+from gradprism.trajectories.rendering import RenderedTrajectory, Renderer, check_vocabulary
 
 
 def train_sft(
@@ -185,7 +186,7 @@ def keeps_packed_apart(model: Any) -> bool:
 
     def logits(ids: list[int], **more: torch.Tensor) -> torch.Tensor:
         inputs = {"input_ids": torch.tensor([ids]), **more}
-        with torch.no_grad():
+        with torch.no_grad(), failures_named(model):
             found = model(**{name: value.to(model.device) for name, value in inputs.items()}, use_cache=False)
         return found.logits[0, -len(second) :].float()
 
@@ -198,10 +199,7 @@ def _check_tokens(model: Any, renderer: Renderer, rendered: Sequence[RenderedTra
     """Number of tokens that the tokenizer does not know, which are said; raises `ModelError` for one that the model does not."""
     rows, unknown = model.get_input_embeddings().weight.shape[0], sum(r.n_unknown(renderer.unknown_id) for r in rendered)
     for trajectory in rendered:
-        if (token := int(trajectory.input_ids.max())) >= rows:
-            raise ModelError(
-                f"trajectory {trajectory.id!r}: token {token} is past the model's {rows} embeddings; the tokenizer is not the model's"
-            )
+        check_vocabulary(trajectory, rows)
     if unknown:
         say(f"{unknown} of {sum(len(r.input_ids) for r in rendered)} tokens are unknown to the tokenizer")
     return unknown

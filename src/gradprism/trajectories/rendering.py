@@ -20,7 +20,7 @@ from jinja2 import TemplateError, TemplateSyntaxError
 from transformers import AutoTokenizer
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from gradprism.models import HUB_ID
+from gradprism.checkpoints import HUB_ID, model_source
 from gradprism.runtime.errors import ConfigError, ModelError, one_line
 from gradprism.runtime.files import sha256_json
 from gradprism.runtime.progress import Progress
@@ -213,6 +213,14 @@ _ANSWER = [{"role": "assistant", "content": "a"}]
 _GIVE_TEMPLATE = "give one that fits, with {% generation %} around each assistant turn, by --chat-template FILE"
 
 
+def check_vocabulary(rendered: RenderedTrajectory, vocabulary: int | None) -> None:
+    """Raises `ModelError` for a token past a model's `vocabulary` embeddings; does nothing where their number is not known."""
+    if vocabulary is not None and (token := int(rendered.input_ids.max())) >= vocabulary:
+        raise ModelError(
+            f"trajectory {rendered.id!r}: token {token} is past the model's {vocabulary} embeddings; the tokenizer is not the model's"
+        )
+
+
 def load_tokenizer(name_or_path: str | Path, chat_template: Path | None = None) -> Any:
     """Loads a tokenizer from a local folder, or from the hub where `name_or_path` is `org/name` and there is no folder `org` here.
 
@@ -225,7 +233,8 @@ def load_tokenizer(name_or_path: str | Path, chat_template: Path | None = None) 
     template = None if chat_template is None else _read_template(chat_template)
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False, local_files_only=is_local)
+        source = model_source(name)
+        tokenizer = AutoTokenizer.from_pretrained(source.name, trust_remote_code=False, local_files_only=is_local, **source.options)
     except Exception as error:  # the loader raises whatever its many parsers raise, down to bare Exception
         where = "cannot load its tokenizer" if is_local else "no such folder, and no tokenizer from the hub"
         raise ModelError(f"{name}: {where} ({one_line(error)})") from error
