@@ -161,9 +161,10 @@ def test_a_second_prober_of_a_model_waits_for_the_first_or_is_told(tokenizer, re
 
 def test_the_head_runs_on_targets_only(tokenizer, rendered):
     model = build("llama", tokenizer)
-    shapes = []
+    prober, shapes = Prober(model), []
+    prober.probe(rendered[:1])  # tries the model out
     model.lm_head.register_forward_hook(lambda module, args, output: shapes.append(tuple(output.shape)))
-    result = Prober(model).probe(rendered)
+    result = prober.probe(rendered)
     assert shapes == [(1, sum(r.n_targets for r in rendered), len(tokenizer))]
     np.testing.assert_array_equal(result.n_response_tokens, [r.n_targets for r in rendered])
 
