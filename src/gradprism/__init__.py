@@ -56,7 +56,7 @@ if TYPE_CHECKING:
     from gradprism.training.summary import TrainingSummary as TrainingSummary
     from gradprism.trajectories.corpus import Corpus as Corpus, load_corpus as load_corpus
     from gradprism.trajectories.formats import register_format as register_format
-    from gradprism.trajectories.record import Message as Message, Trajectory as Trajectory
+    from gradprism.trajectories.record import Message as Message, ToolCall as ToolCall, Trajectory as Trajectory
     from gradprism.trajectories.rendering import Renderer as Renderer, load_tokenizer as load_tokenizer
 
 __version__ = "0.1.0"
@@ -98,7 +98,7 @@ _ROOMS = {
     "training.summary": "TrainingSummary",
     "trajectories.corpus": "Corpus load_corpus",
     "trajectories.formats": "register_format",
-    "trajectories.record": "Message Trajectory",
+    "trajectories.record": "Message ToolCall Trajectory",
     "trajectories.rendering": "Renderer load_tokenizer",
 }
 _ROOM_OF = {name: room for room, names in _ROOMS.items() for name in names.split()}

@@ -89,6 +89,8 @@ def test_a_configuration_names_fields_and_leaves_bad_records_out(cli, folder: Pa
     assert isinstance(files, OwnFiles)
     assert (dict(files.mapping)["role.world"], files.on_bad) == ("user", "skip")
     assert len(list(load_corpus(files.paths, mapping=dict(files.mapping), on_bad=files.on_bad))) == 5
+    globbed = Files.of(config.model_copy(update={"files": [str(folder / "o*.jsonl")]}))
+    assert globbed == files
     plain = Files.of(config.model_copy(update={"map": {}, "on_bad": "fail"}))
     assert type(plain) is Files
     with pytest.raises(ConfigError, match="map turn: unknown"):

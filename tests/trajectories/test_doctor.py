@@ -32,6 +32,11 @@ def found(*trajectories: Trajectory, context_length: int | None = None, against=
         ("empty-turn", (LOOK, replace(GO, content=" "), SEEN, GO), {}),
         ("huge-turn", (replace(LOOK, content="look " * 5000), GO), {}),
         ("tools-never-called", (LOOK, GO), {"tools": ({"type": "function"},)}),
+        (
+            "tools-twice",
+            (Message("system", "<tools>find</tools>"), LOOK, replace(GO, tool_calls=(ToolCall("find", {}),))),
+            {"tools": ({"type": "function", "function": {"name": "find"}},)},
+        ),
         ("older-alfworld", (LOOK, Message("assistant", "think. Action: put mug 1 in/on desk 1")), {}),
         ("not-trained-on", (LOOK, replace(GO, weight=0.0), SEEN, replace(GO, content="open desk 1")), {}),
     ],

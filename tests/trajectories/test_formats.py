@@ -414,6 +414,8 @@ def test_hermes_calls_in_text_stay_text_and_its_tools_are_not_listed_twice() -> 
     (made,) = corpus
     assert (made.messages[2], made.tools) == (Message("assistant", call["value"]), ())
     assert sum(corpus.account.notes.remarks.values()) == 1
+    written = Trajectory("h", (Message("system", system["value"]), ASK, ANSWER), tools=(TOOL,))
+    assert list(load_corpus([json.loads(canonical_line(written))])) == [written]
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import json
 import os
 import tomllib
 from collections.abc import Sequence
+from glob import has_magic
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
@@ -291,9 +292,11 @@ def _meant(place: tuple[int | str, ...]) -> str:
 
 
 def _resolve(name: str, base: Path) -> str:
-    """`name` below `base` where that exists, else unchanged (a hub id, or a path that the reader will call missing)."""
+    """`name` below `base` where that exists or is a glob, else unchanged (a hub id, or a path that the reader will call missing)."""
     name = resolve_shipped(name)
     below = base / name
+    if has_magic(name):
+        return str(below)
     return str(below.resolve()) if below.exists() else name
 
 

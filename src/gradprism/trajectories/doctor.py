@@ -7,6 +7,7 @@ from typing import Any
 
 from gradprism.trajectories.corpus import Skipped
 from gradprism.trajectories.duplicates import ALIKE, Duplicates, Opening, Print, shared, task_names
+from gradprism.trajectories.layouts import lists_tools
 from gradprism.trajectories.record import Message, Trajectory
 from gradprism.trajectories.rendering import RenderedTrajectory
 
@@ -63,6 +64,7 @@ LINTS: Mapping[str, str] = {
     "cut": "cut by the context length; what is lost is at the end",
     "shared-task": "a task that is also in the held-out corpus or split: its score would not be of unseen tasks",
     "tools-never-called": "tools are listed, and no turn calls one",
+    "tools-twice": "tools are listed in the text of the system turn too, so that a prompt may have them twice; delete one of them",
     "older-alfworld": "actions of the older ALFWorld (`put X in/on Y`), which today's engine refuses; see `gradprism alfworld replay`",
     "low-response-share": f"less than {_LOW_SHARE:.0%} of its tokens are response",
     "not-trained-on": "holds assistant turns that are flagged as not to be trained on",
@@ -121,6 +123,8 @@ class Doctor:
     def _lints(self, trajectory: Trajectory) -> Iterator[str]:
         if trajectory.tools and not any(message.tool_calls for message in trajectory.messages):
             yield "tools-never-called"
+        if lists_tools(trajectory.messages, trajectory.tools):
+            yield "tools-twice"
         last: Message | None = None
         limit = _HUGE_CHARACTERS if self._context_length is None else 2 * self._context_length  # 4 characters a token
         for message in trajectory.messages:

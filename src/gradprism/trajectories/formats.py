@@ -41,7 +41,8 @@ def recognise(record: Record) -> str | None:
 def not_recognised(record: Record) -> str:
     """What to say of a record whose format nobody recognises."""
     if "chosen" in record and "rejected" in record:
-        return "'chosen' and 'rejected' are a preference pair, not a trajectory; give the chosen one by --map turns=chosen"
+        name = "completion" if "prompt" in record else "turns"
+        return f"'chosen' and 'rejected' are a preference pair, not a trajectory; give the chosen one by --map {name}=chosen"
     return (
         f"format not recognised; keys seen: {keys_of(record)}; known formats: {', '.join(FORMATS)}; "
         "--map turns=KEY names the key of the turns"

@@ -77,7 +77,8 @@ def assemble(record: Record, messages: list[Message], used: Iterable[str], notes
     used = {*used, *_SYSTEM, *_TOOLS, "task"}
     messages = _with_system(record, messages)
     tools = _tools(record, turns)
-    if tools and any(message.role == "system" and _lists(message.content, tools) for message in messages):
+    # Not under `messages`, which is also how trajectories are written: what is written there is read as it is.
+    if "messages" not in used and lists_tools(messages, tools):
         notes.remarks["tools beside a system turn that lists them in <tools>: left in its text alone"] += 1
         tools = ()
     key = next((key for key in _IDS if record.get(key) is not None), None)
@@ -124,10 +125,10 @@ def _tools(record: Record, turns: Sequence[Any]) -> tuple[Mapping[str, Any], ...
     return found[0] if found else ()
 
 
-def _lists(text: str, tools: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether a system turn names all tools in a `<tools>` element, as Hermes' function calling set does."""
-    inside = "".join(_TOOLS_ELEMENT.findall(text))
-    return bool(inside) and all(str(tool.get("function", tool).get("name")) in inside for tool in tools)
+def lists_tools(messages: Sequence[Message], tools: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether a system turn names all of some tools in a `<tools>` element, as Hermes' function calling set does."""
+    inside = "".join(part for message in messages if message.role == "system" for part in _TOOLS_ELEMENT.findall(message.content))
+    return bool(inside and tools) and all(str(tool.get("function", tool).get("name")) in inside for tool in tools)
 
 
 def _refuse_media(record: Record) -> None:
