@@ -12,10 +12,11 @@ import gradprism as gp
 from gradprism.cli import options as o
 from gradprism.package_data import resolve_shipped
 from gradprism.runtime.errors import ConfigError, DataError, GradprismError
+from gradprism.runtime.progress import say
 from gradprism.trajectories import display
 from gradprism.trajectories.corpus import Skipped, write_skipped
 from gradprism.trajectories.doctor import Doctor, Examination, Finding, problems
-from gradprism.trajectories.mapping import read_settings
+from gradprism.trajectories.mapping import Names, read_settings
 from gradprism.trajectories.parallel import map_rendered
 from gradprism.trajectories.rendering import RenderedTrajectory
 
@@ -58,7 +59,7 @@ def command(
         raise ConfigError(f"--on-bad {on_bad!r}: choose fail or skip")
     renderer = gp.Renderer(gp.load_tokenizer(model, chat_template), context_length)
     names = read_settings(map_)
-    held_out = list(gp.load_corpus(against, format=format_, mapping=names, on_bad="skip")) if against else []
+    held_out = _held_out(against or (), format_, names)
     corpus = gp.load_corpus([*data, *(more_data or [])], format=format_, mapping=names, on_bad="skip")
     doctor, is_held_out = (
         Doctor(context_length, held_out),
@@ -95,6 +96,16 @@ def command(
             f"{count} of {count + summary.result().trajectories} records cannot be used, the first: "
             f"{_first(corpus.account.skipped[0])}; correct them, or leave them out by --on-bad skip"
         )
+
+
+def _held_out(files: Sequence[str], format_: str | None, names: Names | None) -> list[gp.Trajectory]:
+    corpus = gp.load_corpus(files, format=format_, mapping=names, on_bad="skip")
+    trajectories = list(corpus)
+    if corpus.account.skipped:
+        say(
+            f"{len(corpus.account.skipped)} records of the held-out corpus cannot be read, the first: {_first(corpus.account.skipped[0])}"
+        )
+    return trajectories
 
 
 def _first(one: Skipped) -> str:

@@ -31,7 +31,7 @@ from gradprism.runtime.progress import quiet, say
 from gradprism.runtime.ranks import Ranks
 from gradprism.runtime.registry import as_names
 from gradprism.runtime.usage import Usage
-from gradprism.trajectories.corpus import Corpus, Sources, as_corpus
+from gradprism.trajectories.corpus import SKIPPED, Corpus, Sources, as_corpus
 from gradprism.trajectories.rendering import Renderer
 
 Launcher = Literal["auto", "here"] | Ray
@@ -182,6 +182,8 @@ class _Flow:
         totals = work.probe.manifest.totals
         if totals.unknown:
             say(f"{totals.unknown} of {totals.tokens} tokens are unknown to the tokenizer")
+        if left_out := len(self.trajectories.account.skipped):
+            say(f"{left_out} records left out; {self.folder / SKIPPED} says why")
         finished = work.probe.finished()
         if self.mirror is not None:
             self.mirror.push_all()

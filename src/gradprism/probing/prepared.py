@@ -159,7 +159,7 @@ def prepare(
         # Before the corpus and its rendering are in their places: a folder is a probe folder once it has its manifest.
         PROBE.claim(folder, manifest.to_json(), on_existing)
     if isinstance(trajectories, Corpus):
-        write_skipped(folder / SKIPPED, [trajectories])
+        write_skipped(folder / SKIPPED, [trajectories], tell=False)  # who asked for the folder says it
     made = ProbeFolder(folder)
     write_json(folder / RENDERED_NOTE, {"of": _of(made.manifest), "sha256": sha256_file(folder / RENDERED)})
     return made, Prepared(folder)

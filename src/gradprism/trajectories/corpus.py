@@ -224,11 +224,12 @@ def as_corpus(trajectories: Corpus | Sources) -> Corpus:
     return Corpus(records=trajectories) if isinstance(trajectories, Iterator) else load_corpus(trajectories)
 
 
-def write_skipped(path: Path, corpora: Iterable[Corpus]) -> None:
-    """Writes the records that were left out, one a line, and says so; nothing where there are none."""
+def write_skipped(path: Path, corpora: Iterable[Corpus], tell: bool = True) -> None:
+    """Writes the records that were left out, one a line, and (`tell`) says so; nothing where there are none."""
     skipped = [asdict(one) for corpus in corpora for one in corpus.account.skipped]
     if skipped:
         write_jsonl(path, skipped)
+    if skipped and tell:
         say(f"{len(skipped)} records left out; {path} says why")
 
 

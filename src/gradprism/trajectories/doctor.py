@@ -22,7 +22,7 @@ _ENDS = (
 # How environments refuse an action: ALFWorld, ScienceWorld, WebShop and others of AgentGym, OpenAI-style tools.
 _REFUSALS = (
     *("Nothing happens", "No known action matches that input", "Invalid action", "The action is not recognized", "Unknown action"),
-    *("That's not a verb I recognise", "You can't", "Error: unknown tool", "Invalid command"),
+    *("That's not a verb I recognise", "Error: unknown tool", "Invalid command"),
 )
 _PUT = re.compile(r"^put .+ (?:in/on|in|on) .+ \d+$")
 _SPECIFIC = re.compile(r"'(?:[^'\\]|\\.)*'|\"[^\"]*\"|\d+")
