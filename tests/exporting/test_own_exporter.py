@@ -33,7 +33,7 @@ def exporter(tmp_path, monkeypatch):
 def test_the_example_exports_routes_and_folders(exporter, cli, tmp_path):
     make_probe(tmp_path / "probe")
     routes = route(tmp_path / "probe")
-    assert list(EXPORTERS) == ["verl", "openai"]
+    assert {"verl", "openai"} < set(EXPORTERS)
     made = gp.export(routes, "openai", tmp_path / "a")
     rows = [json.loads(line) for line in (tmp_path / "a" / "train.jsonl").read_text().splitlines()]
     assert rows == [{"messages": t.chat()} for t in routes.sft]
@@ -52,7 +52,7 @@ def test_what_cannot_be_exported_is_one_line(exporter, cli, tmp_path):
     make_probe(tmp_path / "probe")
     route(tmp_path / "probe").save(tmp_path / "route")
     export = ["export", "openai", tmp_path / "route", "--out", tmp_path / "b"]
-    assert_refused(cli("export", "csv", *export[2:]), "exporter 'csv': choose one of verl, openai")
+    assert_refused(cli("export", "csv", *export[2:]), "exporter 'csv': choose one of ", "verl, openai")
     assert_refused(cli(*export, "--option", "colour=red"), "exporter 'openai'", "unexpected keyword argument 'colour'")
     assert_refused(cli(*export, "--option", "colour"), "--option 'colour': expected key=value")
     assert not (tmp_path / "b").exists()

@@ -5,16 +5,19 @@ import json
 import os
 import random
 import re
+import runpy
+import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 
 import datasets
 import numpy as np
 import pandas as pd
-import polars as pl
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from gradprism.environments.registry import make_environment
 from gradprism.environments.webshop.catalogue import read_catalogue
@@ -22,9 +25,10 @@ from gradprism.environments.webshop.generated import generate_catalogue
 from gradprism.environments.webshop.goals import make_goals
 from gradprism.routing.routes import route
 from gradprism.runtime.files import sha256_file, sha256_folder, write_json, write_jsonl
-from gradprism.trajectories.corpus import load_corpus, write_messages_jsonl
+from gradprism.trajectories.corpus import load_corpus
 from gradprism.trajectories.record import Message, Trajectory
 from helpers.cli import assert_refused
+from helpers.exports import MASKED, PLAIN, RICH, WEIGHTED, write_route
 from helpers.probes import make_probe
 
 GAMES = [f"official/train/pick_and_place_simple-Mug-None-Desk-30{n}/trial_T2019_{n}" for n in range(4)]
@@ -48,20 +52,6 @@ def trajectory(name, task=None, trained=True):
         Message("assistant", "go to desk 1"),
     )
     return Trajectory(name, turns, task or {})
-
-
-def write_route(folder, sft, rl):
-    """A route folder by hand, of trajectories."""
-    folder.mkdir(parents=True)
-    (folder / "sft.jsonl").touch()
-    if sft:
-        write_messages_jsonl(folder / "sft.jsonl", sft)
-    write_jsonl(folder / "rl.jsonl", [{"id": t.id, "prompt": t.prompt(), "task": t.task} for t in rl])
-    pl.DataFrame({"id": [t.id for t in (*sft, *rl)]}).write_parquet(folder / "routes.parquet")
-    write_json(folder / "audit.json", {})
-    write_json(
-        folder / "routing.json", {"threshold": 0.5, "n_trajectories": len(sft) + len(rl), "n_sft": len(sft), "n_rl": len(rl)}
-    )
 
 
 @pytest.fixture
@@ -127,6 +117,74 @@ def test_turns_that_are_not_trained_on_are_marked_and_warned_of(export, tmp_path
         scope = {"message": message, "torch": torch, "loss_mask": [1], "attention_mask": [1]}
         exec(snippets()[0], scope)
         assert scope["loss_mask"] == [message["loss_mask"]]
+
+
+def test_tools_calls_and_reasoning_are_whole_with_the_data_set_that_decodes_them(export, tmp_path, monkeypatch):
+    sft = [RICH, MASKED, PLAIN]
+    write_route(tmp_path / "route", sft, [trajectory("r", alfworld_task(GAMES[0]))])
+    code, out, _ = export()
+    assert code == 0
+    assert (
+        "warning: the SFT set has tools, calls, reasoning or names: verl reads it if data.custom_cls.path names gradprism_verl.py"
+        in out
+    )
+    assert "warning: 2 turns have reasoning; verl renders each message alone" in out
+    frame = pd.read_parquet(tmp_path / "verl" / "sft.parquet", dtype_backend="pyarrow")
+    assert all(isinstance(text, str) for text in frame["messages"])  # which verl's own data set fails on, rather than misread
+
+    dataset = verl_dataset(monkeypatch, tmp_path / "verl" / "gradprism_verl.py", frame)
+    assert [tools or [] for tools in dataset.tools] == [list(t.tools) for t in sft]
+    masks = []
+    for n, t in enumerate(sft):
+        messages = dataset._build_messages(frame.iloc[n].to_dict())
+        assert [{k: v for k, v in message.items() if k != "loss_mask"} for message in messages] == t.chat()
+        masks.append([dataset._process_single_message(index=i, message=m)[1].tolist() for i, m in enumerate(messages)])
+        assert all(seen == message for seen, message in zip(dataset.seen[-len(messages) :], t.chat(), strict=True))
+    assert masks == [[[0], [0], [1], [0], [0], [1]], [[0], [0], [0], [1]], [[0], [1], [0], [1]]]
+
+
+def verl_dataset(monkeypatch, path, frame):
+    """The exported data set over a stand-in for verl's own, which does what verl 0.9.1's does where the two meet."""
+
+    class MultiTurnSFTDataset:
+        messages_key = "messages"
+
+        def __init__(self, frame):
+            self.dataframe, self.seen = frame, []
+            self._read_files_and_process()
+
+        def _read_files_and_process(self):
+            self.tools = self.dataframe["tools"].tolist() if "tools" in self.dataframe.columns else None
+
+        def _build_messages(self, example):
+            return [dict(message) for message in example[self.messages_key]]
+
+        def _process_single_message(self, index, message, full_message=(), tools=None, enable_thinking=None):
+            self.seen.append(message)
+            return torch.ones(1), torch.tensor([int(message["role"] == "assistant")]), torch.ones(1), {}
+
+    for name in ("verl", "verl.utils", "verl.utils.dataset"):
+        monkeypatch.setitem(sys.modules, name, ModuleType(name))
+    module = ModuleType("verl.utils.dataset.multiturn_sft_dataset")
+    monkeypatch.setattr(module, "MultiTurnSFTDataset", MultiTurnSFTDataset, raising=False)
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    return runpy.run_path(str(path))["GradprismSFTDataset"](frame)
+
+
+def test_rl_prompts_with_calls_are_whole(export, load, tmp_path):
+    masked = replace(RICH, messages=tuple(replace(m, weight=0 if i == 2 else 1) for i, m in enumerate(RICH.messages)))
+    write_route(tmp_path / "route", [PLAIN], [masked, replace(PLAIN, task={"env": "my.package:Trips", "id": "trip-8"})])
+    code, out, _ = export()
+    assert code == 0 and "warning: 1 my.package:Trips tasks have tools, which verl takes from its own configuration" in out
+    rows = load(tmp_path / "verl" / "rl-my-package-trips.parquet")
+    assert [row["prompt"] for row in rows] == [masked.prompt(), PLAIN.prompt()]
+    assert json.loads(rows[0]["extra_info"]["tools"]) == list(RICH.tools)
+    assert rows[1]["extra_info"]["tools"] is None
+
+
+def test_weights_that_verl_cannot_be_told_are_refused(export, tmp_path):
+    write_route(tmp_path / "route", [WEIGHTED], [trajectory("r", alfworld_task(GAMES[0]))])
+    assert_refused(export(), "sft.jsonl:1: trajectory 'half': message 1 has weight 0.5; verl knows 0 and 1 only")
 
 
 def test_rl_rows_as_verls_dataset_and_verl_agents_trainer_read_them(export, load, tmp_path):

@@ -30,7 +30,22 @@ class Exporter(Protocol):
         ...
 
 
-EXPORTERS: Registry[Exporter] = Registry("exporter", {"verl": "gradprism.exporting.verl:export_verl"})
+EXPORTERS: Registry[Exporter] = Registry(
+    "exporter",
+    {
+        "axolotl": "gradprism.exporting.axolotl:export_axolotl",
+        "datasets": "gradprism.exporting.hf_datasets:export_datasets",
+        "llamafactory": "gradprism.exporting.llamafactory:export_llamafactory",
+        "ms-swift": "gradprism.exporting.ms_swift:export_ms_swift",
+        "nemo-rl": "gradprism.exporting.nemo_rl:export_nemo_rl",
+        "openrlhf": "gradprism.exporting.openrlhf:export_openrlhf",
+        "prime-rl": "gradprism.exporting.prime_rl:export_prime_rl",
+        "skyrl": "gradprism.exporting.skyrl:export_skyrl",
+        "tinker": "gradprism.exporting.tinker:export_tinker",
+        "trl": "gradprism.exporting.trl:export_trl",
+        "verl": "gradprism.exporting.verl:export_verl",
+    },
+)
 register_exporter = EXPORTERS.register
 
 

@@ -5,44 +5,40 @@ So the routed tasks are also written as a list, which a few changed lines of ver
 """
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
-from itertools import islice
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from gradprism.environments.webshop.goals import SHUFFLE_SEED, TEST
+from gradprism.exporting.chats import CHAT
+from gradprism.exporting.rl_rows import empty_sides
+from gradprism.exporting.tables import Kind, json_text, write_parquet
+from gradprism.exporting.verl_sft import MESSAGE, write_verl_sft
 from gradprism.exporting.verl_tasks import COLUMNS, VerlTask, file_name, read_tasks
 from gradprism.routing.routes import Routes
 from gradprism.runtime.errors import ConfigError, DataError
-from gradprism.runtime.files import atomic_write, write_json
-from gradprism.trajectories.record import Trajectory
-
-ROWS = 1000  # rows of a row group, and of what is in memory at once
-_MESSAGE = [("role", pa.string()), ("content", pa.string())]
+from gradprism.runtime.files import write_json
 
 
 def export_verl(routes: Routes, folder: Path, *, data_dir: Path | str | None = None) -> list[str]:
     """Writes `sft.parquet`, and `rl-<environment>.parquet` and `tasks-<environment>.json` of each environment; returns warnings.
 
-    `data_dir` holds WebShop's official files, from which products and options are written beside the goals' numbers. Raises
-    `DataError` naming the file and line for a task that cannot be named, `ConfigError` for `data_dir` of another catalogue.
+    Beside `sft.parquet` stands `gradprism_verl.py` where verl needs it. `data_dir` holds WebShop's official files, from which products
+    and options are written beside the goals' numbers. Raises `DataError` naming the file and line for a task that cannot be named,
+    `ConfigError` for `data_dir` of another catalogue.
     """
     tasks = read_tasks(routes.sets.rl())
     lists = {env: _task_list(env, some, data_dir) for env, some in tasks.items()}
     if data_dir is not None and not any("goals" in value for value in lists.values()):
         raise ConfigError(f"--data-dir {data_dir}: no RL task is a goal of WebShop's official files; leave it out")
-    warnings = _write_sft(routes, folder / "sft.parquet")
+    warnings = list(write_verl_sft(routes, folder))
     for env, some in tasks.items():
         name = file_name(env)
-        _write_rl(some, folder / f"rl-{name}.parquet")
+        warnings += _write_rl(some, folder / f"rl-{name}.parquet")
         write_json(folder / f"tasks-{name}.json", lists[env])
         warnings += _task_warnings(env, some, lists[env])
-    for what, n in (("SFT", routes.routing.n_sft), ("RL", routes.routing.n_rl)):
-        if n == 0:
-            warnings.append(f"the route sends nothing to {what}, so there is no file for it")
-    return warnings
+    return warnings + empty_sides(routes)
 
 
 def _task_list(env: str, tasks: list[VerlTask], data_dir: Path | str | None) -> dict[str, object]:
@@ -109,42 +105,23 @@ def _task_warnings(env: str, tasks: list[VerlTask], value: Mapping[str, object])
             yield "give --data-dir to have product, options and instruction beside each of WebShop's goal indices"
 
 
-def _write_sft(routes: Routes, path: Path) -> list[str]:
-    """One row per trajectory. Messages have `loss_mask` only in a set with assistant turns that are not trained on; then each has."""
-    masked = sum(m.role == "assistant" and not m.train for trajectory in routes.sets.sft() for m in trajectory.messages)
-    message = pa.struct([*_MESSAGE, ("loss_mask", pa.int64())] if masked else _MESSAGE)
-    schema = pa.schema([("messages", pa.list_(message)), ("id", pa.string()), ("task", pa.string())])
+def _write_rl(tasks: list[VerlTask], path: Path) -> list[str]:
+    """One row per task; all rows of a file have one environment, so `env_kwargs` has one form. Gives warnings.
 
-    def row(trajectory: Trajectory) -> dict[str, object]:
-        messages = [
-            {**m.to_chat(), "loss_mask": int(m.role == "assistant" and m.train)} if masked else m.to_chat()
-            for m in trajectory.messages
-        ]
-        return {"messages": messages, "id": trajectory.id, "task": _json(trajectory.task)}
-
-    if routes.routing.n_sft:
-        _write_parquet(path, schema, map(row, routes.sets.sft()))
-    if not masked:
-        return []
-    return [
-        f"{masked} assistant turns are not to be trained on (loss_mask 0), but verl trains on every assistant turn unless it is changed "
-        "(docs/verl.md)"
-    ]
-
-
-def _write_rl(tasks: list[VerlTask], path: Path) -> None:
-    """One row per task; all rows of a file have one environment, so `env_kwargs` has one form."""
+    Prompts of plain text are lists of role and content; others are columns of free JSON, which the loader's datasets decodes.
+    """
     column = COLUMNS.get(tasks[0].env, {})
-    schema = pa.schema(
-        [
-            ("data_source", pa.string()),
-            ("prompt", pa.list_(pa.struct(_MESSAGE))),
-            ("ability", pa.string()),
-            ("reward_model", pa.struct({"style": pa.string(), "ground_truth": pa.string()})),
-            ("extra_info", pa.struct({"index": pa.int64(), "split": pa.string(), "id": pa.string(), "task": pa.string()})),
-            ("env_kwargs", pa.struct({"task_id": pa.string(), **column})),
-        ]
-    )
+    rich = any(message.keys() - {"role", "content"} for task in tasks for message in task.rl.prompt)
+    n_tools = sum(bool(task.rl.tools) for task in tasks)
+    extra = [("index", pa.int64()), *((name, pa.string()) for name in ("split", "id", "task", *(["tools"] if n_tools else [])))]
+    columns: dict[str, Kind] = {
+        "data_source": pa.string(),
+        "prompt": CHAT if rich else pa.list_(pa.struct(MESSAGE)),
+        "ability": pa.string(),
+        "reward_model": pa.struct({"style": pa.string(), "ground_truth": pa.string()}),
+        "extra_info": pa.struct(extra),
+        "env_kwargs": pa.struct({"task_id": pa.string(), **column}),
+    }
     rows = (
         {
             "data_source": task.env,
@@ -152,19 +129,20 @@ def _write_rl(tasks: list[VerlTask], path: Path) -> None:
             "ability": "agent",
             # The environment rewards; the task stands where verl's own reward functions expect an answer.
             "reward_model": {"style": "rule", "ground_truth": task.id},
-            "extra_info": {"index": index, "split": task.split, "id": task.rl.id, "task": _json(task.rl.task)},
+            "extra_info": {"index": index, "split": task.split, "id": task.rl.id, "task": _json(task.rl.task), **_tools(task)},
             "env_kwargs": {"task_id": task.id, **dict.fromkeys(column, task.counterpart)},
         }
         for index, task in enumerate(tasks)
     )
-    _write_parquet(path, schema, rows)
+    write_parquet(path, columns, rows)
+    tools = (
+        f"{n_tools} {tasks[0].env} tasks have tools, which verl takes from its own configuration: extra_info.tools has them as JSON"
+    )
+    return [tools] if n_tools else []
 
 
-def _write_parquet(path: Path, schema: pa.Schema, rows: Iterable[dict[str, object]]) -> None:
-    with atomic_write(path, "wb") as file, pq.ParquetWriter(file, schema, compression="zstd") as writer:
-        rows = iter(rows)
-        while some := list(islice(rows, ROWS)):
-            writer.write_table(pa.Table.from_pylist(some, schema=schema))
+def _tools(task: VerlTask) -> dict[str, str]:
+    return {"tools": json_text(task.rl.tools)} if task.rl.tools else {}
 
 
 def _json(value: object) -> str:
