@@ -23,6 +23,7 @@ from gradprism.routing.split import Routing
 from gradprism.runtime.errors import DataError
 from gradprism.trajectories.corpus import load_corpus, weighted_chat
 from gradprism.trajectories.record import Message, Trajectory
+from helpers.cli import assert_refused
 from helpers.exports import MASKED, PLAIN, RICH, TASK, TOOLS, WEIGHTED, calls_as_objects, write_route
 
 BUILT_IN = ["axolotl", "datasets", "llamafactory", "ms-swift", "nemo-rl", "openrlhf", "prime-rl", "skyrl", "tinker", "trl", "verl"]
@@ -100,6 +101,19 @@ def test_a_set_with_masked_turns_is_split_into_rows_whose_last_turn_is_trained_o
     assert [row.get("tools") or [] for row in rows] == [[], list(TOOLS), list(TOOLS)]
     assert any(setting in warning for warning in warnings)
     assert "1 trajectories have no turn to train on, so no row: never" in warnings
+
+
+@pytest.mark.parametrize("name", ["trl", "openrlhf", "skyrl", "nemo-rl", "llamafactory"])
+def test_any_set_is_split_on_demand(name, cli, parquet, tmp_path):
+    """For templates that render a turn otherwise once another follows."""
+    write_route(tmp_path / "route", [PLAIN], [PLAIN])
+    export = ("export", name, tmp_path / "route", "--out", tmp_path / "out", "--option")
+    assert_refused(cli(*export, "rows=words"), "rows 'words': choose auto or turns")
+    code, out, _ = cli(*export, "rows=turns")
+    assert code == 0 and "warning: there is a row for each turn that is trained on, and only a row's last turn may be" in out
+    [path] = [path for path in (tmp_path / "out").rglob("*") if path.name in ("sft.jsonl", "sft.parquet", "train.parquet")]
+    rows = lines(path) if path.suffix == ".jsonl" else parquet(path)
+    assert [row["id"] for row in rows] == ["plain#1", "plain#3"]
 
 
 @pytest.mark.parametrize("name", ["axolotl", "prime-rl"])

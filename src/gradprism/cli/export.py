@@ -8,9 +8,17 @@ import typer
 import gradprism as gp
 from gradprism.cli.options import AsJson, OnExistingOutput, environment_options, show
 
+_FORMATS = "axolotl, datasets, llamafactory, ms-swift, nemo-rl, openrlhf, prime-rl, skyrl, tinker, trl, verl, or one of your own."
+
 
 def command(
-    format_: Annotated[str, typer.Argument(metavar="FORMAT", help="verl, or an exporter of your own.")],
+    format_: Annotated[
+        str,
+        typer.Argument(
+            metavar="FORMAT",
+            help=_FORMATS,
+        ),
+    ],
     route: Annotated[Path, typer.Argument(metavar="DIR", help="Route folder.")],
     out: Annotated[Path, typer.Option(help="Folder to write; must be new or empty.")],
     data_dir: Annotated[
@@ -22,7 +30,7 @@ def command(
     on_existing: OnExistingOutput = "fail",
     as_json: AsJson = False,
 ) -> None:
-    """Writes a route's SFT set and RL tasks for another trainer; verl: Parquet files, and the list of tasks that RL may draw."""
+    """Writes a route's SFT set and RL tasks for another trainer. What a trainer cannot be told is refused or counted."""
     export = gp.export(route, format_, out, on_existing=on_existing, **environment_options(data_dir, option, "--option"))
     routing = export.routing
     said = f"{out}: {routing.n_sft} trajectories to SFT, {routing.n_rl} to RL, in {', '.join(export.files)}"

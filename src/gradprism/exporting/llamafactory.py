@@ -18,14 +18,14 @@ BETWEEN_RESULTS = "\n</tool_response>\n<tool_response>\n"
 _COLUMNS = {"messages": "conversations", "system": "system", "tools": "tools"}
 
 
-def export_llamafactory(routes: Routes, folder: Path) -> list[str]:
+def export_llamafactory(routes: Routes, folder: Path, *, rows: str = "auto") -> list[str]:
     """Writes `sft.jsonl`, `dataset_info.json` with the data set `gradprism_sft`, and `rl.jsonl`; returns warnings.
 
-    ShareGPT's form, since of a turn that calls tools the OpenAI form drops text and reasoning. Reasoning stands between `<think>` tags.
-    Where some turns are not to be trained on, there is a row for each turn that is, for `mask_history`. Raises `DataError` for messages
-    that do not alternate, which LLaMA-Factory would skip.
+    `rows` is `turns` for a row per turn in any set. ShareGPT's form, since of a turn that calls tools the OpenAI form drops text and
+    reasoning; the latter stands between `<think>` tags. Where some turns are not to be trained on, there is a row for each turn that is,
+    for `mask_history`. Raises `DataError` for messages that do not alternate, which LLaMA-Factory would skip.
     """
-    sft, rl = SftRows.read(routes, READER), RlRows(routes)
+    sft, rl = SftRows.read(routes, READER, rows), RlRows(routes)
     if routes.routing.n_sft:
         write_jsonl(folder / "sft.jsonl", map(_row, sft))
         write_json(

@@ -60,11 +60,6 @@ def _tools(tools: object) -> dict[str, str]:
 
 
 def _warnings(sft: SftRows) -> Iterator[str]:
-    if sft.masked:
-        yield (
-            f"{sft.masked} assistant turns are not to be trained on (loss false); ms-swift masks their text, and still trains on the token "
-            "that ends such a turn"
-        )
     if sft.weighted:
         yield f"{sft.weighted} trajectories have turns with a weight of their own (loss_scale): set --is_binary_loss_scale false"
     if sft.reasoning:

@@ -14,13 +14,13 @@ from gradprism.runtime.files import write_jsonl
 READER = Reader("NeMo RL", masks="split", assistant_last=True)
 
 
-def export_nemo_rl(routes: Routes, folder: Path) -> list[str]:
-    """Writes `sft.jsonl` and `rl.jsonl`; returns warnings.
+def export_nemo_rl(routes: Routes, folder: Path, *, rows: str = "auto") -> list[str]:
+    """Writes `sft.jsonl` and `rl.jsonl`; returns warnings. `rows` is `turns` for a row per turn in any set.
 
     SFT: `messages` and `tools`; where some turns are not to be trained on, a row for each turn that is, which is its last. RL:
     `responses_create_params` (`input` and `tools`), and `env`, `task_id`, `task` (JSON text) for the environment.
     """
-    sft, rl = SftRows.read(routes, READER), RlRows(routes)
+    sft, rl = SftRows.read(routes, READER, rows), RlRows(routes)
     if routes.routing.n_sft:
         write_jsonl(folder / "sft.jsonl", map(sft_json, sft))
     if routes.routing.n_rl:

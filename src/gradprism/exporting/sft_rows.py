@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from gradprism.routing.routes import Routes
-from gradprism.runtime.errors import DataError
+from gradprism.runtime.errors import ConfigError, DataError
 from gradprism.trajectories.record import Message, Trajectory
 
 
@@ -43,13 +43,15 @@ class SftRow:
 class SftRows:
     """The rows of a route's SFT set, which may be gone through any number of times; nothing is held in memory.
 
-    `masked`: assistant turns that are not to be trained on. `weighted`: trajectories with another weight than 0 and 1. `calls`,
-    `reasoning`: turns that have them; `results`: those of tools. `tools`: trajectories that have them. `tails`: trajectories with messages
-    behind the last turn that is trained on. `untrained`: ids of trajectories without a turn to train on, up to three, of `n_untrained`.
+    `by_turn`: the set is split whether or not it must be. `masked`: assistant turns that are not to be trained on. `weighted`:
+    trajectories with another weight than 0 and 1. `calls`, `reasoning`: turns that have them; `results`: those of tools. `tools`:
+    trajectories that have them. `tails`: trajectories with messages behind the last turn that is trained on. `untrained`: ids of
+    trajectories without a turn to train on, up to three, of `n_untrained`.
     """
 
     routes: Routes
     reader: Reader
+    by_turn: bool = False
     masked: int = 0
     weighted: int = 0
     calls: int = 0
@@ -61,9 +63,14 @@ class SftRows:
     untrained: list[str] = field(default_factory=list)
 
     @classmethod
-    def read(cls, routes: Routes, reader: Reader) -> "SftRows":
-        """Goes through the set once; raises `DataError`, naming the trajectory, for what the trainer could not be told."""
-        rows = cls(routes, reader)
+    def read(cls, routes: Routes, reader: Reader, rows_of: str = "auto") -> "SftRows":
+        """Goes through the set once; raises `DataError`, naming the trajectory, for what the trainer could not be told.
+
+        `rows_of` is `auto`, or `turns` to split a set whose turns are all trained on as well. Raises `ConfigError` for another word.
+        """
+        if rows_of not in ("auto", "turns"):
+            raise ConfigError(f"rows {rows_of!r}: choose auto or turns")
+        rows = cls(routes, reader, by_turn=rows_of == "turns")
         for trajectory in routes.sets.sft():
             rows._count(trajectory)
         return rows
@@ -71,7 +78,7 @@ class SftRows:
     @property
     def split(self) -> bool:
         """Whether there is a row for each turn that is trained on, in place of one per trajectory."""
-        return self.reader.masks == "split" and self.masked > 0
+        return self.reader.masks == "split" and (self.masked > 0 or self.by_turn)
 
     def __iter__(self) -> Iterator[SftRow]:
         for trajectory in self.routes.sets.sft():
@@ -86,10 +93,9 @@ class SftRows:
         """What the trainer's user must know of the rows; `split` says which setting trains on a row's last turn alone."""
         name = self.reader.name
         if self.split:
-            yield (
-                f"{self.masked} assistant turns are not to be trained on, which {name} cannot be told turn by turn: "
-                f"there is a row for each turn that is trained on, and only a row's last turn may be: {split}"
-            )
+            masked = f"{self.masked} assistant turns are not to be trained on, which {name} cannot be told turn by turn: "
+            rows = f"there is a row for each turn that is trained on, and only a row's last turn may be: {split}"
+            yield masked + rows if self.masked else rows
         if self.n_untrained and self.reader.masks != "flags":
             some = ", ".join(self.untrained) + (", …" if self.n_untrained > len(self.untrained) else "")
             yield f"{self.n_untrained} trajectories have no turn to train on, so no row: {some}"

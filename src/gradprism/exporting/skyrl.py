@@ -18,16 +18,16 @@ _RL: dict[str, Kind] = {
 }
 
 
-def export_skyrl(routes: Routes, folder: Path) -> list[str]:
-    """Writes `sft/train.parquet` and `rl.parquet`; returns warnings.
+def export_skyrl(routes: Routes, folder: Path, *, rows: str = "auto") -> list[str]:
+    """Writes `sft/train.parquet` and `rl.parquet`; returns warnings. `rows` is `turns` for a row per turn in any set.
 
     SFT: `messages` and `tools`; where some turns are not to be trained on, a row for each turn that is, which is its last. RL: `prompt`,
     `env_class`, and what the environment is given as extras: `task_id`, `task` (JSON text), `reward_spec`, `tools`.
     """
-    sft, rl = SftRows.read(routes, READER), RlRows(routes)
+    sft, rl = SftRows.read(routes, READER, rows), RlRows(routes)
     write_sft(folder / "sft" / "train.parquet", sft)
     n_tools = sum(bool(task.tools) for task in routes.sets.rl())
-    rows = (
+    tasks = (
         {
             **row.to_json(),
             "env_class": row.env,
@@ -36,7 +36,7 @@ def export_skyrl(routes: Routes, folder: Path) -> list[str]:
         }
         for row in rl
     )
-    write_parquet(folder / "rl.parquet", {**_RL, "tools": CHAT} if n_tools else _RL, rows)
+    write_parquet(folder / "rl.parquet", {**_RL, "tools": CHAT} if n_tools else _RL, tasks)
     if not sft.split and routes.routing.n_sft:
         all_turns = ["train_on_what=all_assistant_messages must be set: SkyRL's default trains on a row's last turn alone"]
     else:

@@ -13,18 +13,18 @@ from gradprism.routing.routes import Routes
 READER = Reader("TRL", masks="split")
 
 
-def export_trl(routes: Routes, folder: Path) -> list[str]:
-    """Writes `sft.parquet` and `rl.parquet`; returns warnings.
+def export_trl(routes: Routes, folder: Path, *, rows: str = "auto") -> list[str]:
+    """Writes `sft.parquet` and `rl.parquet`; returns warnings. `rows` is `turns` for a row per turn in any set.
 
     SFT: `messages` and `tools`, for `assistant_only_loss`; where some turns are not to be trained on, `prompt` and `completion` with a row
     for each turn that is. RL: `prompt`, and the columns that GRPO hands to rewards and to an environment's `reset`: `environment`, its name
     in `environment_factory`, `task_id` and `task` (JSON text).
     """
-    sft, rl = SftRows.read(routes, READER), RlRows(routes)
+    sft, rl = SftRows.read(routes, READER, rows), RlRows(routes)
     write_sft(folder / "sft.parquet", sft, ("prompt", "completion"))
     columns = {"id": pa.string(), "prompt": CHAT, **dict.fromkeys(("environment", "task_id", "task"), pa.string())}
-    rows = ({**row.to_json(), "environment": row.env} for row in rl)
+    tasks = ({**row.to_json(), "environment": row.env} for row in rl)
     n_tools = sum(bool(task.tools) for task in routes.sets.rl())
-    write_parquet(folder / "rl.parquet", {**columns, "tools": CHAT} if n_tools else columns, rows)
+    write_parquet(folder / "rl.parquet", {**columns, "tools": CHAT} if n_tools else columns, tasks)
     tools = ["GRPOTrainer takes tools as Python functions; the column `tools` of rl.parquet only says which"] if n_tools else []
     return [*sft.warnings("completion_only_loss=True, TRL's default for such rows"), *rl.warnings(), *tools, *empty_sides(routes)]
