@@ -2,10 +2,14 @@
 
 import os
 import signal
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 
+import gradprism as gp
 from gradprism.environments.pool import SessionPool
 from gradprism.runtime.errors import ConfigError, EnvironmentPlayError
 from helpers.broken_games import BrokenGames
@@ -114,3 +118,19 @@ def test_leaving_early_does_not_wait_for_an_engine_that_hangs(tmp_path):
         time.sleep(0.2)
     assert time.monotonic() - clock < 30 and not any(process.is_alive() for process in processes)
     assert pool.restarts == 0
+
+
+@pytest.mark.parametrize("first", ["", "if '__mp' in __name__: raise ValueError('no folder')\n"])
+def test_a_script_without_a_main_guard_is_told_of_it_in_one_line(tmp_path, first):
+    """Its workers run it again, and either come to the call that needs workers, or fail before."""
+    script = tmp_path / "plain.py"
+    script.write_text(
+        f"{first}import gradprism as gp\n"
+        "gp.evaluate('random', gp.make_environment('own_games:Guess'), gp.EvaluationConfig(splits={'test': 2}), workers=1)\n"
+    )
+    games = Path(gp.__file__).parent / "data" / "templates" / "own_environment.py"
+    (tmp_path / "own_games.py").write_text(games.read_text())
+    done = subprocess.run([sys.executable, str(script)], cwd=tmp_path, capture_output=True, text=True, timeout=100)
+    last = done.stderr.splitlines()[-1]
+    assert done.returncode == 1 and 'put what the script does below `if __name__ == "__main__":`' in last
+    assert first or (f"{script}: has no main guard" in last and done.stderr.count("Traceback") == 1)

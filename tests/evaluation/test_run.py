@@ -14,7 +14,9 @@ import pytest
 from gradprism.environments.registry import make_environment
 from gradprism.evaluation.config import EvaluationConfig
 from gradprism.evaluation.run import FOLDER, evaluate
-from gradprism.runtime.errors import FolderInUseError
+from gradprism.models import load_model
+from gradprism.package_data import shipped
+from gradprism.runtime.errors import ConfigError, FolderInUseError
 from gradprism.runtime.folders import exclusive_lock
 from helpers.cli import assert_refused
 
@@ -130,3 +132,16 @@ def test_two_jobs_in_one_folder_are_refused_and_no_folder_writes_nothing(tmp_pat
     assert FOLDER.check(tmp_path / "o", "resume") and whole == again
     alone = evaluate("expert", environment, config, workers=1)
     assert alone.rows == whole.rows and alone.episodes == whole.episodes
+
+
+def test_environment_and_model_are_taken_by_name_or_made():
+    config = EvaluationConfig(splits={"unseen": 1}, max_steps=2)
+    assert len(evaluate("expert", "alfworld", config, workers=1).episodes) == 1
+    tiny = make_environment("alfworld", difficulty="tiny")
+    path = str(shipped("alfworld-tiny"))
+    by_name, loaded = (evaluate(model, tiny, config, workers=1).episodes for model in (path, load_model(path)))
+    assert [e.to_json() for e in by_name] == [e.to_json() for e in loaded]
+    with pytest.raises(ConfigError, match="environment 'alfwrold': choose one of"):
+        evaluate("expert", "alfwrold", config)
+    with pytest.raises(ConfigError, match="environment 3: give a name"):
+        evaluate("expert", 3, config)  # pyright: ignore[reportArgumentType]

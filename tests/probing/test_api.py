@@ -12,6 +12,7 @@ from gradprism.models import ModelSpec
 from gradprism.probing.api import probe
 from gradprism.probing.result import Probe
 from gradprism.runtime.errors import ConfigError, DataError, FolderInUseError, MissingFileError
+from gradprism.runtime.files import umask
 from gradprism.trajectories.corpus import write_messages_jsonl
 from gradprism.trajectories.record import Message, Trajectory
 from helpers.tiny import sample_trajectories, tiny_qwen3, tiny_tokenizer
@@ -31,6 +32,7 @@ def test_a_probe_in_memory_is_the_one_in_a_folder_and_can_be_saved(model, tmp_pa
     there = probe(model, TOKENIZER, iter(trajectories), out=tmp_path / "probe", **options)
     assert here.folder is None and there.folder == tmp_path / "probe"
     here.save(tmp_path / "saved")
+    assert (tmp_path / "saved").stat().st_mode & 0o777 == 0o777 & ~umask()  # others may read it
     with pytest.raises(FolderInUseError, match="is not empty"):
         here.save(tmp_path / "saved")
     assert here.run is not None and (here.run.probed, here.run.kept) == (12, 0)
@@ -113,6 +115,8 @@ def test_trajectories_that_no_folder_could_hold_are_refused(model, tmp_path, tra
 
 
 def test_wrong_arguments_are_told_in_one_line(model):
+    with pytest.raises(ConfigError, match="experts 'both': choose joined or separate"):
+        probe(model, TOKENIZER, sample_trajectories(1), experts="both")  # pyright: ignore[reportArgumentType]
     with pytest.raises(ConfigError, match="launcher 'ray': choose auto, here"):
         probe(model, TOKENIZER, sample_trajectories(1), launcher="ray")  # pyright: ignore[reportArgumentType]
     with pytest.raises(ConfigError, match="the model has no name"):

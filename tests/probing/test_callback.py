@@ -109,6 +109,8 @@ def test_what_cannot_be_probed_is_refused(tmp_path):
         ProbeCallback(PROBED, every=0)
     with pytest.raises(ConfigError, match="metric 'entropy': choose one of"):
         ProbeCallback(PROBED, metrics=("entropy",))
+    with pytest.raises(ConfigError, match="no metrics; give one or more of gini"):
+        ProbeCallback(PROBED, metrics=())
     with pytest.raises(ConfigError, match="no trajectories"):
         ProbeCallback([])
     sharded = type("Arguments", (), {"fsdp": ["full_shard"], "deepspeed": None})

@@ -160,6 +160,17 @@ def test_a_differing_manifest_is_refused(probe, tmp_path):
     assert_refused(probe("--limit", 3, "--on-existing", "fail"), "is not empty")
 
 
+def test_costs_of_another_form_are_measured_again_and_in_no_readers_way(probe, cli, tmp_path):
+    probe()
+    path = tmp_path / "probe" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    for n, costs in enumerate(({"outer": 1.0}, 3, None)):
+        path.write_text(json.dumps({**manifest, "costs": costs}))
+        assert cli("audit", tmp_path / "probe")[0] == 0
+        assert cli("route", tmp_path / "probe", "--out", tmp_path / f"route-{n}")[0] == 0
+        assert probe()[0] == 0
+
+
 def test_a_pipe_is_refused_before_it_is_emptied(cli, shared, tmp_path):
     os.mkfifo(tmp_path / "pipe")
     result = cli("probe", "--model", shared / "model", "--data", tmp_path / "pipe", "--out", tmp_path / "probe")

@@ -5,8 +5,10 @@ import random
 import pytest
 import torch
 
+import gradprism as gp
 from gradprism.environments.prompts import PromptTemplate
 from gradprism.environments.protocol import Info, Step, Task
+from gradprism.models import load_model
 from gradprism.rollouts.cache import SlotCache
 from gradprism.rollouts.config import RolloutConfig
 from gradprism.rollouts.episode import Episode, StopReason
@@ -14,7 +16,7 @@ from gradprism.rollouts.generator import sample
 from gradprism.rollouts.player import Player
 from gradprism.runtime.errors import ConfigError
 from gradprism.trajectories.record import Message, Trajectory
-from gradprism.trajectories.rendering import Renderer
+from gradprism.trajectories.rendering import Renderer, load_tokenizer
 from helpers.tiny import tiny_gemma3, tiny_mistral, tiny_qwen3, tiny_tokenizer
 
 
@@ -275,3 +277,15 @@ def test_a_first_observation_that_does_not_fit_is_an_episode_without_actions_whe
     player.pool = ByTask()  # pyright: ignore[reportAttributeAccessIssue]
     short, long = player.play(tasks([1, 20]))
     assert (len(short.actions), long.actions, long.stop_reason, long.success) == (1, [], "context", False)
+
+
+def test_a_model_by_name_plays_what_the_loaded_one_does_with_its_tokenizer():
+    path, config = gp.shipped("alfworld-tiny"), RolloutConfig(max_steps=2)
+    environment = gp.make_environment("alfworld", difficulty="tiny")
+    tasks = environment.tasks("unseen", 2)
+    model, tokenizer = load_model(str(path)), load_tokenizer(path)
+    expected = [e.to_json() for e in gp.rollout(model, tokenizer, environment, tasks, config, workers=1)]
+    for given in (path, str(path), gp.ModelSpec(str(path)), model):
+        assert [e.to_json() for e in gp.rollout(given, None, environment, tasks, config, workers=1)] == expected
+    with pytest.raises(ConfigError, match="give one"):
+        gp.rollout(tiny_qwen3(50), None, environment, tasks, config)

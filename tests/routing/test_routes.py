@@ -340,6 +340,7 @@ def test_a_route_in_memory_and_the_folder_that_it_saves_are_one(tmp_path):
     assert routes.rl == [RlTask(t.id, t.prompt(), t.task) for t, to_rl in zip(trajectories, chosen, strict=True) if to_rl]
     routes.save(tmp_path / "routes")
     loaded = Routes.load(tmp_path / "routes")
+    assert routes == routes != loaded and len({routes, loaded}) == 2  # by identity: tables have no hash
     assert (loaded.routing, loaded.sft, loaded.rl, loaded.audit()) == (routes.routing, routes.sft, routes.rl, routes.audit())
     assert loaded.frame.equals(routes.frame)
     loaded.save(tmp_path / "copy")

@@ -15,9 +15,10 @@ from gradprism.runtime.files import (
     remove_stale_temporaries,
     sha256_folder,
     sha256_json,
+    umask,
     write_json,
 )
-from gradprism.runtime.folders import FolderKind, claim_output_folder, removed_on_failure
+from gradprism.runtime.folders import FolderKind, OnExisting, atomic_folder, claim_output_folder, removed_on_failure
 
 
 def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path):
@@ -144,3 +145,60 @@ def test_of_two_that_claim_a_folder_at_once_the_second_sees_what_the_first_wrote
             second.result(10)
     assert read_json(out / "manifest.json") == {"x": 1}
     assert [path.name for path in out.iterdir()] == ["manifest.json"]
+
+
+def make(out, text, on_existing: OnExisting = "fail", during=None):
+    with atomic_folder(out, on_existing, "marker", "thing") as folder:
+        (folder / "marker").write_text(text)
+        folder.chmod(0o700)  # as a folder that is copied into it leaves it
+        if during is not None:
+            during()
+
+
+def test_a_folder_appears_whole_replaces_its_like_and_can_be_read_by_others(tmp_path):
+    out = tmp_path / "out"
+    make(out, "old")
+    make(out, "new", "replace", lambda: None)
+    assert (out / "marker").read_text() == "new" and [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert stat.S_IMODE(out.stat().st_mode) == 0o777 & ~umask()
+    with pytest.raises(FolderInUseError, match="or --on-existing replace where it holds a thing"):
+        make(out, "other")
+
+
+def test_of_two_that_write_a_folder_at_once_the_second_is_told(tmp_path):
+    out = tmp_path / "out"
+    with pytest.raises(FolderInUseError, match="another command has written it meanwhile"):
+        make(out, "second", during=lambda: make(out, "first"))
+    assert (out / "marker").read_text() == "first" and [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("exchanges", [True, False])
+def test_a_kill_while_a_folder_is_replaced_leaves_the_old_or_the_new(tmp_path, monkeypatch, exchanges):
+    out, seen = tmp_path / "out", []
+    make(out, "old")
+    if not exchanges:
+        monkeypatch.setattr(folders.ctypes, "CDLL", lambda _: None)
+    else:
+        monkeypatch.setattr(folders.Path, "rename", lambda *_: seen.append("a moment without a folder"))
+    make(out, "new", "replace")
+    assert (out / "marker").read_text() == "new" and not seen and [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_folders_of_killed_commands_are_removed_and_those_of_living_ones_kept(tmp_path):
+    out, names = tmp_path / "out", []
+    kept = [tmp_path / ".out.tmp", tmp_path / ".out.mine.tmp", tmp_path / ".output.abcd1234.tmp"]
+    for path in (*kept, dead := tmp_path / ".out.abcd1234.tmp", tmp_path / ".out.abcd1234.old"):
+        path.mkdir()
+        os.utime(path, (0, 0))
+
+    def inner():
+        [living] = [path for path in tmp_path.iterdir() if path.name.startswith(".out.") and path not in kept]
+        os.utime(living, (0, 0))
+        make(tmp_path / "beside" / ".." / "out", "first")
+        names.extend(path.name for path in tmp_path.iterdir())
+        assert living.exists()
+
+    (tmp_path / "beside").mkdir()
+    with pytest.raises(FolderInUseError, match="meanwhile"):
+        make(out, "second", during=inner)
+    assert dead.name not in names and set(names) >= {path.name for path in kept}

@@ -10,6 +10,7 @@ import pytest
 import torch
 from accelerate import tracking
 from accelerate.utils import LoggerType
+from datasets import Dataset
 from safetensors import SafetensorError
 
 from gradprism.models import load_model
@@ -21,7 +22,7 @@ from gradprism.training.folder import read_log
 from gradprism.training.sft import keeps_packed_apart, train_sft
 from gradprism.training.sft_config import SftConfig
 from gradprism.training.sft_data import Plan, tensors
-from gradprism.trajectories.corpus import write_messages_jsonl
+from gradprism.trajectories.corpus import load_corpus, write_messages_jsonl
 from gradprism.trajectories.record import Message, Trajectory
 from gradprism.trajectories.rendering import Renderer, load_tokenizer
 from helpers.cli import assert_refused
@@ -370,3 +371,15 @@ def test_a_full_disk_is_one_line(tokenizer, tmp_path, monkeypatch):
     monkeypatch.setattr("transformers.PreTrainedModel.save_pretrained", full)
     with pytest.raises(WriteError, match=r"No space left on device.*make room"):
         train_sft(tiny_llama(len(tokenizer)), tokenizer, trajectories, SftConfig(max_steps=1), out=tmp_path / "y")
+
+
+def test_records_and_data_sets_train_as_the_trajectories_that_they_hold(tokenizer, tmp_path):
+    trajectories, config = sample_trajectories(6, seed=4), SftConfig(batch_size=3, epochs=1)
+    records: list[Any] = [{"id": t.id, "messages": t.chat()} for t in trajectories]
+    logs = []
+    for name, given in {"a": trajectories, "b": records, "c": Dataset.from_list(records), "d": load_corpus(records)}.items():
+        torch.manual_seed(0)
+        model = tiny_qwen3(len(tokenizer))
+        train_sft(model, tokenizer, given, config, out=tmp_path / name, context_length=128, device="cpu")
+        logs.append([row["loss"] for row in read_log(tmp_path / name)])
+    assert all(log == logs[0] for log in logs)

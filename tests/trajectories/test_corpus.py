@@ -153,6 +153,8 @@ def test_trajectories_records_data_sets_and_files_give_one_corpus(tmp_path: Path
     assert [t.id for t in load_corpus(path, limit=2)] == ["0", "1"]
     assert [t.id for t in load_corpus(data_set, limit=2)] == ["0", "1"]
     assert [t.id for t in load_corpus([{"messages": MESSAGES}])] == ["record-1"]
+    with pytest.raises(ConfigError, match="limit -1: must be 0 or more"):
+        load_corpus([], limit=-1)
     with pytest.raises(ConfigError, match="mapping of train, test; choose one"):
         load_corpus(datasets.DatasetDict({"train": data_set, "test": data_set}))
     with pytest.raises(DataError, match="record 2: id '0' is taken by record 1"):

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from gradprism.environments.play import play
 from gradprism.environments.pool import SessionPool
 from gradprism.environments.protocol import Environment, Task
+from gradprism.environments.registry import as_environment
 from gradprism.runtime.errors import EnvironmentPlayError
 from gradprism.runtime.progress import Progress, say
 from gradprism.trajectories.record import Trajectory
@@ -22,7 +23,7 @@ def default_tasks(
 
 
 def collect(
-    environment: Environment,
+    environment: Environment | str,
     tasks: Sequence[Task] | None = None,
     *,
     split: str | None = None,
@@ -32,11 +33,12 @@ def collect(
 ) -> list[Trajectory]:
     """The expert's successful episodes, in the order of the tasks: observations as user turns, actions as assistant turns.
 
-    `tasks`, or else the first `count` of `split` as `default_tasks` has them. A task that the expert does not solve within `max_steps`
-    is left out, and so is one that its engine breaks off, which a line tells. The trajectories do not depend on `workers`, the number of
-    processes that play (default one per core). Raises `EnvironmentPlayError` where every task breaks off, `ConfigError` where the
-    environment has no expert.
+    `tasks`, or else the first `count` of `split` as `default_tasks` has them. A task that the expert does not solve within `max_steps` is
+    left out, and so is one that its engine breaks off, which a line tells. The trajectories do not depend on `workers`, the number of
+    processes that play (default one per core). `environment` may be the name of one. Raises `EnvironmentPlayError` where every task breaks
+    off, `ConfigError` where the environment has no expert.
     """
+    environment = as_environment(environment)
     if tasks is None:
         tasks = default_tasks(environment, split, count)
     trajectories, failures = [], []

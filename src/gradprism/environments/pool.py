@@ -26,6 +26,7 @@ ATTEMPTS = 2  # a call that takes a worker with it is tried once more, in case t
 # What the user must change is raised to them; whatever else goes wrong in an episode ends that episode.
 RAISED = (ConfigError, MissingDependencyError)
 _CONTEXT = mp.get_context("spawn")  # a forked child would inherit torch's thread pools and locks
+_UNGUARDED = 78  # exit code of a worker that ran the script which started it, and was to start workers of its own
 
 
 def default_workers() -> int:
@@ -149,7 +150,12 @@ class _Worker:
     def _start(self) -> None:
         self._connection, theirs = _CONTEXT.Pipe()
         self.process = _CONTEXT.Process(target=_work, args=(theirs, self._environment), daemon=True)
-        self.process.start()
+        try:
+            self.process.start()
+        except RuntimeError as error:
+            if "bootstrapping" not in str(error):
+                raise
+            sys.exit(_UNGUARDED)  # this is such a worker; whoever started it says what is wrong, once
         theirs.close()
         self._ready = False  # it has imported its environment and waits for calls
 
@@ -171,8 +177,7 @@ class _Worker:
             except (EOFError, OSError) as error:
                 what = str(error) if isinstance(error, TimeoutError) else self._how_it_died()
                 if not self._ready:  # no game's fault, and the next one would do the same
-                    message = f"environment {self._environment.name!r}: a worker {what} as it started"
-                    return [EnvironmentPlayError(f"{message}; if memory ran out, use fewer workers")] * len(calls)
+                    return [self._unstarted(what)] * len(calls)
                 attempts, sent = attempts + 1, False
                 answer = self._replace(call, what)
                 if attempts < ATTEMPTS:
@@ -209,6 +214,15 @@ class _Worker:
     def _how_it_died(self) -> str:
         self.process.join(timeout=1)
         return f"died (exit code {self.process.exitcode})"
+
+    def _unstarted(self, what: str) -> GradprismError:
+        """Why a worker did not come to wait for calls; one that is killed has a negative exit code."""
+        failed = self.process.exitcode or 0
+        guard = 'put what the script does below `if __name__ == "__main__":`, since each worker imports the script'
+        if failed == _UNGUARDED:
+            return ConfigError(f"{sys.argv[0]}: has no main guard; {guard}")
+        advice = f"if it comes from a script, {guard}" if failed > 0 else "if memory ran out, use fewer workers"
+        return EnvironmentPlayError(f"environment {self._environment.name!r}: a worker {what} as it started; {advice}")
 
     def _replace(self, call: _Call, what: str) -> str:
         """Puts a new process in place of the one that `call` broke; returns what happened, which a line on stderr says too."""

@@ -51,6 +51,15 @@ def make_environment(name: str, /, **options: object) -> Environment:
     )
 
 
+def as_environment(given: object) -> Environment:
+    """The environment itself, or the one of that name with its default options; raises `ConfigError` for anything else."""
+    if isinstance(given, str):
+        return make_environment(given)
+    if not isinstance(given, Environment):
+        raise ConfigError(f"environment {given!r}: give a name, or what make_environment gives")
+    return given
+
+
 def _convert(place: str, value: object, default: object) -> object:
     wanted = type(default)
     if not isinstance(value, str) or default is None or wanted is str:

@@ -8,20 +8,20 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from gradprism.checkpoints import tokenizer_source
 from gradprism.environments.pool import SessionPool
 from gradprism.environments.protocol import Environment, Task
+from gradprism.environments.registry import as_environment
 from gradprism.evaluation.agents import Agent, ModelAgent, ScriptedAgent
 from gradprism.evaluation.config import EvaluationConfig
 from gradprism.evaluation.summary import SuccessRow, headline, summarise
 from gradprism.models import ModelSpec
 from gradprism.rollouts.episode import Episode
+from gradprism.rollouts.player import model_and_tokenizer
 from gradprism.runtime.errors import DataError
 from gradprism.runtime.files import append_jsonl, read_json, read_jsonl, sha256_json, write_json, write_jsonl, writing
 from gradprism.runtime.folders import MANIFEST, FolderKind, OnExisting, differences, exclusive_lock, flat, plain
 from gradprism.runtime.progress import Progress
 from gradprism.runtime.usage import Usage
-from gradprism.trajectories.rendering import load_tokenizer
 
 EPISODES, BATCHES, SUMMARY = "episodes.jsonl", "batches.jsonl", "summary.json"
 FOLDER = FolderKind("evaluation", identity="tasks_sha256", own=(SUMMARY, BATCHES, EPISODES))
@@ -79,7 +79,7 @@ class _Record:
 
 def evaluate(
     agent: Agent | Any,
-    environment: Environment,
+    environment: Environment | str,
     config: EvaluationConfig = EvaluationConfig(),
     *,
     out: Path | str | None = None,
@@ -88,13 +88,15 @@ def evaluate(
 ) -> Evaluation:
     """Plays every task of `config`: greedily, unless it sets a temperature.
 
-    `agent` is an `Agent`, `"expert"`, `"random"`, or a model by its folder, hub id or `ModelSpec`. Tasks are played in batches of
-    `config.in_flight`, each with a seed of its own, so that a batch depends on nothing before it. With `out` each batch is written as it
-    ends: `episodes.jsonl` has the transcripts in the order of tasks, `summary.json` the rows; the same call goes on after a kill.
+    `agent` is an `Agent`, `"expert"`, `"random"`, or a model: loaded, or by its folder, hub id or `ModelSpec`; `environment` may be the
+    name of one. Tasks are played in batches of `config.in_flight`, each with a seed of its own, so that a batch depends on nothing before
+    it. With `out` each batch is written as it ends: `episodes.jsonl` has the transcripts in the order of tasks, `summary.json` the rows;
+    the same call goes on after a kill.
 
     Raises `FolderInUseError` where `out` holds something else or another evaluation (the keys that differ are named), or is being
     written to; `ConfigError` for unknown splits or task types; `DataError` for a folder whose files do not fit together.
     """
+    environment = as_environment(environment)
     tasks = [task for split, n in config.splits.items() for task in environment.tasks(split, n, config.start, config.task_type)]
     batches = [tasks[i : i + config.in_flight] for i in range(0, len(tasks), config.in_flight)]
     if out is not None:
@@ -132,11 +134,7 @@ def as_agent(agent: Agent | Any) -> Agent:
     """The agent that `evaluate` was given, by whatever name."""
     if agent in ("expert", "random"):
         return ScriptedAgent(agent)  # pyright: ignore[reportArgumentType]
-    if isinstance(agent, str | Path):
-        agent = ModelSpec(str(agent))
-    if isinstance(agent, ModelSpec):
-        return ModelAgent(agent.load(), load_tokenizer(tokenizer_source(agent.path), agent.chat_template))
-    return agent
+    return agent if hasattr(agent, "play") else ModelAgent(*model_and_tokenizer(agent))
 
 
 def _other_prompt(agent: Any, config: EvaluationConfig) -> list[str]:

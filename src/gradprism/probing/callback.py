@@ -43,11 +43,13 @@ class ProbeCallback(TrainerCallback):
     ) -> None:
         """`tokenizer`: None for the trainer's own (`processing_class`); `metrics`: a name or several.
 
-        Raises `ConfigError` for an unknown metric, no interval or no trajectories.
+        Raises `ConfigError` for an unknown metric or none, no interval or no trajectories.
         """
         if every < 1:
             raise ConfigError(f"every {every}: must be at least 1 step")
         self._metrics = {name: METRICS[name] for name in as_names(metrics)}
+        if not self._metrics:
+            raise ConfigError(f"ProbeCallback: no metrics; give one or more of {', '.join(METRICS)}")
         self._trajectories, self._tokenizer = list(trajectories), tokenizer
         if not self._trajectories:
             raise ConfigError("ProbeCallback: no trajectories; give some to probe")

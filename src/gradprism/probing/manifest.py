@@ -74,8 +74,8 @@ class Costs:
 class ProbeManifest:
     """Contents of a probe folder's `manifest.json`. `units`, `n_parameters` and `weight_norms` have an entry per column of the norms.
 
-    `vocabulary` is the number of the model's embeddings; `costs` are those by which the form of each norm was chosen; `read` says how the
-    files `data` were read.
+    `vocabulary` is the number of the model's embeddings; `costs` are those by which the form of each norm was chosen, None where the
+    file's are of another form; `read` says how the files `data` were read.
     """
 
     units: tuple[str, ...]
@@ -105,6 +105,8 @@ class ProbeManifest:
     @classmethod
     def from_json(cls, values: Any, place: object) -> "ProbeManifest":
         """Raises `DataError`, naming `place`, for anything but a probe's manifest."""
+        if isinstance(values, Mapping):
+            values = {**values, "costs": _known_costs(values.get("costs"))}
         try:
             manifest = _ADAPTER.validate_python(values)
         except ValidationError as error:
@@ -133,4 +135,12 @@ class ProbeManifest:
         return tuple(UnitInfo(*each) for each in zip(self.units, counts, norms, strict=True))
 
 
-_ADAPTER = TypeAdapter(ProbeManifest)
+def _known_costs(costs: Any) -> Costs | None:
+    """Costs are no cause of a norm: those that another version wrote are measured again, and in no reader's way."""
+    try:
+        return _COSTS.validate_python(costs)
+    except ValidationError:
+        return None
+
+
+_ADAPTER, _COSTS = TypeAdapter(ProbeManifest), TypeAdapter(Costs | None)

@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,6 +47,8 @@ class ProbeOptions:
     def __post_init__(self) -> None:
         if self.batch_tokens is not None and self.batch_tokens < 1:
             raise ConfigError(f"batch tokens {self.batch_tokens}: must be at least 1")
+        if self.experts not in get_args(ExpertUnits):
+            raise ConfigError(f"experts {self.experts!r}: choose {' or '.join(get_args(ExpertUnits))}")
 
     def prober(self, model: Any, costs: Costs | None) -> Prober:
         """A prober of a loaded model; `costs` are those that the probe folder keeps, so that every process chooses the same forms."""

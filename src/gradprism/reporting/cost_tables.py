@@ -17,7 +17,7 @@ def _costed(comparison: Comparison) -> list[str]:
 
 
 def cost_table(comparison: Comparison) -> Table:
-    """Table 3: wall time and FLOPs of each arm against full RL, the share of choosing, and the cost of full RL's success."""
+    """Table 2: wall time and FLOPs of each arm against full RL, the share of choosing, and the cost of full RL's success."""
     full_rl, stages = comparison.results.full_rl_arm, comparison.results.stages
     whole, target = comparison.costs(full_rl), costs.final_success(comparison.runs(full_rl))
     rows = []

@@ -85,7 +85,7 @@ def document(comparison: Comparison, figures: Collection[str] = ()) -> list[Bloc
         blocks += [Heading(GROUP_TITLES.get(group, group.capitalize())), *_success(comparison, comparison.of_group(group))]
     for sweep in results.sweeps:
         blocks += [Heading(f"Sweep: {sweep.title}"), sweep_table(comparison, sweep)]
-    blocks += [*drawn("sweeps"), Heading("Table 3: cost")]
+    blocks += [*drawn("sweeps"), Heading("Table 2: cost")]
     if comparison.costs(results.full_rl_arm):
         blocks += [cost_table(comparison), COST_NOTE]
     blocks += [work_table(comparison), *drawn("cost")]

@@ -8,20 +8,23 @@ import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from gradprism.checkpoints import tokenizer_source
 from gradprism.environments.pool import RESET, STEP, Pending, SessionPool
 from gradprism.environments.prompts import PromptTemplate
 from gradprism.environments.protocol import Environment, Step, Task
-from gradprism.models import check_context_length
+from gradprism.environments.registry import as_environment
+from gradprism.models import ModelSpec, check_context_length
 from gradprism.rollouts.config import RolloutConfig
 from gradprism.rollouts.episode import Episode, StopReason, Turn
 from gradprism.rollouts.generator import CachedGenerator, Generator
 from gradprism.runtime.errors import ConfigError
 from gradprism.runtime.usage import Usage
-from gradprism.trajectories.rendering import Renderer
+from gradprism.trajectories.rendering import Renderer, load_tokenizer
 
 OnDone = Callable[[Episode], None]
 
@@ -29,7 +32,7 @@ OnDone = Callable[[Episode], None]
 def rollout(
     model: Any,
     tokenizer: Any,
-    environment: Environment,
+    environment: Environment | str,
     tasks: Sequence[Task],
     config: RolloutConfig = RolloutConfig(),
     *,
@@ -38,12 +41,30 @@ def rollout(
 ) -> list[Episode]:
     """Plays each task once with a `transformers` causal language model; its episodes, in the order of `tasks`.
 
+    `model` may also be a folder, a hub id or a `ModelSpec`, `tokenizer` None for the model's own, `environment` the name of one.
     What is played follows from model, tasks, `config` and `seed`, and from neither `workers` (processes of engines; default one per
     core) nor `config.in_flight`. Raises `ConfigError` for a task whose first observation does not fit into the context, and
     `ModelError` for a tokenizer without a usable chat template or logits that are not finite.
     """
+    environment = as_environment(environment)
+    model, tokenizer = model_and_tokenizer(model, tokenizer)
     with SessionPool(environment, workers) as pool:
         return Player(model, Renderer(tokenizer, None), pool, config).play(tasks, seed)
+
+
+def model_and_tokenizer(model: Any, tokenizer: Any = None) -> tuple[Any, Any]:
+    """Both, loaded where they are not yet: a model by folder, hub id or `ModelSpec`, and for None the model's own tokenizer.
+
+    Raises `ConfigError` for a loaded model that has no name by which to find its tokenizer.
+    """
+    if isinstance(model, str | Path):
+        model = ModelSpec(str(model))
+    name, template = (model.path, model.chat_template) if isinstance(model, ModelSpec) else (model.name_or_path, None)
+    if tokenizer is None:
+        if not name:
+            raise ConfigError("tokenizer: the model has no name by which to find its own; give one")
+        tokenizer = load_tokenizer(tokenizer_source(name), template)
+    return model.load() if isinstance(model, ModelSpec) else model, tokenizer
 
 
 @dataclass(slots=True)

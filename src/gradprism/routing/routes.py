@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 _TABLE, _SFT, _RL, _ROUTING, _AUDIT = "routes.parquet", "sft.jsonl", "rl.jsonl", "routing.json", "audit.json"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # tables have no hash, and no truth of their equality
 class Routes:
     """The decision of a route, for n trajectories in the corpus's order.
 

@@ -5,19 +5,31 @@ way) all survive alike.
 """
 
 import contextlib
+import ctypes
+import errno
 import fcntl
 import json
 import os
 import platform
+import re
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Literal
 
 from gradprism.runtime.errors import ConfigError, FolderInUseError
-from gradprism.runtime.files import is_temporary, read_json, remove_stale_temporaries, umask, write_json, writing
+from gradprism.runtime.files import (
+    STALE_SECONDS,
+    is_temporary,
+    read_json,
+    remove_stale_temporaries,
+    umask,
+    write_json,
+    writing,
+)
 
 OnExisting = Literal["resume", "replace", "fail"]  # what a command does with an output folder that holds an earlier result
 Manifest = Mapping[str, Any]  # JSON: everything that a result depends on
@@ -166,13 +178,13 @@ def removed_on_failure(folder: Path) -> Iterator[None]:
         raise
 
 
-def claim_output_folder(path: Path) -> Path:
-    """Creates `path`, or accepts it when it is an empty folder; raises `FolderInUseError` otherwise."""
+def claim_output_folder(path: Path, otherwise: str = "delete it first") -> Path:
+    """Creates `path`, or accepts it when it is an empty folder; raises `FolderInUseError`, which says what to do `otherwise`."""
     path = Path(path)
     if path.exists() and not path.is_dir():
         raise FolderInUseError(f"{path}: exists and is not a folder; choose another --out")
     if path.is_dir() and any(path.iterdir()):
-        raise FolderInUseError(f"{path}: is not empty; choose another --out, or delete it first")
+        raise FolderInUseError(f"{path}: is not empty; choose another --out, or {otherwise}")
     with writing(path):
         path.mkdir(parents=True, exist_ok=True)
     return path
@@ -182,7 +194,8 @@ def claim_output_folder(path: Path) -> Path:
 def atomic_folder(out: Path, on_existing: OnExisting, marker: str, what: str) -> Iterator[Path]:
     """A folder beside `out` that takes its place when the block ends well, and is deleted when it does not.
 
-    `on_existing` "replace" replaces only a folder that holds the file `marker`, by which a `what` is known.
+    `on_existing` "replace" replaces only a folder that holds the file `marker`, by which a `what` is known. What commands left beside
+    `out` that were killed is removed. Raises `FolderInUseError`, also where another command has written `out` meanwhile.
     """
     check_choice(on_existing, ("replace", "fail"))
     out = Path(out).expanduser().resolve()  # what is renamed over must be no link and not `.`
@@ -191,21 +204,68 @@ def atomic_folder(out: Path, on_existing: OnExisting, marker: str, what: str) ->
         raise FolderInUseError(f"{out}: is in use and no {what} (no {marker}); choose another --out")
     with removed_on_failure(out), writing(out):
         if not replaces:
-            claim_output_folder(out)
+            claim_output_folder(out, f"--on-existing replace where it holds a {what}")
+        _remove_stale_folders(out)
         temporary = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}.", suffix=".tmp"))
         try:
-            temporary.chmod(0o777 & ~umask())
-            yield temporary
-            if replaces:
-                old = temporary.with_suffix(".old")
-                out.rename(old)
-                temporary.rename(out)
-                shutil.rmtree(old)
-            else:
-                temporary.rename(out)  # over the empty folder that was claimed
-        except BaseException:
+            with _alive(temporary):
+                yield temporary
+                temporary.chmod(0o777 & ~umask())  # also where a folder was copied into it, with its mode
+                if replaces:
+                    _exchange(temporary, out)
+                else:
+                    _take_place(temporary, out)
+        finally:
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _take_place(temporary: Path, out: Path) -> None:
+    """Renames a folder over an empty one."""
+    try:
+        temporary.rename(out)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
             raise
+        raise FolderInUseError(f"{out}: another command has written it meanwhile; choose another --out") from None
+
+
+def _exchange(temporary: Path, out: Path) -> None:
+    """Exchanges two folders at once, so that a kill leaves the old or the new one; in two steps on file systems that cannot."""
+    swap = getattr(ctypes.CDLL(None), "renameat2", None)
+    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    if swap is None or swap(here, os.fsencode(temporary), here, os.fsencode(out), exchange):
+        old = temporary.with_suffix(".old")
+        out.rename(old)
+        temporary.rename(out)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _alive(folder: Path) -> Iterator[None]:
+    """A block during which the folder is known as that of a living process, for `_remove_stale_folders`."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(descriptor, fcntl.LOCK_SH)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _remove_stale_folders(out: Path) -> None:
+    """Deletes the temporary folders beside `out` of commands that were killed."""
+    for path in out.parent.iterdir():
+        left = re.fullmatch(re.escape(f".{out.name}.") + r"\w{8}\.(tmp|old)", path.name)
+        if not left or path.is_symlink():
+            continue
+        with contextlib.suppress(OSError):  # gone by now, locked, or another's
+            descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if time.time() - path.stat().st_mtime > STALE_SECONDS:
+                    shutil.rmtree(path)
+            finally:
+                os.close(descriptor)
 
 
 def differences(old: Manifest, new: Manifest, but: frozenset[str] = frozenset()) -> str:

@@ -204,6 +204,8 @@ def load_corpus(
     """
     if format is not None:
         FORMATS[format]
+    if limit is not None and limit < 0:
+        raise ConfigError(f"limit {limit}: must be 0 or more, or None for all")
     if on_bad not in ("fail", "skip"):
         raise ConfigError(f"on_bad {on_bad!r}: choose fail or skip")
     names = None if mapping is None else FieldMap.of(mapping)
