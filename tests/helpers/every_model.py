@@ -192,8 +192,8 @@ def _reason(words: str) -> str:
         "Bbox": "needs boxes",
         "'state'": "needs a robot's state",
         "input_ids or inputs_embeds": "encoder and decoder",
-        "runs more than once": "layers run more than once",
-        "no pattern": "layers run more than once, or in parts that the loss does not reach",
+        "runs more than once": "runs its layers more than once",
+        "no pattern": "none of its layers gives a norm",
         "no embeddings": "no embeddings of tokens",
         "language unknown": "needs a language",
     }.items():

@@ -49,10 +49,10 @@ _PLACES: dict[str, tuple[str, ...]] = {
     "mlp.c_fc": ("up",),
     "mlp.c_proj": ("down",),
     **{
-        f"{place}.shared_{expert}.{kind}_proj": (kind,)
+        f"{place}.shared_{expert}.{name}_proj": kinds
         for place in _FEED_FORWARD
         for expert in ("expert", "experts", "mlp")
-        for kind in ("gate", "up", "down")
+        for name, kinds in {"gate": ("gate",), "up": ("up",), "down": ("down",), "gate_up": ("gate", "up")}.items()
     },
     **{f"{block}.experts": ("gate", "up", "down") for block in ("mlp", "block_sparse_moe", "feed_forward")},
 }
@@ -185,12 +185,14 @@ def find_units(model: nn.Module, patterns: str | Sequence[str] | None = None, ex
 
 
 def _of_text(model: nn.Module, towers: list[list[_Found]]) -> list[list[_Found]]:
-    """Of several towers those in the part of the model that reads text."""
+    """Of several towers those in the part of the model that reads text; one of images alone is none."""
+    within = _text_modules(model)
+    return [tower for tower in towers if all(found.module in within for found in tower)]
+
+
+def _text_modules(model: nn.Module) -> set[nn.Module]:
     get_decoder = getattr(model, "get_decoder", None)
-    if len(towers) < 2 or get_decoder is None:
-        return towers
-    within = set(get_decoder().modules())
-    return [tower for tower in towers if all(found.module in within for found in tower)] or towers
+    return set((model if get_decoder is None else get_decoder()).modules())
 
 
 def canonical_path(path: str) -> str:
@@ -258,12 +260,10 @@ def _parts_of_place(
     if features is None or place.endswith(".experts"):
         return ()
     d_in, d_out = features
-    if ".shared_" in place:
-        kind = kinds[0]
-        return (_Part((1, _ORDER.index(kind)), UnitInfo(f"layers.{layer}.shared_expert.{kind}_proj", d_in * d_out), 0, d_out),)
-    bounds = _bounds(model, path, d_out, kinds)
+    bounds, shared = _bounds(model, path, d_out, kinds), ".shared_" in place
+    block = f"layers.{layer}.shared_expert" if shared else f"layers.{layer}"
     return tuple(
-        _Part((0, _ORDER.index(kind)), UnitInfo(f"layers.{layer}.{kind}_proj", d_in * (stop - start)), start, stop)
+        _Part((int(shared), _ORDER.index(kind)), UnitInfo(f"{block}.{kind}_proj", d_in * (stop - start)), start, stop)
         for kind, start, stop in zip(kinds, bounds, bounds[1:], strict=False)
     )
 
@@ -384,7 +384,6 @@ def _star(path: str) -> str:
 
 def unit_patterns(model: nn.Module) -> list[str]:
     """Patterns for `find_units` that name the linear layers of the text model's stack of layers, with numbers replaced by `*`."""
-    get_decoder = getattr(model, "get_decoder", None)
-    within = set(model.modules() if get_decoder is None else get_decoder().modules())
+    within = _text_modules(model)
     paths = [canonical_path(path) for path, module in _measurable(model) if module in within]
     return list(dict.fromkeys(name for path in paths if "*" in (name := _star(path))))
