@@ -7,12 +7,14 @@ from typing import Any
 
 import pytest
 
+from gradprism.environments.webshop.generated import generate_catalogue
 from gradprism.experiments import data_work, model_work
 from gradprism.experiments.config import RouteConfig, load_config
 from gradprism.experiments.plan import Plan
 from gradprism.experiments.stage import Store, with_needs
 from gradprism.experiments.stages import Base, Collect, Files, Probe, Refresh, Rl, Route, Sft, World
 from gradprism.runtime.errors import ConfigError
+from gradprism.runtime.files import write_json
 from helpers.probes import make_probe
 
 MINI = [Path("configs/alfworld-mini.toml"), Path("configs/webshop-mini.toml")]
@@ -174,11 +176,19 @@ def test_a_file_counts_by_what_is_in_it(tmp_path):
         (tmp_path / name).write_text(text)
     worlds = [World("webshop", {}, *_contents(tmp_path / name), None) for name in "abc"]
     assert worlds[0] == worlds[1] != worlds[2]
+
+
+def test_a_catalogue_counts_by_its_contents_wherever_it_lies(tmp_path):
+    items, wanted = generate_catalogue(40, 0)
+    for name in "abc":
+        write_json(tmp_path / name / "items_ins_v2.json", wanted)
+        changed = [{**item, "pricing": "$11.11"} if name == "c" and n == 3 else item for n, item in enumerate(items)]
+        write_json(tmp_path / name / "items_shuffle.json", changed)
     config = load_config(MINI[1]).environment
     one, same, other = (
-        World.of(config.model_copy(update={"options": {"catalogue": str(tmp_path / name), "goals": 3}})) for name in "abc"
+        World.of(config.model_copy(update={"options": {"data_dir": str(tmp_path / name), "goals": "synthetic"}})) for name in "abc"
     )
-    assert one == same != other and dict(one.options) == {"goals": 3}
+    assert one == same != other and dict(one.options) == {"goals": "synthetic"}
 
 
 def _contents(path):
