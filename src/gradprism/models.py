@@ -4,7 +4,7 @@ import logging
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from gradprism.checkpoints import (
     ADAPTER_WEIGHTS,
@@ -19,6 +19,9 @@ from gradprism.checkpoints import (
 from gradprism.runtime.errors import ConfigError, MissingDependencyError, ModelError, one_line
 from gradprism.runtime.ranks import Ranks
 
+if TYPE_CHECKING:
+    from gradprism.trajectories.chat import ChatOptions
+
 DTYPES = ("auto", "float32", "bfloat16", "float16", "float64")
 Quantise = Literal["8bit", "4bit"]
 
@@ -27,14 +30,15 @@ Quantise = Literal["8bit", "4bit"]
 class ModelSpec:
     """A model by its name, and how it is loaded; small and picklable, so that any process can load the same. See `load_model`.
 
-    `chat_template` is a Jinja file that takes the place of its tokenizer's own template; `attention` is transformers' implementation.
+    `chat_template` is a Jinja file that takes the place of its tokenizer's own template, or all choices of rendering; `attention` is
+    transformers' implementation.
     """
 
     path: str
     dtype: str = "float32"
     device: str = "auto"
     quantise: Quantise | None = None
-    chat_template: Path | None = None
+    chat_template: "Path | ChatOptions | None" = None
     attention: str | None = None
 
     def load(self, device: str | None = None) -> Any:

@@ -114,6 +114,7 @@ def test_command_prints_the_summary_as_json(folder: Path) -> None:
     expected = asdict(summarise(Renderer(tiny_tokenizer(), 60).render(t) for t in sample_trajectories(6)))
     assert {key: summary[key] for key in expected} == expected
     assert summary["problems"] == []
+    assert summary["masks"] == "markers"
     assert [lint["kind"] for lint in summary["lints"]] == ["huge-turn", "cut"]
     assert summary["unused_turn_keys"] == {}
     assert summary["truncated_trajectories"] > 0

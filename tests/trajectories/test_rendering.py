@@ -10,13 +10,13 @@ from hypothesis import strategies as st
 
 from gradprism.runtime.errors import ConfigError, ModelError
 from gradprism.trajectories import rendering
+from gradprism.trajectories.chat import ChatOptions
 from gradprism.trajectories.record import Message, Trajectory
 from gradprism.trajectories.rendering import (
     Renderer,
     load_tokenizer,
     template_fingerprint,
     tokenizer_fingerprint,
-    training_template,
 )
 from helpers.tiny import SENTENCES, TEMPLATE, WORDS, chatml_tokenizer, sample_trajectories, tiny_tokenizer
 
@@ -167,37 +167,49 @@ def test_byte_level_tokens_of_wide_characters_and_trimmed_spaces(trim: bool) -> 
 # Templates
 
 
-def test_template_without_markers_takes_trls_training_variant() -> None:
-    from trl.chat_template_utils import qwen3_training_chat_template
-
+def test_template_that_rewrites_earlier_turns_is_rendered_turn_by_turn() -> None:
     tokenizer = chatml_tokenizer()
-    own = tokenizer.chat_template
     trajectory = conversation(SENTENCES[1], SENTENCES[2], "ok", SENTENCES[3])
     renderer = Renderer(tokenizer, None)
-    assert renderer.template == qwen3_training_chat_template
-    assert tokenizer.chat_template == own
+    assert (renderer.template, renderer.way) == (tokenizer.chat_template, "turn by turn")
     rendered = renderer.render(trajectory)
     marked = [tokenizer.decode(rendered.input_ids[a:b]) for a, b in rendered.turns]
-    assert marked == [f"<think>\n\n</think>\n\n{SENTENCES[i]}<|im_end|>\n" for i in (2, 3)]
+    assert marked == [f"{SENTENCES[i]}<|im_end|>" for i in (2, 3)]
     assert rendered.n_targets == sum(b - a for a, b in rendered.turns)
-    tokenizer.chat_template = qwen3_training_chat_template
-    assert rendered.response_mask.tolist() == transformers_mask(tokenizer, trajectory)
 
 
-def test_template_with_markers_is_used_as_it_is() -> None:
-    assert training_template(tiny_tokenizer(SPACE_AT_END)) == SPACE_AT_END
+def test_trls_training_template_is_corrected_and_gives_the_same_tokens() -> None:
+    from trl.chat_template_utils import qwen3_training_chat_template
+
+    trajectory = conversation(SENTENCES[1], SENTENCES[2], "ok", SENTENCES[3])
+    own, trls = chatml_tokenizer(), chatml_tokenizer(qwen3_training_chat_template)
+    first, second = (Renderer(tokenizer, None).render(trajectory) for tokenizer in (own, trls))
+    assert Renderer(trls, None).way == "markers, corrected"
+    assert first.input_ids.tolist() == second.input_ids.tolist()
+    assert first.response_mask.tolist() == second.response_mask.tolist()
+    theirs = np.array(transformers_mask(trls, trajectory))
+    extra = trls.decode(second.input_ids[theirs & ~second.response_mask])
+    assert extra == "<think>\n\n</think>\n\n\n" * 2  # the block that no model writes, and the line break after each turn
 
 
-@pytest.mark.parametrize(
-    ("template", "words"),
-    [
-        (None, "has no chat template"),
-        (UNMARKED, "TRL has no training variant"),
-        ("{{ oops", "TRL has no training variant"),
-    ],
-)
+def test_template_with_right_markers_is_used_as_it_is() -> None:
+    renderer = Renderer(tiny_tokenizer(), None)
+    assert (renderer.template, renderer.way) == (TEMPLATE, "markers")
+
+
+def test_template_without_markers_gives_the_mask_that_its_markers_would_give() -> None:
+    marked, unmarked = Renderer(tiny_tokenizer(), None), Renderer(tiny_tokenizer(UNMARKED), None)
+    assert unmarked.way == "one render"
+    for trajectory in sample_trajectories(20, seed=3):
+        first, second = marked.render(trajectory), unmarked.render(trajectory)
+        assert first.input_ids.tolist() == second.input_ids.tolist()
+        assert first.response_mask.tolist() == second.response_mask.tolist()
+        assert first.turns.tolist() == second.turns.tolist()
+
+
+@pytest.mark.parametrize(("template", "words"), [(None, "has no chat template"), ("{{ oops", "chat template, line 1")])
 def test_template_that_cannot_serve(template: str | None, words: str) -> None:
-    with pytest.raises(ModelError, match=rf"{words}.*--chat-template FILE"):
+    with pytest.raises(ModelError, match=words):
         Renderer(tiny_tokenizer(template), None)
 
 
@@ -215,7 +227,7 @@ def test_template_that_cannot_serve(template: str | None, words: str) -> None:
         ),
         (
             TEMPLATE.replace("{{ message.content }}<|end|>{%", "{%"),
-            r"data.jsonl:7: trajectory 't-1': empty response mask.*marks no text",
+            r"data.jsonl:7: trajectory 't-1': message 2: some of its text is not in the chat template's render",
         ),
     ],
 )
@@ -260,10 +272,10 @@ def test_empty_mask_names_trajectory_and_cause() -> None:
 def test_first_token_is_no_target() -> None:
     bare = "{% for m in messages[1:] %}{% generation %}{{ m.content }}{% endgeneration %}{% endfor %}"
     renderer = Renderer(tiny_tokenizer(bare), None)
-    rendered = renderer.render(conversation("look", "go to desk"))
+    rendered = renderer.render(conversation("", "go to desk"))
     assert (rendered.response_mask.sum(), rendered.n_targets) == (3, 2)
     with pytest.raises(ModelError, match="only the first token"):
-        renderer.render(conversation("look", "go"))
+        renderer.render(conversation("", "go"))
 
 
 # Deltas for generation
@@ -273,7 +285,7 @@ def test_first_token_is_no_target() -> None:
 def test_prompt_generated_tokens_and_suffixes_make_one_render(make: Any) -> None:
     tokenizer = make()
     renderer = Renderer(tokenizer, None)
-    think = "<think>\n\n</think>\n\n" if make is chatml_tokenizer else ""
+    think = "<think>\n\n</think>\n\n" if make is chatml_tokenizer else ""  # Qwen3's template writes it before each turn
     for trajectory in sample_trajectories(10, seed=1):
         users = [m.content for m in trajectory.messages if m.role == "user"]
         answers = [m.content for m in trajectory.messages if m.role == "assistant"]
@@ -285,9 +297,8 @@ def test_prompt_generated_tokens_and_suffixes_make_one_render(make: Any) -> None
             ids, generated = ids + tokens + suffix, generated + [True] * len(tokens) + [False] * len(suffix)
         rendered = renderer.render(trajectory)
         assert rendered.input_ids[: len(ids)].tolist() == ids
-        # ChatML's line break after the end token lies in the span, though no model generates it.
         extra = np.flatnonzero(rendered.response_mask[: len(ids)] != np.array(generated))
-        assert set(tokenizer.decode(rendered.input_ids[extra])) <= ({"\n"} if make is chatml_tokenizer else set())
+        assert tokenizer.decode(rendered.input_ids[extra]) == think * len(answers)
         assert len(rendered.input_ids) - len(ids) == (make is chatml_tokenizer)
 
 
@@ -307,13 +318,15 @@ def test_prompt_ids_are_those_of_transformers() -> None:
             TEMPLATE.replace("{{ message.content }}<|end|>", "{% if loop.last %}think {% endif %}{{ message.content }}<|end|>"),
             "rewrites earlier",
         ),
-        (TEMPLATE.replace("<|end|>", ""), "does not end a turn with the eos token"),
+        (TEMPLATE.replace("<|end|>", ""), "does not end a turn with a token of its own"),
         (TEMPLATE.replace("add_generation_prompt -%}", "add_generation_prompt -%}now "), "not how a turn begins"),
     ],
 )
 def test_template_that_does_not_grow_turn_by_turn(template: str, words: str) -> None:
+    renderer = Renderer(tiny_tokenizer(template), None, ChatOptions(thoughts="drop"))
     with pytest.raises(ModelError, match=rf"{words}.*--chat-template FILE"):
-        Renderer(tiny_tokenizer(template), None).turn_suffix_ids("look")
+        renderer.turn_suffix_ids("look")
+    assert words.startswith("rewrites") or any("gradprism rl and gradprism evaluate refuse" in line for line in renderer.cautions())
 
 
 # Loading

@@ -13,8 +13,10 @@ from gradprism.runtime.errors import ConfigError
 
 
 @o.with_config(EvaluationConfig, leave_out=("splits",))
+@o.with_chat
 def command(
     config: EvaluationConfig,
+    chat: o.Chat,
     out: Annotated[Path, typer.Option(help="Folder for episodes.jsonl and summary.json.")],
     agent: Annotated[
         str | None, typer.Option(help="expert, random, or a model: its folder or hub id. Exactly one of --agent and --model.")
@@ -27,7 +29,6 @@ def command(
         list[str] | None, typer.Option(help="Split to play; may be repeated. Default: the environment's own choice.")
     ] = None,
     count: Annotated[int | None, typer.Option(min=1, help="Tasks of each split; default all there are, or 96.")] = None,
-    chat_template: o.ChatTemplate = None,
     dtype: o.Dtype = "float32",
     device: o.Device = "auto",
     workers: o.Workers = None,
@@ -46,7 +47,7 @@ def command(
         splits[name] = count or (96 if size is None else size - config.start)
     config = config.model_copy(update={"splits": splits})
     scripted = model is None and agent in ("expert", "random")
-    player = agent if scripted else gp.ModelSpec(str(model or agent), dtype, device, chat_template=chat_template)
+    player = agent if scripted else gp.ModelSpec(str(model or agent), dtype, device, chat_template=chat)
     evaluation = gp.evaluate(player, environment, config, out=out, workers=workers, on_existing=on_existing)
     lines = []
     for row in evaluation.rows:

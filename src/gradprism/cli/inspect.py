@@ -17,11 +17,14 @@ from gradprism.trajectories import display
 from gradprism.trajectories.corpus import Skipped, write_skipped
 from gradprism.trajectories.doctor import Doctor, Examination, Finding, problems
 from gradprism.trajectories.mapping import Names, read_settings
+from gradprism.trajectories.masks import NO_NOTES, Notes
 from gradprism.trajectories.parallel import map_rendered
 from gradprism.trajectories.rendering import RenderedTrajectory
 
 
+@o.with_chat
 def command(
+    chat: o.Chat,
     data: o.Data,
     model: o.Model,
     more_data: o.MoreData = None,
@@ -48,7 +51,6 @@ def command(
     context_length: Annotated[
         int | None, typer.Option(min=2, help="Cut longer trajectories to so many tokens; default no cut.")
     ] = None,
-    chat_template: o.ChatTemplate = None,
     as_json: o.AsJson = False,
 ) -> None:
     """Response tokens are marked: the probe counts them, and SFT trains on them. Then what cannot be used, and what harms training.
@@ -57,7 +59,7 @@ def command(
     """
     if on_bad not in ("fail", "skip"):
         raise ConfigError(f"--on-bad {on_bad!r}: choose fail or skip")
-    renderer = gp.Renderer(gp.load_tokenizer(model, chat_template), context_length)
+    renderer = gp.Renderer(gp.load_tokenizer(model, chat), context_length)
     names = read_settings(map_)
     held_out = _held_out(against or (), format_, names)
     corpus = gp.load_corpus([*data, *(more_data or [])], format=format_, mapping=names, on_bad="skip")
@@ -69,27 +71,32 @@ def command(
     console = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
     coloured = console.color_system is not None and not console.no_color
 
-    def look(trajectory: gp.Trajectory, rendered: RenderedTrajectory) -> tuple[display.Counts, Examination]:
-        return display.Counts.of(rendered, unknown_id), doctor.examine(trajectory, rendered)
+    def look(trajectory: gp.Trajectory, rendered: RenderedTrajectory) -> tuple[display.Counts, Examination, Notes]:
+        return display.Counts.of(rendered, unknown_id), doctor.examine(trajectory, rendered), rendered.notes
+
+    notes = NO_NOTES
 
     for trajectory, found in map_rendered(renderer, corpus, look):
         if isinstance(found, GradprismError):
             corpus.account.skip(trajectory.id, trajectory.source, found)
             continue
         summary.add(found[0])
+        notes += found[2]
         doctor.add(trajectory, found[1], is_held_out is not None and is_held_out(trajectory))
         if shown < limit and not as_json:
             shown += 1
             console.print(f"── {display.heading(trajectory, renderer.render(trajectory), unknown_id)}", style="bold")
             console.print(display.mask_text(renderer.marked_text(trajectory), coloured))
+    for line in (*notes.lines(), *renderer.cautions()):
+        say(f"warning: {line}")
     if skipped is not None:
         write_skipped(skipped, [corpus])
     bad, lints = problems(corpus.account.skipped), doctor.lints()
     if as_json:
         listed = {"problems": [asdict(one) for one in bad], "lints": [asdict(one) for one in lints]}
-        o.print_json({**asdict(summary.result()), **listed, **corpus.account.notes.to_json()})
+        o.print_json({**asdict(summary.result()), **listed, **corpus.account.notes.to_json(), "masks": renderer.way})
     else:
-        _print(console, str(summary.result()), bad, lints)
+        _print(console, f"{summary.result()}\nresponse tokens found by: {renderer.way}", bad, lints)
     if bad and on_bad == "fail":
         count = len(corpus.account.skipped)
         raise DataError(

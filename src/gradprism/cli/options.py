@@ -16,6 +16,11 @@ from gradprism.runtime.ranks import Ranks
 
 if TYPE_CHECKING:
     from gradprism.estimate import Estimate
+    from gradprism.trajectories.chat import ChatOptions
+
+    Chat = ChatOptions
+else:
+    Chat = Any  # its place is taken by options before anyone asks for its type
 
 Model = Annotated[
     str, typer.Option(help="Folder or hub id of the model, or shipped:alfworld-tiny, shipped:webshop-tiny.", parser=resolve_shipped)
@@ -51,7 +56,29 @@ OnBad = Annotated[
 ContextLength = Annotated[
     int | None, typer.Option(min=2, help="Tokens of a trajectory or an episode at most; default the model's own limit.")
 ]
-ChatTemplate = Annotated[Path | None, typer.Option(help="Template file with generation markers, for models that have none.")]
+ChatTemplate = Annotated[Path | None, typer.Option(help="Jinja file in place of the tokenizer's own chat template.")]
+Thoughts = Annotated[
+    str,
+    typer.Option(
+        metavar="[keep|drop|fail]",
+        help="Thoughts that the chat template's render would lose: written in as <think>…</think>, left out, or an error.",
+    ),
+]
+MergeTurns = Annotated[
+    str | None,
+    typer.Option(
+        metavar="[system][,alternate]",
+        help="For templates that take no system prompt (system: into the first user turn) or want roles to alternate (alternate: "
+        "successive turns of one role become one).",
+    ),
+]
+TemplateDate = Annotated[
+    str | None, typer.Option(metavar="YYYY-MM-DD", help="Today, for chat templates that print the date; default 2026-01-01.")
+]
+TemplateArgs = Annotated[
+    list[str] | None,
+    typer.Option(metavar="KEY=VALUE", help="A variable of the chat template, as enable_thinking=false; may be repeated."),
+]
 Dtype = Annotated[str, typer.Option(help="Type of the weights: float32, bfloat16, float16, float64 or auto.")]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 # What these may be is said in one line by who takes them, as every mistake; hence `parser=str`.
@@ -153,6 +180,52 @@ def with_config(model: type[BaseModel], *, leave_out: tuple[str, ...] = ()) -> C
         return command
 
     return decorate
+
+
+def with_chat(function: Callable[..., None]) -> Callable[..., None]:
+    """Gives a command the options of rendering in place of its parameter `chat`, which it receives as `ChatOptions`."""
+
+    def options(
+        *,
+        chat_template: ChatTemplate = None,
+        thoughts: Thoughts = "fail",
+        merge: MergeTurns = None,
+        template_date: TemplateDate = None,
+        template_arg: TemplateArgs = None,
+    ) -> Mapping[str, Any]:
+        chosen: dict[str, Any] = {"file": chat_template, "thoughts": thoughts, "arguments": _arguments(template_arg or [])}
+        if merge is not None:
+            chosen["merge"] = tuple(word.strip() for word in merge.split(","))
+        if template_date is not None:
+            chosen["date"] = template_date
+        return chosen
+
+    own = list(inspect.signature(options).parameters.values())
+
+    def command(**arguments: Any) -> None:
+        import gradprism as gp  # here: the class comes with transformers, which takes its time
+
+        chat = gp.ChatOptions(**options(**{p.name: arguments.pop(p.name) for p in own if p.name in arguments}))
+        function(chat=chat, **arguments)
+
+    parameters = [p for p in inspect.signature(function).parameters.values() if p.name != "chat"]
+    command.__signature__ = inspect.Signature([p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in parameters] + own)  # pyright: ignore[reportFunctionMemberAccess]
+    command.__doc__ = function.__doc__
+    return command
+
+
+def _arguments(settings: list[str]) -> dict[str, Any]:
+    """Template variables: JSON where a value is that, else text."""
+    arguments = {}
+    for setting in settings:
+        key, equals, value = setting.partition("=")
+        if not equals or not key.strip().isidentifier():
+            raise ConfigError(f"--template-arg {setting!r}: expected key=value, for example enable_thinking=false")
+        try:
+            arguments[key.strip()] = json.loads(value)
+        except ValueError:
+            arguments[key.strip()] = value
+    return arguments
 
 
 def _model(kind: Any) -> type[BaseModel] | None:

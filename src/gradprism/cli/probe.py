@@ -13,7 +13,9 @@ from gradprism.runtime.ranks import Ranks
 from gradprism.trajectories.mapping import read_settings
 
 
+@o.with_chat
 def command(
+    chat: o.Chat,
     model: o.Model,
     data: o.Data,
     out: Annotated[str, typer.Option(help="Probe folder to write or to go on with, or a URL that fsspec opens (s3://…).")],
@@ -32,7 +34,6 @@ def command(
     batch_tokens: Annotated[
         int | None, typer.Option(min=1, help="Padded tokens per batch; default 2048 on a CPU, else 16384.")
     ] = None,
-    chat_template: o.ChatTemplate = None,
     on_existing: o.OnExisting = "resume",
     limit: Annotated[int | None, typer.Option(min=1, help="Probe only the first so many trajectories.")] = None,
     per_turn: Annotated[bool, typer.Option("--per-turn", help="Also probe each assistant turn by its own mean loss.")] = False,
@@ -69,7 +70,7 @@ def command(
     """
     if threads is not None:
         os.environ["OMP_NUM_THREADS"] = str(threads)  # torch reads it when it is loaded, which is after this
-    spec = gp.ModelSpec(model, dtype, device, quantise, chat_template)
+    spec = gp.ModelSpec(model, dtype, device, quantise, chat)
     names = read_settings(map_)
     corpus = gp.load_corpus([*data, *(more_data or [])], format=format_, limit=limit, mapping=names, on_bad=on_bad)
     settings = gp.ProbeOptions(

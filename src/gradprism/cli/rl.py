@@ -16,15 +16,16 @@ from gradprism.training.tasks import read_tasks
 
 
 @o.with_config(RlConfig)
+@o.with_chat
 def command(
     config: RlConfig,
+    chat: o.Chat,
     model: o.Model,
     tasks: Annotated[Path, typer.Option(help="Tasks to train on: ROUTE_FOLDER/rl.jsonl.")],
     out: Annotated[Path, typer.Option(help="Folder for the model, its log and its checkpoints.")],
     env: o.Env = "alfworld",
     data_dir: o.DataDir = None,
     env_option: o.EnvOptions = None,
-    chat_template: o.ChatTemplate = None,
     dtype: o.Dtype = "float32",
     device: o.Device = "auto",
     workers: o.Workers = None,
@@ -47,14 +48,14 @@ def command(
     if dry_run:
         machine = gp.hardware(devices, device_tflops, device)
         limit = check_context_length(load_config(model), config.context_length)
-        renderer = gp.Renderer(gp.load_tokenizer(model, chat_template), limit)
+        renderer = gp.Renderer(gp.load_tokenizer(model, chat), limit)
         to_play = read_tasks(tasks, environment)
         estimate = gp.estimate_rl(gp.ModelSpec(model, dtype), renderer, environment, to_play, config, machine, workers)
         o.show(estimate.to_json(), o.estimate_text(estimate), as_json)
         return
     with gp.training_processes(device):
         check_model_name(model)  # before the tasks are read
-        spec, to_play = gp.ModelSpec(model, dtype, chat_template=chat_template), read_tasks(tasks, environment)
+        spec, to_play = gp.ModelSpec(model, dtype, chat_template=chat), read_tasks(tasks, environment)
         summary = gp.train_rl(
             spec, None, environment, to_play, config, out=out, workers=workers, device=device, on_existing=on_existing
         )

@@ -18,8 +18,10 @@ from gradprism.trajectories.parallel import usable
 
 
 @o.with_config(SftConfig)
+@o.with_chat
 def command(
     config: SftConfig,
+    chat: o.Chat,
     model: o.Model,
     data: Annotated[list[Path], typer.Option(help="Trajectories, for example ROUTE_FOLDER/sft.jsonl. May be repeated.")],
     out: Annotated[Path, typer.Option(help="Folder for the model, its log and its checkpoints.")],
@@ -31,7 +33,6 @@ def command(
     map_: o.Map = None,
     on_bad: o.OnBad = "fail",
     context_length: o.ContextLength = None,
-    chat_template: o.ChatTemplate = None,
     dtype: o.Dtype = "float32",
     attention: Annotated[
         str | None,
@@ -54,7 +55,7 @@ def command(
     corpora = [gp.load_corpus(files, format=format_, mapping=names, on_bad=on_bad) for files in (data, eval_data or [])]
     if dry_run:
         limit = check_context_length(load_config(model), context_length)
-        renderer = gp.Renderer(gp.load_tokenizer(model, chat_template), limit)
+        renderer = gp.Renderer(gp.load_tokenizer(model, chat), limit)
         trained_on, held_out = (usable(renderer, corpus) for corpus in corpora)
         machine = gp.hardware(devices, device_tflops, device)
         spec = gp.ModelSpec(model, dtype, attention=attention)
@@ -63,9 +64,9 @@ def command(
         return
     with gp.training_processes(device):
         check_model_name(model)  # before the corpus is read
-        trained_on, held_out = (_trajectories(corpus, model, chat_template, context_length) for corpus in corpora)
+        trained_on, held_out = (_trajectories(corpus, model, chat, context_length) for corpus in corpora)
         summary = gp.train_sft(
-            gp.ModelSpec(model, dtype, chat_template=chat_template, attention=attention),
+            gp.ModelSpec(model, dtype, chat_template=chat, attention=attention),
             None,
             trained_on,
             config,
@@ -87,9 +88,9 @@ def command(
     o.show(summary.to_json(), text, as_json)
 
 
-def _trajectories(corpus: gp.Corpus, model: str, chat_template: Path | None, context_length: int | None) -> list[gp.Trajectory]:
+def _trajectories(corpus: gp.Corpus, model: str, chat: gp.ChatOptions, context_length: int | None) -> list[gp.Trajectory]:
     """Those of a corpus; where bad ones are to be left out, those that can be rendered."""
     if corpus.on_bad == "fail":
         return list(corpus)
     limit = check_context_length(load_config(model), context_length)
-    return usable(gp.Renderer(gp.load_tokenizer(model, chat_template), limit), corpus)
+    return usable(gp.Renderer(gp.load_tokenizer(model, chat), limit), corpus)

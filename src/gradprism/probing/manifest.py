@@ -14,7 +14,7 @@ from gradprism.trajectories.corpus import CorpusFile
 
 # Keys that may differ between the attempts that fill one folder: they change no number beyond rounding.
 INFORMATIVE = frozenset(
-    {"model", "data", "read", "device", "parameters", "vocabulary", "n_parameters", "weight_norms", "costs", "totals"}
+    {"model", "data", "read", "device", "parameters", "vocabulary", "n_parameters", "weight_norms", "costs", "totals", "masks"}
 )
 # Keys that are known only when the corpus has been read.
 OF_CORPUS = frozenset({"corpus_sha256", "n_trajectories"})
@@ -75,7 +75,8 @@ class ProbeManifest:
     """Contents of a probe folder's `manifest.json`. `units`, `n_parameters` and `weight_norms` have an entry per column of the norms.
 
     `vocabulary` is the number of the model's embeddings; `costs` are those by which the form of each norm was chosen, None where the
-    file's are of another form; `read` says how the files `data` were read.
+    file's are of another form; `read` says how the files `data` were read, and
+    `masks` how response tokens were found (`Renderer.way`).
     """
 
     units: tuple[str, ...]
@@ -94,6 +95,7 @@ class ProbeManifest:
     costs: Costs | None = None
     tokenizer_sha256: str = ""
     template_sha256: str = ""
+    masks: str = ""
     context_length: int | None = None
     data: tuple[CorpusFile, ...] = ()
     read: Mapping[str, Any] = field(default_factory=dict)

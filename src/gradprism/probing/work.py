@@ -30,7 +30,7 @@ from gradprism.runtime.errors import ConfigError
 from gradprism.runtime.folders import OnExisting
 from gradprism.runtime.ranks import Ranks
 from gradprism.trajectories.corpus import Corpus
-from gradprism.trajectories.rendering import Renderer, load_tokenizer, template_fingerprint, tokenizer_fingerprint
+from gradprism.trajectories.rendering import Renderer, load_tokenizer, tokenizer_fingerprint
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +152,8 @@ def describe(model: ProbeManifest, renderer: Renderer, corpus: Corpus) -> ProbeM
     return replace(
         model,
         tokenizer_sha256=tokenizer_fingerprint(renderer.tokenizer),
-        template_sha256=template_fingerprint(renderer.tokenizer),
+        template_sha256=renderer.fingerprint,
+        masks=renderer.way,
         context_length=renderer.context_length,
         data=corpus.files,
         read=corpus.read_as(),

@@ -116,9 +116,7 @@ class Player:
         self.used, self.generate_seconds, self.environment_seconds = Usage(), 0.0, 0.0
         self._make_generator = make_generator or self._cached_generator
         tokenizer = renderer.tokenizer
-        if tokenizer.eos_token_id is None:
-            raise ConfigError("the tokenizer has no end-of-sequence token; an action would never end")
-        self._end: int = tokenizer.eos_token_id
+        self._end: int = renderer.stop_id
         self._decode: Callable[[list[int]], str] = lambda ids: tokenizer.decode(ids, skip_special_tokens=True).strip()
 
     def play(self, tasks: Sequence[Task], seed: int = 0, on_done: OnDone = lambda _: None) -> list[Episode]:

@@ -105,6 +105,11 @@ def _check(tasks: Sequence[Task], config: RlConfig, world: int, model: Any, rend
         raise ConfigError("kl: version 1 of FSDP does not shard the reference model; use fsdp_version: 2, --kl 0 or --lora-rank")
     if config.vllm != "off" and importlib.util.find_spec("vllm") is None:
         raise ConfigError(f"vllm {config.vllm}: vLLM is not installed here; pip install vllm, or --vllm off")
+    if config.vllm != "off" and renderer.stop_id != renderer.tokenizer.eos_token_id:
+        raise ConfigError(
+            f"vllm {config.vllm}: stops at the tokenizer's end-of-sequence token {renderer.tokenizer.eos_token!r}, with which the chat "
+            "template does not end a turn; make the turn's end the tokenizer's eos_token, or --vllm off"
+        )
     rows, tokens = model.get_input_embeddings().weight.shape[0], len(renderer.tokenizer)
     if tokens > rows:
         raise ModelError(f"the tokenizer has {tokens} tokens and the model {rows} embeddings: it is another model's tokenizer")

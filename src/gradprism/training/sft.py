@@ -55,6 +55,8 @@ def train_sft(
     trained_on, held = split_held_out(_listed(trajectories), _listed(held_out), config)
     with training_frame(model, tokenizer, config, out, device, on_existing) as frame:
         model, renderer = frame.model, Renderer(frame.tokenizer, check_context_length(frame.model, context_length))
+        for line in renderer.cautions():
+            say(f"warning: {line}")
         rendered, rendered_held = render_all(renderer, trained_on), render_all(renderer, held)
         unknown = _check_tokens(model, renderer, [*rendered, *rendered_held])
         packs = decide(frame.ranks, lambda: packs_rows(model, config))

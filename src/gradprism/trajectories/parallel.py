@@ -13,8 +13,9 @@ from itertools import islice
 from typing import Any, TypeVar
 
 from gradprism.runtime.errors import GradprismError, WorkerError
-from gradprism.runtime.progress import Progress
+from gradprism.runtime.progress import Progress, say
 from gradprism.trajectories.corpus import Corpus
+from gradprism.trajectories.masks import NO_NOTES, LostThoughtsError
 from gradprism.trajectories.record import Message, Trajectory
 from gradprism.trajectories.rendering import RenderedTrajectory, Renderer
 
@@ -64,16 +65,26 @@ def render_all(renderer: Renderer, trajectories: Sequence[Trajectory]) -> list[R
 def render_usable(renderer: Renderer, trajectories: Iterable[Trajectory]) -> Iterator[tuple[Trajectory, RenderedTrajectory]]:
     """Each trajectory with its rendering; of a `Corpus` with `on_bad` of `skip` those alone that have one, the others in its account.
 
-    Raises what rendering raises.
+    At the end it is said what was left out or written in. Raises what rendering raises; for thoughts that would be lost, after all
+    trajectories that lose some have been counted.
     """
     account = trajectories.account if isinstance(trajectories, Corpus) and trajectories.on_bad == "skip" else None
+    notes, lost = NO_NOTES, list[LostThoughtsError]()
     for trajectory, rendered in render_each(renderer, trajectories):
         if not isinstance(rendered, GradprismError):
-            yield trajectory, rendered
-        elif account is None:
-            raise rendered
-        else:
+            notes += rendered.notes
+            if not lost:
+                yield trajectory, rendered
+        elif account is not None:
             account.skip(trajectory.id, trajectory.source, rendered)
+        elif isinstance(rendered, LostThoughtsError):
+            lost.append(rendered)
+        else:
+            raise rendered
+    if lost:
+        raise LostThoughtsError(f"{lost[0]}{f'; so it is in {len(lost) - 1} more trajectories' if len(lost) > 1 else ''}")
+    for line in notes.lines():
+        say(f"warning: {line}")
 
 
 def usable(renderer: Renderer, corpus: Corpus) -> list[Trajectory]:

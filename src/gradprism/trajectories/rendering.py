@@ -1,12 +1,11 @@
 """Trajectories to tokens and response mask: one render of the whole conversation gives both.
 
-Suffixes: T tokens, S assistant turns. All spans are half-open. What a mask marks is decided by characters: the chat template marks
-the generated spans of the text, and a token is a response token if any of its own characters lies in one. `transformers`' own mask
-asks instead which token holds a span's last character, and marks the rest of the text where the tokenizer dropped it.
+Suffixes: T tokens, S assistant turns. All spans are half-open. What a mask marks is decided by characters: `masks` says which of the
+text were generated, and a token is a response token if any of its own characters was. `transformers`' own mask asks instead which
+token holds a span's last character, and marks the rest of the text where the tokenizer dropped it.
 """
 
 import json
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,17 +15,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import TemplateError, TemplateSyntaxError
 from transformers import AutoTokenizer
-from transformers.utils.chat_template_utils import render_jinja_template
 
 from gradprism.checkpoints import HUB_ID, model_source
 from gradprism.runtime.errors import ConfigError, ModelError, one_line
 from gradprism.runtime.files import sha256_json
 from gradprism.runtime.progress import Progress
-from gradprism.trajectories.record import ChatMessage, Trajectory
+from gradprism.trajectories.chat import GIVE_TEMPLATE, ChatOptions, ChatTemplate, TemplateRefusedError
+from gradprism.trajectories.conversation import merge
+from gradprism.trajectories.masks import ANSWER, NO_NOTES, QUESTION, Notes, TurnMasker, Way
+from gradprism.trajectories.record import ChatMessage, Message, Trajectory
+from gradprism.trajectories.spans import Shape
 
-_MARKER = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
+_OPTIONS = "gradprism_chat_options"  # an attribute of tokenizers: the options go where the template goes
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -34,7 +35,8 @@ class RenderedTrajectory:
     """A trajectory as the model sees it.
 
     `input_ids` int32 [T]; `response_mask` bool [T], true on the tokens that are trained on; `n_truncated` tokens were cut on the right;
-    `turns` int32 [S, 2], one row per assistant turn, trained on or not, empty where the cut took it. The first token has nothing that
+    `turns` int32 [S, 2], one row per assistant turn, trained on or not, empty where the cut took it; `notes` say what was left out or
+    added. The first token has nothing that
     predicts it: the loss is the mean over `response_mask[1:]`, with `input_ids[1:]` as targets.
     """
 
@@ -43,6 +45,7 @@ class RenderedTrajectory:
     response_mask: np.ndarray
     n_truncated: int
     turns: np.ndarray
+    notes: Notes = NO_NOTES
 
     @property
     def n_targets(self) -> int:
@@ -63,37 +66,99 @@ class _Tokenised:
     spans: np.ndarray
     mask: np.ndarray
     turns: np.ndarray
+    notes: Notes
 
 
 class Renderer:
-    """Renders with one tokenizer, its training template and one context length (None: no cut)."""
+    """Renders with one tokenizer, its chat template and one context length (None: no cut); picklable.
 
-    def __init__(self, tokenizer: Any, context_length: int | None) -> None:
-        """Raises `ModelError` for a slow tokenizer or a template without marks, `ConfigError` for a context below 2 tokens."""
+    `options` are by default those that the tokenizer was loaded with. `way` says how response tokens are found.
+    """
+
+    def __init__(self, tokenizer: Any, context_length: int | None, options: ChatOptions | None = None) -> None:
+        """Raises `ModelError` for a slow tokenizer or one without a template, `ConfigError` for a context below 2 tokens."""
         if not getattr(tokenizer, "is_fast", False):
             raise ModelError(f"{_name(tokenizer)}: is not a fast tokenizer, which alone tells characters of tokens; convert it")
         if context_length is not None and context_length < 2:
             raise ConfigError(f"context length {context_length}: must be at least 2 tokens")
         self.tokenizer, self.context_length = tokenizer, context_length
-        self.template = training_template(tokenizer)
+        self._masker = _masker(tokenizer, options)
+
+    @property
+    def template(self) -> str:
+        """The chat template's text."""
+        return self._masker.template.text
+
+    @property
+    def way(self) -> Way:
+        """How response tokens are found."""
+        return self._masker.way
+
+    @property
+    def fingerprint(self) -> str:
+        """`template_fingerprint` with this renderer's options."""
+        return sha256_json(self._masker.template.causes(self.way))
 
     @property
     def unknown_id(self) -> int | None:
         """The token that stands for what the tokenizer does not know; None for one that knows all."""
         return self.tokenizer.unk_token_id
 
+    @cached_property
+    def end_id(self) -> int:
+        """The token that ends a turn, at which generation stops. Raises `ModelError` where the template has none."""
+        if not (end := self._shape.end):
+            raise ModelError(
+                f"{_name(self.tokenizer)}: the chat template does not end a turn with a token of its own; {GIVE_TEMPLATE}"
+            )
+        ids = self._encode(end)["input_ids"]
+        if len(ids) != 1:
+            raise ModelError(f"{_name(self.tokenizer)}: the end of a turn {end!r} is not a token of its own")
+        return ids[0]
+
+    @cached_property
+    def stop_id(self) -> int:
+        """The token at which an action ends: the turn's end, or the end of sequence of a tokenizer whose template ends no turn."""
+        try:
+            return self.end_id
+        except ModelError:
+            if self.tokenizer.eos_token_id is None:
+                raise ConfigError("the tokenizer has no end-of-sequence token; an action would never end") from None
+            return self.tokenizer.eos_token_id
+
+    def cautions(self) -> list[str]:
+        """What stands in the way of playing with this template, one line each: to be said before a model is trained with it."""
+        found = []
+        try:
+            eos = self.tokenizer.eos_token
+            if self.end_id != self.tokenizer.eos_token_id:
+                found.append(
+                    f"the chat template ends a turn with {self._shape.end!r} and the tokenizer's end-of-sequence token is {eos!r}: "
+                    "episodes here stop at the turn's end, other programs have to be told to"
+                )
+            self._check_begins()
+            if empty := self._shape.empty_thought:
+                found.append(
+                    f"the chat template writes {empty!r} before a turn without thoughts, and the generation prompt does not: in episodes "
+                    "the model has to write it; where the template knows it, --template-arg enable_thinking=false puts it into the prompt"
+                )
+        except ModelError as error:
+            found.append(f"{error}; until then gradprism rl and gradprism evaluate refuse the model")
+        return found
+
     def render(self, trajectory: Trajectory) -> RenderedTrajectory:
         """Tokens and mask of a trajectory, cut to the context length.
 
-        Raises `ModelError` where the template refuses the conversation, does not mark each assistant turn, or leaves the loss
-        without a token.
+        Raises `ModelError` where the template refuses the conversation or loses some of it, where its turns cannot be told from the
+        rest, or the loss is left without a token; `DataError` for a weight other than 0 and 1.
         """
         whole = self._tokenise(trajectory)
         length = len(whole.ids) if self.context_length is None else min(len(whole.ids), self.context_length)
         mask = whole.mask[:length]
         if not mask[1:].any():
-            raise ModelError(f"{_place(trajectory)}: empty response mask: {self._why_empty(trajectory, whole)}")
-        return RenderedTrajectory(trajectory.id, whole.ids[:length], mask, len(whole.ids) - length, np.minimum(whole.turns, length))
+            raise ModelError(f"{place_of(trajectory)}: empty response mask: {self._why_empty(trajectory, whole)}")
+        turns = np.minimum(whole.turns, length)
+        return RenderedTrajectory(trajectory.id, whole.ids[:length], mask, len(whole.ids) - length, turns, whole.notes)
 
     def render_all(self, trajectories: Sequence[Trajectory]) -> list[RenderedTrajectory]:
         """`render` of each, with progress."""
@@ -122,78 +187,72 @@ class Renderer:
         return [("".join(text for text, _ in run), marked) for marked, run in groupby(runs, key=itemgetter(1))]
 
     def prompt_ids(self, messages: list[ChatMessage]) -> list[int]:
-        """Tokens of a conversation up to where the model is to answer. The context length is not applied."""
-        return self._encode(self._render_text(messages, "prompt", generate=True)[0])["input_ids"]
+        """Tokens of a conversation of system, user and assistant texts up to where the model is to answer. The context length is not
+        applied."""
+        own = [Message(message["role"], message["content"]) for message in messages]
+        masker = self._masker
+        merged = merge(own, masker.options, "prompt")
+        try:
+            text = masker.template.render(masker.dialect.chat(merged), generate=True)
+        except TemplateRefusedError as error:
+            helps = "; --merge system puts the system prompt into the first user turn" if len(own) != len(merged) else ""
+            raise ModelError(f"prompt: {error}{helps}") from None
+        return self._encode(text)["input_ids"]
 
     def turn_suffix_ids(self, observation: str) -> list[int]:
-        """The tokens between a generated turn and the next: those after its end-of-sequence token, through the generation prompt.
+        """The tokens between a generated turn and the next: those after its end token, through the generation prompt.
 
         `prompt_ids`, the generated tokens and these, in turn, make the same sequence as one render of the whole conversation.
-        Raises `ModelError` where the template does not allow it: no end-of-sequence token after a turn, or earlier turns that
-        change with what follows (Qwen3's own template drops their thoughts; its training template keeps them).
+        Raises `ModelError` where the template does not allow it: no end token after a turn, or earlier turns that change with what
+        follows and are trained on as they have become (`--thoughts drop`).
         """
-        head, end = self._answered, self.tokenizer.eos_token
-        text, _ = self._render_text([*_QUESTION, *_ANSWER, {"role": "user", "content": observation}], "observation", generate=True)
-        if not text.startswith(head + end):
-            raise ModelError(f"{_name(self.tokenizer)}: the chat template rewrites earlier turns; {_GIVE_TEMPLATE}")
+        end_id, masker = self.end_id, self._masker
+        self._check_begins()
+        if masker.rewrites:
+            raise ModelError(
+                f"{_name(self.tokenizer)}: the chat template rewrites earlier turns; leave out --thoughts drop, or {GIVE_TEMPLATE}"
+            )
+        rest = masker.finder.after([QUESTION, ANSWER, Message("user", observation)], 1, self._followed)
         # Encoded behind the end token, as it will stand: some tokenizers treat the start of a text in a way of its own.
-        ids = self._encode(text[len(head) :])["input_ids"]
-        if ids[0] != self.tokenizer.eos_token_id:
-            raise ModelError(f"{_name(self.tokenizer)}: the end-of-sequence token {end!r} is not a token of its own")
+        ids = self._encode(self._shape.end + rest)["input_ids"]
+        if ids[0] != end_id:
+            raise ModelError(f"{_name(self.tokenizer)}: the end of a turn {self._shape.end!r} is not a token of its own")
         return ids[1:]
 
+    @property
+    def _shape(self) -> Shape:
+        try:
+            return self._masker.plain
+        except ModelError as error:
+            raise ModelError(f"{_name(self.tokenizer)}: {error}; {GIVE_TEMPLATE}") from None
+
     @cached_property
-    def _answered(self) -> str:
-        """A one-turn conversation up to, not including, the end-of-sequence token of the answer."""
-        text, spans = self._render_text([*_QUESTION, *_ANSWER], "dummy conversation")
-        prompt, _ = self._render_text(_QUESTION, "dummy conversation", generate=True)
-        end = self.tokenizer.eos_token
-        at = text.find(end, spans[0][0]) if end and spans else -1
-        if at < 0:
+    def _followed(self) -> Shape:
+        """What the template makes of an answer that an observation follows."""
+        return self._masker.finder.shape([QUESTION, ANSWER, QUESTION], 1)
+
+    def _check_begins(self) -> None:
+        if more := self._shape.unlike_prompt:
             raise ModelError(
-                f"{_name(self.tokenizer)}: the chat template does not end a turn with the eos token {end!r}; {_GIVE_TEMPLATE}"
+                f"{_name(self.tokenizer)}: the generation prompt is not how a turn begins: it goes on with {more!r}; {GIVE_TEMPLATE}"
             )
-        if not text.startswith(prompt):
-            raise ModelError(f"{_name(self.tokenizer)}: the generation prompt is not how a turn begins; {_GIVE_TEMPLATE}")
-        return text[:at]
 
     def _tokenise(self, trajectory: Trajectory) -> _Tokenised:
-        text, generated = self._render_text(trajectory.chat(), _place(trajectory))
-        answers = [message for message in trajectory.messages if message.role == "assistant"]
-        if len(generated) != len(answers):
-            raise ModelError(
-                f"{_place(trajectory)}: the chat template marks {len(generated)} spans for {len(answers)} assistant turns; "
-                f"{_GIVE_TEMPLATE}"
-            )
-        encoding = self._encode(text, return_offsets_mapping=True)
+        pieces, conversation, notes = self._masker.pieces(trajectory, place_of(trajectory))
+        encoding = self._encode(text := pieces.text, return_offsets_mapping=True)
         spans = np.array(encoding["offset_mapping"], dtype=np.int64).reshape(-1, 2)
         # Some byte-level tokenizers trim spaces off a token's span (Llama 3). What has no width then was the space before it.
         spans[:, 0] -= spans[:, 0] == spans[:, 1]
         starts, ends = spans.T
-        mask = np.zeros(len(spans), dtype=bool)
-        turns = np.zeros((len(answers), 2), dtype=np.int32)
-        for index, ((begin, stop), message) in enumerate(zip(generated, answers, strict=True)):
+        mask, turns = np.zeros(len(spans), dtype=bool), list[tuple[int, int]]()
+        for (begin, stop), message, merged in zip(pieces.spans, conversation.answers, conversation.merged, strict=True):
             inside = np.flatnonzero((starts < stop) & (ends > begin))
-            if inside.size:
-                turns[index] = inside[0], inside[-1] + 1
-                mask[inside] |= message.train
-        return _Tokenised(text, np.array(encoding["input_ids"], dtype=np.int32), spans, mask, turns)
-
-    def _render_text(self, messages: list[ChatMessage], place: str, generate: bool = False) -> tuple[str, list[tuple[int, int]]]:
-        """The conversation's text and the character spans that the template marks as generated."""
-        try:
-            texts, spans = render_jinja_template(
-                [messages],
-                chat_template=self.template,
-                return_assistant_tokens_mask=True,
-                add_generation_prompt=generate,
-                **self.tokenizer.special_tokens_map,
-            )
-        except TemplateSyntaxError as error:
-            raise ModelError(f"{_name(self.tokenizer)}: chat template, line {error.lineno}: {error.message}") from None
-        except (TemplateError, TypeError) as error:
-            raise ModelError(f"{place}: the chat template refuses the conversation: {one_line(error)}") from None
-        return str(texts[0]), spans[0]  # pyright: ignore[reportReturnType] (the stub says `str` for a pair of lists)
+            first, last = (int(inside[0]), int(inside[-1]) + 1) if inside.size else (0, 0)
+            mask[inside] |= message.train
+            # Of turns that were joined the first has all tokens.
+            turns += [(first, last), *[(last, last)] * (merged - 1)]
+        ids = np.array(encoding["input_ids"], dtype=np.int32)
+        return _Tokenised(text, ids, spans, mask, np.array(turns, dtype=np.int32).reshape(-1, 2), notes)
 
     def _encode(self, text: str, **options: Any) -> Any:
         # The template has written every special token already, as in `apply_chat_template`.
@@ -203,14 +262,9 @@ class Renderer:
         if not any(message.train for message in trajectory.messages if message.role == "assistant"):
             return "no assistant turn is to be trained on (each one's flag is false); delete the record or correct its flags"
         if not whole.mask[1:].any():
-            return f"the chat template marks no text in the assistant turns, or only the first token; {_GIVE_TEMPLATE}"
+            return f"the chat template marks no text in the assistant turns, or only the first token; {GIVE_TEMPLATE}"
         first = 1 + int(whole.mask[1:].argmax())
         return f"the response begins at token {first + 1}, past the context length {self.context_length}; raise --context-length"
-
-
-_QUESTION = [{"role": "user", "content": "u"}]
-_ANSWER = [{"role": "assistant", "content": "a"}]
-_GIVE_TEMPLATE = "give one that fits, with {% generation %} around each assistant turn, by --chat-template FILE"
 
 
 def check_vocabulary(rendered: RenderedTrajectory, vocabulary: int | None) -> None:
@@ -221,16 +275,18 @@ def check_vocabulary(rendered: RenderedTrajectory, vocabulary: int | None) -> No
         )
 
 
-def load_tokenizer(name_or_path: str | Path, chat_template: Path | None = None) -> Any:
+def load_tokenizer(name_or_path: str | Path, chat_template: Path | ChatOptions | None = None) -> Any:
     """Loads a tokenizer from a local folder, or from the hub where `name_or_path` is `org/name` and there is no folder `org` here.
 
-    `chat_template` names a Jinja file that replaces the tokenizer's own template. Raises `ModelError` in one line.
+    `chat_template` names a Jinja file that replaces the tokenizer's own template, or holds all choices of rendering, which then go with
+    the tokenizer. Raises `ModelError` in one line.
     """
     name = str(name_or_path)
     is_local = Path(name).exists()
     if not is_local and (not HUB_ID.fullmatch(name) or Path(name).parent.is_dir()):
         raise ModelError(f"{name}: no such folder; give a model folder, or a hub id of the form org/name")
-    template = None if chat_template is None else _read_template(chat_template)
+    options = chat_template if isinstance(chat_template, ChatOptions) else ChatOptions(chat_template)
+    template = None if options.file is None else _read_template(options.file)
 
     try:
         source = model_source(name)
@@ -242,37 +298,27 @@ def load_tokenizer(name_or_path: str | Path, chat_template: Path | None = None) 
         raise ModelError(f"{name}: holds no tokenizer; save the model's tokenizer into it")
     if template is not None:
         tokenizer.chat_template = template
+    setattr(tokenizer, _OPTIONS, options)
     return tokenizer
 
 
-def training_template(tokenizer: Any) -> str:
-    """The tokenizer's chat template if it has generation markers, else TRL's training variant of it.
-
-    Raises `ModelError` where there is no template, or TRL has no variant of it.
-    """
-    try:
-        template = tokenizer.get_chat_template()
-    except ValueError:
-        raise ModelError(f"{_name(tokenizer)}: has no chat template; {_GIVE_TEMPLATE}") from None
-    if _MARKER.search(template):
-        return template
-
-    # Here: it takes seconds to import, and a template with markers does not need it.
-    from trl.chat_template_utils import get_training_chat_template
-
-    try:
-        # None would mean that the template needs no change, which one without markers always does.
-        return str(get_training_chat_template(tokenizer))
-    except (ValueError, TemplateError):
-        raise ModelError(
-            f"{_name(tokenizer)}: the chat template has no {{% generation %}} markers and TRL has no training variant of it; "
-            + _GIVE_TEMPLATE
-        ) from None
-
-
 def template_fingerprint(tokenizer: Any) -> str:
-    """Hex SHA-256 of the template that rendering uses, with the special tokens that it may write."""
-    return sha256_json([training_template(tokenizer), tokenizer.special_tokens_map])
+    """Hex SHA-256 of all that a render depends on beside conversation and tokenizer: the template, the special tokens that it may write,
+    how masks are found, and what was chosen."""
+    masker = _masker(tokenizer, None)
+    return sha256_json(masker.template.causes(masker.way))
+
+
+def _masker(tokenizer: Any, options: ChatOptions | None) -> TurnMasker:
+    """What renders with a tokenizer's own template; raises `ModelError` where it has none."""
+    try:
+        text = tokenizer.get_chat_template()
+    except ValueError:
+        raise ModelError(f"{_name(tokenizer)}: has no chat template; {GIVE_TEMPLATE}") from None
+    chosen: ChatOptions = options or getattr(tokenizer, _OPTIONS, ChatOptions())
+    template = ChatTemplate(text, _name(tokenizer), tokenizer.special_tokens_map, chosen)
+    added = (str(token) for token in tokenizer.added_tokens_decoder.values())
+    return TurnMasker(template, frozenset(token for token in added if token.strip()))
 
 
 def tokenizer_fingerprint(tokenizer: Any) -> str:
@@ -291,7 +337,7 @@ def _read_template(path: Path) -> str:
     return text
 
 
-def _place(trajectory: Trajectory) -> str:
+def place_of(trajectory: Trajectory) -> str:
     return f"{trajectory.source}: trajectory {trajectory.id!r}" if trajectory.source else f"trajectory {trajectory.id!r}"
 
 
