@@ -96,7 +96,7 @@ def lost_of(message: Message, written: str) -> Lost:
     """What of an assistant message is not in `written`. Outer white space of text and thought does not count, nor how values are quoted."""
     return Lost(
         message.content.strip() not in written,
-        message.reasoning.strip() not in written,
+        message.reasoning.strip() not in written.replace(message.content.strip() or "\0", "", 1),
         not all(_has_call(call.name, call.arguments, written) for call in message.tool_calls),
     )
 

@@ -88,10 +88,10 @@ def find_dialect(template: ChatTemplate) -> Dialect:
     dialect = _with_calls(template, Dialect(parts=_wants_parts(template)))
     user = [Message("user", _OTHER)]
     plain, tooled = (_try(template, dialect, user, with_tool) for with_tool in (False, True))
-    thought = f"<think>\n{_OTHER}\n</think>\n\n{_TEXT}"
-    whole = _try(template, dialect, [*user, Message("assistant", thought)])
+    thought = Message("assistant", f"<think>\n{_OTHER}\n</think>\n\n{_TEXT}")
+    renders = [_try(template, dialect, messages) for messages in ([*user, thought], [*user, thought, *user])]
     knows = tooled is not None and tooled != plain and "zqdtoolqz" in tooled
-    return replace(dialect, tools=knows, splits=whole is not None and thought not in whole)
+    return replace(dialect, tools=knows, splits=any(text is not None and thought.content not in text for text in renders))
 
 
 def _wants_parts(template: ChatTemplate) -> bool:

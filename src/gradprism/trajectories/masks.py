@@ -12,7 +12,7 @@ from typing import Literal, get_args
 
 from gradprism.runtime.errors import DataError, ModelError
 from gradprism.trajectories.chat import GIVE_TEMPLATE, ChatOptions, ChatTemplate, Merge, TemplateRefusedError, Tools
-from gradprism.trajectories.conversation import Conversation, converse, forms, lost_of
+from gradprism.trajectories.conversation import Conversation, Lost, converse, forms, lost_of
 from gradprism.trajectories.dialect import Dialect, find_dialect
 from gradprism.trajectories.record import Message, ToolCall, Trajectory
 from gradprism.trajectories.spans import EMPTY_THOUGHT, Pieces, Shape, SpanFinder, UnderivableError, turn_by_turn
@@ -224,11 +224,11 @@ class TurnMasker:
         outer, turns, dropped, written = list(pieces.outer), list(pieces.turns), 0, 0
         answers = [i for i, message in enumerate(messages) if message.role == "assistant"]
         for number, i in enumerate(answers):
-            message, lost = messages[i], lost_of(messages[i], turns[number])
+            message, lost = messages[i], _lost(messages[i], pieces, number)
             if lost.calls:
                 raise ModelError(f"{place}: message {i + 1}: its tool calls are not in the chat template's render; {GIVE_TEMPLATE}")
             if lost.thought and self.options.thoughts == "fail":
-                raise LostThoughtsError(self._lost_thoughts(messages, turns, place))
+                raise LostThoughtsError(self._lost_thoughts(messages, pieces, place))
             if lost.text and self.options.thoughts != "keep":
                 raise ModelError(
                     f"{place}: message {i + 1}: some of its text is not in the chat template's render; "
@@ -244,9 +244,9 @@ class TurnMasker:
             dropped += lost.thought and self.options.thoughts == "drop"
         return Pieces(tuple(outer), tuple(turns)), Notes(dropped, written)
 
-    def _lost_thoughts(self, messages: Sequence[Message], turns: Sequence[str], place: str) -> str:
+    def _lost_thoughts(self, messages: Sequence[Message], pieces: Pieces, place: str) -> str:
         answers = [message for message in messages if message.role == "assistant"]
-        lost = sum(lost_of(message, turn).thought for message, turn in zip(answers, turns, strict=True))
+        lost = sum(_lost(message, pieces, number).thought for number, message in enumerate(answers))
         return (
             f"{place}: the thoughts of {lost} of its {len(answers)} turns are not in the chat template's render; choose --thoughts keep, "
             "which writes them in as <think>…</think>, or --thoughts drop"
@@ -274,6 +274,14 @@ class TurnMasker:
                 continue
             return f"; --merge {','.join(merges)} makes a conversation of it that the template takes"
         return ""
+
+
+def _lost(message: Message, pieces: Pieces, number: int) -> Lost:
+    """What of an assistant message is not in its turn; a short thought may be there by chance, so that its place counts too."""
+    lost = lost_of(message, pieces.turns[number])
+    if message.reasoning.strip() and pieces.thoughts and not pieces.thoughts[number]:
+        lost = replace(lost, thought=True)
+    return lost
 
 
 def _written_thought(message: Message, shape: Shape) -> tuple[str, str]:

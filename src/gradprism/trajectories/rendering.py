@@ -195,7 +195,8 @@ class Renderer:
         try:
             text = masker.template.render(masker.dialect.chat(merged), generate=True)
         except TemplateRefusedError as error:
-            helps = "; --merge system puts the system prompt into the first user turn" if len(own) != len(merged) else ""
+            unmerged = any(message.role == "system" for message in merged)
+            helps = "; --merge system puts the system prompt into the first user turn" if unmerged else ""
             raise ModelError(f"prompt: {error}{helps}") from None
         return self._encode(text)["input_ids"]
 

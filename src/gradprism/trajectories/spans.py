@@ -8,7 +8,7 @@ between the turns is the same in both renders, so it cuts the first into the sam
 
 import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain, zip_longest
 
 from gradprism.runtime.errors import ModelError
@@ -20,6 +20,7 @@ from gradprism.trajectories.record import Message, ToolCall
 EMPTY_THOUGHT = re.compile(
     r"\s*(?:<([\w:]*think\w*)>\s*</\1>|\[THINK\]\s*\[/THINK\]|<\|channel>thought\s*<channel\|>|</think>)\s*", re.IGNORECASE
 )
+_THOUGHT_WORD = re.compile(r"zqr\d{6}qz")
 _WORD = re.compile(r"zq([trc])(\d{6})qz")
 
 
@@ -29,10 +30,14 @@ class UnderivableError(ModelError):
 
 @dataclass(frozen=True, slots=True)
 class Pieces:
-    """A render as `outer[0], turns[0], outer[1], …, outer[S]`: `turns` are what the S assistant turns generate, ends included."""
+    """A render as `outer[0], turns[0], outer[1], …, outer[S]`: `turns` are what the S assistant turns generate, ends included.
+
+    `thoughts`: whether the template writes a thought into each turn; empty where nobody has looked.
+    """
 
     outer: tuple[str, ...]
     turns: tuple[str, ...]
+    thoughts: tuple[bool, ...] = ()
 
     @property
     def text(self) -> str:
@@ -72,16 +77,17 @@ class Shape:
 
 def turn_by_turn(render: Callable[[Sequence[Message]], Pieces], messages: Sequence[Message]) -> Pieces:
     """The conversation as it grows: each turn as `render` gives it while it is the last."""
-    outer, turns, rest = list[str](), list[str](), ""
+    outer, turns, thoughts, rest = list[str](), list[str](), list[bool](), ""
     for i, message in enumerate(messages):
         if message.role == "assistant":
             pieces = render(messages[: i + 1])
             outer += pieces.outer[-2:-1]
             turns += pieces.turns[-1:]
+            thoughts += pieces.thoughts[-1:]
             rest = pieces.outer[-1]
     if messages[-1].role != "assistant":
         rest = render(messages).outer[-1]
-    return Pieces((*outer, rest), tuple(turns))
+    return Pieces((*outer, rest), tuple(turns), tuple(thoughts))
 
 
 @dataclass(slots=True)
@@ -102,7 +108,7 @@ class SpanFinder:
         pieces = self._marked_pieces(messages, tools)
         if (found := _cut(text, pieces.outer)) is None:
             found = self._cut_one_by_one(text, messages, tools, answers)
-        return found
+        return replace(found, thoughts=tuple(_THOUGHT_WORD.search(turn) is not None for turn in pieces.turns))
 
     def shape(self, messages: Sequence[Message], turn: int, tools: Tools = ()) -> Shape:
         """What the template makes of the assistant message at the place `turn`."""
@@ -164,9 +170,10 @@ class SpanFinder:
             raise UnderivableError(f"message {i + 1}: the chat template writes nothing of this assistant turn while it is the last")
         begin = self._shared(prompt, alone[: own[i][0]])
         before = max((stop for other, (_, stop) in own.items() if other < i), default=0)
-        if begin < before:
-            raise UnderivableError("the generation prompt changes the turns before it")
-        header = alone[max(before, self._header_start(marked[:i], tools, alone)) : begin]
+        rest = self._before(marked[:i], tools)
+        if begin < max(before, self._shared(rest, prompt)):
+            raise UnderivableError(f"message {i + 1}: what stands before this turn is another text in the generation prompt")
+        header = alone[max(before, self._shared(rest, alone)) : begin]
         lead = alone[begin : own[i][0]]
         if not text[:first].endswith(header + lead):
             # A template that writes a turn another way once more follows: what is between the header and the turn's first word.
@@ -198,13 +205,12 @@ class SpanFinder:
                 return header[:length], text[at + length :]
         raise UnderivableError(f"message {i + 1}: the generation prompt is not how the chat template begins a turn")
 
-    def _header_start(self, before: Sequence[Message], tools: Tools, alone: str) -> int:
-        """Where the turn's header begins: past what the messages before it are without a generation prompt."""
+    def _before(self, before: Sequence[Message], tools: Tools) -> str:
+        """The messages before a turn without a generation prompt; empty where the template refuses that."""
         try:
-            rest = self._render(before, tools) if before else ""
+            return self._render(before, tools) if before else ""
         except ModelError:
-            rest = ""
-        return self._shared(rest, alone)
+            return ""
 
     def _closing(self, rest: str, alone: str, marked: Sequence[Message], tools: Tools, i: int) -> tuple[str, str]:
         """What of `rest`, which follows the turn's last word, is the turn's: text and end token. `alone` follows it as the last."""
