@@ -9,13 +9,19 @@ from gradprism.trajectories.doctor import LINTS, Doctor, problems
 from gradprism.trajectories.duplicates import Duplicates, Opening, Print, shared, task_names
 from gradprism.trajectories.record import Message, ToolCall, Trajectory
 from gradprism.trajectories.rendering import Renderer
-from helpers.tiny import sample_trajectories, tiny_tokenizer
+from helpers.tiny import TEMPLATE, sample_trajectories, tiny_tokenizer
 
 LOOK, GO, SEEN = Message("user", "look"), Message("assistant", "go to desk 1"), Message("user", "you see a desk 1 .")
 
 
+CALLING = TEMPLATE.replace(
+    "<|end|>{% endgen",
+    "{% for c in message.tool_calls or [] %}{{ c.function.name }} {{ c.function.arguments | tojson }}{% endfor %}<|end|>{% endgen",
+)
+
+
 def found(*trajectories: Trajectory, context_length: int | None = None, against=(), held_out: str = "") -> dict[str, int]:
-    doctor, renderer = Doctor(context_length, against), Renderer(tiny_tokenizer(), context_length)
+    doctor, renderer = Doctor(context_length, against), Renderer(tiny_tokenizer(CALLING), context_length)
     for trajectory in trajectories:
         doctor.add(trajectory, doctor.examine(trajectory, renderer.render(trajectory)), trajectory.id == held_out)
     return {lint.kind: lint.count for lint in doctor.lints()}

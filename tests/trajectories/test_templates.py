@@ -319,7 +319,7 @@ def test_thought_and_call_in_one_turn() -> None:
 
 def test_system_prompt_is_merged_by_choice_and_the_choice_is_named() -> None:
     trajectory = replace(dialogue("look", "go"), messages=(Message("system", "Be brief."), *dialogue("look", "go").messages))
-    with pytest.raises(ModelError, match=r"data.jsonl:7: trajectory 't-1'.*System role not supported; --merge system"):
+    with pytest.raises(ModelError, match=r"data.jsonl:7: trajectory 't-1'.*System role not supported \(--merge system"):
         RENDERERS["gemma"].render(trajectory)
     renderer = Renderer(TOKENIZERS["gemma"], None, ChatOptions(merge=("system",)))
     assert "<start_of_turn>user\nBe brief.\n\nlook<end_of_turn>" in renderer.marked_text(trajectory)[0][0]
@@ -340,7 +340,7 @@ def test_a_system_prompt_that_a_template_leaves_out_is_refused() -> None:
 def test_turns_of_one_role_are_joined_by_choice_and_keep_their_rows() -> None:
     messages = [("user", "look"), ("user", "well?"), ("assistant", "I go"), ("assistant", "go to desk"), ("user", "you see")]
     trajectory = Trajectory("j", tuple(Message(*pair) for pair in messages))
-    with pytest.raises(ModelError, match=r"Roles must alternate user/assistant; --merge alternate"):
+    with pytest.raises(ModelError, match=r"Roles must alternate user/assistant \(--merge alternate"):
         RENDERERS["gemma"].render(trajectory)
     rendered = Renderer(TOKENIZERS["gemma"], None, ChatOptions(merge=("alternate",))).render(trajectory)
     assert rendered.turns.shape == (2, 2)

@@ -248,7 +248,7 @@ class TurnMasker:
         answers = [message for message in messages if message.role == "assistant"]
         lost = sum(_lost(message, pieces, number).thought for number, message in enumerate(answers))
         return (
-            f"{place}: the thoughts of {lost} of its {len(answers)} turns are not in the chat template's render; choose --thoughts keep, "
+            f"{place}: the thoughts of {lost} of its {len(answers)} turns are not in the chat template's render: choose --thoughts keep, "
             "which writes them in as <think>…</think>, or --thoughts drop"
         )
 
@@ -272,7 +272,7 @@ class TurnMasker:
                 self.template.render(self.dialect.chat(messages), trajectory.tools if self.dialect.tools else ())
             except (TemplateRefusedError, DataError):
                 continue
-            return f"; --merge {','.join(merges)} makes a conversation of it that the template takes"
+            return f" (--merge {','.join(merges)} makes a conversation of it that the template takes)"
         return ""
 
 
