@@ -464,8 +464,8 @@ def test_rl_plays_and_learns_on_the_real_environment(tmp_path, options):
     # The same command again says what was done and does nothing.
     _, _, again = run_tiny(tmp_path / "out", **options)
     assert again.reused and list(again.history) == list(summary.history)
-    with pytest.raises(FolderInUseError, match=r"config\.rounds: 2 → 3"):
-        run_tiny(tmp_path / "out", **{**options, "rounds": 3})
+    with pytest.raises(FolderInUseError, match=r"config\.learning_rate: .* → 0\.002"):
+        run_tiny(tmp_path / "out", **{**options, "learning_rate": 2e-3})
 
 
 @pytest.mark.parametrize("algorithm", ["grpo", "gigpo"])
