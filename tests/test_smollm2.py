@@ -15,14 +15,6 @@ from helpers.smollm2 import smollm2_folder
 
 CORPUS = "shipped:alfworld-quickstart.jsonl"
 N = 24
-# Its template with marks around what the assistant says.
-MARKED = """\
-{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}\
-{{ '<|im_start|>system\\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\\n' }}{% endif %}\
-{{ '<|im_start|>' + message['role'] + '\\n' }}\
-{% if message['role'] == 'assistant' %}{% generation %}{{ message['content'] + '<|im_end|>' }}{% endgeneration %}{{ '\\n' }}\
-{% else %}{{ message['content'] + '<|im_end|>\\n' }}{% endif %}{% endfor %}\
-{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"""
 
 pytestmark = pytest.mark.slow
 
@@ -32,19 +24,12 @@ def model():
     return smollm2_folder()
 
 
-@pytest.fixture(scope="module")
-def template(tmp_path_factory):
-    file = tmp_path_factory.mktemp("template") / "marked.jinja"
-    file.write_text(MARKED)
-    return file
-
-
-def test_commands_from_inspect_to_audit(model, template, tmp_path, cli):
-    code, out, err = cli("inspect", "--model", model, "--data", CORPUS, "--chat-template", template, "--json")
+def test_commands_from_inspect_to_audit(model, tmp_path, cli):
+    code, out, err = cli("inspect", "--model", model, "--data", CORPUS, "--json")
     assert code == 0, err
-    assert '"assistant_turns": 4991' in out or "4991" in out
+    assert "4991" in out  # assistant turns
     probe, route = tmp_path / "probe", tmp_path / "route"
-    arguments = ("--data", CORPUS, "--chat-template", template, "--limit", N, "--out", probe, "--json")
+    arguments = ("--data", CORPUS, "--limit", N, "--out", probe, "--json")
     code, out, err = cli("probe", "--model", model, *arguments)
     assert code == 0, err
     found = json.loads(out)
@@ -56,9 +41,9 @@ def test_commands_from_inspect_to_audit(model, template, tmp_path, cli):
     assert json.loads(out)
 
 
-def test_norms_equal_autograd(model, template):
+def test_norms_equal_autograd(model):
     loaded = load_model(str(model))
-    renderer = Renderer(load_tokenizer(model, template), 8192)
+    renderer = Renderer(load_tokenizer(model), 8192)
     trajectories = sorted((renderer.render(each) for each in load_corpus(_shipped())), key=lambda each: len(each.input_ids))[:2]
     result = Prober(loaded, costs=BY_PRODUCTS).probe(trajectories)
     parameters = dict(loaded.named_parameters())
