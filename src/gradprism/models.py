@@ -2,6 +2,7 @@
 
 import logging
 import warnings
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -17,6 +18,7 @@ from gradprism.checkpoints import (
     model_source,
 )
 from gradprism.runtime.errors import ConfigError, MissingDependencyError, ModelError, one_line
+from gradprism.runtime.libraries import quiet_libraries
 from gradprism.runtime.ranks import Ranks
 
 if TYPE_CHECKING:
@@ -163,15 +165,16 @@ def _from_pretrained(source: Source, auto: Any, options: dict[str, Any]) -> Any:
 
     name = str(Path(source.name) / source.gguf) if source.gguf else source.name
     try:
-        loaded: Any = auto.from_pretrained(
-            source.name,
-            output_loading_info=True,
-            use_safetensors=True,
-            ignore_mismatched_sizes=True,  # they are told below, by name
-            trust_remote_code=False,
-            **source.options,
-            **options,
-        )
+        with quiet_libraries() if Path(source.name).is_dir() else nullcontext():  # a download shows its bars
+            loaded: Any = auto.from_pretrained(
+                source.name,
+                output_loading_info=True,
+                use_safetensors=True,
+                ignore_mismatched_sizes=True,  # they are told below, by name
+                trust_remote_code=False,
+                **source.options,
+                **options,
+            )
     except ImportError as error:
         raise MissingDependencyError(f"model {name!r}: cannot be loaded: {one_line(error)}") from None
     except (OSError, ValueError, RuntimeError, KeyError, AttributeError, TypeError, NotImplementedError, SafetensorError) as error:
@@ -242,7 +245,8 @@ def _with_adapter(base: Any, folder: Path) -> Any:
     from safetensors import SafetensorError, safe_open
 
     try:
-        from peft import PeftModel, get_peft_model_state_dict
+        with quiet_libraries():
+            from peft import PeftModel, get_peft_model_state_dict
     except ImportError:
         raise MissingDependencyError(f"adapter {str(folder)!r}: peft is not installed; install it with: pip install peft") from None
     try:

@@ -32,6 +32,14 @@ def resolve_shipped(name: str) -> str:
     return str(shipped(name.removeprefix(_PREFIX))) if name.startswith(_PREFIX) else name
 
 
+def resolve_shipped_model(name: str) -> str:
+    """`resolve_shipped` of a model's name; raises `ConfigError`, which lists the models, for anything else that would be shipped."""
+    models = sorted(path.name for path in _DATA.iterdir() if (path / "config.json").is_file())
+    if name.startswith(_PREFIX) and name.removeprefix(_PREFIX) not in models:
+        raise ConfigError(f"{name}: is no model that comes with gradprism; choose one of {', '.join(models)}")
+    return resolve_shipped(name)
+
+
 def write_template(template: str, folder: Path) -> list[Path]:
     """Writes a commented configuration to begin with into `folder`, and for `own` a small environment; returns their paths.
 

@@ -22,3 +22,9 @@ def test_wrong_options_are_one_line(cli, arguments, words):
 def test_a_group_without_a_command_shows_its_help(cli):
     code, out, err = cli("experiment")
     assert (code, out) == (2, "") and err.startswith("Usage: ") and "Commands:" in err
+
+
+def test_a_model_that_is_not_shipped_is_told_with_those_that_are(cli, tmp_path):
+    for words in (["probe", "--data", "x", "--model"], ["evaluate", "--agent"], ["evaluate", "--model"]):
+        result = cli(*words, "shipped:nope", "--out", tmp_path / "o")
+        assert_refused(result, "shipped:nope: is no model that comes with gradprism; choose one of alfworld-tiny, webshop-tiny")

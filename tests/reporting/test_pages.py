@@ -345,3 +345,10 @@ def test_missing_results_say_what_to_do(cli: Any, tmp_path: Path) -> None:
     code, out, err = cli("report", tmp_path)
     assert (code, out, err.count("\n")) == (2, "", 1) and re.match("error: .*results.json", err)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_environments_remarks_are_shown_at_the_end_of_a_run_and_on_the_page(results: dict[str, Any], tmp_path: Path) -> None:
+    remark = "split test: 3 of 5 games are generated"
+    results["remarks"] = [remark]
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    assert remark in printed(tmp_path, 120) and remark in render(results)

@@ -40,3 +40,21 @@ def test_steps_of_an_earlier_attempt_do_not_make_the_rest_look_short(capsys, mon
         clock += 16
         progress.advance(8)
     assert capsys.readouterr().err.splitlines() == ["SFT: 12/20 in 54 s, 16 s left", "SFT: 20/20 in 70 s"]
+
+
+def test_lines_of_a_log_come_ever_more_seldom_and_promise_nothing_from_one_step(capsys, monkeypatch):
+    clock = 0.0
+    monkeypatch.setattr("gradprism.runtime.progress.time.monotonic", lambda: clock)
+    with Progress("probing", 192) as progress:
+        for _ in range(190):
+            clock += 9 if clock == 0 else 2
+            progress.advance()
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[:3] == ["probing: 1/192 in 9 s", "probing: 6/192 in 19 s, 589 s left", "probing: 16/192 in 39 s, 429 s left"]
+    assert len(lines) <= 10
+
+
+def test_a_note_without_a_step_is_shown(capsys):
+    with Progress("RL", 30, interval=0) as progress:
+        progress.advance(0, "round 1: 3 of 64 episodes")
+    assert capsys.readouterr().err.splitlines()[0] == "RL: 0/30 in 0 s · round 1: 3 of 64 episodes"

@@ -1,10 +1,13 @@
 """Names that users add: by decorator, by an entry point of another package, and never one over another."""
 
 import sys
+from importlib.metadata import EntryPoint
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from gradprism.concentration import METRICS
 from gradprism.runtime.errors import ConfigError
 from gradprism.runtime.registry import Registry
 
@@ -90,3 +93,21 @@ def test_an_unregistered_thing_is_named_by_its_module() -> None:
 def test_a_decorator_without_a_name_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"register_thing: give a name"):
         Registry("thing").register(len)  # pyright: ignore[reportArgumentType]
+
+
+def test_what_an_own_metric_raises_is_one_line_that_names_it():
+    registry: Registry[Any] = Registry("metric")
+    registry.register("broken")(lambda norms: norms / 0)
+    with pytest.raises(ConfigError, match=r"^metric 'broken': raised ZeroDivisionError: division by zero$") as caught:
+        registry.call("broken", 1)
+    assert isinstance(caught.value.__cause__, ZeroDivisionError)
+
+
+def test_an_entry_point_that_a_builtin_hides_is_said_once(monkeypatch, capsys):
+    point = EntryPoint("gini", "my_metrics:gini", "gradprism.metrics")
+    monkeypatch.setattr("gradprism.runtime.registry.entry_points", lambda **_: [point])
+    monkeypatch.setattr(METRICS, "_asked", set())
+    assert METRICS["gini"] is METRICS["gini"]
+    assert capsys.readouterr().err == (
+        "warning: metric 'gini' is gradprism's own; my_metrics:gini has the same name and is not used, rename it\n"
+    )

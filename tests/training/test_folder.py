@@ -1,6 +1,9 @@
 """A training's folder: one training, whole checkpoints, and what a kill leaves in it."""
 
+import os
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -181,3 +184,21 @@ def test_a_training_that_goes_on_tells_what_all_attempts_cost(tokenizer, tmp_pat
     assert 0 < summary.earlier.wall_seconds < summary.usage.wall_seconds
     assert 0 < summary.earlier.tokens_backward < summary.usage.tokens_backward
     assert load_model(str(out))
+
+
+def test_loading_and_saving_print_nothing_and_leave_the_users_settings(tmp_path):
+    """In a process of its own: what other libraries print at their first import is part of it."""
+    code = """
+import logging
+from pathlib import Path
+import gradprism as gp
+from transformers.utils import logging as bars
+from gradprism.training.folder import save_model
+import gradprism.training.adapters
+path = gp.shipped("alfworld-tiny")
+save_model(gp.ModelSpec(str(path)).load(), gp.load_tokenizer(path), Path("saved"))
+print(bars.is_progress_bar_enabled(), logging.getLogger("bitsandbytes").level)
+"""
+    keep = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "TRANSFORMERS_"))}
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=keep, capture_output=True, text=True, check=True)
+    assert (done.stdout.split(), done.stderr) == (["True", "0"], "")

@@ -19,7 +19,10 @@ def command(
     chat: o.Chat,
     out: Annotated[Path, typer.Option(help="Folder for episodes.jsonl and summary.json.")],
     agent: Annotated[
-        str | None, typer.Option(help="expert, random, or a model: its folder or hub id. Exactly one of --agent and --model.")
+        str | None,
+        typer.Option(
+            help="expert, random, or a model: its folder or hub id. Exactly one of --agent and --model.", parser=o.shipped_model
+        ),
     ] = None,
     model: o.ModelOrNone = None,
     env: o.Env = "alfworld",

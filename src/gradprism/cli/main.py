@@ -3,6 +3,7 @@
 import logging
 import os
 import sys
+import traceback
 import warnings
 from pathlib import Path
 from typing import Annotated
@@ -60,6 +61,8 @@ def main() -> None:
     except typer.Abort:
         sys.exit(130)
     except GradprismError as error:
+        if os.environ.get("GRADPRISM_TRACEBACK"):
+            traceback.print_exc()
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except OSError as error:  # a folder that cannot be written, a full disk

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_origin
 import typer
 from pydantic import BaseModel, ValidationError
 
-from gradprism.package_data import resolve_shipped
+from gradprism.package_data import resolve_shipped, resolve_shipped_model
 from gradprism.runtime.errors import ConfigError
 from gradprism.runtime.progress import set_quiet
 from gradprism.runtime.ranks import Ranks
@@ -22,18 +22,33 @@ if TYPE_CHECKING:
 else:
     Chat = Any  # its place is taken by options before anyone asks for its type
 
+
+def _told(resolve: Callable[[str], str]) -> Callable[[str], str]:
+    """A parser whose error is told in its own words."""
+
+    def parse(name: str) -> str:
+        try:
+            return resolve(name)
+        except ConfigError as error:
+            raise typer.BadParameter(str(error)) from None
+
+    return parse
+
+
+shipped_model, shipped_file = _told(resolve_shipped_model), _told(resolve_shipped)
+
 Model = Annotated[
-    str, typer.Option(help="Folder or hub id of the model, or shipped:alfworld-tiny, shipped:webshop-tiny.", parser=resolve_shipped)
+    str, typer.Option(help="Folder or hub id of the model, or shipped:alfworld-tiny, shipped:webshop-tiny.", parser=shipped_model)
 ]
 ModelOrNone = Annotated[
     str | None,
-    typer.Option(help="Folder or hub id of the model that plays, or shipped:alfworld-tiny, …", parser=resolve_shipped),
+    typer.Option(help="Folder or hub id of the model that plays, or shipped:alfworld-tiny, …", parser=shipped_model),
 ]
 Data = Annotated[
     list[str],
     typer.Option(
         help="Trajectories: files (JSONL, JSON, Parquet, Arrow, .eval; plain or .gz, .xz, .zst), folders or globs of them.",
-        parser=resolve_shipped,
+        parser=shipped_file,
     ),
 ]
 MoreData = Annotated[list[str] | None, typer.Argument(metavar="[FILE]...", help="Further files, as in `--data A B C`.")]

@@ -14,7 +14,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from gradprism.concentration import METRICS
 from gradprism.evaluation.config import EvaluationConfig
 from gradprism.experiments.results import Design
-from gradprism.package_data import resolve_shipped
+from gradprism.package_data import resolve_shipped, resolve_shipped_model
 from gradprism.routing.policies import POLICIES
 from gradprism.runtime.errors import ConfigError, MissingFileError
 from gradprism.training.rl_config import RlConfig
@@ -268,7 +268,10 @@ def build_config(values: Values, base: Path, source: str) -> ExperimentConfig:
         got = "" if isinstance(first["input"], dict) else f"; got {first['input']!r}"  # a whole section says nothing
         raise ConfigError(f"{source}: {where}{message}{got}"[:500]) from None
     template = config.model.chat_template
-    paths = {"path": _resolve(config.model.path, base), "chat_template": _resolve(template, base) if template else None}
+    paths = {
+        "path": _resolve(resolve_shipped_model(config.model.path), base),
+        "chat_template": _resolve(template, base) if template else None,
+    }
     files = [_resolve(file, base) for file in config.corpus.files]
     return config.model_copy(
         update={

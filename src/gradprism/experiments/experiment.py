@@ -185,6 +185,7 @@ def gather(plan: Plan, store: Store, earlier: Results | None = None) -> Results:
         "routes": routes,
         "stages": stages,
         "tasks": store.found(done[0].evaluation).tasks if done else earlier.tasks,
+        "remarks": list(dict.fromkeys(line for run in done for line in store.found(run.evaluation).remarks)) or earlier.remarks,
     }
     return Results.model_validate({**dict(empty), **found})
 

@@ -206,5 +206,6 @@ def evaluate_model(stage: Evaluate, folder: Path, store: Store) -> Outcome[Evalu
         success={split: "".join("01"[e.success] for e in chosen) for split, chosen in of.items()},
         score={split: [round(e.score, 4) for e in chosen] for split, chosen in of.items()},
         tasks={split: [EvaluatedTask(id=e.task.id, task_type=e.task.task_type) for e in chosen] for split, chosen in of.items()},
+        remarks=list(evaluation.remarks),
     )
     return Outcome(found, evaluation.headline, evaluation.usage)

@@ -234,6 +234,7 @@ class Results(Design, Part):
     routes: dict[str, Routing] = {}
     stages: dict[str, Stage]
     tasks: dict[str, list[Task]] = Field(min_length=1)
+    remarks: list[str] = []  # the environment's about these tasks
 
     @model_validator(mode="after")
     def _agree(self) -> Self:

@@ -9,6 +9,8 @@ from glob import has_magic
 from pathlib import Path
 from typing import Self
 
+from pydantic import Field
+
 from gradprism.checkpoints import check_trainable
 from gradprism.environments.protocol import Environment
 from gradprism.environments.registry import make_environment
@@ -286,11 +288,12 @@ class Rl(Stage[Trained]):
 
 
 class Evaluated(Part):
-    """Success and score of every task, by split, and the tasks in the order in which they were played."""
+    """Success and score of every task, by split, the tasks in the order in which they were played, and remarks about them."""
 
     success: dict[str, Outcomes]
     score: dict[str, list[float]]
     tasks: dict[str, list[Task]]
+    remarks: list[str] = Field(default=[])
 
 
 @dataclass(frozen=True)

@@ -87,7 +87,7 @@ def _of_view(norms: NDArray[np.float64], view: View, strict: bool) -> NDArray[np
     if view.units is not None:
         norms = norms[:, view.units]
     try:
-        return finite_scores(METRICS[view.metric](norms), len(norms), f"metric {view.metric!r}")
+        return finite_scores(METRICS.call(view.metric, norms), len(norms), f"metric {view.metric!r}")
     except DataError:
         if strict:
             raise

@@ -77,6 +77,7 @@ def document(comparison: Comparison, figures: Collection[str] = ()) -> list[Bloc
     if comparison.is_run:
         blocks += [ONE_SEED, "\n".join(f"- {line}" for line in run_lines(comparison))]
     else:
+        blocks += ["\n".join(f"- {line}" for line in results.remarks)] if results.remarks else []
         blocks += [HOW_TO_READ, Heading("Does the experiment lie where something can be seen?"), regime_text(comparison)]
     blocks += [Heading("Table 1: success in %"), *_success(comparison, main), *drawn("success")]
     if results.claims:
@@ -124,7 +125,7 @@ def _facts(comparison: Comparison) -> str:
 
 
 def run_lines(comparison: Comparison) -> list[str]:
-    """A run in a few plain sentences: success of every arm by split, the last arm's route, the probe's share of the time."""
+    """A run in a few plain sentences: success by split, the last arm's route, the probe's share of the time, the environment's remarks."""
     lines = []
     for split in comparison.splits:
         steps = [
@@ -139,7 +140,7 @@ def run_lines(comparison: Comparison) -> list[str]:
     probe = sum(stage.wall_seconds for stage in stages if stage.kind == "probe")
     if (whole := sum(stage.wall_seconds for stage in stages)) and probe:
         lines.append(f"The probe took {duration(probe)} of {duration(whole)}, {share(probe / whole)} of the wall time.")
-    return lines
+    return [*lines, *comparison.results.remarks]
 
 
 def _success(comparison: Comparison, arms: Sequence[str]) -> list[Block]:

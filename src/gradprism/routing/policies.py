@@ -43,9 +43,9 @@ register_policy = POLICIES.register
 def policy_scores(policy: str, table: pl.DataFrame, context: PolicyContext) -> NDArray[np.float64]:
     """The scores of a registered policy, float64 `[n]`.
 
-    Raises `ConfigError` where there is no such policy, and `DataError` where one gives anything but a finite number per row.
+    Raises `ConfigError` where there is no such policy, or it raises, and `DataError` where one gives anything but a finite number per row.
     """
-    return finite_scores(POLICIES[policy](table, context), len(table), f"policy {policy!r}")
+    return finite_scores(POLICIES.call(policy, table, context), len(table), f"policy {policy!r}")
 
 
 @register_policy("concentration")

@@ -1,6 +1,6 @@
 """One progress interface for everything that takes longer than two seconds.
 
-On a terminal: a Rich bar on stderr. Elsewhere (a log, CI): a plain line every few seconds. With `--json` or in tests: silence.
+On a terminal: a Rich bar on stderr. Elsewhere (a log, CI): plain lines, ever more seldom. With `--json` or in tests: silence.
 """
 
 import sys
@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import Self
 
 _quiet = False
+INTERVALS = (5.0, 10.0, 20.0, 30.0, 60.0)  # seconds before the first plain line, the second, …, and between all further ones
 
 
 def set_quiet(quiet: bool) -> None:
@@ -44,15 +45,16 @@ def quiet(active: bool = True) -> Iterator[None]:
 class Progress:
     """Counts `total` steps of `label`; use as a context manager and call `advance`.
 
-    Plain lines come at most every `interval` seconds, so that a log stays readable.
+    Plain lines come at growing intervals, or every `interval` seconds, so that a log stays readable. The time that is left is told
+    once there is something to judge it by: 5 % of the steps, or three of them and 10 s.
     """
 
-    def __init__(self, label: str, total: int, interval: float = 5.0) -> None:
-        self.label, self.total, self.interval = label, total, interval
+    def __init__(self, label: str, total: int, interval: float | None = None) -> None:
+        self.label, self.total, self.intervals = label, total, INTERVALS if interval is None else (interval,)
         self.done = 0
         self.note = ""
         self._before = 0  # steps that were done before the clock began
-        self._said = -1  # `done` of the last plain line
+        self._said, self._lines = -1, 0  # `done` of the last plain line, and how many there were
         self._bar = None
 
     def __enter__(self) -> Self:
@@ -83,20 +85,21 @@ class Progress:
             self._bar.reset(self._task, total=total, completed=done)
 
     def advance(self, steps: int = 1, note: str = "") -> None:
-        """Adds `steps`; `note` is a few words shown behind the bar."""
+        """Adds `steps`, which may be 0; `note` is a few words shown behind the bar."""
         self.done += steps
         self.note = note or self.note
         now = time.monotonic()
         if self._bar is not None:
             self._bar.update(self._task, completed=self.done, note=self.note)
-        elif not _quiet and now - self._last >= self.interval:
-            self._last, self._said = now, self.done
+        elif not _quiet and now - self._last >= self.intervals[min(self._lines, len(self.intervals) - 1)]:
+            self._last, self._said, self._lines = now, self.done, self._lines + 1
             say(self._line(now))
 
     def _line(self, now: float) -> str:
-        elapsed = now - self._start
-        new = self.done - self._before
-        left = f", {(now - self._begun) / new * (self.total - self.done):.0f} s left" if new and self.done < self.total else ""
+        elapsed, seconds = now - self._start, now - self._begun
+        new, rest = self.done - self._before, self.total - self.done
+        known = new > 0 and (new >= 0.05 * (new + rest) or (new >= 3 and seconds >= 10))
+        left = f", {seconds / new * rest:.0f} s left" if known and rest > 0 else ""
         return f"{self.label}: {self.done}/{self.total} in {elapsed:.0f} s{left}{' · ' + self.note if self.note else ''}"
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:

@@ -6,9 +6,10 @@ for, so that what is installed and not used costs nothing. `package.module:attri
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib.metadata import EntryPoint, entry_points
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
-from gradprism.runtime.errors import ConfigError, GradprismError
+from gradprism.runtime.errors import ConfigError, GradprismError, one_line
+from gradprism.runtime.progress import say
 
 T = TypeVar("T")
 Added = TypeVar("Added")
@@ -34,6 +35,7 @@ class Registry(Mapping[str, T], Generic[T]):
         self.kind = kind
         self.group = f"gradprism.{kind[:-1]}ies" if kind.endswith("y") else f"gradprism.{kind}s"
         self._known: dict[str, T] = {}
+        self._asked: set[str] = set()
         self._builtin = [EntryPoint(name, value, self.group) for name, value in (builtin or {}).items()]
 
     def register(self, name: str) -> Callable[[Added], Added]:
@@ -56,6 +58,7 @@ class Registry(Mapping[str, T], Generic[T]):
     def __getitem__(self, name: str) -> T:
         """The thing of that name; raises `ConfigError`, which lists the names, where there is none."""
         if name in self._known:
+            self._say_hidden(name)
             return self._known[name]
         point = EntryPoint(name, name, self.group) if ":" in name else self._points().get(name)
         if point is None:
@@ -66,6 +69,16 @@ class Registry(Mapping[str, T], Generic[T]):
             raise
         except (ImportError, AttributeError) as error:
             raise ConfigError(f"{self.kind} {name!r}: {point.value} cannot be loaded ({error})") from None
+
+    def call(self, name: str, *arguments: Any) -> Any:
+        """What the thing of that name returns; whatever it raises that is none of ours is one `ConfigError`, which names it."""
+        thing: Any = self[name]
+        try:
+            return thing(*arguments)
+        except GradprismError:
+            raise
+        except Exception as error:
+            raise ConfigError(f"{self.kind} {name!r}: raised {type(error).__name__}: {one_line(error)}") from error
 
     def checked(self, name: str) -> str:
         """The name itself, for a configuration's validator; raises `ConfigError` where there is no such thing."""
@@ -83,6 +96,15 @@ class Registry(Mapping[str, T], Generic[T]):
 
     def __len__(self) -> int:
         return sum(1 for _ in self)
+
+    def _say_hidden(self, name: str) -> None:
+        """Says once where an installed package has a thing of the name that this package's own takes."""
+        if name in self._asked or not (_origin(self._known[name]) or "").startswith("gradprism."):
+            return
+        self._asked.add(name)
+        for point in entry_points(group=self.group, name=name):
+            if not point.value.startswith("gradprism."):
+                say(f"warning: {self.kind} {name!r} is gradprism's own; {point.value} has the same name and is not used, rename it")
 
     def _points(self) -> dict[str, EntryPoint]:
         """Things that are loaded when they are asked for; the package's own stand before those of others."""

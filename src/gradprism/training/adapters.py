@@ -5,11 +5,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from peft import LoraConfig, get_peft_model
 from torch import Tensor
 
 from gradprism.runtime.errors import ConfigError
+from gradprism.runtime.libraries import quiet_libraries
 from gradprism.training.settings import ALL_LINEAR, LoraSettings
+
+with quiet_libraries():
+    from peft import LoraConfig, get_peft_model
 
 
 def add_adapters(model: Any, settings: LoraSettings) -> Any:

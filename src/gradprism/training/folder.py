@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 from gradprism.runtime.errors import FolderInUseError, ModelError, WriteError, one_line
 from gradprism.runtime.files import read_json, read_jsonl, write_json, write_jsonl, writing
 from gradprism.runtime.folders import MANIFEST, FolderKind, Manifest, OnExisting, remove
+from gradprism.runtime.libraries import quiet_libraries
 from gradprism.training.summary import TrainingSummary
 from gradprism.trajectories.corpus import SKIPPED
 
@@ -163,7 +164,7 @@ def save_model(model: Any, tokenizer: Any, out: Path, state: Mapping[str, torch.
         # Gathered from several processes, tied weights are copies: only the one that they are tied to is written.
         state = {name: value for name, value in state.items() if model.all_tied_weights_keys.get(name) not in state}
     partial = out / _PARTIAL_MODEL
-    with writing_weights(out):
+    with writing_weights(out), quiet_libraries():
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         model.save_pretrained(partial, state_dict=state, safe_serialization=True)

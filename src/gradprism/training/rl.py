@@ -205,8 +205,16 @@ class RlTraining:
         return round_.rows, figures_of(counts)
 
     def _play(self, tasks: Sequence[Task], seed: int) -> Any:
+        played, count, progress = 0, self.rounds.count, self.loop.progress
+
+        def told(_: object) -> None:
+            nonlocal played
+            played += 1
+            progress.advance(0, f"round {count}: {played} of {len(tasks)} episodes")
+
+        progress.advance(0, f"round {count}: {len(tasks)} episodes begin")
         with self.loop.autocast():
-            return self.player.play(tasks, seed)
+            return self.player.play(tasks, seed, told)
 
     def _batches(self, rows: list[Row]) -> list[Batch]:
         """The micro-batches of one optimizer step, with what the loss reads of the models as they are now."""
