@@ -212,7 +212,8 @@ def _experiment(config: Path, results: Path, jobs: int) -> None:
         str(jobs),
         "--results",
         str(results),
-        "--replace",
+        # On a fresh machine, to which only the results were carried back, its seeds are kept and others added.
+        "--extend" if (results / "results.json").is_file() and not config.with_name("run").is_dir() else "--replace",
     ]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), os.environ.get("PYTHONPATH", "")])}
     process = subprocess.Popen(command, env=environment, start_new_session=True)

@@ -46,9 +46,10 @@ def load(path: Path = ALFWORLD) -> list[Mask]:
 def main(corpus: str, model: str) -> None:
     """Renders a corpus and writes its masks."""
     import gradprism as gp
+    from gradprism.trajectories.parallel import render_all
 
     renderer = gp.Renderer(gp.load_tokenizer(model), None)
-    masks = [rendered.response_mask for rendered in renderer.render_all(list(gp.load_corpus(corpus)))]
+    masks = [rendered.response_mask for rendered in render_all(renderer, list(gp.load_corpus(corpus)))]
     save(ALFWORLD, masks)
     lengths, responses = [len(mask) for mask in masks], sum(int(mask.sum()) for mask in masks)
     print(f"{len(masks)} trajectories, {sum(lengths)} tokens ({responses} of responses), at most {max(lengths)}")

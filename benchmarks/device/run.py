@@ -69,7 +69,7 @@ def _setting(options: argparse.Namespace) -> Setting:
     import torch
 
     device = options.device or ("cuda" if torch.cuda.is_available() and not options.smoke else "cpu")
-    if device == "cpu" and not options.smoke:
+    if device == "cpu" and not (options.smoke or options.list):
         sys.exit("there is no CUDA device here; --smoke runs all parts with tiny models on a CPU")
     default = BUILD / ("smoke" if options.smoke else "results")
     out = (options.out or default).resolve()

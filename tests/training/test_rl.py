@@ -23,7 +23,7 @@ from gradprism.training.head import add_head, score_tokens
 from gradprism.training.loss import policy_loss
 from gradprism.training.rewards import outcome
 from gradprism.training.rl import RlTraining, train_rl
-from gradprism.training.rl_config import RlConfig
+from gradprism.training.rl_config import RlConfig, other_prompt
 from gradprism.training.rounds import Rounds, advantages_of, figures_of, has_gradient
 from gradprism.training.tasks import TaskStream, as_tasks, read_tasks
 from gradprism.trajectories.rendering import Renderer, load_tokenizer
@@ -627,3 +627,27 @@ def test_an_environment_with_other_options_is_another_training(tokenizer, tmp_pa
     train(BrokenGames(str(tmp_path)))
     with pytest.raises(FolderInUseError, match=r"environment\.folder: .* → "):
         train(BrokenGames(str(tmp_path / "elsewhere")))
+
+
+def test_a_model_that_plays_with_another_prompt_than_it_was_trained_with_is_told_apart(tmp_path, cli):
+    run_tiny(tmp_path / "rl", rounds=1)
+    assert other_prompt(tmp_path / "rl", PromptTemplate()) == ""
+    assert "history: null → 2" in other_prompt(tmp_path / "rl", PromptTemplate(history=2))
+    assert other_prompt("models/alfworld-tiny", PromptTemplate(history=2)) == ""
+    play = [
+        "--env-option",
+        "difficulty=tiny",
+        "--count",
+        1,
+        "--split",
+        "seen",
+        "--max-steps",
+        1,
+        "--workers",
+        1,
+        "--context-length",
+        512,
+    ]
+    code, out, _ = cli("evaluate", "--model", tmp_path / "rl", *play, "--history", 2, "--out", tmp_path / "e")
+    assert code == 0 and "trained with another prompt than it plays with here (history: null → 2)" in out
+    assert "another prompt" in (tmp_path / "e" / "summary.json").read_text()

@@ -23,6 +23,7 @@ from gradprism.training.sft import keeps_packed_apart, train_sft
 from gradprism.training.sft_config import SftConfig
 from gradprism.training.sft_data import Plan, tensors
 from gradprism.trajectories.corpus import load_corpus, write_messages_jsonl
+from gradprism.trajectories.parallel import render_all
 from gradprism.trajectories.record import Message, Trajectory
 from gradprism.trajectories.rendering import Renderer, load_tokenizer
 from helpers.cli import assert_refused
@@ -39,7 +40,7 @@ def test_exactly_the_tokens_are_trained_on_that_the_probe_counts(tokenizer, pack
     trajectories = sample_trajectories(7, seed=2)
     answered = (trajectories[0].messages[0], Message("assistant", "look", weight=0.0), *trajectories[0].messages)
     trajectories.append(Trajectory("untrained-turn", answered))
-    rendered = Renderer(tokenizer, 60).render_all(trajectories)
+    rendered = render_all(Renderer(tokenizer, 60), trajectories)
     expected = [r.response_mask[1:].tolist() for r in rendered]
     plan = Plan(len(rendered), 1, SftConfig(batch_size=3))
     for step in range(plan.steps_per_epoch):
@@ -256,7 +257,7 @@ def test_an_adapter_is_saved_and_merged_into_a_whole_model(tokenizer, tmp_path):
 def test_packed_rows_give_the_same_loss(tokenizer, tmp_path):
     """One batch of everything, packed and not: the same tokens have a loss, and its mean is the same."""
     trajectories = sample_trajectories(8, seed=3)
-    rendered = Renderer(tokenizer, 200).render_all(trajectories)
+    rendered = render_all(Renderer(tokenizer, 200), trajectories)
     packed = SftConfig(max_steps=2, batch_size=8, packing="on", learning_rate=1e-3, warmup_ratio=0)
     losses = []
     for config in (packed, packed.model_copy(update={"packing": "off"})):

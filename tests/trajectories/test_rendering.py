@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from gradprism.runtime.errors import ConfigError, ModelError
 from gradprism.trajectories import rendering
 from gradprism.trajectories.chat import ChatOptions
+from gradprism.trajectories.parallel import render_all
 from gradprism.trajectories.record import Message, Trajectory
 from gradprism.trajectories.rendering import (
     Renderer,
@@ -404,5 +405,5 @@ def test_marked_text_shows_unknown_words_and_the_cut() -> None:
 def test_render_all_keeps_order() -> None:
     trajectories = sample_trajectories(5)
     renderer = Renderer(tiny_tokenizer(), None)
-    assert [r.id for r in renderer.render_all(trajectories)] == [t.id for t in trajectories]
+    assert [r.id for r in render_all(renderer, trajectories)] == [t.id for t in trajectories]
     assert rendering.RenderedTrajectory.__eq__ is object.__eq__  # arrays have no truth value to compare by

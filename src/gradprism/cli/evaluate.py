@@ -10,6 +10,7 @@ from gradprism.cli import options as o
 from gradprism.cli.config_file import ConfigFile, ConfigSet
 from gradprism.evaluation.config import EvaluationConfig
 from gradprism.runtime.errors import ConfigError
+from gradprism.training.rl_config import other_prompt
 
 
 @o.with_config(EvaluationConfig, leave_out=("splits",))
@@ -51,7 +52,9 @@ def command(
     config = config.model_copy(update={"splits": splits})
     scripted = model is None and agent in ("expert", "random")
     player = agent if scripted else gp.ModelSpec(str(model or agent), dtype, device, chat_template=chat)
-    evaluation = gp.evaluate(player, environment, config, out=out, workers=workers, on_existing=on_existing)
+    other = "" if scripted else other_prompt(str(model or agent), config.prompt)
+    remarks = [f"the model was trained with another prompt than it plays with here ({other})"] if other else []
+    evaluation = gp.evaluate(player, environment, config, out=out, workers=workers, on_existing=on_existing, remarks=remarks)
     lines = []
     for row in evaluation.rows:
         interval = f"[{100 * row.low:.1f}, {100 * row.high:.1f}]"

@@ -14,12 +14,11 @@ from gradprism.environments.registry import as_environment
 from gradprism.evaluation.agents import Agent, ModelAgent, ScriptedAgent
 from gradprism.evaluation.config import EvaluationConfig
 from gradprism.evaluation.summary import SuccessRow, headline, summarise
-from gradprism.models import ModelSpec
 from gradprism.rollouts.episode import Episode
 from gradprism.rollouts.player import model_and_tokenizer
 from gradprism.runtime.errors import DataError
-from gradprism.runtime.files import append_jsonl, read_json, read_jsonl, sha256_json, write_json, write_jsonl, writing
-from gradprism.runtime.folders import MANIFEST, FolderKind, OnExisting, differences, exclusive_lock, flat, plain
+from gradprism.runtime.files import append_jsonl, read_jsonl, sha256_json, write_json, write_jsonl, writing
+from gradprism.runtime.folders import FolderKind, OnExisting, exclusive_lock
 from gradprism.runtime.progress import Progress
 from gradprism.runtime.usage import Usage
 
@@ -85,13 +84,14 @@ def evaluate(
     out: Path | str | None = None,
     workers: int | None = None,
     on_existing: OnExisting = "resume",
+    remarks: Sequence[str] = (),
 ) -> Evaluation:
     """Plays every task of `config`: greedily, unless it sets a temperature.
 
     `agent` is an `Agent`, `"expert"`, `"random"`, or a model: loaded, or by its folder, hub id or `ModelSpec`; `environment` may be the
     name of one. Tasks are played in batches of `config.in_flight`, each with a seed of its own, so that a batch depends on nothing before
     it. With `out` each batch is written as it ends: `episodes.jsonl` has the transcripts in the order of tasks, `summary.json` the rows;
-    the same call goes on after a kill.
+    the same call goes on after a kill. `remarks` are the caller's own, kept beside those of the environment.
 
     Raises `FolderInUseError` where `out` holds something else or another evaluation (the keys that differ are named), or is being
     written to; `ConfigError` for unknown splits or task types; `DataError` for a folder whose files do not fit together.
@@ -124,7 +124,7 @@ def evaluate(
             episodes, used = player.play(environment, pool, batches[index], config, seed, on_done)
             used = replace(used, wall_seconds=time.perf_counter() - clock, cpu_seconds=time.process_time() - cpu)
             record.add(episodes, used, pool.restarts - restarts)
-        evaluation = record.evaluation([*environment.remarks(tasks), *_other_prompt(agent, config)])
+        evaluation = record.evaluation([*environment.remarks(tasks), *remarks])
         if out is not None:
             write_json(out / SUMMARY, evaluation.to_json())
     return evaluation
@@ -135,19 +135,6 @@ def as_agent(agent: Agent | Any) -> Agent:
     if agent in ("expert", "random"):
         return ScriptedAgent(agent)  # pyright: ignore[reportArgumentType]
     return agent if hasattr(agent, "play") else ModelAgent(*model_and_tokenizer(agent))
-
-
-def _other_prompt(agent: Any, config: EvaluationConfig) -> list[str]:
-    """A sentence where a model was trained by RL with another prompt than it is asked with here; its folder knows."""
-    path = (
-        Path(agent.path if isinstance(agent, ModelSpec) else agent) / MANIFEST
-        if isinstance(agent, str | Path | ModelSpec)
-        else None
-    )
-    trained = read_json(path) if path is not None and path.is_file() else {}
-    prompt = trained.get("config", {}).get("prompt") if trained.get("command") == "rl" else None
-    changes = differences(flat(prompt), flat(plain(config.prompt.model_dump()))) if prompt is not None else ""
-    return [f"the model was trained with another prompt than it plays with here ({changes})"] if changes else []
 
 
 def _manifest(agent: Agent, environment: Environment, config: EvaluationConfig, tasks: Sequence[Task]) -> dict[str, Any]:

@@ -4,7 +4,7 @@ Without a model a stage works on the base. A checkpoint lies in its stage's own 
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from glob import has_magic
 from pathlib import Path
 from typing import Self
@@ -84,14 +84,12 @@ class World:
     def of(cls, config: EnvironmentConfig) -> Self:
         """Reads the hashes of files; of a folder, which may hold gigabytes, the names and sizes of its files count.
 
-        What an environment names besides its options (`Environment.identity`), such as the hash of a catalogue, counts as well.
+        The environment's own contents (`Environment.contents`) count as well.
         """
         named = {key: Path(value) for key, value in config.options.items() if isinstance(value, str) and Path(value).exists()}
         contents = {key: sha256_file(path) if path.is_file() else _listing(path) for key, path in named.items()}
         options = {key: value for key, value in config.options.items() if key not in named}
-        environment = make_environment(config.name, **config.options)
-        known = {"name", *(option.name for option in fields(environment))}  # pyright: ignore[reportArgumentType] # each is a dataclass
-        contents |= {key: str(value) for key, value in environment.identity().items() if key not in known}
+        contents |= make_environment(config.name, **config.options).contents()
         return cls(config.name, options, contents, {key: str(path) for key, path in named.items()}, config.workers)
 
     def make(self) -> Environment:

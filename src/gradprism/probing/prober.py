@@ -306,7 +306,7 @@ def _is_quantised(module: Any) -> bool:
 def _embeddings(model: Any) -> Any:
     try:
         embeddings = model.get_input_embeddings()
-    except NotImplementedError:
+    except NotImplementedError:  # what transformers raises for a model that has none
         embeddings = None
     if getattr(embeddings, "weight", None) is None:
         raise ModelError(f"{type(model).__name__}: has no embeddings of tokens; the probe needs a causal language model")

@@ -1,10 +1,14 @@
 """The settings of RL."""
 
+from pathlib import Path
 from typing import Literal, Self
 
 from pydantic import ConfigDict, Field, model_validator
 
+from gradprism.environments.prompts import PromptTemplate
 from gradprism.rollouts.config import RolloutConfig
+from gradprism.runtime.files import read_json
+from gradprism.runtime.folders import MANIFEST, differences, flat, plain
 from gradprism.training.settings import TrainingConfig
 
 
@@ -82,3 +86,12 @@ class RlConfig(RolloutConfig, TrainingConfig):
     def steps_per_round(self) -> int:
         """Optimizer steps of each round."""
         return self.updates_per_round * self.epochs_per_round
+
+
+def other_prompt(model: Path | str, prompt: PromptTemplate) -> str:
+    """`key: trained with → prompt; …` for a model whose folder says that RL trained it with another prompt; empty for any other model."""
+    manifest = Path(model) / MANIFEST
+    trained = read_json(manifest) if manifest.is_file() else {}
+    if trained.get("command") != "rl":
+        return ""
+    return differences(flat(trained["config"]["prompt"]), flat(plain(prompt.model_dump())))

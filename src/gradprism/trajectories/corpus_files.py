@@ -141,6 +141,7 @@ def _zip_records(path: Path, source: Any) -> Iterator[Record]:
                 sample = _parse(archive.read(name).decode("utf-8"), Path(place), 1)
                 value = unpacked({"eval": about, "samples": [sample]})[0]
                 yield Record(number, place, value, path.stat().st_size * number // len(names))
+    # NotImplementedError: zipfile's for a compression that it does not read.
     except (zipfile.BadZipFile, NotImplementedError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: not a readable log ({one_line(error)}); convert it by `inspect log convert --to json`") from None
 

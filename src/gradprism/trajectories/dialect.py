@@ -8,7 +8,7 @@ from itertools import product
 from typing import Any
 
 from gradprism.trajectories.chat import ChatTemplate, TemplateRefusedError
-from gradprism.trajectories.record import ChatMessage, Message
+from gradprism.trajectories.record import ChatMessage, Message, ToolCall
 
 THOUGHT = re.compile(r"\s*<think>(.*?)</think>\s*", re.DOTALL)
 _TEXT, _OTHER = "zqdtextqz", "zqdotherqz"
@@ -117,8 +117,6 @@ def _with_calls(template: ChatTemplate, dialect: Dialect) -> Dialect:
 
 
 def _conversations_with_a_call() -> Iterator[list[Message]]:
-    from gradprism.trajectories.record import ToolCall
-
     call = ToolCall("zqdtoolqz", {"zqdkeyqz": _TEXT}, "zqdid")
     called = [Message("user", _OTHER), Message("assistant", "", tool_calls=(call,))]
     yield [*called, Message("tool", _OTHER, name="zqdtoolqz", tool_call_id="zqdid"), Message("assistant", _OTHER)]

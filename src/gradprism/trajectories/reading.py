@@ -47,7 +47,7 @@ def _by_count(counts: Counter[str]) -> dict[str, int]:
 
 
 def says_something(value: Any) -> bool:
-    """Whether a value is more than a placeholder: not null, "", [] or {}."""
+    """Whether a value tells anything: it is not null, "", [] or {}."""
     return value is not None and value != "" and value != [] and value != {}
 
 

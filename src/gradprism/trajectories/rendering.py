@@ -6,7 +6,6 @@ token holds a span's last character, and marks the rest of the text where the to
 """
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby
@@ -20,7 +19,6 @@ from transformers import AutoTokenizer
 from gradprism.checkpoints import HUB_ID, model_source
 from gradprism.runtime.errors import ConfigError, ModelError, one_line
 from gradprism.runtime.files import sha256_json
-from gradprism.runtime.progress import Progress
 from gradprism.trajectories.chat import GIVE_TEMPLATE, ChatOptions, ChatTemplate, TemplateRefusedError
 from gradprism.trajectories.conversation import merge
 from gradprism.trajectories.masks import ANSWER, NO_NOTES, QUESTION, Notes, TurnMasker, Way
@@ -36,8 +34,7 @@ class RenderedTrajectory:
 
     `input_ids` int32 [T]; `response_mask` bool [T], true on the tokens that are trained on; `n_truncated` tokens were cut on the right;
     `turns` int32 [S, 2], one row per assistant turn, trained on or not, empty where the cut took it; `notes` say what was left out or
-    added. The first token has nothing that
-    predicts it: the loss is the mean over `response_mask[1:]`, with `input_ids[1:]` as targets.
+    added. The first token has nothing that predicts it: the loss is the mean over `response_mask[1:]`, with `input_ids[1:]` as targets.
     """
 
     id: str
@@ -159,15 +156,6 @@ class Renderer:
             raise ModelError(f"{place_of(trajectory)}: empty response mask: {self._why_empty(trajectory, whole)}")
         turns = np.minimum(whole.turns, length)
         return RenderedTrajectory(trajectory.id, whole.ids[:length], mask, len(whole.ids) - length, turns, whole.notes)
-
-    def render_all(self, trajectories: Sequence[Trajectory]) -> list[RenderedTrajectory]:
-        """`render` of each, with progress."""
-        rendered = []
-        with Progress("rendering", len(trajectories)) as progress:
-            for trajectory in trajectories:
-                rendered.append(self.render(trajectory))
-                progress.advance()
-        return rendered
 
     def marked_text(self, trajectory: Trajectory) -> list[tuple[str, bool]]:
         """The text as its tokens cover it, cut like `render`, for people: runs of (text, is response).

@@ -66,10 +66,9 @@ class WebshopEnvironment(Environment):
         split = next(split for split, numbers in split_ranges(len(self.store.goals)).items() if number in numbers)
         return Task(self.name, task_id, self.store.goals[number].product.category, split)
 
-    def identity(self) -> dict[str, object]:
-        """The catalogue and its goals by the hash of their contents and of how a purchase is scored."""
-        shown = {"observation": self.observation, "attributes": self.attributes}
-        return {"name": self.name, "catalogue": self.store.id, "tagger": self.store.tagger, **shown}
+    def contents(self) -> dict[str, str]:
+        """The catalogue and its goals by the hash of all that is in them and of how a purchase is scored, and the tagger by its name."""
+        return {"catalogue": self.store.id, "tagger": self.store.tagger}
 
     def remarks(self, tasks: Sequence[Task]) -> list[str]:
         """How many goals their own product does not fulfil: the original's rule for options does not know all of them again."""
