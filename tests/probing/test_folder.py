@@ -6,7 +6,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from gradprism.probing.folder import ProbeFolder, ProbeRow, item_code
+from gradprism.probing.folder import ProbeFolder, ProbeRow
+from gradprism.probing.plan import item_code
 from gradprism.runtime.errors import ConfigError, DataError, FolderInUseError, MissingFileError
 from gradprism.runtime.folders import plain
 from gradprism.trajectories.corpus import canonical_line, load_corpus
@@ -246,12 +247,6 @@ def test_a_scan_gives_each_row_once_with_what_is_computed_of_it(store):
         sums |= dict(zip(shard.columns["index"].to_pylist(), shard.norms.tolist(), strict=True))
     assert sums == {i: float(row(i).norms.sum()) for i in range(10)}
     assert sum(len(shard.codes) for shard in store.scan("whole")) == 10
-
-
-def test_item_codes_order_items_by_trajectory_and_turn():
-    items = [(0, -1), (0, 0), (0, 5), (1, -1), (1, 1_000_000), (2**40, -1)]
-    numbers = [int(item_code(*item)) for item in items]
-    assert numbers == sorted(set(numbers))
 
 
 def test_rows_of_another_probe_do_not_count(store, description, trajectories, tmp_path):

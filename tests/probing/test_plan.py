@@ -1,3 +1,5 @@
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -5,10 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gradprism.probing.folder import item_code
 from gradprism.probing.plan import (
     SHORTEST,
     Items,
+    item_code,
+    item_of,
     padded_tokens,
     padding_share,
     pending_batches,
@@ -113,3 +116,15 @@ def test_the_boundary_is_found_in_a_real_configuration():
         rope_parameters={"rope_type": "longrope", "rope_theta": 1e4, "original_max_position_embeddings": 64, **factors},
     )
     assert rope_boundaries(phi3) == (64,)
+
+
+def test_item_codes_order_items_by_trajectory_and_turn_and_can_be_read_back():
+    items = [(0, -1), (0, 0), (0, 5), (1, -1), (1, 1_000_000), (2**40, -1)]
+    codes = np.array([int(item_code(*item)) for item in items])
+    assert codes.tolist() == sorted(set(codes.tolist()))
+    assert [tuple(map(int, pair)) for pair in zip(*item_of(codes), strict=True)] == items
+
+
+def test_a_plan_needs_no_library_of_tables():
+    code = "import gradprism.probing.plan, sys; sys.exit('polars' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -19,10 +19,11 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from gradprism.probing.manifest import INFORMATIVE, ProbeManifest
 from gradprism.probing.mirror import Mirror, is_url
+from gradprism.probing.plan import item_code, item_of
 from gradprism.runtime.errors import DataError, MissingFileError
 from gradprism.runtime.files import atomic_write, read_json, sha256_json, writing
 from gradprism.runtime.folders import MANIFEST, FolderKind
@@ -34,7 +35,6 @@ WHOLE = -1
 CORPUS, RENDERED, RENDERED_NOTE = "corpus.jsonl", "rendered.arrow", "rendered.json"
 PROBE = FolderKind("probe", "units", ("norms-*", "attempts*.jsonl", RENDERED, RENDERED_NOTE, CORPUS, SKIPPED), INFORMATIVE)
 _METADATA_KEY = b"gradprism.probe"
-_TURN_BITS = (1 << 20) - 1
 _RESTORE = "give the same `gradprism probe` command again, which restores it"
 
 
@@ -94,16 +94,6 @@ class Shard:
         if len(rows) == len(self.codes):
             return self
         return Shard(self.codes[rows], self.columns.take(pa.array(rows)), self.norms[rows])
-
-
-def item_code(index: ArrayLike, turn: ArrayLike) -> NDArray[np.int64]:
-    """One number for each item, int64; numbers order items by trajectory and then by turn, the whole first."""
-    return (np.asarray(index, dtype=np.int64) << 20) | (np.asarray(turn, dtype=np.int64) + 1)  # 20 bits: see `_TURN_BITS`
-
-
-def item_of(codes: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The trajectories' places and the turns of `item_code`s `[k]`, int64 `[k]` each."""
-    return codes >> 20, (codes & _TURN_BITS) - 1
 
 
 class ProbeFolder:
@@ -214,7 +204,7 @@ class ProbeFolder:
         def load(path: Path) -> Shard | None:
             shard = self._load(path)
             if shard is not None and kind is not None:
-                shard = shard.take(np.flatnonzero((shard.codes & _TURN_BITS == 0) == (kind == "whole")))
+                shard = shard.take(np.flatnonzero((item_of(shard.codes)[1] == WHOLE) == (kind == "whole")))
             return shard if shard is None or compute is None else Shard(shard.codes, shard.columns, compute(shard))
 
         paths = deque(sorted(self.folder.glob("norms-*.parquet")))

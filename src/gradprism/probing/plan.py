@@ -1,4 +1,4 @@
-"""Which items are probed together: batches by length under a budget of padded tokens. Nothing here needs torch.
+"""Which items are probed together: batches by length under a budget of padded tokens. Nothing here needs torch or a table.
 
 A plan is made over all items, whether probed already or not, so that an item keeps its batch, and thereby its rounding, when a run
 is resumed, and whichever process takes the batch.
@@ -9,14 +9,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
-
-from gradprism.probing.folder import item_code
+from numpy.typing import ArrayLike, NDArray
 
 # Positions in `Items`, intp [k].
 Batch = NDArray[np.intp]
 # A batch's shortest sequence is at least this share of its longest: a small corpus is not padded to half of what is read.
 SHORTEST = 0.8
+_TURN_BITS = (1 << 20) - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +28,16 @@ class Items:
 
     def __len__(self) -> int:
         return len(self.index)
+
+
+def item_code(index: ArrayLike, turn: ArrayLike) -> NDArray[np.int64]:
+    """One number for each item, int64; numbers order items by trajectory and then by turn, the whole first."""
+    return (np.asarray(index, dtype=np.int64) << 20) | (np.asarray(turn, dtype=np.int64) + 1)  # 20 bits: see `_TURN_BITS`
+
+
+def item_of(codes: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The trajectories' places and the turns of `item_code`s `[k]`, int64 `[k]` each."""
+    return codes >> 20, (codes & _TURN_BITS) - 1
 
 
 def plan_items(items: Items, batch_tokens: int, boundaries: Sequence[int] = ()) -> list[Batch]:
