@@ -54,7 +54,7 @@ if TYPE_CHECKING:
     from gradprism.training.sft import train_sft as train_sft
     from gradprism.training.sft_config import SftConfig as SftConfig
     from gradprism.training.summary import TrainingSummary as TrainingSummary
-    from gradprism.trajectories.chat import ChatOptions as ChatOptions
+    from gradprism.trajectories.chat_options import ChatOptions as ChatOptions
     from gradprism.trajectories.corpus import Corpus as Corpus, load_corpus as load_corpus
     from gradprism.trajectories.formats import register_format as register_format
     from gradprism.trajectories.record import Message as Message, ToolCall as ToolCall, Trajectory as Trajectory
@@ -97,7 +97,7 @@ _ROOMS = {
     "training.sft": "train_sft",
     "training.sft_config": "SftConfig",
     "training.summary": "TrainingSummary",
-    "trajectories.chat": "ChatOptions",
+    "trajectories.chat_options": "ChatOptions",
     "trajectories.corpus": "Corpus load_corpus",
     "trajectories.formats": "register_format",
     "trajectories.record": "Message ToolCall Trajectory",

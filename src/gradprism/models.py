@@ -22,7 +22,7 @@ from gradprism.runtime.libraries import quiet_libraries
 from gradprism.runtime.ranks import Ranks
 
 if TYPE_CHECKING:
-    from gradprism.trajectories.chat import ChatOptions
+    from gradprism.trajectories.chat_options import ChatOptions
 
 DTYPES = ("auto", "float32", "bfloat16", "float16", "float64")
 Quantise = Literal["8bit", "4bit"]

@@ -10,17 +10,18 @@ from typer.testing import CliRunner
 from gradprism.cli.inspect import command
 from gradprism.runtime.errors import ConfigError, DataError, GradprismError
 from gradprism.trajectories.corpus import write_messages_jsonl
-from gradprism.trajectories.record import Message, Trajectory
-from helpers.templates import GEMMA, LLAMA, template_tokenizer
+from gradprism.trajectories.record import Message, ToolCall, Trajectory
+from helpers.templates import CHATML, GEMMA, LLAMA, template_tokenizer
+from helpers.tiny import tiny_qwen3
 
 app = typer.Typer(pretty_exceptions_enable=False)
 app.command()(command)
 MESSAGES = (Message("system", "Be brief."), Message("user", "look"), Message("assistant", "go", reasoning="why not"))
 
 
-def inspect(folder: Path, template: str, *options: str) -> str:
+def inspect(folder: Path, template: str, *options: str, messages: tuple[Message, ...] = MESSAGES) -> str:
     template_tokenizer(template).save_pretrained(folder / "model")
-    write_messages_jsonl(folder / "data.jsonl", [Trajectory("t", MESSAGES)])
+    write_messages_jsonl(folder / "data.jsonl", [Trajectory("t", messages)])
     arguments = ["--data", str(folder / "data.jsonl"), "--model", str(folder / "model"), *options]
     result = CliRunner().invoke(app, arguments)
     if isinstance(result.exception, GradprismError):
@@ -64,3 +65,40 @@ def test_what_cannot_be_is_said_with_the_option_that_helps(
 ) -> None:
     with pytest.raises(error, match=words):
         inspect(tmp_path, GEMMA, *options)
+
+
+def test_a_trained_model_keeps_its_options(cli, tmp_path: Path) -> None:
+    tokenizer = template_tokenizer(CHATML)
+    tiny_qwen3(len(tokenizer)).save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    (tmp_path / "own.jinja").write_text(GEMMA)
+    write_messages_jsonl(tmp_path / "data.jsonl", [Trajectory("t", MESSAGES)])
+    sft = ["sft", "--data", tmp_path / "data.jsonl", "--max-steps", 1, "--device", "cpu"]
+    own = ["--chat-template", tmp_path / "own.jinja", "--merge", "system", "--thoughts", "keep"]
+    trained, again = tmp_path / "trained", tmp_path / "again"
+    for model, out, options in ((tmp_path / "model", trained, own), (trained, again, [])):
+        code, _, err = cli(*sft, "--model", model, "--out", out, *options)
+        assert code == 0 and "other options" not in err, err
+
+    look = ["inspect", "--data", tmp_path / "data.jsonl", "--model", again]
+    code, out, err = cli(*look)
+    assert code == 0 and "Be brief.⏎\n⏎\nlook" in out and "why not" in out and "other options" not in err
+    code, out, err = cli(*look, "--thoughts", "drop")
+    assert code == 0 and "why not" not in out
+    assert "warning: the model was trained with other options of its chat template (thoughts: keep → drop)" in err
+
+    play = ["--env-option", "difficulty=tiny", "--count", 1, "--split", "seen", "--max-steps", 1, "--workers", 1]
+    play = ["evaluate", "--model", again, *play, "--max-action-tokens", 4]
+    code, out, _ = cli(*play, "--out", tmp_path / "same")
+    assert code == 0 and "other options" not in out
+    code, out, _ = cli(*play, "--merge", "alternate", "--out", tmp_path / "other")
+    assert code == 0 and "than it plays with here (merge: ['system'] → ['alternate'])" in out
+    assert "other options" in (tmp_path / "other/summary.json").read_text()
+
+
+def test_calls_are_text_only_where_that_is_asked(tmp_path: Path) -> None:
+    calls = (ToolCall("look", {"at": "desk"}),)
+    called = (Message("user", "look"), Message("assistant", "", tool_calls=calls), Message("tool", "a lamp"))
+    with pytest.raises(DataError, match="no place for tool calls"):
+        inspect(tmp_path, CHATML, messages=called)
+    assert '⟦<tool_call>⏎\n{"name": "look"' in inspect(tmp_path, CHATML, "--calls", "text", messages=called)

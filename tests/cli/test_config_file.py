@@ -60,3 +60,14 @@ def test_mistakes_name_the_file_and_the_key(cli, tmp_path):
         cli(*rl, "--set", "rl.tasks_per_round=2", "--config", QUICKSTART, "--set", "rl.size=2"), "quickstart.toml: rl.size"
     )
     assert_refused(cli(*rl, "--model", "models/alfworld-tiny", "--set", "rl.kl=2"), "--set: overrides a value of --config FILE")
+
+
+def test_the_options_of_the_chat_template_are_those_of_the_file():
+    sets = ["model.thoughts=keep", "model.merge=['system', 'alternate']", "model.calls=text", "model.template_date=2025-02-09"]
+    sets.append("model.template_args={enable_thinking = false, effort = 'high'}")
+    for section in ("probe", "sft", "rl", "evaluation"):
+        values = defaults(section, QUICKSTART, sets)
+        assert (values["thoughts"], values["merge"], values["calls"]) == ("keep", "system,alternate", "text")
+        assert values["template_date"] == "2025-02-09"
+        assert values["template_arg"] == ["enable_thinking=false", 'effort="high"']
+        assert not {"thoughts", "merge", "calls", "template_date", "template_arg"} & defaults(section, QUICKSTART, []).keys()

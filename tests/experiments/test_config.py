@@ -1,9 +1,11 @@
+import json
 from pathlib import Path
 
 import pytest
 
 from gradprism.experiments.config import apply_overrides, load_config
 from gradprism.runtime.errors import ConfigError, MissingFileError
+from gradprism.trajectories.chat_options import ChatOptions
 
 
 def test_the_quickstart_config_is_valid_and_its_paths_resolve_from_anywhere(monkeypatch, tmp_path):
@@ -58,3 +60,29 @@ def test_files_that_are_no_config_are_named(tmp_path):
     (tmp_path / "short.toml").write_text("name = 'x'\n")
     with pytest.raises(ConfigError, match=r"short\.toml: model: Field required"):
         load_config(tmp_path / "short.toml")
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("model.thoughts=maybe", "model.thoughts: Input should be 'keep', 'drop' or 'fail'; got 'maybe'"),
+        ("model.merge=['roles']", "model.merge.0: Input should be 'system' or 'alternate'; got 'roles'"),
+        ("model.calls=json", "model.calls: Input should be 'template' or 'text'"),
+        ("model.template_date=today", "model.template_date: Input should be a valid date"),
+        ("model.template_args={tools = 1}", "model: template argument tools"),
+        ("model.template_args=1", "model.template_args: Input should be a valid dictionary; got 1"),
+        ("model.thought=keep", "model.thought: no such setting; did you mean thoughts"),
+    ],
+)
+def test_options_of_the_chat_template_are_checked(override, words):
+    with pytest.raises(ConfigError, match=r"quickstart\.toml: ") as raised:
+        load_config(Path("configs/quickstart.toml"), [override])
+    assert words in str(raised.value) and "\n" not in str(raised.value)
+
+
+def test_options_of_the_chat_template_are_replayed(tmp_path):
+    sets = ["model.merge=['system']", "model.template_date=2025-02-09", "model.template_args={effort = 'high'}"]
+    config = load_config(Path("configs/quickstart.toml"), sets)
+    assert config.model.chat == ChatOptions(merge=("system",), date="2025-02-09", arguments={"effort": "high"})
+    (tmp_path / "config.json").write_text(json.dumps(config.portable(tmp_path)))
+    assert load_config(tmp_path / "config.json").model.chat == config.model.chat

@@ -1,5 +1,6 @@
 """Arms × seeds to a graph of stages."""
 
+import shutil
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,6 +16,7 @@ from gradprism.experiments.stage import Store, with_needs
 from gradprism.experiments.stages import Base, Collect, Files, Probe, Refresh, Rl, Route, Sft, World
 from gradprism.runtime.errors import ConfigError
 from gradprism.runtime.files import write_json
+from gradprism.trajectories.chat_options import ChatOptions
 from helpers.probes import make_probe
 
 MINI = [Path("configs/alfworld-mini.toml"), Path("configs/webshop-mini.toml")]
@@ -222,3 +224,30 @@ def test_two_arms_of_one_name_are_refused(tmp_path):
     (tmp_path / "twice.toml").write_text(text)
     with pytest.raises(ConfigError, match=r"arms gini: appear twice"):
         load_config(tmp_path / "twice.toml")
+
+
+def test_options_of_the_chat_template_are_causes(tmp_path):
+    template = tmp_path / "own.jinja"
+    template.write_text("{{ messages }}")
+    own = [f"model.chat_template={template}"]
+    sets = [
+        ["thoughts=keep"],
+        ["merge=['system']"],
+        ["calls=text"],
+        ["template_date=2025-02-09"],
+        ["template_args={effort = 'high'}"],
+    ]
+    sets = [[], own, *([f"model.{one}"] for [one] in sets), [*own, "model.thoughts=keep"]]
+    keys = [plan("configs/quickstart.toml", *one).probe.key for one in sets]
+    assert len(set(keys)) == len(keys)
+    same = plan("configs/quickstart.toml", "model.thoughts=fail", "model.merge=[]", "model.template_date=2026-01-01")
+    assert same.probe.key == keys[0]
+
+
+def test_a_base_that_was_trained_with_options_has_them(tmp_path):
+    shutil.copytree("models/alfworld-tiny", tmp_path / "model")
+    ChatOptions(thoughts="keep").save(tmp_path / "model")
+    base = plan("configs/quickstart.toml", f"model.path={tmp_path}/model").base
+    assert base.chat.thoughts == "keep"
+    other = plan("configs/quickstart.toml", f"model.path={tmp_path}/model", "model.thoughts=drop").base
+    assert other.chat.thoughts == "drop" and other.template != base.template

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from gradprism.trajectories.chat import ChatOptions
+from gradprism.trajectories.chat_options import ChatOptions
 from gradprism.trajectories.corpus import load_corpus
 from gradprism.trajectories.parallel import render_all
 from gradprism.trajectories.record import Trajectory

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from gradprism.runtime.errors import ConfigError, ModelError
 from gradprism.trajectories import rendering
-from gradprism.trajectories.chat import ChatOptions
+from gradprism.trajectories.chat_options import ChatOptions
 from gradprism.trajectories.parallel import render_all
 from gradprism.trajectories.record import Message, Trajectory
 from gradprism.trajectories.rendering import (

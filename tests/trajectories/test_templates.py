@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gradprism.runtime.errors import ConfigError, DataError, ModelError
-from gradprism.trajectories.chat import ChatOptions
+from gradprism.trajectories.chat_options import ChatOptions
 from gradprism.trajectories.masks import LostThoughtsError
 from gradprism.trajectories.parallel import render_all
 from gradprism.trajectories.record import Message, ToolCall, Trajectory

@@ -1,5 +1,6 @@
 """`--config FILE`: a stage's options from the configuration of a whole run, where the command line does not give them."""
 
+import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -41,6 +42,8 @@ def defaults(section: str, path: Path, overrides: list[str]) -> dict[str, Any]:
     config = gp.load_config(path, overrides)
     values: dict[str, Any] = {**getattr(config, section).model_dump(mode="json"), **config.model.model_dump(mode="json")}
     values["model"] = values.pop("path")
+    values["merge"] = values["merge"] and ",".join(values["merge"])
+    values["template_arg"] = [f"{key}={json.dumps(value)}" for key, value in values.pop("template_args").items()] or None
     values |= values.pop("prompt", {})
     if section == "probe":
         names = FieldMap.of(config.corpus.map).to_json()

@@ -11,6 +11,7 @@ from gradprism.cli.config_file import ConfigFile, ConfigSet
 from gradprism.evaluation.config import EvaluationConfig
 from gradprism.runtime.errors import ConfigError
 from gradprism.training.rl_config import other_prompt
+from gradprism.trajectories.chat_options import other_options
 
 
 @o.with_config(EvaluationConfig, leave_out=("splits",))
@@ -51,9 +52,9 @@ def command(
         splits[name] = count or (96 if size is None else size - config.start)
     config = config.model_copy(update={"splits": splits})
     scripted = model is None and agent in ("expert", "random")
-    player = agent if scripted else gp.ModelSpec(str(model or agent), dtype, device, chat_template=chat)
-    other = "" if scripted else other_prompt(str(model or agent), config.prompt)
-    remarks = [f"the model was trained with another prompt than it plays with here ({other})"] if other else []
+    name = "" if scripted else str(model or agent)
+    player = agent if scripted else gp.ModelSpec(name, dtype, device, chat_template=chat)
+    remarks = [] if scripted else _remarks(name, config, chat)
     evaluation = gp.evaluate(player, environment, config, out=out, workers=workers, on_existing=on_existing, remarks=remarks)
     lines = []
     for row in evaluation.rows:
@@ -71,3 +72,11 @@ def command(
             f"{100 * row.invalid_share:.1f} % refused{ended}"
         )
     o.show(evaluation.to_json(), "\n".join([*lines, *evaluation.remarks]), as_json)
+
+
+def _remarks(model: str, config: EvaluationConfig, chat: o.Chat) -> list[str]:
+    others = {
+        "another prompt": other_prompt(model, config.prompt),
+        "other options of its chat template": other_options(model, chat),
+    }
+    return [f"the model was trained with {what} than it plays with here ({other})" for what, other in others.items() if other]

@@ -11,16 +11,14 @@ from pydantic import BaseModel, ValidationError
 
 from gradprism.package_data import resolve_shipped, resolve_shipped_model
 from gradprism.runtime.errors import ConfigError
-from gradprism.runtime.progress import set_quiet
+from gradprism.runtime.progress import say, set_quiet
 from gradprism.runtime.ranks import Ranks
+from gradprism.trajectories.chat_options import ChatOptions, other_options
 
 if TYPE_CHECKING:
     from gradprism.estimate import Estimate
-    from gradprism.trajectories.chat import ChatOptions
 
-    Chat = ChatOptions
-else:
-    Chat = Any  # its place is taken by options before anyone asks for its type
+Chat = ChatOptions  # its place in a command's parameters is taken by options
 
 
 def _told(resolve: Callable[[str], str]) -> Callable[[str], str]:
@@ -73,10 +71,17 @@ ContextLength = Annotated[
 ]
 ChatTemplate = Annotated[Path | None, typer.Option(help="Jinja file in place of the tokenizer's own chat template.")]
 Thoughts = Annotated[
-    str,
+    str | None,
     typer.Option(
         metavar="[keep|drop|fail]",
-        help="Thoughts that the chat template's render would lose: written in as <think>…</think>, left out, or an error.",
+        help="Thoughts that the chat template's render would lose: written in as <think>…</think>, left out, or an error (default).",
+    ),
+]
+Calls = Annotated[
+    str | None,
+    typer.Option(
+        metavar="[template|text]",
+        help="Tool calls as the chat template writes them (default), or as text: <tool_call>{…}</tool_call>, with results as user turns.",
     ),
 ]
 MergeTurns = Annotated[
@@ -198,29 +203,38 @@ def with_config(model: type[BaseModel], *, leave_out: tuple[str, ...] = ()) -> C
 
 
 def with_chat(function: Callable[..., None]) -> Callable[..., None]:
-    """Gives a command the options of rendering in place of its parameter `chat`, which it receives as `ChatOptions`."""
+    """Gives a command the options of rendering in place of its parameter `chat`, which it receives as `ChatOptions`.
+
+    What is not given is as its model was trained; where that is known and something else is given, it is said.
+    """
 
     def options(
         *,
         chat_template: ChatTemplate = None,
-        thoughts: Thoughts = "fail",
+        thoughts: Thoughts = None,
         merge: MergeTurns = None,
+        calls: Calls = None,
         template_date: TemplateDate = None,
         template_arg: TemplateArgs = None,
     ) -> Mapping[str, Any]:
-        chosen: dict[str, Any] = {"file": chat_template, "thoughts": thoughts, "arguments": _arguments(template_arg or [])}
-        if merge is not None:
-            chosen["merge"] = tuple(word.strip() for word in merge.split(","))
-        if template_date is not None:
-            chosen["date"] = template_date
-        return chosen
+        return {
+            "file": chat_template,
+            "thoughts": thoughts,
+            "merge": None if merge is None else tuple(word.strip() for word in merge.split(",")),
+            "calls": calls,
+            "date": template_date,
+            "arguments": _arguments(template_arg or []),
+        }
 
     own = list(inspect.signature(options).parameters.values())
 
     def command(**arguments: Any) -> None:
-        import gradprism as gp  # here: the class comes with transformers, which takes its time
-
-        chat = gp.ChatOptions(**options(**{p.name: arguments.pop(p.name) for p in own if p.name in arguments}))
+        given = options(**{p.name: arguments.pop(p.name) for p in own if p.name in arguments})
+        model = str(arguments.get("model") or arguments.get("agent") or "")
+        chat = ChatOptions.of_model(model, **given)
+        ranks, other = Ranks.from_environment(), other_options(model, chat)
+        if other and (ranks is None or ranks.is_first):
+            say(f"warning: the model was trained with other options of its chat template ({other})")
         function(chat=chat, **arguments)
 
     parameters = [p for p in inspect.signature(function).parameters.values() if p.name != "chat"]

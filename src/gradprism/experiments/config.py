@@ -5,11 +5,12 @@ import json
 import os
 import tomllib
 from collections.abc import Sequence
+from datetime import date
 from glob import has_magic
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
 from gradprism.concentration import METRICS
 from gradprism.evaluation.config import EvaluationConfig
@@ -19,6 +20,7 @@ from gradprism.routing.policies import POLICIES
 from gradprism.runtime.errors import ConfigError, MissingFileError
 from gradprism.training.rl_config import RlConfig
 from gradprism.training.sft_config import SftConfig
+from gradprism.trajectories.chat_options import Calls, ChatOptions, Merge, Thoughts
 
 Data = Literal["none", "routed", "all"]
 Values = dict[str, Any]  # a configuration before it is checked, or as JSON
@@ -38,7 +40,35 @@ class ModelConfig(Section):
         default="auto", description="Where it runs; auto takes a GPU where there is one."
     )
     context_length: int = Field(default=1024, ge=8, description="Tokens that a trajectory or an episode may have.")
-    chat_template: str | None = Field(default=None, description="Template file with generation markers, for models that have none.")
+    chat_template: str | None = Field(default=None, description="Jinja file in place of the tokenizer's own chat template.")
+    thoughts: Thoughts | None = Field(
+        default=None, description="Thoughts that the template's render would lose; default as the model was trained, or fail."
+    )
+    merge: list[Merge] | None = Field(
+        default=None, description="For templates without a system role (system) or with strict alternation (alternate)."
+    )
+    calls: Calls | None = Field(default=None, description="Tool calls as the template writes them (template), or as text.")
+    template_date: date | None = Field(default=None, description="Today, for templates that print the date.")
+    template_args: dict[str, JsonValue] = Field(default={}, description="Variables of the template.")
+
+    @model_validator(mode="after")
+    def _arguments_are_free(self) -> Self:
+        ChatOptions(arguments=self.template_args)
+        return self
+
+    @property
+    def chat(self) -> ChatOptions:
+        """The options of rendering: these, and for the rest those with which the model was trained."""
+        file, day = self.chat_template, self.template_date
+        return ChatOptions.of_model(
+            self.path,
+            file=Path(file) if file else None,
+            thoughts=self.thoughts,
+            merge=None if self.merge is None else tuple(self.merge),
+            calls=self.calls,
+            date=None if day is None else day.isoformat(),
+            arguments=self.template_args,
+        )
 
 
 class CollectConfig(Section):

@@ -43,9 +43,9 @@ from gradprism.trajectories.rendering import Renderer, load_tokenizer
 
 
 def load(base: Base, model: Sft | Rl | None, store: Store, device: str | None = None) -> tuple[Any, Renderer]:
-    """The checkpoint of a stage, or the base; the template is the base model's throughout."""
+    """The checkpoint of a stage, or the base; the template and its options are the base model's throughout."""
     path = str(store.path(model)) if model else base.path
-    renderer = Renderer(load_tokenizer(path, base.template_file), base.context_length)
+    renderer = Renderer(load_tokenizer(path, base.chat), base.context_length)
     return load_model(path, base.dtype, device or base.device), renderer
 
 

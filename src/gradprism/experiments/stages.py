@@ -38,6 +38,7 @@ from gradprism.runtime.errors import ConfigError
 from gradprism.runtime.files import sha256_file, sha256_folder, sha256_json
 from gradprism.training.rl_config import RlConfig
 from gradprism.training.sft_config import SftConfig
+from gradprism.trajectories.chat_options import ChatOptions
 from gradprism.trajectories.corpus import OnBad
 from gradprism.trajectories.corpus_paths import expand
 from gradprism.trajectories.mapping import FieldMap
@@ -48,16 +49,16 @@ MODELS, DATA = "gradprism.experiments.model_work", "gradprism.experiments.data_w
 
 @dataclass(frozen=True)
 class Base:
-    """The base model by what is in its files, its chat template, and how it is loaded."""
+    """The base model by what is in its files, its chat template and its options, and how it is loaded."""
 
     weights: str  # hash of a folder; a hub id stands for itself
-    template: str | None
+    template: str | None  # hash of a template of the user's own and of the options that were chosen; None for neither
     dtype: str
     device: str
     context_length: int
     threads: int | None
     path: str = field(compare=False)
-    template_file: Path | None = field(compare=False)
+    chat: ChatOptions = field(compare=False)
 
     @classmethod
     def of(cls, config: ModelConfig, threads: int | None) -> Self:
@@ -66,8 +67,10 @@ class Base:
         path = Path(config.path)
         weights = sha256_folder(path) if path.is_dir() else sha256_file(path) if path.is_file() else config.path
         file = _existing("model.chat_template", config.chat_template) if config.chat_template else None
-        template = sha256_file(file) if file else None
-        return cls(weights, template, config.dtype, config.device, config.context_length, threads, config.path, file)
+        template, chat = sha256_file(file) if file else None, config.chat
+        if chosen := chat.changed():
+            template = sha256_json([template, chosen])
+        return cls(weights, template, config.dtype, config.device, config.context_length, threads, config.path, chat)
 
 
 @dataclass(frozen=True)

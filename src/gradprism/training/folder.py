@@ -22,7 +22,9 @@ from gradprism.runtime.files import read_json, read_jsonl, write_json, write_jso
 from gradprism.runtime.folders import MANIFEST, FolderKind, Manifest, OnExisting, remove
 from gradprism.runtime.libraries import quiet_libraries
 from gradprism.training.summary import TrainingSummary
+from gradprism.trajectories.chat_options import SAVED
 from gradprism.trajectories.corpus import SKIPPED
+from gradprism.trajectories.rendering import chat_options
 
 CHECKPOINTS, ADAPTER, SUMMARY, LOG = "checkpoints", "adapter", "summary.json", "log.jsonl"
 _CONFIG = "config.json"  # a folder without it is no model to anyone, so it comes last
@@ -40,6 +42,7 @@ _MODEL_FILES = (
     "vocab.*",
     "merges.txt",
     "chat_template.jinja",
+    SAVED,
     "additional_chat_templates",
 )
 # Settings that change no weight may differ between two attempts at one training; `rounds` says how long to go on, at a rate that does not
@@ -155,7 +158,7 @@ def latest_checkpoint(folder: Path) -> Path | None:
 
 
 def save_model(model: Any, tokenizer: Any, out: Path, state: Mapping[str, torch.Tensor] | None = None) -> None:
-    """Writes model (safetensors) and tokenizer into `out`, where they appear whole; `state` gives weights other than the model's.
+    """Writes model (safetensors), tokenizer and its options into `out`, where they appear whole; `state` gives other weights.
 
     Raises `ModelError` for weights that are not finite, and writes nothing.
     """
@@ -169,6 +172,7 @@ def save_model(model: Any, tokenizer: Any, out: Path, state: Mapping[str, torch.
         partial.mkdir(parents=True)
         model.save_pretrained(partial, state_dict=state, safe_serialization=True)
         tokenizer.save_pretrained(partial)
+        chat_options(tokenizer).save(partial)
         (out / _CONFIG).unlink(missing_ok=True)
         for path in sorted(partial.iterdir(), key=lambda path: path.name == _CONFIG):
             if (out / path.name).is_dir():

@@ -1,23 +1,20 @@
-"""How a chat template is applied: the choices that a person may make, and the template itself as a function of a conversation."""
+"""A chat template as a function of a conversation and of the choices that a person has made."""
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import date, datetime, time
 from functools import cached_property
-from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 from jinja2 import TemplateError, TemplateSyntaxError
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from gradprism.runtime.errors import ConfigError, ModelError, one_line
+from gradprism.runtime.errors import ModelError, one_line
+from gradprism.trajectories.chat_options import ChatOptions
 from gradprism.trajectories.record import ChatMessage
 
-Thoughts = Literal["keep", "drop", "fail"]
-Merge = Literal["system", "alternate"]
 Tools = Sequence[Mapping[str, Any]]
-DATE = "2026-01-01"  # for templates that print today's date, where none is chosen
 GIVE_TEMPLATE = "give one that fits, with {% generation %} around each assistant turn, by --chat-template FILE"
 _MARKER = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
 _DATE_CALL = re.compile(r"strftime_now\s*\(\s*(?:(['\"])(.*?)\1\s*\))?")
@@ -28,35 +25,6 @@ class TemplateRefusedError(ModelError):
     """A chat template does not render a conversation."""
 
 
-@dataclass(frozen=True, slots=True)
-class ChatOptions:
-    """Choices of a render. They go with a tokenizer as its chat template does (`load_tokenizer`).
-
-    `file`: a Jinja file in place of the tokenizer's own template. `thoughts`: what becomes of reasoning that the template's render
-    would lose: written into the turn as `<think>…</think>` (keep), left out (drop), or an error (fail). `merge`: `system` puts the system
-    prompt at the head of the first user turn, `alternate` joins successive turns of one role. `date` (YYYY-MM-DD) is today for the
-    template; `arguments` are further variables of it. Raises `ConfigError` for values that are none of these.
-    """
-
-    file: Path | None = None
-    thoughts: Thoughts = "fail"
-    merge: tuple[Merge, ...] = ()
-    date: str = DATE
-    arguments: Mapping[str, Any] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        if self.thoughts not in get_args(Thoughts):
-            raise ConfigError(f"thoughts {self.thoughts!r}: choose keep, drop or fail")
-        if unknown := [name for name in self.merge if name not in get_args(Merge)]:
-            raise ConfigError(f"merge {unknown[0]!r}: choose system, alternate or both, as in system,alternate")
-        try:
-            date.fromisoformat(self.date)
-        except ValueError:
-            raise ConfigError(f"template date {self.date!r}: give a day as YYYY-MM-DD") from None
-        if taken := {"messages", "tools", "documents", "add_generation_prompt"} & self.arguments.keys():
-            raise ConfigError(f"template argument {min(taken)}: is what rendering itself gives the template; name another")
-
-
 @dataclass(frozen=True)
 class ChatTemplate:
     """A template's text with the variables that it sees beside the conversation; `name` is the tokenizer's, for messages."""
@@ -64,7 +32,7 @@ class ChatTemplate:
     text: str
     name: str
     special_tokens: Mapping[str, Any]
-    options: ChatOptions = ChatOptions()
+    options: ChatOptions
 
     @property
     def has_markers(self) -> bool:
@@ -126,13 +94,8 @@ class ChatTemplate:
 
     def causes(self, way: str) -> list[Any]:
         """All that a render depends on beside conversation and tokenizer: JSON values. `way`: how the masks are found."""
-        chosen: dict[str, Any] = {"masks": way} if way != "markers" else {}
+        chosen = self.options.changed() | ({"masks": way} if way != "markers" else {})
+        chosen.pop("date", None)
         if self.prints_date:
             chosen["date"] = self.options.date
-        if self.options.arguments:
-            chosen["arguments"] = dict(self.options.arguments)
-        if self.options.thoughts != "fail":
-            chosen["thoughts"] = self.options.thoughts
-        if self.options.merge:
-            chosen["merge"] = sorted(self.options.merge)
         return [self.text, dict(self.special_tokens), *([chosen] if chosen else [])]

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from gradprism.runtime.errors import DataError
-from gradprism.trajectories.chat import ChatOptions
+from gradprism.trajectories.chat_options import ChatOptions
 from gradprism.trajectories.dialect import THOUGHT, Dialect
 from gradprism.trajectories.record import Message, Trajectory
 
@@ -34,13 +34,30 @@ def converse(trajectory: Trajectory, options: ChatOptions, dialect: Dialect, pla
             raise DataError(
                 f"{place}: message {number} has the weight {message.weight:g}; a turn counts wholly or not at all, write 1 or 0"
             )
-    messages = merge(trajectory.messages, options, place)
+    messages = merge(_calls_as_text(trajectory.messages) if options.calls == "text" else trajectory.messages, options, place)
     counts = [1 for message in messages if message.role == "assistant"]
     if "alternate" in options.merge:
         messages, counts = _joined(messages, place)
     if dialect.splits:
         messages = [_thought_apart(message) for message in messages]
     return Conversation(tuple(messages), tuple(counts))
+
+
+def _calls_as_text(messages: Sequence[Message]) -> list[Message]:
+    """The messages with calls in their turns' texts, and with the results of a turn's calls as a user turn (Hermes' function calling)."""
+    made = list[Message]()
+    for before, message in zip((None, *messages), messages, strict=False):
+        if message.role == "tool":
+            text = f"<tool_response>\n{message.content}\n</tool_response>"
+            if before is not None and before.role == "tool":
+                made[-1] = replace(made[-1], content=f"{made[-1].content}\n{text}")
+            else:
+                made.append(Message("user", text))
+        else:
+            calls = ({"name": call.name, "arguments": dict(call.arguments)} for call in message.tool_calls)
+            written = [f"<tool_call>\n{json.dumps(call, ensure_ascii=False)}\n</tool_call>" for call in calls]
+            made.append(replace(message, content="\n".join(filter(None, (message.content, *written))), tool_calls=()))
+    return made
 
 
 def merge(messages: Sequence[Message], options: ChatOptions, place: str) -> Sequence[Message]:

@@ -11,7 +11,8 @@ from functools import cached_property
 from typing import Literal, get_args
 
 from gradprism.runtime.errors import DataError, ModelError
-from gradprism.trajectories.chat import GIVE_TEMPLATE, ChatOptions, ChatTemplate, Merge, TemplateRefusedError, Tools
+from gradprism.trajectories.chat import GIVE_TEMPLATE, ChatTemplate, TemplateRefusedError, Tools
+from gradprism.trajectories.chat_options import ChatOptions, Merge
 from gradprism.trajectories.conversation import Conversation, Lost, converse, forms, lost_of
 from gradprism.trajectories.dialect import Dialect, find_dialect
 from gradprism.trajectories.record import Message, ToolCall, Trajectory
@@ -98,7 +99,10 @@ class TurnMasker:
         conversation = converse(trajectory, self.options, self.dialect, place)
         messages, tools = conversation.messages, trajectory.tools if self.dialect.tools else ()
         if not self.dialect.calls and any(message.tool_calls for message in messages):
-            raise ModelError(f"{place}: the chat template has no place for tool calls; give one that has by --chat-template FILE")
+            raise ModelError(
+                f"{place}: the chat template has no place for tool calls; --calls text writes them into the turn's text as "
+                "<tool_call>…</tool_call>, or give a template that has by --chat-template FILE"
+            )
         try:
             pieces = self._render(messages, tools)
         except TemplateRefusedError as error:

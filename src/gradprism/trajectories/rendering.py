@@ -19,7 +19,8 @@ from transformers import AutoTokenizer
 from gradprism.checkpoints import HUB_ID, model_source
 from gradprism.runtime.errors import ConfigError, ModelError, one_line
 from gradprism.runtime.files import sha256_json
-from gradprism.trajectories.chat import GIVE_TEMPLATE, ChatOptions, ChatTemplate, TemplateRefusedError
+from gradprism.trajectories.chat import GIVE_TEMPLATE, ChatTemplate, TemplateRefusedError
+from gradprism.trajectories.chat_options import ChatOptions
 from gradprism.trajectories.conversation import merge
 from gradprism.trajectories.masks import ANSWER, NO_NOTES, QUESTION, Notes, TurnMasker, Way
 from gradprism.trajectories.record import ChatMessage, Message, Trajectory
@@ -268,13 +269,13 @@ def load_tokenizer(name_or_path: str | Path, chat_template: Path | ChatOptions |
     """Loads a tokenizer from a local folder, or from the hub where `name_or_path` is `org/name` and there is no folder `org` here.
 
     `chat_template` names a Jinja file that replaces the tokenizer's own template, or holds all choices of rendering, which then go with
-    the tokenizer. Raises `ModelError` in one line.
+    the tokenizer; unless it does, they are those that the model was trained with here, or the defaults. Raises `ModelError` in one line.
     """
     name = str(name_or_path)
     is_local = Path(name).exists()
     if not is_local and (not HUB_ID.fullmatch(name) or Path(name).parent.is_dir()):
         raise ModelError(f"{name}: no such folder; give a model folder, or a hub id of the form org/name")
-    options = chat_template if isinstance(chat_template, ChatOptions) else ChatOptions(chat_template)
+    options = chat_template if isinstance(chat_template, ChatOptions) else ChatOptions.of_model(name, file=chat_template)
     template = None if options.file is None else _read_template(options.file)
 
     try:
@@ -291,6 +292,11 @@ def load_tokenizer(name_or_path: str | Path, chat_template: Path | ChatOptions |
     return tokenizer
 
 
+def chat_options(tokenizer: Any) -> ChatOptions:
+    """The choices that a tokenizer was loaded with."""
+    return getattr(tokenizer, _OPTIONS, ChatOptions())
+
+
 def template_fingerprint(tokenizer: Any) -> str:
     """Hex SHA-256 of all that a render depends on beside conversation and tokenizer: the template, the special tokens that it may write,
     how masks are found, and what was chosen."""
@@ -304,8 +310,7 @@ def _masker(tokenizer: Any, options: ChatOptions | None) -> TurnMasker:
         text = tokenizer.get_chat_template()
     except ValueError:
         raise ModelError(f"{_name(tokenizer)}: has no chat template; {GIVE_TEMPLATE}") from None
-    chosen: ChatOptions = options or getattr(tokenizer, _OPTIONS, ChatOptions())
-    template = ChatTemplate(text, _name(tokenizer), tokenizer.special_tokens_map, chosen)
+    template = ChatTemplate(text, _name(tokenizer), tokenizer.special_tokens_map, options or chat_options(tokenizer))
     added = (str(token) for token in tokenizer.added_tokens_decoder.values())
     return TurnMasker(template, frozenset(token for token in added if token.strip()))
 
