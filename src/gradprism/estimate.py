@@ -37,10 +37,8 @@ from gradprism.training.footprint import Footprint
 from gradprism.training.processes import fsdp_version
 from gradprism.training.rl_config import RlConfig
 from gradprism.training.sft_config import SftConfig
-from gradprism.training.sft_data import Plan, pack, split_held_out
+from gradprism.training.sft_data import Given, Plan, pack, split_held_out
 from gradprism.trajectories.corpus import Corpus, Sources, as_corpus
-from gradprism.trajectories.parallel import render_all
-from gradprism.trajectories.record import Trajectory
 from gradprism.trajectories.rendering import Renderer
 
 # Dense bfloat16 TFLOP/s and TB/s of memory, by the maker's data sheets.
@@ -186,21 +184,21 @@ def sample_batches(batches: Sequence[Batch], n: int = SAMPLE_BATCHES) -> list[Ba
 def estimate_sft(
     model: ModelSpec,
     renderer: Renderer,
-    trajectories: Sequence[Trajectory],
-    held_out: Sequence[Trajectory],
+    trajectories: Corpus | Sources,
+    held_out: Corpus | Sources,
     config: SftConfig,
     machine: Hardware,
 ) -> Estimate:
     """Figures of `train_sft` with the same arguments. Raises `ConfigError` as it does, and `ModelError` for a model that has none."""
-    trained_on, held = split_held_out(trajectories, held_out, config)
-    lengths = [len(r.input_ids) for r in render_all(renderer, trained_on)]
+    trained_on, held = split_held_out(Given.of(trajectories).rendered(renderer), Given.of(held_out).rendered(renderer), config)
+    lengths = [len(r.input_ids) for r in trained_on]
     packs = config.packing == "on" or (config.packing == "auto" and "flash" in (model.attention or ""))
     rows = [sum(lengths[i] for i in row) for row in pack(lengths, renderer.context_length or max(lengths))] if packs else lengths
     plan = Plan(len(rows), machine.devices, config)
     epochs = plan.steps / plan.steps_per_epoch if config.max_steps else config.epochs
     evaluations = (2 + plan.steps // config.eval_steps if config.eval_steps else 2) if held else 0
     tokens, squares = epochs * sum(lengths), epochs * sum(n * n for n in lengths)
-    held_tokens = sum(len(renderer.render(t).input_ids) for t in held) * evaluations
+    held_tokens = sum(len(r.input_ids) for r in held) * evaluations
 
     told, found = Estimate(), Footprint(model, config, bf16=config.bf16, sharded=machine.sharded)
     micro_batch = sum(sorted(rows)[-config.batch_size :]) if packs else config.batch_size * max(rows)

@@ -10,6 +10,7 @@ from gradprism.experiments.stages import Files, OwnFiles
 from gradprism.probing.folder import ProbeFolder
 from gradprism.runtime.errors import ConfigError
 from gradprism.trajectories.corpus import load_corpus
+from gradprism.trajectories.rendering import Renderer
 from helpers.cli import assert_refused
 from helpers.tiny import sample_trajectories, tiny_qwen3, tiny_tokenizer
 
@@ -65,13 +66,22 @@ def test_probe_leaves_bad_records_out_and_says_which(cli, folder: Path) -> None:
     assert_refused(cli("probe", *arguments(folder, "x", "--map", "turn=a")), "map turn: unknown")
 
 
-def test_sft_leaves_bad_records_out_and_says_which(cli, folder: Path) -> None:
+def test_sft_leaves_bad_records_out_and_says_which(cli, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rendered = []
+    render = Renderer.render
+    monkeypatch.setattr(Renderer, "render", lambda self, trajectory: rendered.append(trajectory.id) or render(self, trajectory))
     more = ("--max-steps", "1", "--batch-size", "2", "--json")
     assert_refused(cli("sft", *arguments(folder, "fails", *more)), "own.jsonl:3: broken JSON")
     code, _, _ = cli("sft", *arguments(folder, "sft", "--on-bad", "skip", *more))
     assert code == 0
     check_skipped(folder / "sft/skipped.jsonl", folder)
-    assert json.loads((folder / "sft/summary.json").read_text())
+    assert json.loads((folder / "sft/summary.json").read_text())["examples"] == 4
+    assert sorted(set(rendered)) == sorted(rendered) and len(rendered) == 5, "each once"
+    code, out, _ = cli("sft", *arguments(folder, "x", "--on-bad", "skip", *more, "--dry-run", "--eval-share", "0.5"))
+    assert code == 0 and json.loads(out)["trajectories"]["value"] == 2
+    sft = cli("sft", *arguments(folder, "half", "--on-bad", "skip", *more, "--eval-share", "0.5"))
+    assert sft[0] == 0 and json.loads(sft[1])["examples"] == 2, "a share of those that can be used"
+    check_skipped(folder / "half/skipped.jsonl", folder)
 
 
 def test_inspect_reads_own_names(cli, folder: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 from gradprism.runtime.errors import GradprismError, ModelError
 from gradprism.trajectories import parallel
 from gradprism.trajectories.corpus import load_corpus
-from gradprism.trajectories.parallel import render_all, render_each, render_usable, usable
+from gradprism.trajectories.parallel import render_all, render_each, render_usable
 from gradprism.trajectories.record import Message, Trajectory
 from gradprism.trajectories.rendering import Renderer
 from helpers.tiny import sample_trajectories, tiny_tokenizer
@@ -39,7 +39,7 @@ def test_what_cannot_be_rendered_is_left_out_of_a_corpus_that_says_so(monkeypatc
     late = Trajectory("late", (Message("user", "look " * 100), Message("assistant", "go")), source="d:9")
     renderer, good = Renderer(tiny_tokenizer(), 80), sample_trajectories(5)
     corpus = load_corpus([*good, late], on_bad="skip")
-    assert usable(renderer, corpus) == good
+    assert [trajectory for trajectory, _ in render_usable(renderer, corpus)] == good
     (skipped,) = corpus.account.skipped
     assert (skipped.id, skipped.source) == ("late", "d:9")
     assert skipped.reason.startswith("empty response mask: the response begins at token")
@@ -52,5 +52,5 @@ def test_one_of_61_records_is_too_long() -> None:
     if not path.is_file():
         pytest.skip("needs the corpora of shared/data")
     renderer, corpus = Renderer(tiny_tokenizer(), 200), load_corpus(path, on_bad="skip")
-    assert len(usable(renderer, corpus)) == 60
+    assert len(list(render_usable(renderer, corpus))) == 60
     assert [one.source for one in corpus.account.skipped] == [f"{path}:61"]

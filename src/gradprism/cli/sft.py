@@ -14,7 +14,6 @@ from gradprism.runtime.ranks import Ranks
 from gradprism.training.sft_config import SftConfig
 from gradprism.trajectories.corpus import SKIPPED, write_skipped
 from gradprism.trajectories.mapping import read_settings
-from gradprism.trajectories.parallel import usable
 
 
 @o.with_config(SftConfig)
@@ -52,33 +51,31 @@ def command(
     Kill it, and the same command goes on. Several devices: torchrun or accelerate launch, with accelerate's configuration (DDP, FSDP).
     """
     names = read_settings(map_)
-    corpora = [gp.load_corpus(files, format=format_, mapping=names, on_bad=on_bad) for files in (data, eval_data or [])]
+    corpus, eval_corpus = (gp.load_corpus(files, format=format_, mapping=names, on_bad=on_bad) for files in (data, eval_data or []))
     if dry_run:
         limit = check_context_length(load_config(model), context_length)
         renderer = gp.Renderer(gp.load_tokenizer(model, chat), limit)
-        trained_on, held_out = (usable(renderer, corpus) for corpus in corpora)
         machine = gp.hardware(devices, device_tflops, device)
         spec = gp.ModelSpec(model, dtype, attention=attention)
-        estimate = gp.estimate_sft(spec, renderer, trained_on, held_out, config, machine)
+        estimate = gp.estimate_sft(spec, renderer, corpus, eval_corpus, config, machine)
         o.show(estimate.to_json(), o.estimate_text(estimate), as_json)
         return
     with gp.training_processes(device):
         check_model_name(model)  # before the corpus is read
-        trained_on, held_out = (_trajectories(corpus, model, chat, context_length) for corpus in corpora)
         summary = gp.train_sft(
             gp.ModelSpec(model, dtype, chat_template=chat, attention=attention),
             None,
-            trained_on,
+            corpus,
             config,
             out=out,
-            held_out=held_out,
+            held_out=eval_corpus,
             context_length=context_length,
             device=device,
             on_existing=on_existing,
         )
         ranks = Ranks.from_environment()
         if ranks is None or ranks.is_first:
-            write_skipped(out / SKIPPED, corpora)
+            write_skipped(out / SKIPPED, [corpus, eval_corpus])
     losses, held = summary.values("loss"), [row["eval_loss"] for row in summary.evaluations]
     # Each loss is of the weights before its step: of one step there is nothing to compare.
     loss = f"{losses[0]:.4f} → {losses[-1]:.4f}" if len(losses) > 1 else f"{losses[0]:.4f} before the step"
@@ -86,11 +83,3 @@ def command(
     steps = f"{summary.steps} step{'s' if summary.steps > 1 else ''}"
     text = f"{out}: {'had finished already: ' if summary.reused else ''}loss {loss}{held_out} in {steps}"
     o.show(summary.to_json(), text, as_json)
-
-
-def _trajectories(corpus: gp.Corpus, model: str, chat: gp.ChatOptions, context_length: int | None) -> list[gp.Trajectory]:
-    """Those of a corpus; where bad ones are to be left out, those that can be rendered."""
-    if corpus.on_bad == "fail":
-        return list(corpus)
-    limit = check_context_length(load_config(model), context_length)
-    return usable(gp.Renderer(gp.load_tokenizer(model, chat), limit), corpus)

@@ -38,7 +38,6 @@ from gradprism.runtime.usage import Usage
 from gradprism.training.folder import save_model
 from gradprism.training.rl import train_rl
 from gradprism.training.sft import train_sft
-from gradprism.trajectories.parallel import usable
 from gradprism.trajectories.rendering import Renderer, load_tokenizer
 
 
@@ -105,7 +104,7 @@ def train_by_imitation(stage: Sft, folder: Path, store: Store) -> Outcome[Traine
     """Trains by SFT; where a refresh has moved nothing to SFT, the model is passed on as it is."""
     data = stage.data
     model, renderer = load(stage.base, stage.model, store, "cpu")  # the trainer places it
-    trajectories = routes_of(data, store).sft if isinstance(data, Route | Refresh) else usable(renderer, corpus_of(data, store))
+    trajectories = routes_of(data, store).sft if isinstance(data, Route | Refresh) else corpus_of(data, store)
     if not trajectories:
         save_model(model, renderer.tokenizer, folder)
         return Outcome(Trained(examples=0, history=[], curve=[]), "nothing to train on, the model is the same")
@@ -120,8 +119,8 @@ def train_by_imitation(stage: Sft, folder: Path, store: Store) -> Outcome[Traine
     )
     history = _history(summary.history, "loss")
     first, last = _ends([row.loss or 0.0 for row in history])
-    line = f"loss {first:.3f} → {last:.3f} on {len(trajectories)} trajectories"
-    return Outcome(Trained(examples=len(trajectories), history=history, curve=[]), line, summary.usage, summary.earlier)
+    line = f"loss {first:.3f} → {last:.3f} on {summary.examples} trajectories"
+    return Outcome(Trained(examples=summary.examples, history=history, curve=[]), line, summary.usage, summary.earlier)
 
 
 def _history(rows: Sequence[Mapping[str, float]], name: str) -> list[TrainingStep]:

@@ -21,11 +21,9 @@ from gradprism.training.head import add_head, router_weight, score_tokens
 from gradprism.training.loop import Loop, cosine
 from gradprism.training.processes import decide
 from gradprism.training.sft_config import SftConfig
-from gradprism.training.sft_data import Plan, Row, fingerprint, pack, share, split_held_out, tensors
+from gradprism.training.sft_data import Given, Plan, Row, fingerprint, pack, share, split_held_out, tensors
 from gradprism.training.summary import TrainingSummary
-from gradprism.trajectories.corpus import Corpus, Sources, as_corpus
-from gradprism.trajectories.parallel import render_all
-from gradprism.trajectories.record import Trajectory
+from gradprism.trajectories.corpus import Corpus, Sources
 from gradprism.trajectories.rendering import RenderedTrajectory, Renderer, check_vocabulary
 
 
@@ -44,20 +42,22 @@ def train_sft(
     """Fine-tunes `model` in place and writes it with its tokenizer to `out`; a folder, hub id or `ModelSpec` is loaded first.
 
     `trajectories` are a `Corpus`, or anything that `load_corpus` takes. `held_out` are never trained on; without them
-    `config.eval_share` of `trajectories` is taken. Trajectories are cut to
-    `context_length` tokens, by default the model's own limit. The model may lie on the CPU: it is moved to `device` (auto, cpu or cuda),
-    or sharded as accelerate's configuration says. Under `torchrun` or `accelerate launch` every process calls this with the same
-    arguments. A training that was killed goes on from its last checkpoint, and gives what it would have given; one that has finished is
-    not repeated (`reused`).
+    `config.eval_share` of `trajectories` is taken. Trajectories are cut to `context_length` tokens, by default the model's own limit.
+    What of a corpus with `on_bad` of `skip` cannot be rendered is left out, and told in its account.
+
+    The model may lie on the CPU: it is moved to `device` (auto, cpu or cuda), or sharded as accelerate's configuration says. Under
+    `torchrun` or `accelerate launch` every process calls this with the same arguments. A training that was killed goes on from its last
+    checkpoint, and gives what it would have given; one that has finished is not repeated (`reused`).
 
     Raises `ConfigError`, `ModelError` or `FolderInUseError` before anything is trained; `ModelError` at the step that diverges.
     """
-    trained_on, held = split_held_out(_listed(trajectories), _listed(held_out), config)
+    given, given_held = Given.of(trajectories), Given.of(held_out)
+    split_held_out(given.trajectories, given_held.trajectories, config)  # what cannot be is said before a model is loaded
     with training_frame(model, tokenizer, config, out, device, on_existing) as frame:
         model, renderer = frame.model, Renderer(frame.tokenizer, check_context_length(frame.model, context_length))
         for line in renderer.cautions():
             say(f"warning: {line}")
-        rendered, rendered_held = render_all(renderer, trained_on), render_all(renderer, held)
+        rendered, rendered_held = split_held_out(given.rendered(renderer), given_held.rendered(renderer), config)
         unknown = _check_tokens(model, renderer, [*rendered, *rendered_held])
         packs = decide(frame.ranks, lambda: packs_rows(model, config))
 
@@ -77,13 +77,6 @@ def train_sft(
             f"{sum(cut):,} tokens of {len(cut)} trajectories lie past the context of {renderer.context_length} and were cut"
         ]
         return frame.finish(loop, len(rendered), counts, seconds, warnings if cut else ())
-
-
-def _listed(given: Corpus | Sources) -> Sequence[Trajectory]:
-    """The trajectories of a corpus in memory; those that are trajectories already are taken as they are."""
-    if isinstance(given, list | tuple) and all(isinstance(one, Trajectory) for one in given):
-        return given  # pyright: ignore[reportReturnType]
-    return list(as_corpus(given))
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,16 +16,36 @@ from torch import Tensor
 
 from gradprism.runtime.errors import ConfigError
 from gradprism.training.sft_config import SftConfig
+from gradprism.trajectories.corpus import Account, Corpus, Sources, as_corpus
+from gradprism.trajectories.parallel import render_all, skipping
 from gradprism.trajectories.record import Trajectory
-from gradprism.trajectories.rendering import RenderedTrajectory
+from gradprism.trajectories.rendering import RenderedTrajectory, Renderer
 
 Row = list[RenderedTrajectory]  # a trajectory, or several that are packed
 _T = TypeVar("_T")
+_R = TypeVar("_R", Trajectory, RenderedTrajectory)
 
 
-def split_held_out(
-    trajectories: Sequence[Trajectory], held_out: Sequence[Trajectory], config: SftConfig
-) -> tuple[list[Trajectory], list[Trajectory]]:
+@dataclass(frozen=True, slots=True)
+class Given:
+    """Trajectories that were read, before any is rendered, and the account of those that cannot be, where they are left out."""
+
+    trajectories: Sequence[Trajectory]
+    account: Account | None
+
+    @classmethod
+    def of(cls, given: Corpus | Sources) -> "Given":
+        """Reads a corpus; trajectories in memory are taken as they are."""
+        if isinstance(given, list | tuple) and all(isinstance(one, Trajectory) for one in given):
+            return cls(given, None)  # pyright: ignore[reportArgumentType]
+        return cls(list(corpus := as_corpus(given)), skipping(corpus))
+
+    def rendered(self, renderer: Renderer) -> list[RenderedTrajectory]:
+        """Their renderings."""
+        return render_all(renderer, self.trajectories, self.account)
+
+
+def split_held_out(trajectories: Sequence[_R], held_out: Sequence[_R], config: SftConfig) -> tuple[list[_R], list[_R]]:
     """The trajectories that are trained on and those held out, each in its own order; drawn by ids and the seed alone, whatever the order.
 
     Raises `ConfigError` where nothing would be left to train on, or settings do not go together.
@@ -43,7 +63,7 @@ def split_held_out(
         raise ConfigError(f"eval_share {config.eval_share}: leaves none of {len(trajectories)} trajectories to train on; lower it")
     draws = [hashlib.sha256(json.dumps([config.seed, t.id]).encode()).digest() for t in trajectories]
     drawn = set(sorted(range(len(trajectories)), key=draws.__getitem__)[:count])
-    parts: tuple[list[Trajectory], list[Trajectory]] = ([], [])
+    parts: tuple[list[_R], list[_R]] = ([], [])
     for index, trajectory in enumerate(trajectories):
         parts[index in drawn].append(trajectory)
     return parts

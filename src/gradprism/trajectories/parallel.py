@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from gradprism.runtime.errors import GradprismError, WorkerError
 from gradprism.runtime.progress import Progress, say
-from gradprism.trajectories.corpus import Corpus
+from gradprism.trajectories.corpus import Account, Corpus
 from gradprism.trajectories.masks import NO_NOTES, LostThoughtsError
 from gradprism.trajectories.record import Message, Trajectory
 from gradprism.trajectories.rendering import RenderedTrajectory, Renderer
@@ -52,23 +52,25 @@ def render_each(
     return map_rendered(renderer, trajectories, lambda _, rendered: rendered, processes)
 
 
-def render_all(renderer: Renderer, trajectories: Sequence[Trajectory]) -> list[RenderedTrajectory]:
-    """The renderings of all trajectories, with progress; raises what rendering raises."""
+def render_all(renderer: Renderer, trajectories: Sequence[Trajectory], account: Account | None = None) -> list[RenderedTrajectory]:
+    """The renderings of all trajectories, with progress; raises what rendering raises, unless an `account` takes what has none."""
     made = []
     with Progress("rendering", len(trajectories)) as progress:
-        for _, rendered in render_usable(renderer, trajectories):
+        for _, rendered in render_usable(renderer, trajectories, account):
             made.append(rendered)
             progress.advance()
     return made
 
 
-def render_usable(renderer: Renderer, trajectories: Iterable[Trajectory]) -> Iterator[tuple[Trajectory, RenderedTrajectory]]:
-    """Each trajectory with its rendering; of a `Corpus` with `on_bad` of `skip` those alone that have one, the others in its account.
+def render_usable(
+    renderer: Renderer, trajectories: Iterable[Trajectory], account: Account | None = None
+) -> Iterator[tuple[Trajectory, RenderedTrajectory]]:
+    """Each trajectory with its rendering; with an `account`, which a `Corpus` with `on_bad` of `skip` has, those alone that have one.
 
     At the end it is said what was left out or written in. Raises what rendering raises; for thoughts that would be lost, after all
     trajectories that lose some have been counted.
     """
-    account = trajectories.account if isinstance(trajectories, Corpus) and trajectories.on_bad == "skip" else None
+    account = account or skipping(trajectories)
     notes, lost = NO_NOTES, list[LostThoughtsError]()
     for trajectory, rendered in render_each(renderer, trajectories):
         if not isinstance(rendered, GradprismError):
@@ -87,9 +89,9 @@ def render_usable(renderer: Renderer, trajectories: Iterable[Trajectory]) -> Ite
         say(f"warning: {line}")
 
 
-def usable(renderer: Renderer, corpus: Corpus) -> list[Trajectory]:
-    """The trajectories of a corpus: all of them, or with `on_bad` of `skip` those that can be rendered."""
-    return list(corpus) if corpus.on_bad == "fail" else [trajectory for trajectory, _ in render_usable(renderer, corpus)]
+def skipping(trajectories: object) -> Account | None:
+    """The account of a corpus that leaves out what cannot be used; None for anything else."""
+    return trajectories.account if isinstance(trajectories, Corpus) and trajectories.on_bad == "skip" else None
 
 
 def _in_processes(
