@@ -73,6 +73,23 @@ def test_a_model_that_is_killed_goes_on_where_it_was(cli, tmp_path):
     assert lines(tmp_path / "cut" / "batches.jsonl") == costs and len(costs) == 4
 
 
+def test_attempts_play_every_task_several_times_and_go_on_after_a_cut(cli, tmp_path):
+    play = ["evaluate", "--model", "models/alfworld-tiny", *TINY, "--split", "dev", "--count", 4, "--max-steps", 6, "--attempts", 3]
+    assert_refused(cli(*play, "--out", tmp_path / "greedy"), "attempts 3: greedily all are the same; set a temperature")
+    sampled = [*play, "--temperature", 1, "--in-flight", 5]
+    code, out, _ = cli(*sampled, "--out", tmp_path / "a", "--json")
+    row = json.loads(out)["rows"][0]
+    assert (code, row["tasks"], row["episodes"]) == (0, 4, 12)
+    episodes = lines(tmp_path / "a" / "episodes.jsonl")
+    assert [e["id"] for e in episodes] == sorted([e["id"] for e in episodes], key=[e["id"] for e in episodes].index)
+    assert len({tuple(e["actions"]) for e in episodes}) > 4  # attempts differ
+    (tmp_path / "a" / "summary.json").unlink()
+    costs = (tmp_path / "a" / "batches.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "a" / "batches.jsonl").write_text("".join(costs[:1]))
+    assert cli(*sampled, "--out", tmp_path / "a")[0] == 0
+    assert lines(tmp_path / "a" / "episodes.jsonl") == episodes
+
+
 def test_windows_of_history_and_tags(cli, tmp_path):
     arguments = ["evaluate", "--model", "models/alfworld-tiny", *TINY, "--split", "unseen", "--count", 6, "--max-steps", 4]
     assert cli(*arguments, "--history", 2, "--out", tmp_path / "window")[0] == 0

@@ -1,6 +1,7 @@
 import dataclasses
 import math
 
+import numpy as np
 import pytest
 from scipy.stats import binomtest
 
@@ -23,9 +24,9 @@ def test_wilson_interval_of_nothing_says_nothing():
     assert wilson_interval(0, 0) == (0.0, 1.0)
 
 
-def played(split, task_type, success, steps, invalid):
+def played(split, task_type, success, steps, invalid, name="1"):
     turns = [Turn("seen", "look", valid=number >= invalid) for number in range(steps)]
-    return Episode(Task("x", "1", task_type, split), turns, success=success, score=float(success))
+    return Episode(Task("x", f"{task_type}/{name}", task_type, split), turns, success=success, score=float(success))
 
 
 def test_summary_counts_by_split_and_type():
@@ -33,7 +34,7 @@ def test_summary_counts_by_split_and_type():
         [
             played("unseen", "look", True, 4, 0),
             played("unseen", "pick", False, 20, 10),
-            played("unseen", "pick", True, 6, 2),
+            played("unseen", "pick", True, 6, 2, "2"),
             played("seen", "pick", False, 20, 0),
         ]
     )
@@ -51,6 +52,20 @@ def test_summary_counts_by_split_and_type():
     assert (everything.low, everything.high) == wilson_interval(2, 3)
     assert all(math.isfinite(v) for r in rows for v in dataclasses.asdict(r).values() if isinstance(v, float))
     assert headline(rows).startswith("unseen 66.7 % [20.8, 93.9] · seen 0.0 % [0.0, 79.3]")
+
+
+def test_attempts_at_a_task_are_not_independent_and_any_of_them_solves_it():
+    """Intervals over tasks, against numpy and scipy: four of the same outcome tell what one tells."""
+    won = {"a": [1, 1, 1, 1], "b": [0, 0, 0, 0], "c": [0, 1, 0, 0], "d": [1, 1, 0, 1]}
+    [row, _] = summarise([played("unseen", "look", bool(w), 3, 0, name) for name, of in won.items() for w in of])
+    assert (row.tasks, row.episodes, row.successes, row.solved) == (4, 16, 8, 0.75)
+    rates = np.array([np.mean(of) for of in won.values()])
+    half = 1.959963984540054 * rates.std(ddof=1) / 2
+    assert (row.low, row.high) == pytest.approx((max(0, 0.5 - half), min(1, 0.5 + half)))
+    assert (row.score, row.score_low, row.score_high) == pytest.approx((0.5, row.low, row.high))
+    expected = binomtest(3, 4).proportion_ci(method="wilson")
+    assert (row.solved_low, row.solved_high) == pytest.approx((expected.low, expected.high))
+    assert headline([row]).endswith(", pass@4 75.0 % [30.1, 95.4]")
 
 
 def test_a_transcript_gives_the_episode_back_but_for_its_tokens():

@@ -2,7 +2,11 @@
 
 import pytest
 import torch
-from transformers import get_constant_schedule_with_warmup, get_cosine_schedule_with_warmup
+from transformers import (
+    get_constant_schedule_with_warmup,
+    get_cosine_schedule_with_warmup,
+    get_cosine_with_min_lr_schedule_with_warmup,
+)
 
 from gradprism.runtime.errors import ModelError
 from gradprism.training.loop import Loop, constant, cosine
@@ -14,15 +18,16 @@ from helpers.tiny import tiny_qwen3
 def test_learning_rates_are_those_of_transformers(warmup):
     for schedule, make in (
         (cosine(30, warmup), lambda optimizer: get_cosine_schedule_with_warmup(optimizer, warmup, 30)),
+        (cosine(20, warmup, 0.25), lambda o: get_cosine_with_min_lr_schedule_with_warmup(o, warmup, 20, min_lr_rate=0.25)),
         (constant(warmup), lambda optimizer: get_constant_schedule_with_warmup(optimizer, warmup)),
     ):
         optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
         theirs, expected = make(optimizer), []
-        for _ in range(30):
+        for _ in range(20):
             expected.append(optimizer.param_groups[0]["lr"])
             optimizer.step()
             theirs.step()
-        assert [schedule(step) for step in range(30)] == pytest.approx(expected)
+        assert [schedule(step) for step in range(20)] == pytest.approx(expected)
 
 
 def step(loop: Loop, factor: float) -> None:

@@ -24,7 +24,7 @@ from gradprism.training.loss import policy_loss
 from gradprism.training.rewards import outcome
 from gradprism.training.rl import RlTraining, train_rl
 from gradprism.training.rl_config import RlConfig, other_prompt
-from gradprism.training.rounds import Rounds, advantages_of, figures_of, has_gradient
+from gradprism.training.rounds import Rounds, advantages_of, figures_of, has_gradient, repeats
 from gradprism.training.tasks import TaskStream, as_tasks, read_tasks
 from gradprism.trajectories.rendering import Renderer, load_tokenizer
 from helpers.broken_games import BrokenGames
@@ -273,7 +273,45 @@ def test_rewards_by_hand():
     assert not outcome(made, RlConfig()).counted
     made.turns[1].reward, made.stop_reason = 0.0, StopReason.FAILURE
     assert not outcome(made, RlConfig()).counted
-    assert outcome(Episode(TASK), RlConfig(reward="success")).rewards == ()
+    assert outcome(Episode(TASK), RlConfig(reward="success", timeout_penalty=1.0)).rewards == ()
+    made.stop_reason, timeout = StopReason.STEPS, RlConfig(reward="score", timeout_penalty=0.5)
+    assert outcome(made, timeout).rewards == (0.0, 0.0, 0.25)
+    made.stop_reason = StopReason.ENVIRONMENT
+    assert outcome(made, timeout).rewards == (0.0, 0.0, 0.75)
+
+
+def test_dynamic_sampling_asks_for_groups_that_earn_differently_and_not_for_other_penalties():
+    """A failed group in which one was refused more often than another has a gradient, and yet is no mixed one."""
+
+    def play(tasks, seed):
+        played = [episode([(1, 0), (1, 0)], [0.0, 0.0], task=task) for task in tasks]
+        played[0].turns[1].valid = False
+        return played
+
+    config = RlConfig(rounds=1, rollouts_per_task=2, tasks_per_round=1, invalid_penalty=0.1, dynamic_sampling=True)
+    result = Rounds(TaskStream([TASK], 0), play, config, 1).next()
+    assert (result.counts["zero_variance_groups"], result.counts["replaced_groups"]) == (4, 3)
+    assert (result.counts["taken"], result.counts["without_gradient"]) == (1, 0) and any(any(row.advantages) for row in result.rows)
+    told = figures_of(result.counts)
+    assert (told["zero_variance_groups"], told["groups_without_gradient"], told["repeated_share"]) == (1.0, 0.0, 0.0)
+    for made in result.groups[0].episodes:
+        made.turns[1].observation = made.turns[0].observation
+    assert [repeats(made) for made in result.groups[0].episodes] == [1, 1]
+
+
+def test_half_the_rounds_change_in_half_the_time():
+    config = RlConfig(rounds=100, decay_rounds=80, max_steps=20, first_max_steps=5, growth_rounds=11)
+    assert config.shortened(50) == config.model_copy(update={"rounds": 50, "decay_rounds": 40, "growth_rounds": 6})
+    assert config.shortened(1).growth_rounds == 1 and RlConfig(rounds=10).shortened(3) == RlConfig(rounds=3)
+
+
+def test_the_limit_of_steps_grows_to_its_end():
+    config = RlConfig(max_steps=20, first_max_steps=5, growth_rounds=10)
+    assert [config.steps_limit(done) for done in (0, 1, 2, 9, 10, 50)] == [5, 6, 8, 18, 20, 20]
+    assert [RlConfig(max_steps=20).steps_limit(done) for done in (0, 50)] == [20, 20]
+    for bad in ({"first_max_steps": 5}, {"first_max_steps": 21, "growth_rounds": 3}):
+        with pytest.raises(ValueError, match="must be at most max_steps 20, with growth_rounds"):
+            RlConfig.model_validate({"max_steps": 20, **bad})
 
 
 def test_every_process_draws_every_task_once_a_pass():
@@ -602,6 +640,64 @@ def test_a_training_is_extended_from_a_kept_checkpoint_to_the_same_weights(tmp_p
     assert run_tiny(tmp_path / "whole", rounds=3, invalid_penalty=0.3)[2].reused
     with pytest.raises(FolderInUseError, match=r"config\.invalid_penalty: 0\.3 → 0\.2"):
         run_tiny(tmp_path / "whole", rounds=3, invalid_penalty=0.2)
+
+
+def test_steps_grow_and_the_learning_rate_falls_by_the_rounds_that_were_played(tmp_path):
+    settings = {"rounds": 4, "first_max_steps": 1, "growth_rounds": 3, "decay_rounds": 3, "decay_to": 0.25, "updates_per_round": 2}
+    _, _, summary = run_tiny(tmp_path / "out", invalid_penalty=0.3, **settings)
+    rounds = [row for row in summary.history if "steps_per_episode" in row]
+    assert rounds[0]["steps_per_episode"] == 1 and all(row["steps_per_episode"] <= 1 + n for n, row in enumerate(rounds))
+    rates = [row["learning_rate"] / 1e-3 for row in summary.history]
+    assert rates[0] == 1 and rates == sorted(rates, reverse=True)
+    assert rates[3] == pytest.approx(0.25 + 0.75 * 0.5) and rates[6:] == [pytest.approx(0.25)] * 2
+
+
+def test_the_best_weights_are_those_of_the_best_evaluation_also_after_a_cut(tmp_path, monkeypatch):
+    told = iter([(0.2, 0.0), (0.5, 0.1), (0.5, 0.3), (0.4, 0.9), (0.5, 0.3)] * 2)
+    monkeypatch.setattr(RlTraining, "_play_evaluation", lambda self, config: next(told))
+    options = {"rounds": 4, "invalid_penalty": 0.3, "evaluate_every": 1, "save_every": 1}
+    kept, _, summary = run_tiny(tmp_path / "best", keep_best=True, **options)
+    assert [summary.counts[name] for name in ("best_success", "best_score", "best_round", "rounds")] == [0.5, 0.3, 2, 4]
+    second, _, _ = run_tiny(tmp_path / "two", rounds=2, invalid_penalty=0.3)
+    for name, value in second.state_dict().items():
+        assert torch.equal(value, kept.state_dict()[name]), name
+    assert all(
+        torch.equal(value, second.state_dict()[name]) for name, value in load_model(str(tmp_path / "best")).state_dict().items()
+    )
+    played, play = [], Rounds.next
+
+    def cut(self):
+        played.append(self.count)
+        if len(played) == 4:  # the third round, whose checkpoint knows what is the best, has ended
+            raise KeyboardInterrupt
+        return play(self)
+
+    monkeypatch.setattr(Rounds, "next", cut)
+    with pytest.raises(KeyboardInterrupt):
+        run_tiny(tmp_path / "cut", keep_best=True, **options)
+    resumed, _, _ = run_tiny(tmp_path / "cut", keep_best=True, **options)
+    for name, value in second.state_dict().items():
+        assert torch.equal(value, resumed.state_dict()[name]), name
+    assert not (tmp_path / "cut" / "checkpoints").exists()
+
+
+def test_an_alarm_that_was_asked_for_ends_the_training_and_counts_as_its_end(tokenizer, tmp_path, capfd):
+    environment = BrokenGames(str(tmp_path))
+    settings = {"rounds": 30, "tasks_per_round": 1, "rollouts_per_task": 2, "max_steps": 1, "max_action_tokens": 2}
+
+    def train(**more):
+        config = RlConfig.model_validate({**settings, "context_length": 256, **more})
+        tasks, model = environment.tasks("train", 2), tiny_qwen3(len(tokenizer))
+        return train_rl(model, tokenizer, environment, tasks, config, out=tmp_path / "out", workers=1)
+
+    summary = train(stop_when=("clipping", "no-gradient"))
+    assert (summary.stopped, summary.counts["rounds"], summary.steps) == ("no-gradient", 10, 10)
+    assert "round 10: no-gradient: 100% of the groups earn all alike; play more" in capfd.readouterr().err
+    assert any(told.startswith("raised in round 10 and still true, no-gradient") for told in summary.warnings)
+    again = train(stop_when=("no-gradient",))
+    assert again.reused and again.stopped == "no-gradient"
+    with pytest.raises(FolderInUseError, match="has finished after 10 steps and kept no checkpoint to go on from"):
+        train()
 
 
 def test_rounds_without_a_gradient_are_said_and_have_no_entropy(tokenizer, tmp_path, capfd):

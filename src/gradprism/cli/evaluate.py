@@ -9,6 +9,7 @@ import gradprism as gp
 from gradprism.cli import options as o
 from gradprism.cli.config_file import ConfigFile, ConfigSet
 from gradprism.evaluation.config import EvaluationConfig
+from gradprism.evaluation.summary import solved_text
 from gradprism.runtime.errors import ConfigError
 from gradprism.training.rl_config import other_prompt
 from gradprism.trajectories.chat_options import other_options
@@ -69,7 +70,7 @@ def command(
         ended = "".join(f", {n} {how}" for how, n in ends.items() if n)
         lines.append(
             f"{row.split:12s} {row.task_type:32s} {success} {score:25s} {row.mean_steps:5.1f} steps, "
-            f"{100 * row.invalid_share:.1f} % refused{ended}"
+            f"{100 * row.invalid_share:.1f} % refused{ended}{solved_text(row)}"
         )
     o.show(evaluation.to_json(), "\n".join([*lines, *evaluation.remarks]), as_json)
 

@@ -79,12 +79,14 @@ class Environment(ABC):
     A subclass defines `ids` and `session`; ids begin with their split and a slash, unless it defines `find` too.
 
     `name`: under which it is registered, and by which task references call it. `splits`: the one for training first.
-    `evaluation_splits`: those that are evaluated on unless others are asked for.
+    `evaluation_splits`: those that are evaluated on unless others are asked for. `dev_split`: the one to look at while training and while
+    settings are chosen, which no result is reported on; empty: the first of `evaluation_splits`.
     """
 
     name: ClassVar[str] = ""
     splits: ClassVar[tuple[str, ...]] = ("train", "test")
     evaluation_splits: ClassVar[tuple[str, ...]] = ("test",)
+    dev_split: ClassVar[str] = ""
 
     @abstractmethod
     def ids(self, split: str, task_type: str | None = None) -> Sequence[str]:

@@ -1,6 +1,8 @@
 """The settings of an evaluation."""
 
-from pydantic import Field, PositiveInt
+from typing import Self
+
+from pydantic import Field, PositiveInt, model_validator
 
 from gradprism.rollouts.config import RolloutConfig
 
@@ -13,6 +15,13 @@ class EvaluationConfig(RolloutConfig):
     )
     start: int = Field(default=0, ge=0, description="Place of the first task.")
     task_type: str | None = Field(default=None, description="Only tasks of this type.")
+    attempts: int = Field(default=1, ge=1, description="Episodes per task; with several, pass@k says who solves it in any of them.")
     temperature: float = Field(default=0.0, ge=0, description="Sampling temperature; 0 is greedy.")
     in_flight: int = Field(default=64, ge=1, description="Episodes played at once, and written at once.")
     seed: int = Field(default=0, ge=0, lt=2**32, description="Seed of sampling.")
+
+    @model_validator(mode="after")
+    def _attempts_differ(self) -> Self:
+        if self.attempts > 1 and not self.temperature:
+            raise ValueError(f"attempts {self.attempts}: greedily all are the same; set a temperature")
+        return self

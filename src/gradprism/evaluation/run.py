@@ -86,7 +86,7 @@ def evaluate(
     on_existing: OnExisting = "resume",
     remarks: Sequence[str] = (),
 ) -> Evaluation:
-    """Plays every task of `config`: greedily, unless it sets a temperature.
+    """Plays every task of `config`, `config.attempts` times: greedily, unless it sets a temperature.
 
     `agent` is an `Agent`, `"expert"`, `"random"`, or a model: loaded, or by its folder, hub id or `ModelSpec`; `environment` may be the
     name of one. Tasks are played in batches of `config.in_flight`, each with a seed of its own, so that a batch depends on nothing before
@@ -97,7 +97,8 @@ def evaluate(
     written to; `ConfigError` for unknown splits or task types; `DataError` for a folder whose files do not fit together.
     """
     environment = as_environment(environment)
-    tasks = [task for split, n in config.splits.items() for task in environment.tasks(split, n, config.start, config.task_type)]
+    chosen = [task for split, n in config.splits.items() for task in environment.tasks(split, n, config.start, config.task_type)]
+    tasks = [task for task in chosen for _ in range(config.attempts)]
     batches = [tasks[i : i + config.in_flight] for i in range(0, len(tasks), config.in_flight)]
     if out is not None:
         out = Path(out).expanduser()

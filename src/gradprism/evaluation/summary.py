@@ -1,8 +1,10 @@
 """Episodes to numbers: success and score with 95 % intervals, by task type."""
 
 import math
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from statistics import fmean as mean
 
 from gradprism.rollouts.episode import Episode, StopReason
 
@@ -14,12 +16,16 @@ class SuccessRow:
     """The episodes of a split of one task type, or of `all`.
 
     `success` is the share won, with its 95 % interval `low` to `high` (Wilson 1927); `score` the mean score, with an interval by the
-    normal approximation; all in [0, 1]. `mean_steps` are actions per episode, `invalid_share` the share of actions that the environment
-    refused. `failures` are episodes that the engine broke off, `cut_by_context` those that ran out of context, `out_of_steps` of steps.
+    normal approximation; all in [0, 1]. Where each of `tasks` was played several times, episodes of a task are not independent, and
+    both intervals are those of its mean over tasks by the normal approximation; `solved` is the share of tasks with a success in any
+    attempt (pass@k), with its Wilson interval `solved_low` to `solved_high`. `mean_steps` are actions per episode, `invalid_share` the
+    share of actions that the environment refused. `failures` are episodes that the engine broke off, `cut_by_context` those that ran
+    out of context, `out_of_steps` of steps.
     """
 
     split: str
     task_type: str
+    tasks: int
     episodes: int
     successes: int
     success: float
@@ -28,6 +34,9 @@ class SuccessRow:
     score: float
     score_low: float
     score_high: float
+    solved: float
+    solved_low: float
+    solved_high: float
     mean_steps: float
     invalid_share: float
     failures: int
@@ -60,21 +69,31 @@ def summarise(episodes: Sequence[Episode]) -> list[SuccessRow]:
 def _row(split: str, task_type: str, episodes: Sequence[Episode]) -> SuccessRow:
     n, successes = len(episodes), sum(episode.success for episode in episodes)
     turns = [turn for episode in episodes for turn in episode.turns]
-    score = sum(episode.score for episode in episodes) / n
-    # Of one episode nothing is known: the whole range of scores.
-    half = Z * math.sqrt(sum((e.score - score) ** 2 for e in episodes) / (n - 1) / n) if n > 1 else 1.0
+    of_tasks: dict[str, list[Episode]] = defaultdict(list)
+    for episode in episodes:
+        of_tasks[episode.task.id].append(episode)
+    tasks, solved = len(of_tasks), sum(any(e.success for e in attempts) for attempts in of_tasks.values())
     low, high = wilson_interval(successes, n)
+    if tasks < n:
+        low, high = normal_interval([mean(e.success for e in attempts) for attempts in of_tasks.values()])
+    scores = [mean(e.score for e in attempts) for attempts in of_tasks.values()]
+    score_low, score_high = normal_interval(scores)
+    solved_low, solved_high = wilson_interval(solved, tasks)
     return SuccessRow(
         split,
         task_type,
+        tasks=tasks,
         episodes=n,
         successes=successes,
         success=successes / n,
         low=low,
         high=high,
-        score=score,
-        score_low=max(0.0, score - half),
-        score_high=min(1.0, score + half),
+        score=mean(scores),
+        score_low=score_low,
+        score_high=score_high,
+        solved=solved / tasks,
+        solved_low=solved_low,
+        solved_high=solved_high,
         mean_steps=len(turns) / n,
         invalid_share=sum(not turn.valid for turn in turns) / max(1, len(turns)),
         failures=sum(bool(episode.failure) for episode in episodes),
@@ -83,10 +102,25 @@ def _row(split: str, task_type: str, episodes: Sequence[Episode]) -> SuccessRow:
     )
 
 
+def normal_interval(values: Sequence[float]) -> tuple[float, float]:
+    """95 % interval of the mean of values in [0, 1] by the normal approximation; of one value nothing is known: (0, 1)."""
+    n, centre = len(values), mean(values)
+    half = Z * math.sqrt(sum((value - centre) ** 2 for value in values) / (n - 1) / n) if n > 1 else 1.0
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def solved_text(row: SuccessRow) -> str:
+    """`, pass@8 40.0 % [31.1, 49.7]` where tasks were played several times, else nothing."""
+    if row.tasks == row.episodes:
+        return ""
+    interval = f"[{100 * row.solved_low:.1f}, {100 * row.solved_high:.1f}]"
+    return f", pass@{row.episodes // row.tasks} {100 * row.solved:.1f} % {interval}"
+
+
 def headline(rows: Iterable[SuccessRow]) -> str:
     """`unseen 12.5 % [6.9, 21.5] · seen …`: one line for a log."""
     return " · ".join(
-        f"{row.split} {100 * row.success:.1f} % [{100 * row.low:.1f}, {100 * row.high:.1f}]"
+        f"{row.split} {100 * row.success:.1f} % [{100 * row.low:.1f}, {100 * row.high:.1f}]{solved_text(row)}"
         for row in rows
         if row.task_type == "all"
     )

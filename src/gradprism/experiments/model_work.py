@@ -173,7 +173,7 @@ def train_by_rl(stage: Rl, folder: Path, store: Store) -> Outcome[Trained]:
         renderer.tokenizer,
         environment,
         tasks,
-        stage.config.model_copy(update={"rounds": rl_rounds(stage, len(tasks), store, environment)}),
+        stage.config.shortened(rl_rounds(stage, len(tasks), store, environment)),
         out=folder,
         workers=stage.world.workers,
         device=stage.base.device,

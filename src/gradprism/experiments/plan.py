@@ -153,7 +153,7 @@ class Plan:
         by_threshold = arm.rl == "routed" and arm.route.threshold is not None
         share = arm.route.rl_share if arm.rl == "routed" and not by_threshold else 1.0
         share_of = self.corpus if by_threshold else route if isinstance(tasks, Refresh) else None
-        values = self.rl_config.model_dump() | {"rounds": arm.rounds or max(1, round(self.config.rl.rounds * share))}
+        values = self.rl_config.shortened(arm.rounds or max(1, round(self.config.rl.rounds * share))).model_dump()
         values |= {} if self.config.seeds is None else {"seed": seed}
         values |= {} if arm.algorithm is None else {"algorithm": arm.algorithm}
         refresh_every = arm.refresh.every_k_steps if arm.rl == "routed" else 0

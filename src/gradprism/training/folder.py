@@ -8,7 +8,7 @@ has a temporary's name and is deleted by the next attempt. Several processes mus
 import json
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
+from safetensors.torch import save_file
 
 from gradprism.runtime.errors import FolderInUseError, ModelError, WriteError, one_line
 from gradprism.runtime.files import read_json, read_jsonl, write_json, write_jsonl, writing
@@ -47,7 +48,7 @@ _MODEL_FILES = (
 )
 # Settings that change no weight may differ between two attempts at one training; `rounds` says how long to go on, at a rate that does not
 # depend on it. A log is begun anew where no checkpoint is left.
-_FREE_SETTINGS = ("track", "keep_checkpoints", "save_steps", "save_every", "micro_batch_tokens", "in_flight", "rounds")
+_FREE_SETTINGS = ("track", "keep_checkpoints", "save_steps", "save_every", "micro_batch_tokens", "in_flight", "rounds", "stop_when")
 TRAINING = FolderKind(
     "training",
     identity="command",
@@ -57,18 +58,19 @@ TRAINING = FolderKind(
 
 
 def claim_training(
-    out: Path, manifest: Manifest, on_existing: OnExisting = "resume", steps: int | None = None
+    out: Path, manifest: Manifest, on_existing: OnExisting = "resume", steps: int | None = None, stop_when: Sequence[str] = ()
 ) -> tuple[int, TrainingSummary | None]:
-    """Makes `out` the folder of the training that `manifest` describes, which is to take `steps` optimizer steps (None: as many as before).
+    """Makes `out` the folder of the training that `manifest` describes, which is to take `steps` optimizer steps (None: as many as before),
+    or fewer where an alarm of `stop_when` ends it.
 
     Returns the step of the checkpoint to go on from, 0 for none, and the summary of a training that has finished. One that finished with
     fewer steps goes on from a checkpoint that was kept. Raises `FolderInUseError` where the folder holds another training or anything else
     (`FolderKind.claim`), or has been trained for longer, or has no checkpoint to go on from.
     """
     if on_existing == "resume" and steps is not None and (out / MANIFEST).is_file():
-        _check_length(out, steps)
+        _check_length(out, steps, stop_when)
     TRAINING.claim(out, manifest, on_existing)
-    if (done := finished_training(out)) is not None and steps is not None and done.steps < steps:
+    if (done := finished_training(out)) is not None and steps is not None and _goes_on(done, steps, stop_when):
         (out / SUMMARY).unlink()
     for partial in (out / _PARTIAL_MODEL, partial_checkpoint(out)):
         remove(partial)
@@ -79,13 +81,17 @@ def claim_training(
     return step, finished
 
 
-def _check_length(out: Path, steps: int) -> None:
+def _goes_on(done: TrainingSummary, steps: int, stop_when: Sequence[str]) -> bool:
+    return done.steps < steps and (not done.stopped or done.stopped not in stop_when)
+
+
+def _check_length(out: Path, steps: int, stop_when: Sequence[str]) -> None:
     """Raises `FolderInUseError` where a training cannot be made one of `steps` optimizer steps."""
     checkpoint, finished = latest_checkpoint(out / CHECKPOINTS), finished_training(out)
     done = finished.steps if finished else _step(checkpoint) if checkpoint else 0
     if done > steps:
         raise FolderInUseError(f"{out}: has been trained for {done} steps, which are more than {steps}; choose another --out")
-    if finished is not None and done < steps and checkpoint is None:
+    if finished is not None and _goes_on(finished, steps, stop_when) and checkpoint is None:
         raise FolderInUseError(
             f"{out}: has finished after {done} steps and kept no checkpoint to go on from; train anew with --on-existing replace "
             "(--keep-checkpoints keeps them)"
@@ -198,6 +204,20 @@ def check_finite(state: Mapping[str, torch.Tensor]) -> None:
     for name, value in state.items():
         if not bool(value.isfinite().all()):
             raise ModelError(f"training diverged: {name} is not finite, so no checkpoint is written; lower the learning rate")
+
+
+def best_weights(out: Path, rank: int) -> Path:
+    """The file of a process's part of the weights of the best evaluation so far."""
+    return out / CHECKPOINTS / f"best-{rank}.safetensors"
+
+
+def keep_best(out: Path, rank: int, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Writes a process's part of the weights of the best evaluation so far; it appears whole."""
+    path = best_weights(out, rank)
+    partial = path.with_name(f".{path.name}.tmp")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file({name: value.contiguous() for name, value in tensors.items()}, partial)
+    partial.replace(path)
 
 
 def _step(checkpoint: Path) -> int:

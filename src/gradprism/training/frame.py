@@ -48,16 +48,21 @@ class Frame:
         return self.ranks.world if self.ranks else 1
 
     def claim(
-        self, command: Literal["sft", "rl"], inputs: Callable[[], Manifest], steps: int | None = None
+        self,
+        command: Literal["sft", "rl"],
+        inputs: Callable[[], Manifest],
+        steps: int | None = None,
+        stop_when: Sequence[str] = (),
     ) -> TrainingSummary | None:
         """Makes the folder this training's, which depends on `inputs` besides model and settings; its summary if it has finished.
 
-        `steps`: how many optimizer steps it is to have, where more may be asked of it than before. Raises `FolderInUseError` where the
+        `steps`: how many optimizer steps it is to have, where more may be asked of it than before; one that an alarm of `stop_when`
+        ended has finished with fewer. Raises `FolderInUseError` where the
         folder holds another training or anything else (`claim_training`).
         """
 
         def claim() -> tuple[int, dict[str, Any] | None]:
-            step, finished = claim_training(self.out, self._manifest(command, inputs()), self.on_existing, steps)
+            step, finished = claim_training(self.out, self._manifest(command, inputs()), self.on_existing, steps, stop_when)
             return step, finished and finished.to_json()
 
         self.step, finished = decide(self.ranks, claim)
@@ -86,7 +91,13 @@ class Frame:
         }
 
     def finish(
-        self, loop: Loop, examples: int, counts: Mapping[str, float], evaluation_seconds: float, warnings: Sequence[str] = ()
+        self,
+        loop: Loop,
+        examples: int,
+        counts: Mapping[str, float],
+        evaluation_seconds: float,
+        warnings: Sequence[str] = (),
+        stopped: str = "",
     ) -> TrainingSummary:
         """Writes the trained model and the summary, which every process returns; says the warnings."""
         moved = loop.moved_share()
@@ -109,6 +120,7 @@ class Frame:
                 resumed_at=self.step,
                 counts={**counts, "moved_share": moved},
                 warnings=tuple(warnings),
+                stopped=stopped,
             ).to_json()
 
         return TrainingSummary.from_json(decide(self.ranks, summary))

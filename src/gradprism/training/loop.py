@@ -46,9 +46,16 @@ _ACCOUNT_SECONDS = 10.0
 _SAMPLE = 1024  # weights of a parameter by which is told whether it has moved
 
 
-def cosine(steps: int, warmup: int) -> Schedule:
-    """Rises over `warmup` steps from 0, then falls along half a cosine to 0 at `steps`."""
-    return lambda done: done / warmup if done < warmup else (1 + math.cos(math.pi * (done - warmup) / max(1, steps - warmup))) / 2
+def cosine(steps: int, warmup: int, level: float = 0.0) -> Schedule:
+    """Rises over `warmup` steps from 0, then falls along half a cosine to `level` at `steps`, and stays there."""
+
+    def part(done: int) -> float:
+        if done < warmup:
+            return done / warmup
+        fallen = min(1.0, (done - warmup) / max(1, steps - warmup))
+        return level + (1 - level) * (1 + math.cos(math.pi * fallen)) / 2
+
+    return part
 
 
 def constant(warmup: int) -> Schedule:
@@ -234,6 +241,20 @@ class Loop:
         if self.is_first:
             folder.publish_checkpoint(self.out, self.step, self.config.keep_checkpoints)
         self.accelerator.wait_for_everyone()
+
+    def save_best(self) -> None:
+        """Keeps the weights as they are now, in place of those kept before. Every process must call this."""
+        if self.sharded or self.is_first:
+            with folder.writing_weights(self.out):
+                folder.keep_best(self.out, self.rank, {str(n): _local(p).detach().cpu() for n, p in enumerate(self._trained())})
+        self.accelerator.wait_for_everyone()
+
+    @torch.no_grad()
+    def restore_best(self) -> None:
+        """Gives the model the weights that were kept."""
+        with safe_open(folder.best_weights(self.out, self.rank if self.sharded else 0), "pt") as file:
+            for number, parameter in enumerate(self._trained()):
+                _local(parameter).copy_(file.get_tensor(str(number)))
 
     def restore(self, step: int) -> Any:
         """Goes on from the checkpoint of `step`; returns this process's `state` there."""

@@ -4,10 +4,11 @@ import copy
 import importlib.util
 import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate.utils import fsdp2_prepare_model
 
@@ -20,11 +21,13 @@ from gradprism.routing.sets import RlTask
 from gradprism.runtime.errors import ConfigError, ModelError
 from gradprism.runtime.files import sha256_json
 from gradprism.runtime.folders import Manifest, OnExisting
+from gradprism.runtime.progress import say
 from gradprism.runtime.usage import Usage
 from gradprism.training.batches import Batch, Row, make_batch, pack, row_weight, split_rows
+from gradprism.training.doctor import Doctor
 from gradprism.training.frame import training_frame
 from gradprism.training.head import add_head, score_tokens
-from gradprism.training.loop import Loop, constant
+from gradprism.training.loop import Loop, constant, cosine
 from gradprism.training.loss import policy_loss, sampling_correction
 from gradprism.training.processes import fsdp_version, processes_here
 from gradprism.training.rl_config import RlConfig
@@ -35,6 +38,17 @@ from gradprism.trajectories.rendering import Renderer
 
 # Asked between rounds, with the model and how many rounds have been played: tasks to go on with, or None for the same as before.
 Refresh = Callable[[Any, int], Sequence[Task] | None]
+# Figures of which the summary has the mean over the last rounds.
+DIAGNOSES = (
+    "success",
+    "entropy",
+    "kl",
+    "clipped_low",
+    "clipped_high",
+    "groups_without_gradient",
+    "invalid_share",
+    "repeated_share",
+)
 BROKEN = 0.05  # of the episodes: more that are cut short is worth a warning
 PREFLIGHT = 16  # tasks whose first observation is tried for its length before training
 
@@ -73,16 +87,17 @@ def train_rl(
         def inputs() -> Manifest:
             return {"tasks_sha256": sha256_json([task.reference() for task in tasks]), "environment": environment.identity()}
 
-        if finished := frame.claim("rl", inputs, config.rounds * config.steps_per_round):
+        if finished := frame.claim("rl", inputs, config.rounds * config.steps_per_round, config.stop_when):
             return finished
         with SessionPool(environment, workers or max(1, default_workers() // processes_here())) as pool:
             training = RlTraining(frame.model, renderer, pool, tasks, config, frame.out, device)
             training.plan_rounds(refresh)
             if config.evaluate_every:
-                split = config.evaluate_split or environment.evaluation_splits[0]
+                split = config.evaluate_split or environment.dev_split or environment.evaluation_splits[0]
                 training.evaluation_tasks = environment.tasks(split, config.evaluate_tasks)
             training.run(frame.step)
-        return frame.finish(training.loop, len(tasks), training.counts, training.seconds["evaluation"], training.warnings)
+        evaluated = training.seconds["evaluation"]
+        return frame.finish(training.loop, len(tasks), training.counts, evaluated, training.warnings, training.stopped)
 
 
 def _check(tasks: Sequence[Task], config: RlConfig, world: int, model: Any, renderer: Renderer) -> None:
@@ -127,12 +142,15 @@ class RlTraining:
         self.evaluation_tasks: Sequence[Task] = ()
         self.totals: dict[str, float] = defaultdict(float)
         self.seconds: dict[str, float] = defaultdict(float)
+        self.doctor, self.stopped = Doctor(), ""
+        self.best: dict[str, float] = {}  # success and round of the best evaluation
         # With adapters the reference is the model without them.
         reference = copy.deepcopy(model).requires_grad_(False).eval() if config.kl and config.lora_rank is None else None
         for each in (model, reference) if reference is not None else (model,):
             add_head(each, config.temperature)
         _turn_off_dropout(model)
-        schedule = constant(config.warmup_steps)
+        decay = config.decay_rounds * config.steps_per_round
+        schedule = cosine(decay, config.warmup_steps, config.decay_to) if decay else constant(config.warmup_steps)
         self.loop = loop = Loop(model, config, out, schedule, device=device, label="RL")
         self.reference = reference
         if reference is not None:
@@ -157,16 +175,24 @@ class RlTraining:
             self.rounds.state = state["rounds"]
             self.totals.update(state["totals"])
             self.seconds.update(state["seconds"])
+            self.doctor.state, self.best = state["doctor"], state["best"]
         elif self.evaluation_tasks:
             loop.log(self._evaluate())
         with loop.progress as progress:
             progress.begin(config.rounds * config.steps_per_round, loop.step)
-            while self.rounds.count < config.rounds:
+            while self.rounds.count < config.rounds and not self.stopped:
                 self._round()
                 # None at the last round: the model follows at once.
                 if self.rounds.count % config.save_every == 0 and self.rounds.count < config.rounds:
-                    state = {"rounds": self.rounds.state, "totals": self.totals, "seconds": self.seconds}
-                    loop.save(state)
+                    loop.save(self._state)
+        if config.keep_best:
+            loop.restore_best()
+
+    @property
+    def _state(self) -> dict[str, Any]:
+        """All that the next round depends on beside weights and optimizer, or that the summary tells; JSON-serialisable."""
+        account = {"totals": self.totals, "seconds": self.seconds, "doctor": self.doctor.state, "best": self.best}
+        return {"rounds": self.rounds.state, **account}
 
     def _round(self) -> None:
         """One round: its rollouts, its optimizer steps, each a line of the log, and the evaluation after it."""
@@ -180,6 +206,7 @@ class RlTraining:
         parts = split_rows(rows, config.updates_per_round, seed=config.seed + self.rounds.played)
         updates = [self._batches(part) for part in parts] * config.epochs_per_round
         self.seconds["update"] += time.perf_counter() - clock
+        of_round = dict(figures)
         for number, batches in enumerate(updates, 1):
             if number > 1:
                 loop.begin_step()
@@ -187,11 +214,21 @@ class RlTraining:
             if number == len(updates) and config.evaluate_every and self.rounds.count % config.evaluate_every == 0:
                 figures |= self._evaluate()
             loop.log(figures, self._note(figures))
+            of_round |= figures
             figures = {}
+        self._examine(of_round)
+
+    def _examine(self, figures: Mapping[str, float]) -> None:
+        """Says the alarms that this round raises; one that was asked for ends the training."""
+        for alarm in self.doctor.add(figures):
+            say(f"round {self.rounds.count}: {alarm}")
+            if alarm.name in self.config.stop_when:
+                self.stopped = self.stopped or alarm.name
 
     def _rollouts(self) -> tuple[list[Row], dict[str, float]]:
         """The rows of the next round, and the log's figures of what was played."""
-        self.player = player = self._player(self.config)
+        limit = self.config.steps_limit(self.rounds.count)
+        self.player = player = self._player(self.config.model_copy(update={"max_steps": limit}))
         round_ = self.rounds.next()
         self.seconds["generate"] += player.generate_seconds
         self.seconds["environment"] += player.environment_seconds
@@ -201,7 +238,7 @@ class RlTraining:
         counts = dict(zip(round_.counts, summed, strict=False))
         for name, value in counts.items():
             self.totals[name] += value
-        self.totals["rounds_without_gradient"] += counts["zero_variance_groups"] == counts["groups"]
+        self.totals["rounds_without_gradient"] += counts["without_gradient"] == counts["taken"]
         return round_.rows, figures_of(counts)
 
     def _play(self, tasks: Sequence[Task], seed: int) -> Any:
@@ -271,15 +308,30 @@ class RlTraining:
         return {**figures, "update_seconds": seconds}
 
     def _evaluate(self) -> dict[str, float]:
-        """Plays the evaluation's tasks greedily, each process its share; success and score over all. Outside the step's time."""
-        clock, loop = time.perf_counter(), self.loop
+        """Plays the evaluation's tasks, each process its share; success and score over all. Outside the step's time.
+
+        The best one is the one of most successes, of equal ones that of the highest score.
+        """
+        clock, config = time.perf_counter(), self.config
         self._sync()
-        player = self._player(self.config.model_copy(update={"temperature": 0.0}))
-        with loop.autocast():
-            played = player.play(self.evaluation_tasks[loop.rank :: loop.world])
-        n, won, score = loop.summed([len(played), sum(e.success for e in played), sum(e.score for e in played)])
+        greedy = config.model_copy(update={"temperature": 0.0})
+        figures: dict[str, float] = dict(zip(("success", "score"), self._play_evaluation(greedy), strict=True))
+        if config.evaluate_sampled:
+            figures["sampled_success"], figures["sampled_score"] = self._play_evaluation(config)
+        found = {"success": figures["success"], "score": figures["score"]}
+        if not self.best or tuple(found.values()) > (self.best["success"], self.best["score"]):
+            self.best = {**found, "round": self.rounds.count}
+            if config.keep_best:
+                self.loop.save_best()
         self.seconds["evaluation"] += time.perf_counter() - clock
-        return {"evaluation/success": won / n, "evaluation/score": score / n}
+        return {f"evaluation/{name}": value for name, value in figures.items()}
+
+    def _play_evaluation(self, config: RolloutConfig) -> tuple[float, float]:
+        loop, player = self.loop, self._player(config)
+        with loop.autocast():
+            played = player.play(self.evaluation_tasks[loop.rank :: loop.world], self.config.seed)
+        n, won, score = loop.summed([len(played), sum(e.success for e in played), sum(e.score for e in played)])
+        return won / n, score / n
 
     def _player(self, config: RolloutConfig) -> Player:
         vllm = self.vllm
@@ -301,13 +353,15 @@ class RlTraining:
         names = ("episodes", "zero_variance_groups", "replaced_groups", "failed_episodes", "cut_by_context", "out_of_steps")
         names = (*names, "rounds_without_gradient")
         seconds = {f"{part}_seconds": self.seconds[part] for part in ("generate", "environment", "update")}
-        return {"rounds": self.rounds.count, **{name: self.totals[name] for name in names}, **seconds}
+        best = {f"best_{name}": value for name, value in self.best.items()}
+        last = {f"last_{name}": mean for name in DIAGNOSES if np.isfinite(mean := self.doctor.late(name))}
+        return {"rounds": self.rounds.count, **{name: self.totals[name] for name in names}, **seconds, **best, **last}
 
     @property
     def warnings(self) -> list[str]:
         """Sentences about rounds that trained on nothing, and episodes that broke off."""
         rounds, empty, episodes = self.rounds.count, self.totals["rounds_without_gradient"], max(1.0, self.totals["episodes"])
-        told = []
+        told = [f"raised in round {self.doctor.raised[alarm.name]} and still true, {alarm}" for alarm in self.doctor.alarms()]
         if empty:
             told.append(
                 f"{empty:.0f} of {rounds} rounds had zero-variance groups alone and no gradient: play more episodes per task, easier or "

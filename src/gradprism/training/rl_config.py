@@ -9,6 +9,7 @@ from gradprism.environments.prompts import PromptTemplate
 from gradprism.rollouts.config import RolloutConfig
 from gradprism.runtime.files import read_json
 from gradprism.runtime.folders import MANIFEST, differences, flat, plain
+from gradprism.training.doctor import AlarmName
 from gradprism.training.settings import TrainingConfig
 
 
@@ -27,8 +28,14 @@ class RlConfig(RolloutConfig, TrainingConfig):
     rollouts_per_task: int = Field(default=8, ge=2, description="Episodes per task; advantages are relative to their mean.")
     updates_per_round: int = Field(default=1, ge=1, description="Optimizer steps into which each round's episodes are split.")
     epochs_per_round: int = Field(default=1, ge=1, description="Passes over each round's episodes.")
-    learning_rate: float = Field(default=1e-6, gt=0, description="Learning rate of AdamW, constant after the warm-up.")
+    learning_rate: float = Field(default=1e-6, gt=0, description="Learning rate of AdamW after the warm-up.")
     warmup_steps: int = Field(default=0, ge=0, description="Optimizer steps over which the learning rate rises.")
+    decay_rounds: int = Field(
+        default=0,
+        ge=0,
+        description="Rounds over which the learning rate falls along half a cosine, to stay there; 0: it is constant.",
+    )
+    decay_to: float = Field(default=0.1, ge=0, le=1, description="Part of the learning rate to which it falls.")
     kl: float = Field(default=0.0, ge=0, description="Weight of the KL divergence to the starting checkpoint.")
     loss: Literal["dapo", "dr_grpo", "grpo"] = Field(
         default="dapo",
@@ -49,8 +56,15 @@ class RlConfig(RolloutConfig, TrainingConfig):
     reward_scale: float = Field(default=1.0, gt=0, description="Factor of the reward, before penalties.")
     invalid_penalty: float = Field(default=0.0, ge=0, description="Subtracted for every action that the environment refuses.")
     malformed_penalty: float = Field(default=0.0, ge=0, description="Subtracted for every answer of the wrong form.")
+    timeout_penalty: float = Field(default=0.0, ge=0, description="Subtracted where an episode runs out of steps.")
+    first_max_steps: int | None = Field(
+        default=None,
+        ge=1,
+        description="Actions per episode in the first round, which grow to `max_steps` (AgentGym-RL); default: no growth.",
+    )
+    growth_rounds: int = Field(default=0, ge=0, description="Rounds over which the actions per episode grow.")
     dynamic_sampling: bool = Field(
-        default=False, description="Draw further tasks in place of zero-variance groups, which have no gradient (DAPO)."
+        default=False, description="Draw further tasks in place of groups that earn all alike, whatever their penalties (DAPO)."
     )
     dynamic_sampling_limit: float = Field(
         default=4.0, ge=1, description="Groups played per round at most, as a multiple of `tasks_per_round`."
@@ -60,8 +74,13 @@ class RlConfig(RolloutConfig, TrainingConfig):
         default=8192, ge=1, description="Padded tokens per forward and backward pass and device; a longer row is passed alone."
     )
     evaluate_every: int = Field(default=0, ge=0, description="Rounds between evaluations while training; 0 for none.")
-    evaluate_split: str = Field(default="", description="Split to evaluate on; default the environment's first choice.")
+    evaluate_split: str = Field(default="", description="Split to evaluate on; default the environment's dev split.")
     evaluate_tasks: int = Field(default=96, ge=1, description="Tasks per evaluation, played greedily.")
+    evaluate_sampled: bool = Field(default=False, description="Evaluate at the rollouts' temperature as well.")
+    keep_best: bool = Field(default=False, description="End with the weights of the best evaluation, not with the last ones.")
+    stop_when: tuple[AlarmName, ...] = Field(
+        default=(), description="End at the first of these alarms (docs/training.md lists them)."
+    )
     vllm: Literal["off", "colocate", "server"] = Field(
         default="off", description="Generate with vLLM: colocate runs it in each training process, server asks one at --vllm-url."
     )
@@ -80,7 +99,28 @@ class RlConfig(RolloutConfig, TrainingConfig):
             raise ValueError(
                 "lora_dropout: episodes are played without dropout, and the ratio of probabilities would be noise; use 0"
             )
+        if self.first_max_steps is not None and not (self.first_max_steps <= self.max_steps and self.growth_rounds):
+            raise ValueError(
+                f"first_max_steps {self.first_max_steps}: must be at most max_steps {self.max_steps}, with growth_rounds"
+            )
+        if self.keep_best and not self.evaluate_every:
+            raise ValueError("keep_best needs evaluate_every: no other evaluation says which weights are the best")
+        if self.evaluate_sampled and not self.evaluate_every:
+            raise ValueError("evaluate_sampled needs evaluate_every")
         return self
+
+    def shortened(self, rounds: int) -> Self:
+        """The same training in so many rounds: what changes over rounds does so in proportion."""
+        share = rounds / self.rounds
+        falling = round(self.decay_rounds * share) if self.decay_rounds else 0
+        growing = max(1, round(self.growth_rounds * share)) if self.growth_rounds else 0
+        return self.model_copy(update={"rounds": rounds, "decay_rounds": falling, "growth_rounds": growing})
+
+    def steps_limit(self, done: int) -> int:
+        """Actions per episode of the round after `done` others."""
+        if self.first_max_steps is None or done >= self.growth_rounds:
+            return self.max_steps
+        return self.first_max_steps + (self.max_steps - self.first_max_steps) * done // self.growth_rounds
 
     @property
     def steps_per_round(self) -> int:

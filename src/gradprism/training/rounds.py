@@ -96,11 +96,16 @@ class Rounds:
             for episode, of_episode in zip(group.episodes, of_group, strict=True)
             for row in training_rows(episode, of_episode)
         ]
-        return Round(taken, rows, counts_of(mixed, flat, taken))
+        without = sum(not any(advantages.any() for advantages in of_group) for of_group in advantages)
+        return Round(taken, rows, {**counts_of(mixed, flat, taken), "taken": len(taken), "without_gradient": without})
 
     def _play_groups(self) -> tuple[list[Group], list[Group]]:
-        """Groups that have a gradient, and zero-variance groups; with dynamic sampling until there are enough of the first."""
+        """Groups whose episodes earn differently, and zero-variance groups; with dynamic sampling until there are enough of the first.
+
+        Penalties do not count: a group that has failed as one teaches nothing about success, however often each was refused.
+        """
         config, mixed, flat = self.config, [], []
+        earned = config.model_copy(update=dict.fromkeys(("invalid_penalty", "malformed_penalty", "timeout_penalty"), 0.0))
         most = round(self._groups * config.dynamic_sampling_limit) if config.dynamic_sampling else self._groups
         while (missing := self._groups - len(mixed)) > 0 and len(mixed) + len(flat) < most:
             tasks = self.stream.draw(min(missing, most - len(mixed) - len(flat)))
@@ -112,7 +117,8 @@ class Rounds:
                 of_task = episodes[i : i + config.rollouts_per_task]
                 group = Group(of_task, [outcome(episode, config) for episode in of_task])
                 self._report(group)
-                (mixed if has_gradient(group.outcomes, config) else flat).append(group)
+                differ = has_gradient([outcome(episode, earned) for episode in of_task], earned)
+                (mixed if differ else flat).append(group)
         return mixed, flat
 
     def _report(self, group: Group) -> None:
@@ -159,6 +165,7 @@ def counts_of(mixed: Sequence[Group], flat: Sequence[Group], taken: Sequence[Gro
         "actions": len(turns),
         "invalid": sum(not turn.valid for turn in turns),
         "malformed": sum(not turn.well_formed for turn in turns),
+        "repeated": sum(map(repeats, episodes)),
         "groups": len(groups),
         "zero_variance_groups": len(flat),
         "replaced_groups": len(groups) - len(taken),
@@ -166,6 +173,11 @@ def counts_of(mixed: Sequence[Group], flat: Sequence[Group], taken: Sequence[Gro
         "cut_by_context": sum(e.stop_reason == StopReason.CONTEXT for e in episodes),
         "out_of_steps": sum(e.stop_reason == StopReason.STEPS for e in episodes),
     }
+
+
+def repeats(episode: Episode) -> int:
+    """Number of its actions that it had already tried after the same observation."""
+    return len(episode.turns) - len({(turn.observation, turn.action) for turn in episode.turns})
 
 
 def figures_of(counts: Mapping[str, float]) -> dict[str, float]:
@@ -178,6 +190,8 @@ def figures_of(counts: Mapping[str, float]) -> dict[str, float]:
         "steps_per_episode": counts["actions"] / episodes,
         "invalid_share": counts["invalid"] / actions,
         "malformed_share": counts["malformed"] / actions,
+        "repeated_share": counts["repeated"] / actions,
         "zero_variance_groups": counts["zero_variance_groups"] / max(1.0, counts["groups"]),
+        "groups_without_gradient": counts["without_gradient"] / max(1.0, counts["taken"]),
         **{name: counts[name] for name in ("replaced_groups", "failed_episodes", "cut_by_context", "out_of_steps", "episodes")},
     }

@@ -18,6 +18,7 @@ class TrainingSummary:
     held the finished training already. `history` has a row per logged step, `evaluations` one per evaluation (held-out loss, or success).
     `evaluation_seconds` is the part of `usage.wall_seconds` that evaluations took. `counts` are figures of one kind of training alone.
     `warnings` are sentences about what a reader would take for success: weights that did not move, text that was cut.
+    `stopped` names the alarm that ended RL before its last round, if one did.
     """
 
     examples: int
@@ -29,6 +30,7 @@ class TrainingSummary:
     resumed_at: int = 0
     counts: Mapping[str, float]
     warnings: tuple[str, ...] = ()
+    stopped: str = ""
     history: tuple[Row, ...]
     evaluations: tuple[Row, ...] = ()
     reused: bool = False

@@ -43,6 +43,11 @@ class AlfworldEnvironment(Environment):
         """Games in rooms that training does not know, and in rooms that it does."""
         return ("unseen", "seen")
 
+    @property
+    def dev_split(self) -> str:
+        """Games apart in training rooms: no room of `unseen` is looked at."""
+        return "valid_train" if self._official else "dev"
+
     def size(self, split: str) -> int | None:
         """Generated splits have no end."""
         return super().size(split) if self._official else None

@@ -25,9 +25,9 @@ TASK_TYPES = (
     "pick_cool_then_place_in_recep",
     "pick_two_obj_and_place",
 )
-# "seen" games play in training rooms, "unseen" ones in test rooms; "base" is for training the shipped base model. A split's name
+# "seen" and "dev" games play in training rooms, "unseen" ones in test rooms; "base" is for training the shipped base model. A split's name
 # is part of a game's seed, so no two splits share a game.
-SPLITS = ("train", "seen", "unseen", "base")
+SPLITS = ("train", "dev", "seen", "unseen", "base")
 
 TOOL = {
     "pick_clean_then_place_in_recep": ("Cleanable", "SinkBasin"),

@@ -38,6 +38,7 @@ class WebshopEnvironment(Environment):
     name = "webshop"
     splits = ("train", "eval", "test")  # the original's
     evaluation_splits = ("test",)  # the one that papers report
+    dev_split = "eval"
 
     def __post_init__(self) -> None:
         if self.goals not in ("auto", "synthetic", "human"):

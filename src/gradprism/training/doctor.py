@@ -1,0 +1,185 @@
+"""Reads the figures of RL's rounds as they come, and names what goes wrong, with the remedy.
+
+All alarms compare means over windows of rounds, since a single round of few groups is mostly noise. They are rules of thumb, and stop
+nothing unless asked to.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+import numpy as np
+
+AlarmName = Literal[
+    "no-gradient",
+    "collapse",
+    "entropy-collapse",
+    "entropy-rise",
+    "drift",
+    "clipping",
+    "timeouts",
+    "refused",
+    "repeats",
+    "greedy-gap",
+]
+WINDOW = 10  # rounds over which a mean is taken
+SEEN = (
+    *("groups_without_gradient", "success", "entropy", "kl", "clipped_low", "clipped_high", "out_of_steps", "episodes"),
+    *("invalid_share", "repeated_share", "evaluation/success", "evaluation/sampled_success"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Alarm:
+    """What a window of rounds shows, and what helps."""
+
+    name: AlarmName
+    what: str
+    remedy: str
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.what}; {self.remedy}"
+
+
+@dataclass(slots=True)
+class Doctor:
+    """The figures of all rounds so far; `raised` says in which round each alarm was first raised."""
+
+    rounds: list[dict[str, float]] = field(default_factory=list)
+    raised: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """All of it as JSON values."""
+        return {"rounds": self.rounds, "raised": self.raised}
+
+    @state.setter
+    def state(self, state: Mapping[str, Any]) -> None:
+        self.rounds, self.raised = list(state["rounds"]), dict(state["raised"])
+
+    def add(self, figures: Mapping[str, float]) -> list[Alarm]:
+        """Takes the figures of a round; the alarms that it raises and no earlier round has raised."""
+        self.rounds.append({name: figures[name] for name in SEEN if name in figures})
+        new = [alarm for alarm in self.alarms() if alarm.name not in self.raised]
+        self.raised |= {alarm.name: len(self.rounds) for alarm in new}
+        return new
+
+    def alarms(self) -> list[Alarm]:
+        """What is wrong as of the last round."""
+        return [alarm for rule in RULES if (alarm := rule(self)) is not None]
+
+    def late(self, name: str) -> float:
+        """Mean of a figure over the last rounds; NaN where these are fewer than a window, or none of them has it."""
+        return _mean(self.rounds[-WINDOW:], name) if len(self.rounds) >= WINDOW else np.nan
+
+    def early(self, name: str) -> float:
+        """Mean of a figure over the first rounds; NaN as long as they overlap with the last."""
+        return _mean(self.rounds[:WINDOW], name) if len(self.rounds) >= 2 * WINDOW else np.nan
+
+    def best(self, name: str) -> float:
+        """The highest mean of a figure over any window but the last, which it may not overlap."""
+        ends = range(WINDOW, len(self.rounds) - WINDOW + 1)
+        return max((_mean(self.rounds[end - WINDOW : end], name) for end in ends), default=np.nan)
+
+    def evaluations(self, name: str) -> list[float]:
+        """A figure of all evaluations, in order."""
+        return [row[f"evaluation/{name}"] for row in self.rounds if f"evaluation/{name}" in row]
+
+
+def _mean(rounds: list[dict[str, float]], name: str) -> float:
+    values = [row[name] for row in rounds if name in row]
+    return float(np.mean(values)) if values else np.nan
+
+
+def _no_gradient(doctor: Doctor) -> Alarm | None:
+    if (share := doctor.late("groups_without_gradient")) > 0.9:
+        return Alarm(
+            "no-gradient",
+            f"{share:.0%} of the groups earn all alike",
+            "play more episodes per task, easier or harder tasks, or use dynamic sampling",
+        )
+    return None
+
+
+def _collapse(doctor: Doctor) -> Alarm | None:
+    remedy = "lower the learning rate, let it decay, add a KL divergence, and keep the best weights"
+    evaluations = doctor.evaluations("success")
+    if len(evaluations) > 2 and (best := max(evaluations[:-2])) - max(evaluations[-2:]) > 0.1:
+        return Alarm("collapse", f"the last two evaluations are more than 10 points below the best of {best:.1%}", remedy)
+    if (best := doctor.best("success")) - (late := doctor.late("success")) > 0.15:
+        return Alarm("collapse", f"success while sampling has fallen from {best:.1%} to {late:.1%}", remedy)
+    return None
+
+
+def _entropy_collapse(doctor: Doctor) -> Alarm | None:
+    if (late := doctor.late("entropy")) < 0.2 * (early := doctor.early("entropy")):
+        return Alarm(
+            "entropy-collapse",
+            f"entropy has fallen from {early:.3f} to {late:.3f}",
+            "raise clip_high or the temperature, lower the learning rate",
+        )
+    return None
+
+
+def _entropy_rise(doctor: Doctor) -> Alarm | None:
+    if (late := doctor.late("entropy")) > 2 * (early := doctor.early("entropy")):
+        return Alarm(
+            "entropy-rise", f"entropy has risen from {early:.3f} to {late:.3f}", "lower the learning rate, add a KL divergence"
+        )
+    return None
+
+
+def _drift(doctor: Doctor) -> Alarm | None:
+    if (kl := doctor.late("kl")) > 0.5:
+        return Alarm("drift", f"the model is {kl:.2f} nats per token away from its start", "raise kl, lower the learning rate")
+    return None
+
+
+def _clipping(doctor: Doctor) -> Alarm | None:
+    if (share := doctor.late("clipped_low") + doctor.late("clipped_high")) > 0.2:
+        return Alarm("clipping", f"{share:.0%} of the tokens are clipped", "take fewer or smaller steps per round")
+    return None
+
+
+def _timeouts(doctor: Doctor) -> Alarm | None:
+    share = doctor.late("out_of_steps") / doctor.late("episodes")
+    if share > 0.3 and share - doctor.early("out_of_steps") / doctor.early("episodes") > 0.1:
+        return Alarm(
+            "timeouts", f"{share:.0%} of the episodes run out of steps, more than before", "set timeout_penalty, or more steps"
+        )
+    return None
+
+
+def _refused(doctor: Doctor) -> Alarm | None:
+    if (share := doctor.late("invalid_share")) > 0.4:
+        return Alarm("refused", f"the environment refuses {share:.0%} of the actions", "set invalid_penalty, or begin with SFT")
+    return None
+
+
+def _repeats(doctor: Doctor) -> Alarm | None:
+    if (share := doctor.late("repeated_share")) > 0.4:
+        return Alarm(
+            "repeats", f"{share:.0%} of the actions were tried before on the same screen", "set invalid_penalty or timeout_penalty"
+        )
+    return None
+
+
+def _greedy_gap(doctor: Doctor) -> Alarm | None:
+    gaps = np.subtract(doctor.evaluations("sampled_success")[-2:], doctor.evaluations("success")[-2:] if _sampled(doctor) else [])
+    if len(gaps) == 2 and gaps.min() > 0.1:
+        return Alarm(
+            "greedy-gap",
+            f"sampled success is {gaps.mean():.0%} above greedy: greedily it repeats itself",
+            "evaluate at a temperature as well",
+        )
+    return None
+
+
+def _sampled(doctor: Doctor) -> bool:
+    return bool(doctor.evaluations("sampled_success"))
+
+
+RULES: tuple[Callable[[Doctor], Alarm | None], ...] = (
+    *(_no_gradient, _collapse, _entropy_collapse, _entropy_rise, _drift, _clipping, _timeouts, _refused, _repeats, _greedy_gap),
+)
+assert len(RULES) == len(get_args(AlarmName))

@@ -1,0 +1,84 @@
+"""The alarms of RL, each on rounds that it is made for and on rounds that are well."""
+
+import json
+
+import pytest
+
+from gradprism.training.doctor import WINDOW, Doctor
+
+WELL = {
+    "groups_without_gradient": 0.4,
+    "success": 0.5,
+    "entropy": 0.3,
+    "kl": 0.02,
+    "clipped_low": 0.01,
+    "clipped_high": 0.02,
+    "out_of_steps": 8,
+    "episodes": 32,
+    "invalid_share": 0.1,
+    "repeated_share": 0.1,
+}
+
+
+def watch(*parts) -> Doctor:
+    """A window of rounds per part, each well but for what the part says."""
+    doctor = Doctor()
+    for part in parts:
+        for _ in range(WINDOW):
+            doctor.add({**WELL, **part})
+    return doctor
+
+
+def evaluated(*pairs) -> Doctor:
+    doctor = Doctor()
+    for greedy, sampled in pairs:
+        doctor.add({**WELL, "evaluation/success": greedy, "evaluation/sampled_success": sampled})
+    return doctor
+
+
+@pytest.mark.parametrize(
+    ("name", "ill"),
+    [
+        ("no-gradient", watch({"groups_without_gradient": 0.95})),
+        ("collapse", watch({}, {"success": 0.7}, {}, {"success": 0.4})),
+        ("collapse", evaluated((0.2, 0.2), (0.5, 0.5), (0.35, 0.4), (0.38, 0.4))),
+        ("entropy-collapse", watch({}, {"entropy": 0.05})),
+        ("entropy-rise", watch({}, {"entropy": 0.7})),
+        ("drift", watch({"kl": 0.6})),
+        ("clipping", watch({"clipped_low": 0.1, "clipped_high": 0.15})),
+        ("timeouts", watch({}, {"out_of_steps": 16})),
+        ("refused", watch({"invalid_share": 0.5})),
+        ("repeats", watch({"repeated_share": 0.5})),
+        ("greedy-gap", evaluated((0.3, 0.3), (0.2, 0.35), (0.2, 0.32))),
+    ],
+)
+def test_each_alarm_is_raised_by_what_it_is_made_for(name, ill):
+    assert [alarm.name for alarm in ill.alarms()] == [name]
+    assert name in ill.raised
+
+
+def test_rounds_that_are_well_or_too_few_raise_nothing():
+    assert watch({}, {}, {}).raised == {}
+    few = Doctor()
+    for _ in range(WINDOW - 1):
+        assert few.add({**WELL, "groups_without_gradient": 1.0, "invalid_share": 0.9, "kl": 5.0}) == []
+    assert [alarm.name for alarm in few.add({**WELL, "invalid_share": 0.9})] == ["no-gradient", "drift", "refused"]
+    # A dip of one evaluation, and many timeouts from the first round on, are nothing that training has done.
+    assert evaluated((0.5, 0.5), (0.3, 0.3), (0.5, 0.5), (0.3, 0.3)).raised == {}
+    assert watch({"out_of_steps": 30}, {"out_of_steps": 31}).raised == {}
+
+
+def test_an_alarm_is_told_once_and_the_state_says_all():
+    doctor = watch({}, {"entropy": 0.7})
+    assert [alarm.name for alarm in doctor.alarms()] == ["entropy-rise"] and doctor.add({**WELL, "entropy": 0.9}) == []
+    again = Doctor()
+    again.state = json.loads(json.dumps(doctor.state))
+    assert again == doctor
+    assert "entropy has risen from 0.300 to" in str(again.alarms()[0]) and "; lower the learning rate" in str(again.alarms()[0])
+
+
+def test_figures_that_a_run_does_not_have_raise_nothing():
+    doctor = Doctor()
+    for _ in range(3 * WINDOW):
+        doctor.add({"success": 0.5})
+    assert doctor.alarms() == []
