@@ -76,7 +76,7 @@ def test_task_types_take_turns():
         "",
         "small",
         "huge/train/pick_and_place_simple/0",
-        "small/dev/pick_and_place_simple/0",
+        "small/valid/pick_and_place_simple/0",
         "small/train/fly/0",
         "small/train/pick_and_place_simple/-1",
         "small/train/pick_and_place_simple/x",
@@ -106,7 +106,7 @@ def test_a_difficulty_that_says_nothing_is_refused(name):
 
 
 def test_games_of_all_splits_and_difficulties_are_games_of_their_own():
-    """Two thousand games: no two have the same problem."""
+    """Two thousand five hundred games: no two have the same problem."""
     names = [n for d in ("tiny", "small") for s in SPLITS for n in list_games(d, s, 250)]
     problems = {generate(name).pddl_problem for name in names}
-    assert len(problems) == len(names) == 2000
+    assert len(problems) == len(names) == 2500
