@@ -69,7 +69,8 @@ def test_a_backward_pass_that_fails_names_its_module(path, trajectories):
 
 def test_deliberate_errors_and_a_lack_of_memory_are_raised_as_they_are():
     model = family_model("qwen3", VOCABULARY)
-    for error in (DataError("a"), MemoryError(), torch.OutOfMemoryError("b"), RuntimeError("DefaultCPUAllocator: no")):
+    cuda = RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")
+    for error in (DataError("a"), MemoryError(), torch.OutOfMemoryError("b"), RuntimeError("DefaultCPUAllocator: no"), cuda):
         with pytest.raises(type(error)) as found, failures_named(model):
             raise error
         assert found.value is error

@@ -22,6 +22,8 @@ from gradprism.trajectories.rendering import RenderedTrajectory
 BOUNDS = {torch.float32: (1e-5, 1e-3), torch.bfloat16: (0.005, 0.05)}
 RANKS = 0.9  # Spearman's correlation of Gini in bfloat16 with that in float32
 LENGTHS = (40, 7, 23, 31, 9, 64, 17, 50, 12, 28, 11, 44)
+# Flash attention keeps packed trajectories apart by their lengths; the others are given a mask for it.
+ATTENTIONS = ("sdpa", "eager", "flash")
 PACKAGES = (
     "accelerate",
     "peft",
@@ -31,6 +33,8 @@ PACKAGES = (
     "polars",
     "pydantic",
     "flash-attn",
+    "flash-attn-3",
+    "flash-attn-4",
     "bitsandbytes",
     "vllm",
     "kernels",
@@ -38,20 +42,23 @@ PACKAGES = (
 
 
 def agreement_part(setting: Setting) -> Part:
-    """The environment first, then every family in both precisions, masks, heads and packing."""
+    """The environment first, then every family in both precisions, masks, heads and packing; small, one family of each kind."""
     dtypes = (torch.float32, torch.bfloat16)
+    names = ["qwen3", "qwen3-moe"] if setting.smoke else list(families.FAMILIES)
     cases = [Case("environment", "Environment", partial(_environment, setting), 2)]
     cases += [
-        Case(f"norms-{name}-{str(dtype)[6:]}", "Norms against autograd", partial(_norms, name, dtype, setting), 5)
+        Case(f"norms-{name}-{str(dtype)[6:]}", "Norms against autograd", partial(_norms, name, dtype, setting), 3)
         for dtype in dtypes
-        for name in families.FAMILIES
+        for name in names
     ]
-    cases += [Case(f"masks-{str(dtype)[6:]}", "Padding and masks", partial(_masks, dtype, setting), 5) for dtype in dtypes]
+    cases += [Case(f"masks-{str(dtype)[6:]}", "Padding and masks", partial(_masks, dtype, setting), 3) for dtype in dtypes]
     cases.append(Case("head", "The head on action tokens", partial(packing.head, setting.device), 5))
     cases += [
-        Case(f"packing-{attention}", "Packed rows", partial(packing.packed, attention, setting.device), 5)
-        for attention in ("sdpa", "flash_attention_2")
+        Case(f"packing-{attention}", "Packed rows", partial(packing.packed, attention, setting.device), 3)
+        for attention in ATTENTIONS
     ]
+    if setting.device == "cuda":  # it is compiled, which takes a CPU minutes
+        cases.append(Case("packing-flex_attention", "Packed rows", partial(packing.packed, "flex_attention", setting.device), 30))
     return Part("agreement", "The probe against autograd", cases)
 
 

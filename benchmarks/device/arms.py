@@ -1,5 +1,6 @@
 """Part `arms`: Table 1's arms with SmolLM2-135M on WebShop, one seed after another, for as long as time allows."""
 
+import ctypes
 import json
 import os
 import shutil
@@ -7,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,6 +19,7 @@ from device.runner import OutOfTimeError
 from device.setting import ROOT, Setting
 from gradprism.runtime.errors import MissingFileError
 
+_LIBC = ctypes.CDLL(None)
 SEEDS = 4
 # The base is the pretrained model after a lesson in the form: a few demonstrations on a catalogue of their own, which no arm is
 # trained or evaluated on. Without it no episode succeeds, and RL by itself would have nothing to learn from.
@@ -185,7 +187,7 @@ in_flight = 100
 {ARMS}{"" if smoke else MORE_ARMS}"""
 
 
-def _seeds(seeds: int, setting: Setting) -> Report:
+def _seeds(seeds: int, setting: Setting) -> Iterator[Report]:
     folder = setting.out / "arms"
     folder.mkdir(parents=True, exist_ok=True)
     config, results = folder / "config.toml", folder / "results"
@@ -193,11 +195,19 @@ def _seeds(seeds: int, setting: Setting) -> Report:
     text = configuration(_base(setting), folder / "run", seeds, sizes, setting.device, setting.smoke)
     config.write_text(text, encoding="utf-8")
     if setting.smoke:  # in this process: the start of others is most of what it would take
-        found = gp.run(config)
-    else:
+        yield _report(gp.run(config))
+        return
+    try:
         _experiment(config, results, setting.jobs)
-        found = gp.read_results(results)
-    return Report(rows_of(found))
+    except OutOfTimeError:  # what has been evaluated by now
+        if (results / "results.json").is_file():
+            yield _report(gp.read_results(results))
+        raise
+    yield _report(gp.read_results(results))
+
+
+def _report(results: gp.Results) -> Report:
+    return Report(rows_of(results), done=sum(len(arm.runs) for arm in results.arms))
 
 
 def _experiment(config: Path, results: Path, jobs: int) -> None:
@@ -216,17 +226,23 @@ def _experiment(config: Path, results: Path, jobs: int) -> None:
         "--extend" if (results / "results.json").is_file() and not config.with_name("run").is_dir() else "--replace",
     ]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), os.environ.get("PYTHONPATH", "")])}
-    process = subprocess.Popen(command, env=environment, start_new_session=True)
+    process = subprocess.Popen(command, env=environment, start_new_session=True, preexec_fn=end_with_parent)
     try:
         status = process.wait()
-    except OutOfTimeError:
+    except BaseException:  # its time is up, or this process is told to end
         end_group(process)
         raise
     if status:
         raise RuntimeError(f"the experiment ended with exit code {status}; its own words are above")
 
 
-def end_group(process: subprocess.Popen[bytes], patience: float = 20.0) -> None:
+def end_with_parent() -> None:
+    """Has the kernel kill this process when its parent is killed, which can end nothing itself any more (Linux)."""
+    if prctl := getattr(_LIBC, "prctl", None):
+        prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+
+
+def end_group(process: subprocess.Popen[bytes], patience: float = 10.0) -> None:
     """Interrupts a process and all that it has started; what does not end by itself in `patience` seconds is killed."""
     os.killpg(process.pid, signal.SIGINT)
     end = time.monotonic() + patience

@@ -1,7 +1,7 @@
 """Part `corpus`: how long the probe of a real corpus takes at 8B: ALFWorld's 3,554 expert trajectories, beside the paper's 2 min 16 s."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 
@@ -15,6 +15,7 @@ from device.results import Case, Outcome, Part, Report, Row
 from device.runner import free
 from device.setting import Setting
 from device.shapes import Models, Shape
+from gradprism.passes import is_out_of_memory
 from gradprism.probing.plan import plan_batches
 from gradprism.probing.prober import Prober
 from gradprism.runtime.progress import say
@@ -80,31 +81,34 @@ def corpus_part(setting: Setting) -> Part:
     return Part("corpus", "A real corpus at 8B", cases, partial(whole, corpus, shape, setting.machine.peak_tflops))
 
 
-def _slice(load: Load, number: int, models: Models, setting: Setting) -> Report:
+def _slice(load: Load, number: int, models: Models, setting: Setting) -> Iterator[Report]:
+    """A report after each batch, of all until then."""
     model, corpus = models(load.shape), load.corpus
     prober = Prober(model, checkpoint_activations=load.checkpointed)
     batches = corpus.slice(number, SLICES, load.batch_tokens)
     if not batches:
-        return Report([], "there are fewer batches than slices")
+        yield Report([], "there are fewer batches than slices")
+        return
     prober.probe([corpus.trajectory(int(batches[0][0]))])  # what is compiled or loaded once is not the corpus's time
     cuda = setting.device.startswith("cuda")
     if cuda:
         torch.cuda.reset_peak_memory_stats()
-    batch_tokens, began = load.batch_tokens, time.perf_counter()
+    batch_tokens, seconds, trajectories, read = load.batch_tokens, 0.0, 0, 0
     for batch in batches:
+        began = time.perf_counter()
         batch_tokens = _probe(prober, corpus, batch, batch_tokens)
-    seconds = time.perf_counter() - began  # norms come to the host, so everything has been waited for
-    read = int(sum(corpus.reads[batch].sum() for batch in batches))
-    row: Row = {
-        "activations": "computed again" if load.checkpointed else "kept",
-        "trajectories": sum(map(len, batches)),
-        "tokens": read,
-        "tokens of a batch": batch_tokens,
-        "seconds": seconds,
-        "tokens/s": read / seconds,
-        "peak GiB": torch.cuda.max_memory_allocated() / GIB if cuda else None,
-    }
-    return Report([row])
+        seconds += time.perf_counter() - began  # norms come to the host, so everything has been waited for
+        trajectories, read = trajectories + len(batch), read + int(corpus.reads[batch].sum())
+        row: Row = {
+            "activations": "computed again" if load.checkpointed else "kept",
+            "trajectories": trajectories,
+            "tokens": read,
+            "tokens of a batch": batch_tokens,
+            "seconds": seconds,
+            "tokens/s": read / seconds,
+            "peak GiB": torch.cuda.max_memory_allocated() / GIB if cuda else None,
+        }
+        yield Report([row], done=read)
 
 
 def _probe(prober: Prober, corpus: Corpus, batch: NDArray[np.intp], batch_tokens: int) -> int:
@@ -115,8 +119,8 @@ def _probe(prober: Prober, corpus: Corpus, batch: NDArray[np.intp], batch_tokens
             prober.probe([corpus.trajectory(int(index)) for index in waiting[0]])
             del waiting[0]
             continue
-        except torch.OutOfMemoryError:
-            if len(waiting[0]) == 1:
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error) or len(waiting[0]) == 1:
                 raise
         free()
         batch_tokens //= 2

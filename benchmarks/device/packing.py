@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+from transformers import utils
 
 from device import families
 from device.machine import installed
@@ -49,15 +50,26 @@ def head(device: str) -> Report:
     return Report(rows, failure)
 
 
+def flash_attention() -> str | None:
+    """The name under which transformers takes the flash attention that is installed, the newest first; None where there is none."""
+    for number in (4, 3, 2):
+        available = getattr(utils, f"is_flash_attn_{number}_available", None)  # of 4, older versions know nothing
+        if available and available():
+            return f"flash_attention_{number}"
+    return None
+
+
 def packed(attention: str, device: str) -> Report:
-    """The logits of the second of two packed sequences against those that it has alone."""
-    if attention.startswith("flash") and not installed("flash_attn"):
-        return Report([], "flash_attn is not installed")
-    dtype = torch.bfloat16 if attention.startswith("flash") else torch.float32
+    """The logits of the second of two packed sequences against those that it has alone; `flash` is whichever flash attention there is."""
+    name = flash_attention() if attention == "flash" else attention
+    if name is None:
+        hub = "; kernels is installed, but what it would fetch is on a network" if installed("kernels") else ""
+        return Report([], f"transformers finds no flash attention (flash-attn, flash-attn-3, flash-attn-4){hub}")
+    dtype = torch.bfloat16 if attention == "flash" else torch.float32
     rows, failure = [], ""
     for family in ("llama", "qwen3"):
         model = families.build(family, device, dtype)
-        model.set_attn_implementation(attention)
+        model.set_attn_implementation(name)
         first, second = torch.arange(40, device=device) % 91, torch.arange(5, 37, device=device) * 3 % 89
         joined, positions = torch.cat([first, second])[None], torch.cat([torch.arange(40), torch.arange(32)])[None].to(device)
         with torch.no_grad():
@@ -65,7 +77,7 @@ def packed(attention: str, device: str) -> Report:
             apart = model(input_ids=joined, position_ids=positions, use_cache=False).logits[0, 40:].float()
             together = model(input_ids=joined, use_cache=False).logits[0, 40:].float()
         share = float((apart - alone).abs().max() / (together - alone).abs().max())
-        rows.append({"attention": attention, "family": family, "difference, of that in running text": share, "bound": PACKED_BOUND})
+        rows.append({"attention": name, "family": family, "difference, of that in running text": share, "bound": PACKED_BOUND})
         if not share <= PACKED_BOUND:
             failure = failure or f"{family}: packed sequences see one another ({share:.2g})"
     return Report(rows, failure)

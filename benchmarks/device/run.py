@@ -6,17 +6,21 @@ python benchmarks/device/run.py --smoke                     # all parts with tin
 python benchmarks/device/run.py --list                      # the parts, their cases, and what is done
 
 Each case is written when it is done, and each part's tables after it; the same command again goes on with what is pending.
-Exit code 0: all was tried. 1: some cases are pending. 2: all was tried, and some failed. 3: the device was lost; give the command again.
+Exit code 0: all was measured. 1: some cases are pending. 2: nothing could be done, for the reason that is said. 3: the device was lost;
+give the command again. 4: all was tried, and some failed.
 """
 
 import argparse
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
+
+BEGAN = time.monotonic()  # a budget is all of the command's time, the imports below among it
 
 # Modules of this folder have plain names, so they are found by the package's alone.
 HERE = Path(__file__).resolve().parent
@@ -26,6 +30,7 @@ from device.machine import this_machine  # noqa: E402
 from device.results import Part, Store  # noqa: E402
 from device.runner import DeviceLostError, run_part  # noqa: E402
 from device.setting import BUILD, Setting  # noqa: E402
+from gradprism.runtime.errors import ConfigError, GradprismError, one_line  # noqa: E402
 
 # By worth. A part's module is imported when it is asked for: one needs pydantic, another TRL.
 PARTS = ("agreement", "probe", "corpus", "training", "arms")
@@ -33,8 +38,22 @@ PARTS = ("agreement", "probe", "corpus", "training", "arms")
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = _options(arguments)
-    setting = _setting(options)
-    began, pending, failed = time.monotonic(), 0, 0
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # what is running is kept, and what it has started ends with it
+    try:
+        return _measure(options, _setting(options))
+    except DeviceLostError as error:
+        print(error, file=sys.stderr)
+        return 3
+    except (GradprismError, OSError) as error:
+        print(one_line(error), file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; the same command again goes on with what is pending", file=sys.stderr)
+        return 1
+
+
+def _measure(options: argparse.Namespace, setting: Setting) -> int:
+    pending, failed = 0, 0
     for name in options.parts or PARTS:
         try:
             part = make_part(name, setting)
@@ -45,16 +64,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.list:
             print(_listed(part, setting.out))
             continue
-        try:
-            left = options.budget - (time.monotonic() - began)
-            pending += len(run_part(part, setting.out, setting.machine, left, retry=options.retry))
-        except DeviceLostError as error:
-            print(error, file=sys.stderr)
-            return 3
+        left = options.budget - (time.monotonic() - BEGAN)
+        pending += len(run_part(part, setting.out, setting.machine, left, retry=options.retry))
         failed += sum(outcome.status == "failed" for outcome in _outcomes(part, setting.out))
         print((setting.out / f"{name}.md").read_text(encoding="utf-8"), flush=True)
-    print(f"{time.monotonic() - began:.0f} s in all; {pending} cases pending, {failed} failed", flush=True)
-    return 1 if pending else 2 if failed else 0
+    print(f"{time.monotonic() - BEGAN:.0f} s in all; {pending} cases pending, {failed} failed", flush=True)
+    return 1 if pending else 4 if failed else 0
 
 
 def make_part(name: str, setting: Setting) -> Part:
@@ -70,7 +85,11 @@ def _setting(options: argparse.Namespace) -> Setting:
 
     device = options.device or ("cuda" if torch.cuda.is_available() and not options.smoke else "cpu")
     if device == "cpu" and not (options.smoke or options.list):
-        sys.exit("there is no CUDA device here; --smoke runs all parts with tiny models on a CPU")
+        raise ConfigError("there is no CUDA device here; --smoke runs all parts with tiny models on a CPU")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("--device cuda: torch finds no CUDA device here")
+    if device == "cpu":
+        torch.set_num_threads(1)  # tiny models gain nothing from more, and on a busy machine lose much
     default = BUILD / ("smoke" if options.smoke else "results")
     out = (options.out or default).resolve()
     # What the probe measures of this device is kept with the results: a home folder may not be there next time.
@@ -90,6 +109,10 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--retry", action="store_true", help="measure failed cases again")
     parser.add_argument("--list", action="store_true", help="print the cases and what is known of them, and stop")
     options = parser.parse_args(arguments)
+    if not options.budget > 0:
+        parser.error(f"--budget {options.budget:g}: a number of seconds above 0")
+    if options.jobs < 1:
+        parser.error(f"--jobs {options.jobs}: at least 1")
     if unknown := set(options.parts) - set(PARTS):
         parser.error(f"no part is called {', '.join(sorted(unknown))}; choose among {', '.join(PARTS)}")
     return options

@@ -2,7 +2,7 @@
 
 import statistics
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -16,8 +16,10 @@ from device import shapes
 from device.machine import GIB
 from device.noise import NoiseEnvironment
 from device.results import Case, Part, Report, Row
+from device.runner import OutOfTimeError
 from device.setting import Setting
 from device.shapes import Shape
+from gradprism.runtime.files import read_jsonl
 
 STEPS = 4  # of each training; the first pays for what is loaded once and is left out of the median
 BOUND = 25.0  # percent by which an estimate may be off
@@ -49,12 +51,14 @@ class Peak:
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """Seconds of a step's update and of its rollouts, tokens that it trained on and that it generated, and device memory in GiB."""
+    """Steps that were timed, seconds of a step's update and of its rollouts, tokens that it trained on and that it generated, and device
+    memory in GiB; None where it is not known."""
 
+    steps: int
     update: float
     rollout: float
     trained: float
-    generated: float
+    generated: float | None
     memory: float | None
 
 
@@ -114,32 +118,50 @@ class Bench:
 
 
 def training_part(setting: Setting) -> Part:
-    """LoRA at 8B and everything at 0.5B first; all weights at 8B, which needs 80 GB and more, last."""
+    """By worth: LoRA at 8B and all weights at 0.5B; all weights at 8B, which take 80 GB and more; LoRA at 0.5B."""
     small, large = (shapes.QWEN2_05B, shapes.QWEN3_8B)
     if setting.smoke:
         small, large = (shapes.tiny(shape, 2048) for shape in (small, large))
     jobs = [
         (Job(small, False, "float32", recomputed=False), 40),
-        (Job(large, False, rank=32), 90),
+        (Job(large, False, rank=32), 60),
         (Job(small, True, "float32", recomputed=False), 60),
-        (Job(large, True, rank=32), 120),
-        (Job(large, False), 120),
+        (Job(large, True, rank=32), 75),
+        (Job(large, False), 60),
+        (Job(large, True), 75),
+        (Job(small, False, rank=16, recomputed=False), 30),
+        (Job(small, True, rank=16, recomputed=False), 45),
     ]
     cases = [Case(job.name, "A step and its estimate", partial(_measure, job, setting), seconds) for job, seconds in jobs]
     return Part("training", "Steps of SFT and GRPO", cases)
 
 
-def _measure(job: Job, setting: Setting) -> Report:
+def _measure(job: Job, setting: Setting) -> Iterator[Report]:
     setting.out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=setting.out, prefix=".training-") as name:
         bench = make_bench(job, Path(name), setting)
         expected = estimate(bench)
-        model = shapes.build(job.shape, "cpu" if setting.device == "cpu" else "cuda", getattr(torch, job.dtype))
-        found = (_play_and_train if job.rl else _fine_tune)(bench, model)
+        if refusal := too_large(expected.memory, setting.machine.memory_gib if setting.device == "cuda" else None):
+            yield Report([], refusal)
+            return
+        model = shapes.build(job.shape, setting.device, getattr(torch, job.dtype))
+        try:
+            found = (_play_and_train if job.rl else _fine_tune)(bench, model)
+        except OutOfTimeError:
+            if rows := steps_of(read_jsonl(bench.folder / "out" / "log.jsonl")):
+                yield Report([row_of(job, _figures(job, rows, None, None), expected)], done=len(rows))
+            raise
     row = row_of(job, found, expected)
     off = [abs(float(value)) for name, value in row.items() if name.endswith("off, %") and value is not None]
     says = f"an estimate is off by {max(off):.0f} %, more than {BOUND:.0f}" if off and max(off) > BOUND else ""
-    return Report([row], "" if setting.smoke else says)  # the speed of tiny models is not what is estimated
+    yield Report([row], "" if setting.smoke else says, done=found.steps)  # the speed of tiny models is not what is estimated
+
+
+def too_large(needed: float | None, there: float | None) -> str:
+    """That a training does not fit, by its estimate in GiB; "" where it does, or nothing is known."""
+    if needed is None or there is None or needed <= there:
+        return ""
+    return f"not tried: by the estimate it takes {needed:.0f} GiB, and the device has {there:.0f}"
 
 
 def make_bench(job: Job, folder: Path, setting: Setting) -> Bench:
@@ -156,13 +178,16 @@ def estimate(bench: Bench) -> Figures:
     if not bench.job.rl:
         told = gp.estimate_sft(bench.spec, bench.renderer, bench.trajectories(), [], bench.sft, machine)
         steps = told["optimizer steps"].value
-        return Figures(told["hours"].value * 3600 / steps, 0.0, told["tokens"].value / steps, 0.0, told["device memory"].value)
+        return Figures(
+            int(steps), told["hours"].value * 3600 / steps, 0.0, told["tokens"].value / steps, 0.0, told["device memory"].value
+        )
     env = bench.environment
     told = gp.estimate_rl(bench.spec, bench.renderer, env, env.tasks("train"), bench.rl, machine, workers=1)
     each = {
         name: told[name].value / bench.rl.rounds for name in ("update hours", "rollout hours", "trained tokens", "generated tokens")
     }
     return Figures(
+        bench.rl.rounds,
         each["update hours"] * 3600,
         each["rollout hours"] * 3600,
         each["trained tokens"],
@@ -182,9 +207,7 @@ def _fine_tune(bench: Bench, model: Any) -> Figures:
             context_length=CONTEXT,
             device=bench.device,
         )
-    rows = summary.history[1:]
-    seconds, tokens = (statistics.median(row[name] for row in rows) for name in ("seconds", "tokens"))
-    return Figures(seconds, 0.0, tokens, 0.0, peak.gib)
+    return _figures(bench.job, steps_of(summary.history), 0.0, peak.gib)
 
 
 def _play_and_train(bench: Bench, model: Any) -> Figures:
@@ -193,11 +216,19 @@ def _play_and_train(bench: Bench, model: Any) -> Figures:
         summary = gp.train_rl(
             model, bench.tokenizer, env, env.tasks("train"), bench.rl, out=bench.folder / "out", workers=1, device=bench.device
         )
-    rows = summary.history[1:]
-    update, rollout, tokens = (
-        statistics.median(row[name] for row in rows) for name in ("update_seconds", "rollout_seconds", "tokens")
-    )
-    return Figures(update, rollout, tokens, summary.usage.tokens_generated / len(summary.history), peak.gib)
+    return _figures(bench.job, steps_of(summary.history), summary.usage.tokens_generated / len(summary.history), peak.gib)
+
+
+def steps_of(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The log's lines of the steps but the first, which pays for what is loaded once."""
+    return [row for row in rows if "loss" in row][1:]
+
+
+def _figures(job: Job, rows: Sequence[Mapping[str, Any]], generated: float | None, memory: float | None) -> Figures:
+    """Medians over steps."""
+    names = ("update_seconds", "rollout_seconds", "tokens") if job.rl else ("seconds", "seconds", "tokens")
+    update, rollout, tokens = (statistics.median(row[name] for row in rows) for name in names)
+    return Figures(len(rows), update, rollout if job.rl else 0.0, tokens, generated, memory)
 
 
 @contextmanager
@@ -228,6 +259,7 @@ def row_of(job: Job, found: Figures, expected: Figures) -> Row:
         "model": job.shape.name,
         "trained": f"LoRA {job.rank}" if job.rank else "all weights",
         "weights": job.dtype,
+        "times": found.steps,
         "tokens of a step": found.trained,
         "update s": found.update,
         "tokens/s": found.trained / found.update,
@@ -236,6 +268,7 @@ def row_of(job: Job, found: Figures, expected: Figures) -> Row:
     row["update off, %"] = off(float(row["estimated update s"] or 0), found.update)
     if job.rl:
         row |= {"rollout s": found.rollout, "generated tokens": found.generated}
+    if job.rl and found.generated and expected.generated:
         row["estimated rollout s"] = expected.rollout * found.generated / expected.generated
         row["rollout off, %"] = off(float(row["estimated rollout s"] or 0), found.rollout)
     row |= {"peak GiB": found.memory, "estimated GiB": expected.memory}

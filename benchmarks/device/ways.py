@@ -5,13 +5,14 @@ import statistics
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
 
 from device.machine import GIB
-from device.results import Row
-from device.runner import free, why
+from device.results import Report, Row
+from device.runner import check_device, free, why
 from device.shapes import Shape
 from gradprism.runtime.progress import say
 from peers.case import Case, input_gradients
@@ -70,16 +71,20 @@ class Timed:
         return statistics.median(self.seconds)
 
 
-def time_ways(case: Case, ways: Sequence[Way], device: str, repeats: int) -> dict[str, Timed]:
-    """Each way's norms and memory once, then its time `repeats` times in turn; one that fails is left out and says why."""
+def time_ways(case: Case, ways: Sequence[Way], device: str, repeats: int) -> Iterator[dict[str, Timed]]:
+    """Each way's norms and memory once, then its time `repeats` times in turn; one that fails is left out and says why.
+
+    Yields all ways after each run of one, and raises `DeviceLostError` after a failure that leaves the device unusable.
+    """
     timed = {way.name: Timed(way) for way in ways}
-    for entry in timed.values():
-        entry.failure = _guarded(lambda entry=entry: _first(case, entry, device))
-    for number in range(repeats):
+    for number in range(-1, repeats):
         order = [entry for entry in timed.values() if not entry.failure]
-        for entry in order[number % max(1, len(order)) :] + order[: number % max(1, len(order))]:
-            entry.failure = _guarded(lambda entry=entry: _again(case, entry, device))
-    return timed
+        start = max(0, number) % max(1, len(order))
+        for entry in order[start:] + order[:start]:
+            entry.failure = _guarded(partial(_first if number < 0 else _again, case, entry, device))
+            yield timed
+            if entry.failure:
+                check_device(entry.failure)
 
 
 def _guarded(run: Callable[[], None]) -> str:
@@ -90,8 +95,6 @@ def _guarded(run: Callable[[], None]) -> str:
     except Exception as error:  # a way that does not run is a line of the table
         failure = why(error)
     free()
-    if "CUDA error" in failure:
-        raise RuntimeError(failure)
     return failure
 
 
@@ -108,30 +111,39 @@ def _again(case: Case, entry: Timed, device: str) -> None:
         entry.seconds.append(seconds(run, device))
 
 
-def rows_of(timed: dict[str, Timed], case: Case, shape: Shape, peak_tflops: float | None) -> list[Row]:
-    """A row a way. Seconds are medians, and ratios medians of the ratios of the same repetition."""
+def report_of(timed: dict[str, Timed], case: Case, shape: Shape, peak_tflops: float | None, name: str = "") -> Report:
+    """A row for each way that has run, under `name` or the shape's own. Seconds are medians over `times` repetitions, and ratios medians of
+    the ratios of the same repetition."""
     n, T = case.input_ids.shape
     flops = 2 * n * count(shape.active, T, case.columns.shape[1]).floor
-    return [_row(entry, timed, n, T, flops, peak_tflops) for entry in timed.values()]
+    model = {"model": name or shape.name, "layers": shape.sizes.layers}
+    told = [entry for entry in timed.values() if entry.seconds or entry.failure]
+    rows = [{**model, **_row(entry, timed, n, T, flops, peak_tflops)} for entry in told]
+    return Report(rows, done=sum(len(entry.seconds) for entry in told))
 
 
 def _row(entry: Timed, timed: dict[str, Timed], n: int, T: int, flops: int, peak_tflops: float | None) -> Row:
     row: dict[str, float | int | str | None] = {"T": T, "n": n, "way": entry.way.title}
-    if entry.failure or not entry.seconds:
-        return {**row, "failed": entry.failure or "not timed"}
-    passes = entry.way.name != "inference"
-    floor, ours = timed.get(_FLOOR_OF.get(entry.way.name, "floor")), timed.get("ours") or timed.get("ours-checkpointed")
-    return {
-        **row,
-        "seconds": entry.median,
-        "× floor": ratio(entry, floor),
-        "× gradprism": ratio(entry, ours),
-        "tokens/s": n * T / entry.median,
-        "% of peak": 100 * flops / entry.median / (peak_tflops * 1e12) if peak_tflops and passes else None,
-        "GiB above weights": entry.peak_bytes / GIB if entry.peak_bytes else None,
-        "error": difference(entry.norms, timed["loop"].norms) if "loop" in timed and entry.way.name != "loop" else None,
-        "goal": goals(entry, timed, flops, peak_tflops) if entry.way.name == "ours" else None,
-    }
+    if entry.seconds:
+        passes = entry.way.name != "inference"
+        row |= {
+            "times": len(entry.seconds),
+            "seconds": entry.median,
+            "× floor": ratio(entry, timed.get(_FLOOR_OF.get(entry.way.name, "floor"))),
+            "× gradprism": ratio(entry, _ours(timed)),
+            "tokens/s": n * T / entry.median,
+            "% of peak": 100 * flops / entry.median / (peak_tflops * 1e12) if peak_tflops and passes else None,
+            "GiB above weights": entry.peak_bytes / GIB if entry.peak_bytes else None,
+            "error": difference(entry.norms, timed["loop"].norms) if "loop" in timed and entry.way.name != "loop" else None,
+            "goal": goals(entry, timed, flops, peak_tflops) if entry.way.name == "ours" else None,
+        }
+    return {**row, "failed": entry.failure} if entry.failure else row
+
+
+def _ours(timed: dict[str, Timed]) -> Timed | None:
+    """gradprism with whole activations, or where that has no times, with recomputed ones."""
+    named = (timed.get(name) for name in ("ours", "ours-checkpointed"))
+    return next((entry for entry in named if entry and entry.seconds), None)
 
 
 def ratio(entry: Timed, of: Timed | None) -> float | None:

@@ -1,5 +1,6 @@
 """A model's forward and backward pass that fails, told in one line that names the module that was running."""
 
+import re
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from types import TracebackType
@@ -14,10 +15,17 @@ from gradprism.runtime.errors import GradprismError, ModelError, one_line
 _NOT_ITS_FAULT = (GradprismError, torch.OutOfMemoryError, MemoryError)
 
 
+# Only torch's own allocator for devices raises `torch.OutOfMemoryError`. The CPU's, and what CUDA's driver and libraries take beside
+# torch's, raise errors that their words tell apart; a library's handle is "not initialised" where its workspace does not fit.
+_MEMORY_WORDS = re.compile(
+    r"DefaultCPUAllocator|CUDA(?: driver)? error: out of memory|CUDA_ERROR_OUT_OF_MEMORY|cudaErrorMemoryAllocation"
+    r"|Triton Error \[CUDA\]: out of memory|CU[A-Z]+_STATUS_(?:\w+_)?ALLOC(?:ATION)?_FAILED|CU(?:BLAS|DNN|SOLVER)_STATUS_NOT_INITIALIZED"
+)
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """True where memory ran out, on the host or on a device."""
-    # The CPU's allocator raises a plain RuntimeError that only its words tell apart.
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(error)
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or _MEMORY_WORDS.search(str(error)) is not None
 
 
 @contextmanager
