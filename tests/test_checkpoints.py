@@ -6,12 +6,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import transformers
 
 from gradprism.checkpoints import auto_class, check_model_name, check_trainable, load_config, tokenizer_source
 from gradprism.models import load_model
+from gradprism.rollouts.player import model_and_tokenizer
 from gradprism.runtime.errors import MissingDependencyError, ModelError
 from gradprism.trajectories.rendering import load_tokenizer
 from helpers.checkpoints import add_to_config, write_fp8, write_gguf
+from helpers.cli import assert_refused
 from helpers.tiny import chatml_tokenizer, tiny_llama, tiny_qwen3, tiny_tokenizer
 
 IDS = torch.arange(6, 26)[None]
@@ -163,3 +166,42 @@ def test_a_configuration_of_parts_is_loaded_as_the_wrapper():
     for config in (Mistral3Config(), Qwen2_5_VLConfig()):
         assert auto_class(config).__name__ == "AutoModelForImageTextToText"
     assert auto_class(Qwen2_5_VLTextConfig()).__name__ == "AutoModelForCausalLM"  # which says what it does not know
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "what"),
+    [
+        ("T5", {"d_model": 16, "d_ff": 16, "d_kv": 8, "num_layers": 1, "num_heads": 2}, r"an encoder-decoder \(t5\)"),
+        ("Bert", {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}, r"an encoder \(bert\)"),
+        ("ViT", {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}, r"no language model \(vit\)"),
+    ],
+)
+def test_a_model_that_is_not_causal_is_refused_by_name(kind, settings, what, tmp_path, cli):
+    config = getattr(transformers, f"{kind}Config")(**settings)
+    config.save_pretrained(tmp_path)
+    for refuse in (load_config, load_model, check_trainable, model_and_tokenizer):
+        with pytest.raises(ModelError, match=f"is {what}; give a causal language model"):
+            refuse(str(tmp_path))
+    if kind == "Bert":  # a decoder of that type is causal
+        transformers.BertConfig(**settings, is_decoder=True).save_pretrained(tmp_path)
+        assert load_config(str(tmp_path)).is_decoder
+
+
+def test_every_command_refuses_a_training_that_has_not_finished(tmp_path, cli):
+    model, data = tmp_path / "sft", tmp_path / "data.jsonl"
+    (model / "checkpoints").mkdir(parents=True)
+    (model / "manifest.json").write_text('{"command": "sft"}')
+    turns = [{"role": "user", "content": "You see a cabinet 1."}, {"role": "assistant", "content": "go to cabinet 1"}]
+    data.write_text(json.dumps({"id": "a", "messages": turns}) + "\n")
+    out = ["--out", tmp_path / "out"]
+    for command in (
+        ["inspect", "--data", data],
+        ["probe", "--data", data, *out],
+        ["sft", "--data", data, *out],
+        ["sft", "--data", data, *out, "--dry-run"],
+        ["rl", "--tasks", data, *out],
+        ["evaluate", *out],
+        ["run", "configs/quickstart.toml", "--set", f"out={json.dumps(str(tmp_path / 'out'))}", "--set", f"model.path={model}"],
+    ):
+        named = command if command[0] == "run" else [*command, "--model", model]
+        assert_refused(cli(*named), "is a training that has not finished; give its `gradprism sft` command again")

@@ -41,6 +41,7 @@ def check_model_name(name_or_path: str) -> None:
     """Refuses a path that does not exist before anything looks for it on a hub, and one that is no model or two."""
     path = Path(name_or_path)
     if path.is_dir():
+        check_finished(path)
         whole, adapter = (path / "config.json").is_file(), (path / ADAPTER_CONFIG).is_file()
         if whole and adapter:
             raise ModelError(
@@ -55,6 +56,18 @@ def check_model_name(name_or_path: str) -> None:
         _check_gguf(path)
     elif not HUB_ID.fullmatch(name_or_path):
         raise MissingFileError(f"model {name_or_path!r}: no such folder; give a model folder, or a hub id of the form org/name")
+
+
+def check_finished(folder: Path) -> None:
+    """Refuses the folder of a training that has not come to its end: it holds no model yet."""
+    if (folder / "config.json").is_file() or not (folder / "manifest.json").is_file():
+        return
+    manifest = read_json(folder / "manifest.json")
+    if isinstance(manifest, dict) and (command := manifest.get("command")) in ("sft", "rl"):
+        raise ModelError(
+            f"model {str(folder)!r}: is a training that has not finished; give its `gradprism {command}` command again, which goes on from "
+            "its last checkpoint and then writes the model"
+        )
 
 
 def model_source(name_or_path: str) -> Source:
@@ -113,10 +126,14 @@ def is_adapter(name_or_path: str) -> bool:
 
 
 def check_trainable(name_or_path: str) -> None:
-    """Refuses an adapter where a whole model is to be trained and saved, and a folder that is no model."""
+    """Refuses an adapter where a whole model is to be trained and saved, a folder that is no model, and one that is no causal one."""
     check_model_name(name_or_path)
     if is_adapter(name_or_path):
-        raise ModelError(f"model {name_or_path!r}: is an adapter; merge it into its base model first (peft's merge_and_unload)")
+        whole = Path(name_or_path).parent
+        merged = (whole / "config.json").is_file()
+        how = f"give {str(whole)!r}, its merged model" if merged else "merge it into its base model first (peft's merge_and_unload)"
+        raise ModelError(f"model {name_or_path!r}: is an adapter, and what is trained is a whole model; {how}")
+    load_config(name_or_path)
 
 
 def tokenizer_source(name_or_path: str) -> str:
@@ -126,15 +143,39 @@ def tokenizer_source(name_or_path: str) -> str:
 
 
 def load_config(name_or_path: str) -> Any:
-    """A model's `transformers` configuration, for an adapter its base model's; raises `MissingFileError` or `ModelError`."""
+    """A model's `transformers` configuration, for an adapter its base model's.
+
+    Raises `MissingFileError` or `ModelError`, also for a model that does not predict each token from those before it.
+    """
     from transformers import AutoConfig
 
     check_model_name(name_or_path)
     source = model_source(base_and_adapter(name_or_path)[0])
     try:
-        return AutoConfig.from_pretrained(source.name, trust_remote_code=False, **source.options)
+        config = AutoConfig.from_pretrained(source.name, trust_remote_code=False, **source.options)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelError(f"model {name_or_path!r}: its configuration cannot be read: {one_line(error)}") from None
+    if other := _not_causal(config):
+        raise ModelError(
+            f"model {name_or_path!r}: is {other} ({config.model_type}); give a causal language model, which predicts each token from those "
+            "before it, such as a Llama, Qwen or Gemma"
+        )
+    return config
+
+
+def _not_causal(config: Any) -> str:
+    """What the model of a configuration is, where it is no causal language model; else empty.
+
+    Types that began as encoders (BERT and its kin) are causal where their configuration says `is_decoder`.
+    """
+    from transformers import MODEL_FOR_MASKED_LM_MAPPING
+
+    if getattr(config, "is_encoder_decoder", False):
+        return "an encoder-decoder"
+    began_as_encoder = type(config) in MODEL_FOR_MASKED_LM_MAPPING or config.model_type == "bert-generation"
+    if began_as_encoder and not (getattr(config, "is_decoder", False) or getattr(config, "causal", False)):
+        return "an encoder"
+    return "" if any(type(config) in mapping for mapping, _ in _classes()) else "no language model"
 
 
 def auto_class(config: Any) -> Any:
@@ -143,6 +184,16 @@ def auto_class(config: Any) -> Any:
     A configuration of several parts (text, vision, …) is that of a checkpoint of all of them, whose names of weights only the
     wrapper of all parts knows; a text model's class is for checkpoints of its own.
     """
+    from transformers import AutoModelForCausalLM
+
+    causal, *wrappers = _classes()
+    wrapped = config.get_text_config(decoder=True) is not config
+    choices = [*wrappers, causal] if wrapped else [causal, *wrappers]
+    return next((auto for mapping, auto in choices if type(config) in mapping), AutoModelForCausalLM)
+
+
+def _classes() -> list[tuple[Any, Any]]:
+    """Pairs of configurations and the auto class that builds them: language models, then those of several parts."""
     from transformers import (
         MODEL_FOR_CAUSAL_LM_MAPPING,
         MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
@@ -152,14 +203,11 @@ def auto_class(config: Any) -> Any:
         AutoModelForMultimodalLM,
     )
 
-    wrapped = config.get_text_config(decoder=True) is not config
-    wrappers = [
+    return [
+        (MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM),
         (MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, AutoModelForImageTextToText),
         (MODEL_FOR_MULTIMODAL_LM_MAPPING, AutoModelForMultimodalLM),
     ]
-    causal = (MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM)
-    choices = [*wrappers, causal] if wrapped else [causal, *wrappers]
-    return next((auto for mapping, auto in choices if type(config) in mapping), AutoModelForCausalLM)
 
 
 def dequantising(name_or_path: str, config: Any) -> dict[str, Any]:

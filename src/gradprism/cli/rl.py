@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 import gradprism as gp
-from gradprism.checkpoints import check_model_name, load_config
+from gradprism.checkpoints import check_trainable, load_config
 from gradprism.cli import options as o
 from gradprism.cli.config_file import ConfigFile, ConfigSet
 from gradprism.models import check_context_length
@@ -46,6 +46,7 @@ def command(
         has = ", ".join(environment.splits)
         raise ConfigError(f"rl.evaluate_split {config.evaluate_split!r}: environment {env} has no such split; it has {has}")
     if dry_run:
+        check_trainable(model)
         machine = gp.hardware(devices, device_tflops, device)
         limit = check_context_length(load_config(model), config.context_length)
         renderer = gp.Renderer(gp.load_tokenizer(model, chat), limit)
@@ -54,7 +55,7 @@ def command(
         o.show(estimate.to_json(), o.estimate_text(estimate), as_json)
         return
     with gp.training_processes(device):
-        check_model_name(model)  # before the tasks are read
+        check_trainable(model)  # before the tasks are read
         spec, to_play = gp.ModelSpec(model, dtype, chat_template=chat), read_tasks(tasks, environment)
         summary = gp.train_rl(
             spec, None, environment, to_play, config, out=out, workers=workers, device=device, on_existing=on_existing

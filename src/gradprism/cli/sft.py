@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 import gradprism as gp
-from gradprism.checkpoints import check_model_name, load_config
+from gradprism.checkpoints import check_trainable, load_config
 from gradprism.cli import options as o
 from gradprism.cli.config_file import ConfigFile, ConfigSet
 from gradprism.models import check_context_length
@@ -53,6 +53,7 @@ def command(
     names = read_settings(map_)
     corpus, eval_corpus = (gp.load_corpus(files, format=format_, mapping=names, on_bad=on_bad) for files in (data, eval_data or []))
     if dry_run:
+        check_trainable(model)
         limit = check_context_length(load_config(model), context_length)
         renderer = gp.Renderer(gp.load_tokenizer(model, chat), limit)
         machine = gp.hardware(devices, device_tflops, device)
@@ -61,7 +62,7 @@ def command(
         o.show(estimate.to_json(), o.estimate_text(estimate), as_json)
         return
     with gp.training_processes(device):
-        check_model_name(model)  # before the corpus is read
+        check_trainable(model)  # before the corpus is read
         summary = gp.train_sft(
             gp.ModelSpec(model, dtype, chat_template=chat, attention=attention),
             None,

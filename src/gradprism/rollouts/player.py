@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from gradprism.checkpoints import tokenizer_source
+from gradprism.checkpoints import load_config, tokenizer_source
 from gradprism.environments.pool import RESET, STEP, Pending, SessionPool
 from gradprism.environments.prompts import PromptTemplate
 from gradprism.environments.protocol import Environment, Step, Task
@@ -60,6 +60,8 @@ def model_and_tokenizer(model: Any, tokenizer: Any = None) -> tuple[Any, Any]:
     if isinstance(model, str | Path):
         model = ModelSpec(str(model))
     name, template = (model.path, model.chat_template) if isinstance(model, ModelSpec) else (model.name_or_path, None)
+    if isinstance(model, ModelSpec):
+        load_config(name)  # what is no language model is refused before its tokenizer is
     if tokenizer is None:
         if not name:
             raise ConfigError("tokenizer: the model has no name by which to find its own; give one")

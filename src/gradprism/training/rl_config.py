@@ -5,6 +5,7 @@ from typing import Literal, Self
 
 from pydantic import ConfigDict, Field, model_validator
 
+from gradprism.checkpoints import is_adapter
 from gradprism.environments.prompts import PromptTemplate
 from gradprism.rollouts.config import RolloutConfig
 from gradprism.runtime.files import read_json
@@ -130,8 +131,8 @@ class RlConfig(RolloutConfig, TrainingConfig):
 
 def other_prompt(model: Path | str, prompt: PromptTemplate) -> str:
     """`key: trained with → prompt; …` for a model whose folder says that RL trained it with another prompt; empty for any other model."""
-    manifest = Path(model) / MANIFEST
-    trained = read_json(manifest) if manifest.is_file() else {}
-    if trained.get("command") != "rl":
+    folder = Path(model).parent if is_adapter(str(model)) else Path(model)  # an adapter lies in its training's folder
+    trained = read_json(folder / MANIFEST) if (folder / MANIFEST).is_file() else None
+    if not isinstance(trained, dict) or trained.get("command") != "rl":
         return ""
     return differences(flat(trained["config"]["prompt"]), flat(plain(prompt.model_dump())))

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from transformers import AutoTokenizer
 
-from gradprism.checkpoints import HUB_ID, model_source
+from gradprism.checkpoints import HUB_ID, check_finished, model_source
 from gradprism.runtime.errors import ConfigError, ModelError, one_line
 from gradprism.runtime.files import sha256_json
 from gradprism.trajectories.chat import GIVE_TEMPLATE, ChatTemplate, TemplateRefusedError
@@ -275,6 +275,8 @@ def load_tokenizer(name_or_path: str | Path, chat_template: Path | ChatOptions |
     is_local = Path(name).exists()
     if not is_local and (not HUB_ID.fullmatch(name) or Path(name).parent.is_dir()):
         raise ModelError(f"{name}: no such folder; give a model folder, or a hub id of the form org/name")
+    if is_local:
+        check_finished(Path(name))
     options = chat_template if isinstance(chat_template, ChatOptions) else ChatOptions.of_model(name, file=chat_template)
     template = None if options.file is None else _read_template(options.file)
 
