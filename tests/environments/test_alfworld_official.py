@@ -1,6 +1,7 @@
 """The official layout, made here from generated games with an older domain and grammar, and broken in every way."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from gradprism.environments.demonstrations import collect
 from gradprism.environments.pool import SessionPool
 from gradprism.evaluation.config import EvaluationConfig
 from gradprism.evaluation.run import evaluate
-from gradprism.runtime.errors import ConfigError, DataError, MissingFileError
+from gradprism.runtime.errors import ConfigError, DataError, FolderInUseError, MissingFileError
 from gradprism.runtime.files import cache_folder
 
 OLDER = 'grammar :: """{"task": [{"rhs": "Your task is to: %s."}], "look": [{"rhs": "an older text"}]}"""'
@@ -187,9 +188,29 @@ def test_a_split_that_is_not_whole_is_told_beside_its_figures(folder, monkeypatc
     assert AlfworldEnvironment("tiny").remarks(AlfworldEnvironment("tiny").tasks("seen", 2)) == []
 
 
+def test_games_count_by_what_is_in_them_wherever_they_lie(folder, tmp_path_factory):
+    environment = AlfworldEnvironment(data_dir=str(folder))
+    first, second, *_ = environment.tasks("train")
+    before = [environment.identity(tasks) for tasks in ([first], [second], None)]
+    elsewhere = tmp_path_factory.mktemp("elsewhere") / "data"
+    shutil.copytree(folder, elsewhere)
+    moved = AlfworldEnvironment(data_dir=str(elsewhere))
+    assert [moved.identity(tasks) for tasks in ([first], [second], None)] == before
+    path, config = official.game_path(folder / "json_2.1.1", first.id), EvaluationConfig(splits={"train": 1}, max_steps=2)
+    evaluate("random", environment, config, out=tmp_path_factory.getbasetemp() / "e", workers=1)
+    path.write_text(path.read_text().replace("Your task is to: put", "Your task is to: lay"))  # of the same size
+    official._index.cache_clear()
+    after = [environment.identity(tasks) for tasks in ([first], [second], None)]
+    assert [a == b for a, b in zip(before, after, strict=True)] == [False, True, False]
+    with pytest.raises(FolderInUseError, match=r"holds another evaluation \(environment.games_sha256"):
+        evaluate("random", environment, config, out=tmp_path_factory.getbasetemp() / "e", workers=1)
+    generated = AlfworldEnvironment("tiny")
+    assert generated.contents() == generated.contents(generated.tasks("train", 2)) == {}
+
+
 def test_a_cache_that_cannot_be_written_costs_time_alone(folder, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file" / "cache"))
-    official._solvable.cache_clear()
+    official._index.cache_clear()
     assert AlfworldEnvironment(data_dir=str(folder)).size("train") == 4
     assert AlfworldEnvironment(data_dir=str(folder)).session().reset(AlfworldEnvironment(data_dir=str(folder)).tasks("train")[0].id)

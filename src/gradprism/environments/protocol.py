@@ -110,17 +110,20 @@ class Environment(ABC):
             raise ConfigError(f"task {task_id!r}: environment {self.name!r} has none of that id")
         return Task(self.name, task_id, self.name, split)
 
-    def contents(self) -> dict[str, str]:
-        """What its tasks and steps depend on besides its options, such as the hash of a catalogue; empty unless an environment has some."""
+    def contents(self, tasks: Sequence[Task] | None = None) -> dict[str, str]:
+        """What its tasks and steps depend on besides its options, such as the hash of a catalogue; empty unless an environment has some.
+
+        `tasks` are the only ones that are played; None: any may be.
+        """
         return {}
 
-    def identity(self) -> dict[str, object]:
+    def identity(self, tasks: Sequence[Task] | None = None) -> dict[str, object]:
         """All that its tasks and steps depend on, JSON-serialisable: a result is only reused where this is equal.
 
-        The name, the contents, and the options without `data_dir`: data counts by what is in it, not by where it lies.
+        The name, the contents for these `tasks`, and the options without `data_dir`: data counts by what is in it, not by where it lies.
         """
         options = {option.name: getattr(self, option.name) for option in fields(self) if option.name != "data_dir"}  # pyright: ignore[reportArgumentType] # each is a dataclass
-        return {**options, **self.contents(), "name": self.name}
+        return {**options, **self.contents(tasks), "name": self.name}
 
     def remarks(self, tasks: Sequence[Task]) -> list[str]:
         """Sentences that a reader of success rates on these tasks has to know; none unless an environment has some."""

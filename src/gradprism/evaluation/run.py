@@ -141,7 +141,7 @@ def as_agent(agent: Agent | Any) -> Agent:
 def _manifest(agent: Agent, environment: Environment, config: EvaluationConfig, tasks: Sequence[Task]) -> dict[str, Any]:
     return {
         "agent": dict(agent.description()),
-        "environment": environment.identity(),
+        "environment": environment.identity(tasks),
         "tasks_sha256": sha256_json([task.reference() for task in tasks]),
         "config": config.model_dump(),
     }

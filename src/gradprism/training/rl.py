@@ -85,7 +85,7 @@ def train_rl(
         _check(tasks, config, frame.world, frame.model, renderer)
 
         def inputs() -> Manifest:
-            return {"tasks_sha256": sha256_json([task.reference() for task in tasks]), "environment": environment.identity()}
+            return {"tasks_sha256": sha256_json([task.reference() for task in tasks]), "environment": environment.identity(tasks)}
 
         if finished := frame.claim("rl", inputs, config.rounds * config.steps_per_round, config.stop_when):
             return finished

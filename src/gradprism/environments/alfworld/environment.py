@@ -76,6 +76,13 @@ class AlfworldEnvironment(Environment):
         _, split, task_type, _ = generator.parse_name(task_id)
         return Task(self.name, task_id, task_type, split)
 
+    def contents(self, tasks: Sequence[Task] | None = None) -> dict[str, str]:
+        """Official games by the hash of their files: of those that are played, or of all. Generated games follow from their names."""
+        names = None if tasks is None else [task.id for task in tasks if task.id.startswith(f"{official.PREFIX}/")]
+        if not (self._official if names is None else names):
+            return {}
+        return {"games_sha256": official.contents(official.games_folder(self.data_dir), names)}
+
     def remarks(self, tasks: Sequence[Task]) -> list[str]:
         """Official splits that are not whole: of a download that broke off, or from which games were deleted."""
         if not self._official:

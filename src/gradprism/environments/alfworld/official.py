@@ -5,16 +5,18 @@ and actions differ; all games are played with those of the installed package.
 """
 
 import contextlib
+import hashlib
 import json
 import os
 import re
+from collections.abc import Sequence
 from functools import cache
 from itertools import zip_longest
 from pathlib import Path
 
 from gradprism.environments.alfworld.generator import TASK_TYPES, Game
 from gradprism.runtime.errors import ConfigError, DataError, GradprismError, MissingFileError
-from gradprism.runtime.files import cache_folder, read_json, sha256_json, write_json
+from gradprism.runtime.files import cache_folder, read_json, sha256_file, sha256_json, write_json
 
 SPLITS = ("train", "valid_train", "valid_seen", "valid_unseen")
 # Games that `list_official` finds in a whole download.
@@ -49,7 +51,7 @@ def list_official(folder: Path, split: str) -> list[str]:
         there = [name for name in SPLITS if (folder / name).is_dir()]
         raise MissingFileError(f"{root}: no such split; there are {there}; {HELP}")
     by_type: dict[str, list[str]] = {task_type: [] for task_type in TASK_TYPES}
-    for path in _solvable(root):
+    for path in (key for key, (_, _, solvable, _) in _index(root).items() if solvable):
         task, trial = path.split("/")
         task_type = task.partition("-")[0]
         # Nobody's agent is asked for these: the library leaves them out as well.
@@ -85,6 +87,14 @@ def load_official(folder: Path, name: str) -> Game:
     return Game(name, path.parent.parent.name.partition("-")[0], goal[1].strip().rstrip("."), problem)
 
 
+def contents(folder: Path, names: Sequence[str] | None = None) -> str:
+    """Hash of what is in the files of these games, or of all, wherever they lie; raises `ConfigError` for one that does not exist."""
+    if names is not None:
+        return sha256_json({name: sha256_file(game_path(folder, name)) for name in names})
+    there = [split for split in SPLITS if (folder / split).is_dir()]
+    return sha256_json({f"{split}/{key}": sha for split in there for key, (*_, sha) in _index(folder / split).items()})
+
+
 def game_path(folder: Path, name: str) -> Path:
     """The file of an id; raises `ConfigError` where it does not exist."""
     path = Path(folder, *parse_official(name)[1:], GAME_FILE)
@@ -103,37 +113,39 @@ def parse_official(name: str) -> tuple[str, str, str, str]:
 
 
 @cache
-def _solvable(root: Path) -> list[str]:
-    """`<task>/<trial>` of each solvable game below a split's folder, sorted.
+def _index(root: Path) -> dict[str, tuple[int, int, bool, str]]:
+    """Size, time, whether it is solvable, and hash of each game below a split's folder, by `<task>/<trial>`, sorted.
 
-    The answer for each file is kept in the cache folder for as long as the file's size and time stay the same: listing a split then
-    costs a look at each file instead of reading hundreds of megabytes.
+    What is known of a file is kept in the cache folder for as long as its size and time stay the same: listing a split then costs a look
+    at each file instead of reading hundreds of megabytes.
     """
-    index = cache_folder() / "alfworld" / f"index-{sha256_json(str(root.resolve()))[:16]}.json"
+    cached = cache_folder() / "alfworld" / f"games-{sha256_json(str(root.resolve()))[:16]}.json"
     try:
-        known = read_json(index)
+        known = read_json(cached)
     except (GradprismError, OSError):
         known = {}
-    seen = {}
+    seen: dict[str, tuple[int, int, bool, str]] = {}
     for path in sorted(root.glob(f"*/*/{GAME_FILE}")):
         status = path.stat()
-        stamp, key = [status.st_size, status.st_mtime_ns], f"{path.parent.parent.name}/{path.parent.name}"
+        size, time, key = status.st_size, status.st_mtime_ns, f"{path.parent.parent.name}/{path.parent.name}"
         entry = known.get(key) if isinstance(known, dict) else None
-        seen[key] = entry if entry and entry[:2] == stamp else [*stamp, _is_solvable(path)]
-    if seen != known:
+        solvable, sha = entry[2:] if entry and entry[:2] == [size, time] else _read(path)
+        seen[key] = size, time, solvable, sha
+    if {key: list(entry) for key, entry in seen.items()} != known:
         with contextlib.suppress(GradprismError, OSError):  # a cache that cannot be written costs time alone
-            index.parent.mkdir(parents=True, exist_ok=True)
-            write_json(index, seen)
-    return [key for key, (_, _, solvable) in seen.items() if solvable]
+            cached.parent.mkdir(parents=True, exist_ok=True)
+            write_json(cached, seen)
+    return seen
 
 
-def _is_solvable(path: Path) -> bool:
-    """True if the file says so; a file that says nothing was never checked and does not count, as in the library.
+def _read(path: Path) -> tuple[bool, str]:
+    """Whether a game is solvable, and its file's hash; one that says nothing was never checked and does not count, as in the library.
 
     It is read whole: one that was cut anywhere is broken, and must not count as a game less.
     """
     try:
-        content = json.loads(path.read_bytes())
-        return isinstance(content, dict) and content.get("solvable") is True
+        raw = path.read_bytes()
+        content = json.loads(raw)
+        return isinstance(content, dict) and content.get("solvable") is True, hashlib.sha256(raw).hexdigest()
     except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{path}: cannot be read ({error}); the download is not complete: {HELP}") from None

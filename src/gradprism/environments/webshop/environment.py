@@ -67,7 +67,7 @@ class WebshopEnvironment(Environment):
         split = next(split for split, numbers in split_ranges(len(self.store.goals)).items() if number in numbers)
         return Task(self.name, task_id, self.store.goals[number].product.category, split)
 
-    def contents(self) -> dict[str, str]:
+    def contents(self, tasks: Sequence[Task] | None = None) -> dict[str, str]:
         """The catalogue and its goals by the hash of all that is in them and of how a purchase is scored, and the tagger by its name."""
         return {"catalogue": self.store.id, "tagger": self.store.tagger}
 
