@@ -142,12 +142,14 @@ def test_an_arm_whose_share_is_not_known_yet_plays_in_proportion(tmp_path, monke
     assert rounds("grpo", 0, 0) == 30
 
 
-def test_a_threshold_that_sends_nothing_to_rl_is_said_before_sft_is_paid_for(tmp_path):
+def test_a_threshold_that_leaves_a_side_empty_is_said_before_training_is_paid_for(tmp_path):
     config = load_config(MINI[0])
     probe = Probe(Base.of(config.model, 1), Files((), None, ()), None)
     make_probe(Store(tmp_path).path(probe) / data_work.PROBE)
     with pytest.raises(ConfigError, match="nothing scores above 1e\\+09, so RL would have no task"):
         data_work.route_corpus(Route(probe, RouteConfig(policy="length", threshold=1e9), 0), tmp_path / "out", Store(tmp_path))
+    made = data_work.route_corpus(Route(probe, RouteConfig(policy="length", threshold=0.0), 0), tmp_path / "out", Store(tmp_path))
+    assert made.found.n_sft == 0 and "nothing to imitate SFT leaves its model as it is" in made.headline
 
 
 def test_a_threshold_needs_the_corpus_for_its_share():

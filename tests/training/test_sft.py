@@ -361,6 +361,18 @@ def test_updates_that_round_away_and_text_that_is_cut_are_said(tokenizer, tmp_pa
                      context_length=60).warnings == summary.warnings  # fmt: skip
 
 
+def test_a_corpus_in_the_older_alfworld_text_is_said_before_training(tokenizer, tmp_path, monkeypatch, capfd):
+    messages = (Message("user", "You see a desk 1."), Message("assistant", "put mug 1 in/on desk 1"))
+    data, config = [Trajectory("a", messages), *sample_trajectories(1)], SftConfig(max_steps=1)
+    (line,) = train_sft(tiny_llama(len(tokenizer)), tokenizer, data, config, out=tmp_path / "x").warnings
+    assert line.startswith("1 trajectories with actions of the older ALFWorld") and "gradprism alfworld replay" in line
+    assert capfd.readouterr().err.count(line) == 1
+    monkeypatch.setattr(sft, "_train", lambda *arguments: (_ for _ in ()).throw(ConfigError("not trained")))
+    with pytest.raises(ConfigError, match="not trained"):
+        train_sft(tiny_llama(len(tokenizer)), tokenizer, data, config, out=tmp_path / "y")
+    assert line in capfd.readouterr().err
+
+
 def test_a_full_disk_is_one_line(tokenizer, tmp_path, monkeypatch):
     def full(*args, **kwargs):
         raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")

@@ -76,7 +76,8 @@ def route_corpus(stage: Route, folder: Path, store: Store) -> Outcome[Routed]:
     scores = _scores(routes.frame, made.threshold, types, config.metric, config.policy)
     what = config.metric if config.policy in ("concentration", "inverse", "soft") else config.policy
     found = Routed(n_sft=made.n_sft, n_rl=made.n_rl, n_rl_by_chance=drawn_by_chance(routes.frame), scores=scores)
-    return Outcome(found, f"{made.n_sft} to SFT, {made.n_rl} to RL at {what} {made.threshold:.4f}")
+    empty = "" if made.n_sft else "; warning: with nothing to imitate SFT leaves its model as it is"
+    return Outcome(found, f"{made.n_sft} to SFT, {made.n_rl} to RL at {what} {made.threshold:.4f}{empty}")
 
 
 def _scores(table: pl.DataFrame, threshold: float, types: list[str | None], metric: str, policy: str) -> Routing:

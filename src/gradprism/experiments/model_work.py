@@ -101,7 +101,7 @@ def tasks_of(source: Corpus | Route | Refresh, store: Store, environment: Enviro
 
 
 def train_by_imitation(stage: Sft, folder: Path, store: Store) -> Outcome[Trained]:
-    """Trains by SFT; where a refresh has moved nothing to SFT, the model is passed on as it is."""
+    """Trains by SFT; where a route or a refresh sends nothing to SFT, the model is passed on as it is."""
     data = stage.data
     model, renderer = load(stage.base, stage.model, store, "cpu")  # the trainer places it
     trajectories = routes_of(data, store).sft if isinstance(data, Route | Refresh) else corpus_of(data, store)

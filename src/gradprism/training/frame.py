@@ -3,7 +3,7 @@
 import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,7 +31,10 @@ LOCK = ".training.tmp"  # held by the first process for all
 
 @dataclass(slots=True)
 class Frame:
-    """A training of `model`, which lies on the CPU where it was loaded here, in `out`; `step` is the checkpoint to go on from."""
+    """A training of `model`, which lies on the CPU where it was loaded here, in `out`; `step` is the checkpoint to go on from.
+
+    `warnings` are of its summary.
+    """
 
     model: Any
     tokenizer: Any
@@ -41,6 +44,7 @@ class Frame:
     on_existing: OnExisting
     ranks: Ranks | None
     step: int = 0
+    warnings: list[str] = field(default_factory=list)
 
     @property
     def world(self) -> int:
@@ -90,20 +94,18 @@ class Frame:
             },
         }
 
+    def warn(self, *lines: str) -> None:
+        """Says each line, and keeps it for the summary."""
+        for line in lines:
+            say(f"warning: {line}")
+        self.warnings += lines
+
     def finish(
-        self,
-        loop: Loop,
-        examples: int,
-        counts: Mapping[str, float],
-        evaluation_seconds: float,
-        warnings: Sequence[str] = (),
-        stopped: str = "",
+        self, loop: Loop, examples: int, counts: Mapping[str, float], evaluation_seconds: float, stopped: str = ""
     ) -> TrainingSummary:
-        """Writes the trained model and the summary, which every process returns; says the warnings."""
+        """Writes the trained model and the summary, which every process returns; warns of weights that have not changed."""
         moved = loop.moved_share()
-        warnings = [*warnings, *_of_weights(moved, loop.trained_dtype)]
-        for warning in warnings:
-            say(f"warning: {warning}")
+        self.warn(*_of_weights(moved, loop.trained_dtype))
         loop.save_model(self.tokenizer)
 
         def summary() -> dict[str, Any]:
@@ -119,7 +121,7 @@ class Frame:
                 evaluation_seconds=evaluation_seconds,
                 resumed_at=self.step,
                 counts={**counts, "moved_share": moved},
-                warnings=tuple(warnings),
+                warnings=tuple(self.warnings),
                 stopped=stopped,
             ).to_json()
 

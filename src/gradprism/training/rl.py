@@ -97,7 +97,8 @@ def train_rl(
                 training.evaluation_tasks = environment.tasks(split, config.evaluate_tasks)
             training.run(frame.step)
         evaluated = training.seconds["evaluation"]
-        return frame.finish(training.loop, len(tasks), training.counts, evaluated, training.warnings, training.stopped)
+        frame.warn(*training.warnings)
+        return frame.finish(training.loop, len(tasks), training.counts, evaluated, training.stopped)
 
 
 def _check(tasks: Sequence[Task], config: RlConfig, world: int, model: Any, renderer: Renderer) -> None:

@@ -24,6 +24,7 @@ from gradprism.training.sft_config import SftConfig
 from gradprism.training.sft_data import Given, Plan, Row, fingerprint, pack, share, split_held_out, tensors
 from gradprism.training.summary import TrainingSummary
 from gradprism.trajectories.corpus import Corpus, Sources
+from gradprism.trajectories.doctor import older_alfworld, speaks_older_alfworld
 from gradprism.trajectories.rendering import RenderedTrajectory, Renderer, check_vocabulary
 
 
@@ -68,15 +69,16 @@ def train_sft(
         if finished := frame.claim("sft", inputs):
             return finished
         data = _Data(_rows(rendered, renderer.context_length, packs), [[r] for r in rendered_held], packs)
+        if older := older_alfworld(sum(map(speaks_older_alfworld, given.trajectories))):
+            frame.warnings.append(older)  # said when it was rendered
+        if cut := [r.n_truncated for r in rendered if r.n_truncated]:
+            lie = f"{sum(cut):,} tokens of {len(cut)} trajectories lie past the context of {renderer.context_length}"
+            frame.warn(f"{lie} and are cut")
         loop = _train(frame, data, Plan(len(data.rows), frame.world, config))
-        cut = [r.n_truncated for r in rendered if r.n_truncated]
         counts = {"held_out": len(data.held_out), "rows": len(data.rows), "unknown_tokens": unknown}
         counts |= {"cut_trajectories": len(cut), "cut_tokens": sum(cut)}
         seconds = sum(row.get("eval_runtime", 0.0) for row in read_log(frame.out))
-        warnings = [
-            f"{sum(cut):,} tokens of {len(cut)} trajectories lie past the context of {renderer.context_length} and were cut"
-        ]
-        return frame.finish(loop, len(rendered), counts, seconds, warnings if cut else ())
+        return frame.finish(loop, len(rendered), counts, seconds)
 
 
 @dataclass(frozen=True, slots=True)

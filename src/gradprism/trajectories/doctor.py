@@ -123,6 +123,8 @@ class Doctor:
     def _lints(self, trajectory: Trajectory) -> Iterator[str]:
         if trajectory.tools and not any(message.tool_calls for message in trajectory.messages):
             yield "tools-never-called"
+        if speaks_older_alfworld(trajectory):
+            yield "older-alfworld"
         if lists_tools(trajectory.messages, trajectory.tools):
             yield "tools-twice"
         last: Message | None = None
@@ -140,8 +142,6 @@ class Doctor:
                 yield "empty-turn"
             if last is not None and _said(last) == _said(message):
                 yield "repeated-turn"
-            if _PUT.match(_action(message)):
-                yield "older-alfworld"
             last = message
 
 
@@ -169,8 +169,15 @@ def _said(message: Message) -> tuple[str, str]:
     return message.content.strip(), repr(message.tool_calls)
 
 
-def _action(message: Message) -> str:
-    return message.content.rpartition("Action:")[2].strip()
+def speaks_older_alfworld(trajectory: Trajectory) -> bool:
+    """Whether a turn is an action of the older ALFWorld, `put X in/on Y`, by itself or after `Action:`."""
+    said = (m.content for m in trajectory.messages if m.role == "assistant" and "put " in m.content)
+    return any(_PUT.match(content.rpartition("Action:")[2].strip()) for content in said)
+
+
+def older_alfworld(count: int) -> str:
+    """A sentence about so many trajectories of the older ALFWorld; empty for none."""
+    return f"{count} trajectories with {LINTS['older-alfworld']}" if count else ""
 
 
 def problems(skipped: Sequence[Skipped]) -> list[Finding]:

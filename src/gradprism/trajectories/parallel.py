@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 from gradprism.runtime.errors import GradprismError, WorkerError
 from gradprism.runtime.progress import Progress, say
 from gradprism.trajectories.corpus import Account, Corpus
+from gradprism.trajectories.doctor import older_alfworld, speaks_older_alfworld
 from gradprism.trajectories.masks import NO_NOTES, LostThoughtsError
 from gradprism.trajectories.record import Message, Trajectory
 from gradprism.trajectories.rendering import RenderedTrajectory, Renderer
@@ -67,14 +68,15 @@ def render_usable(
 ) -> Iterator[tuple[Trajectory, RenderedTrajectory]]:
     """Each trajectory with its rendering; with an `account`, which a `Corpus` with `on_bad` of `skip` has, those alone that have one.
 
-    At the end it is said what was left out or written in. Raises what rendering raises; for thoughts that would be lost, after all
-    trajectories that lose some have been counted.
+    At the end it is said what was left out or written in, and how many are of the older ALFWorld. Raises what rendering raises; for
+    thoughts that would be lost, after all trajectories that lose some have been counted.
     """
     account = account or skipping(trajectories)
-    notes, lost = NO_NOTES, list[LostThoughtsError]()
+    notes, lost, older = NO_NOTES, list[LostThoughtsError](), 0
     for trajectory, rendered in render_each(renderer, trajectories):
         if not isinstance(rendered, GradprismError):
             notes += rendered.notes
+            older += speaks_older_alfworld(trajectory)
             if not lost:
                 yield trajectory, rendered
         elif account is not None:
@@ -85,7 +87,7 @@ def render_usable(
             raise rendered
     if lost:
         raise LostThoughtsError(f"{lost[0]}{f'; so it is in {len(lost) - 1} more trajectories' if len(lost) > 1 else ''}")
-    for line in notes.lines():
+    for line in (*notes.lines(), *filter(None, [older_alfworld(older)])):
         say(f"warning: {line}")
 
 
