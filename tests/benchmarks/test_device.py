@@ -565,6 +565,20 @@ def test_an_experiment_is_ended_with_all_that_it_has_started():
     assert any(not state.exists() or state.read_text().split()[2] == "Z" or time.sleep(0.1) for _ in range(50))
 
 
+def test_an_experiment_ends_with_a_process_that_was_killed():
+    code = "import subprocess, sys, time; from device.arms import end_with_parent; "
+    code += "c = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(99)'], preexec_fn=end_with_parent); "
+    code += "print(c.pid, flush=True); c.wait()"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(["benchmarks", "src"])}
+    process = subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    child = int(process.stdout.readline())
+    process.kill()
+    process.wait()
+    state = Path(f"/proc/{child}/stat")
+    assert any(not state.exists() or state.read_text().split()[2] == "Z" or time.sleep(0.1) for _ in range(50))
+
+
 # --- what is carried
 
 
@@ -728,10 +742,10 @@ def place(tmp_path, monkeypatch):
     return tmp_path
 
 
-@pytest.mark.parametrize(("codes", "left"), [("3 3 4 9", "9"), ("3 3 3 3", "3"), ("1 9", "9")])
-def test_a_measurement_that_loses_the_device_is_given_again_at_most_three_times(place, codes, left):
+@pytest.mark.parametrize(("codes", "left", "status"), [("3 3 4 9", "9", 0), ("3 3 3 3", "3", 1), ("1 9", "9", 0), ("2 9", "9", 1)])
+def test_a_measurement_that_loses_the_device_is_given_again_at_most_three_times(place, codes, left, status):
     (place / "codes").write_text(codes)
-    assert book.carry_out([book.Command(book.RUN, 100)], place / "out" / "step-1.tar.gz") == 0
+    assert book.carry_out([book.Command(book.RUN, 100)], place / "out" / "step-1.tar.gz") == status
     assert (place / "codes").read_text() == left
     with tarfile.open(place / "out" / "step-1.tar.gz") as archive:
         assert archive.extractfile("results/part/case.json").read() in (b"59", b"60")  # pyright: ignore[reportOptionalMemberAccess]
@@ -742,7 +756,7 @@ def test_a_command_that_takes_too_long_is_ended_and_its_results_are_packed(place
     monkeypatch.setattr(book, "MARGIN", 0.1)
     (place / "codes").write_text("sleep")
     began = time.monotonic()
-    assert book.carry_out([book.Command(book.RUN, 2)], place / "step-1.tar.gz") == 0
+    assert book.carry_out([book.Command(book.RUN, 2)], place / "step-1.tar.gz") == 1
     assert time.monotonic() - began < 20
     with tarfile.open(place / "step-1.tar.gz") as archive:
         assert "results/part/case.json" in archive.getnames()
