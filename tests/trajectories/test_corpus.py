@@ -351,3 +351,20 @@ def test_jsonl_is_streamed(tmp_path: Path) -> None:
     assert [next(records).number for _ in range(3)] == [1, 2, 3]
     with pytest.raises(DataError, match=r"a\.jsonl:4"):
         next(records)
+
+
+def test_records_of_several_formats_in_one_file_are_each_read_by_their_own(tmp_path: Path, capsys) -> None:
+    records = [{"messages": MESSAGES}, {"conversations": TURNS}, {"text": "look"}, {"messages": MESSAGES}]
+    path = write(tmp_path / "mixed.jsonl", *records, {"instruction": "look", "output": "go to desk 1"})
+    corpus = load_corpus(path, on_bad="skip")
+    for _ in range(2):
+        assert [trajectory.messages for trajectory in corpus] == [EXPECTED] * 4
+    (skipped,) = corpus.account.skipped
+    assert skipped.source == f"{path}:3" and "format 'sharegpt' needs a list 'conversations'" in skipped.reason
+    told = f"{path}: records of several formats, each read by its own: messages (2), alpaca (1), sharegpt (1)"
+    assert capsys.readouterr().err.count(told) == 1
+    assert corpus.account.notes.to_json()["mixed_formats"] == {str(path): {"messages": 2, "alpaca": 1, "sharegpt": 1}}
+    fails(path, "mixed.jsonl:2", "needs a list 'messages'", "looks like 'sharegpt'", format="messages")
+    other = write(tmp_path / "other.jsonl", {"conversations": TURNS})
+    two = load_corpus([other, write(tmp_path / "one.jsonl", {"messages": MESSAGES})])
+    assert len(list(two)) == 2 and two.account.notes.mixed() == {}

@@ -174,3 +174,33 @@ def test_command_knows_the_tasks_of_an_evaluation_split(folder: Path, monkeypatc
     (lint,) = json.loads(result.stdout)["lints"]
     assert (lint["kind"], lint["first"]) == ("shared-task", [f"{folder}/data.jsonl:3", f"{folder}/data.jsonl:5"])
     assert "name the environment" in str(CliRunner().invoke(app, arguments(folder, "--against-split", "test")).exception)
+
+
+def test_without_a_model_it_looks_at_texts(folder: Path) -> None:
+    samples, path = sample_trajectories(6), folder / "data.jsonl"
+    turns = [{"role": "user", "content": "x" * 20_001}, {"role": "assistant", "content": ""}, *2 * GO]
+    bad = [{"id": "again", "messages": samples[2].chat()}, {"id": "bad", "messages": turns, "reward": 0, "mood": ["odd"]}]
+    path.write_text(path.read_text() + "\n".join(["{broken", *map(json.dumps, bad)]) + "\n")
+    data = ["--data", str(path)]
+    result = CliRunner().invoke(app, [*data, "--json"])
+    assert "1 of 9 records cannot be used" in str(result.exception)
+    found = json.loads(result.stdout)
+    assert [one["kind"] for one in found["problems"]] == ["unreadable"]
+    kinds = {one["kind"]: one["first"] for one in found["lints"]}
+    assert kinds == {
+        "exact-duplicate": [f"{path}:8 of sample-0002"],
+        **{kind: [f"{path}:9"] for kind in ("failed", "repeated-turn", "empty-turn", "huge-turn")},
+    }
+    assert found["unused_record_keys"] == {"mood": 1}
+    texts = [sum(len(m.content) for m in t.messages) for t in [*samples, samples[2]]]
+    assert (found["trajectories"], found["characters"], found["masks"]) == (8, sum(texts) + 20_005, None)
+    assert found["turns"] == sum(len(t.messages) for t in [*samples, samples[2]]) + 4
+    assert found["character_quantiles"]["100"] == 20_005
+
+    shown = CliRunner().invoke(app, [*data, "--on-bad", "skip", "--limit", "1"])
+    assert shown.exit_code == 0
+    assert "no --model: characters are counted in place of tokens" in shown.stderr
+    assert json.dumps(samples[0].messages[-1].to_chat()) in shown.stdout and "sample-0001 ·" not in shown.stdout
+    assert f"8 trajectories, {found['turns']} turns, of which {found['assistant_turns']} of the assistant, " in shown.stdout
+    for options in (["--context-length", "9"], ["--thoughts", "keep"]):
+        assert "give --model with them" in str(CliRunner().invoke(app, [*data, *options]).exception)

@@ -1,5 +1,6 @@
 """`gradprism inspect`: a corpus in a model's eyes, and all that is wrong with it."""
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -14,19 +15,21 @@ from gradprism.package_data import resolve_shipped
 from gradprism.runtime.errors import ConfigError, DataError, GradprismError
 from gradprism.runtime.progress import say
 from gradprism.trajectories import display
-from gradprism.trajectories.corpus import Skipped, write_skipped
+from gradprism.trajectories.corpus import Skipped, weighted_chat, write_skipped
 from gradprism.trajectories.doctor import Doctor, Examination, Finding, problems
 from gradprism.trajectories.mapping import Names, read_settings
 from gradprism.trajectories.masks import NO_NOTES, Notes
-from gradprism.trajectories.parallel import map_rendered
-from gradprism.trajectories.rendering import RenderedTrajectory
+from gradprism.trajectories.parallel import map_each
 
 
 @o.with_chat
 def command(
     chat: o.Chat,
     data: o.Data,
-    model: o.Model,
+    model: Annotated[
+        str | None,
+        typer.Option(help="Model by whose tokens and chat template to look; default none: at texts alone.", parser=o.shipped_model),
+    ] = None,
     more_data: o.MoreData = None,
     format_: o.Format = None,
     map_: o.Map = None,
@@ -59,7 +62,11 @@ def command(
     """
     if on_bad not in ("fail", "skip"):
         raise ConfigError(f"--on-bad {on_bad!r}: choose fail or skip")
-    renderer = gp.Renderer(gp.load_tokenizer(model, chat), context_length)
+    renderer = None if model is None else gp.Renderer(gp.load_tokenizer(model, chat), context_length)
+    if renderer is None and (context_length is not None or chat != gp.ChatOptions()):
+        raise ConfigError(
+            "--context-length and the options of the chat template say what becomes of tokens; give --model with them"
+        )
     names = read_settings(map_)
     held_out = _held_out(against or (), format_, names)
     corpus = gp.load_corpus([*data, *(more_data or [])], format=format_, mapping=names, on_bad="skip")
@@ -67,42 +74,60 @@ def command(
         Doctor(context_length, held_out),
         _of_splits(env, o.environment_options(data_dir, env_option), against_split),
     )
-    summary, shown, unknown_id = display.Summary(), 0, renderer.unknown_id
+    tokens, texts, notes = display.Summary(), list[tuple[int, int, int]](), NO_NOTES
     console = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
-    coloured = console.color_system is not None and not console.no_color
 
-    def look(trajectory: gp.Trajectory, rendered: RenderedTrajectory) -> tuple[display.Counts, Examination, Notes]:
-        return display.Counts.of(rendered, unknown_id), doctor.examine(trajectory, rendered), rendered.notes
+    def look(trajectory: gp.Trajectory) -> tuple[tuple[int, int, int], display.Counts | None, Examination, Notes]:
+        size = display.text_size(trajectory)
+        if renderer is None:
+            return size, None, doctor.examine(trajectory), NO_NOTES
+        rendered = renderer.render(trajectory)
+        return size, display.Counts.of(rendered, renderer.unknown_id), doctor.examine(trajectory, rendered), rendered.notes
 
-    notes = NO_NOTES
-
-    for trajectory, found in map_rendered(renderer, corpus, look):
+    for trajectory, found in map_each(look, corpus):
         if isinstance(found, GradprismError):
             corpus.account.skip(trajectory.id, trajectory.source, found)
             continue
-        summary.add(found[0])
-        notes += found[2]
-        doctor.add(trajectory, found[1], is_held_out is not None and is_held_out(trajectory))
-        if shown < limit and not as_json:
-            shown += 1
-            console.print(f"── {display.heading(trajectory, renderer.render(trajectory), unknown_id)}", style="bold")
-            console.print(display.mask_text(renderer.marked_text(trajectory), coloured))
-    for line in (*notes.lines(), *renderer.cautions()):
+        size, counts, examination, noted = found
+        texts.append(size)
+        if counts is not None:
+            tokens.add(counts)
+        notes += noted
+        doctor.add(trajectory, examination, is_held_out is not None and is_held_out(trajectory))
+        if len(texts) <= limit and not as_json:
+            _show(console, trajectory, renderer)
+    for line in (*notes.lines(), *(renderer.cautions() if renderer else ())):
         say(f"warning: {line}")
+    if renderer is None:
+        say("no --model: characters are counted in place of tokens, and nothing is said of chat templates and masks")
     if skipped is not None:
         write_skipped(skipped, [corpus])
+    summary = tokens.result() if renderer else display.TextSummary.of(texts)
     bad, lints = problems(corpus.account.skipped), doctor.lints()
     if as_json:
         listed = {"problems": [asdict(one) for one in bad], "lints": [asdict(one) for one in lints]}
-        o.print_json({**asdict(summary.result()), **listed, **corpus.account.notes.to_json(), "masks": renderer.way})
+        o.print_json({**asdict(summary), **listed, **corpus.account.notes.to_json(), "masks": renderer and renderer.way})
     else:
-        _print(console, f"{summary.result()}\nresponse tokens found by: {renderer.way}", bad, lints)
+        _print(console, f"{summary}\nresponse tokens found by: {renderer.way}" if renderer else str(summary), bad, lints)
     if bad and on_bad == "fail":
         count = len(corpus.account.skipped)
         raise DataError(
-            f"{count} of {count + summary.result().trajectories} records cannot be used, the first: "
+            f"{count} of {count + summary.trajectories} records cannot be used, the first: "
             f"{_first(corpus.account.skipped[0])}; correct them, or leave them out by --on-bad skip"
         )
+
+
+def _show(console: Console, trajectory: gp.Trajectory, renderer: gp.Renderer | None) -> None:
+    """Prints a trajectory as the model sees it; without a model its turns as they were read."""
+    if renderer is None:
+        console.print(f"── {display.visible(f'{trajectory.id} · {trajectory.source}')}", style="bold")
+        for message in trajectory.messages:
+            console.print(display.visible(json.dumps(weighted_chat(message), ensure_ascii=False)))
+        return
+    coloured = console.color_system is not None and not console.no_color
+    heading = display.heading(trajectory, renderer.render(trajectory), renderer.unknown_id)
+    console.print(f"── {heading}", style="bold")
+    console.print(display.mask_text(renderer.marked_text(trajectory), coloured))
 
 
 def _held_out(files: Sequence[str], format_: str | None, names: Names | None) -> list[gp.Trajectory]:

@@ -3,6 +3,7 @@
 import json
 import re
 from bisect import insort
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -84,7 +85,7 @@ class Account:
 class Corpus(Iterable[Trajectory]):
     """Trajectories of files, or of `records` in memory; may be gone through any number of times, and files are streamed.
 
-    `format` names the format of every record, None where each file's first record tells it; `limit` is how many trajectories are taken
+    `format` names the format of every record, None where each record's keys tell it; `limit` is how many trajectories are taken
     from the beginning, None for all; `mapping` has own names of fields and roles. A record that cannot be read, or whose id came
     before, raises `DataError` with file and line, or with `on_bad` of `skip` is left out and counted in `account`. Of the trajectories
     that went by, only ids and places are remembered.
@@ -139,7 +140,7 @@ class Corpus(Iterable[Trajectory]):
         values = self.records if features is None else (_row(row, features) for row in self.records)
         records = (Record(number, f"record {number}", value, 0) for number, value in enumerate(values, 1))
         with Progress("reading", len(self.records) if isinstance(self.records, Sized) else 0) as progress:
-            for record, trajectory in self._parse(records, "record"):
+            for record, trajectory in self._parse(records, "record", "the records"):
                 yield trajectory.source or record.place, trajectory
                 progress.advance()
 
@@ -147,14 +148,14 @@ class Corpus(Iterable[Trajectory]):
         sizes = [path.stat().st_size for path in self.paths]
         with Progress("reading (KiB)", sum(sizes) // 1024) as progress:
             for index, (path, stem) in enumerate(zip(self.paths, stems(self.paths), strict=True)):
-                for record, trajectory in self._parse(iter_records(path, keep_bad=True), stem):
+                for record, trajectory in self._parse(iter_records(path, keep_bad=True), stem, str(path)):
                     yield record.place, trajectory
                     if steps := (sum(sizes[:index]) + record.bytes_read) // 1024 - progress.done:
                         progress.advance(steps)
 
-    def _parse(self, records: Iterable[Record], stem: str) -> Iterator[tuple[Record, Trajectory]]:
-        """The trajectory of each record; the first record that is recognised tells the format where it is not given."""
-        format = self.format
+    def _parse(self, records: Iterable[Record], stem: str, file: str) -> Iterator[tuple[Record, Trajectory]]:
+        """The trajectory of each record, in its own format where none is given; one that is not recognised, in that of those before."""
+        format, found = self.format, self.account.notes.formats.setdefault(file, Counter())
         for record in records:
             try:
                 if isinstance(record.value, Trajectory):
@@ -162,8 +163,11 @@ class Corpus(Iterable[Trajectory]):
                     yield record, record.value
                     continue
                 value = self._mapped(record)
-                format = format or _recognised(value, record.place)
+                if self.format is None:
+                    format = _recognised(value, record.place, format)
+                assert format is not None
                 trajectory = parse_record(value, format, record.place, f"{stem}-{record.number}", self.account.notes)
+                found[format] += 1
             except DataError as error:
                 self._refuse(error, record.place, _id_of(record.value))
             else:
@@ -192,9 +196,9 @@ def load_corpus(
     """The trajectories of files, globs or folders, of a Hugging Face `Dataset`, or of an iterable of `Trajectory` or records (JSON
     objects).
 
-    Files are JSONL, JSON, Parquet or Arrow, plain or compressed with gzip, xz or zstd, or inspect_ai's `.eval`. Each file's format is
-    that of its first record, unless `format` names one of `formats.FORMATS`. A record without an id is called `<file>-<line>`. Of an
-    iterator, which can be gone through once, the values are kept.
+    Files are JSONL, JSON, Parquet or Arrow, plain or compressed with gzip, xz or zstd, or inspect_ai's `.eval`. Each record is read in the
+    format that its keys tell, unless `format` names one of `formats.FORMATS`; where one file has several, they are named. A record
+    without an id is called `<file>-<line>`. Of an iterator, which can be gone through once, the values are kept.
 
     `mapping` has own names of fields and roles, such as `{"turns": "dialog", "speaker": "who", "role.agent": "assistant"}`
     (`docs/formats.md`). `on_bad`: `fail` raises for the first record that cannot be used; `skip` leaves such out (`Corpus.account`).
@@ -258,9 +262,9 @@ def write_messages_jsonl(path: Path, trajectories: Iterable[Trajectory]) -> None
         file.writelines(map(canonical_line, trajectories))
 
 
-def _recognised(value: Mapping[str, Any], place: str) -> str:
+def _recognised(value: Mapping[str, Any], place: str, before: str | None) -> str:
     try:
-        format = recognise(value)
+        format = recognise(value) or before
     except DataError as error:
         raise DataError(f"{place}: {error}") from None
     if format is None:

@@ -1,7 +1,7 @@
 """Rendered trajectories for a person's eyes: the response mask as colour or brackets, and the corpus in a few numbers."""
 
 import unicodedata
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -136,6 +136,37 @@ class Summary:
             length_quantiles=_quantiles(tokens),
             response_length_quantiles=_quantiles(response),
         )
+
+
+@dataclass(frozen=True, slots=True)
+class TextSummary:
+    """Counts of a corpus that no model has tokenised; the lengths of trajectories in characters. `str` gives it in words."""
+
+    trajectories: int
+    turns: int
+    assistant_turns: int
+    characters: int
+    character_quantiles: Mapping[str, float]
+
+    @classmethod
+    def of(cls, sizes: Sequence[tuple[int, int, int]]) -> "TextSummary":
+        """Of the sizes (`text_size`) of all trajectories."""
+        turns, answers, characters = np.array(sizes or [(0, 0, 0)], dtype=np.int64).T
+        return cls(len(sizes), int(turns.sum()), int(answers.sum()), int(characters.sum()), _quantiles(characters))
+
+    def __str__(self) -> str:
+        quantiles = ", ".join(f"{percent} % {value:g}" for percent, value in self.character_quantiles.items())
+        return (
+            f"{self.trajectories} trajectories, {self.turns} turns, of which {self.assistant_turns} of the assistant, "
+            f"{self.characters} characters\nlength in characters: {quantiles}"
+        )
+
+
+def text_size(trajectory: Trajectory) -> tuple[int, int, int]:
+    """Turns, assistant turns and characters (of texts and reasoning) of a trajectory."""
+    messages = trajectory.messages
+    answers = sum(message.role == "assistant" for message in messages)
+    return len(messages), answers, sum(len(message.content) + len(message.reasoning) for message in messages)
 
 
 def summarise(corpus: "Iterable[RenderedTrajectory]", unknown_id: int | None = None) -> CorpusSummary:

@@ -93,9 +93,9 @@ class Doctor:
         self._duplicates = Duplicates()
         self._openings: dict[str, Opening] = {}
 
-    def examine(self, trajectory: Trajectory, rendered: RenderedTrajectory) -> Examination:
-        """Looks at a trajectory by itself; nothing of its task is asked."""
-        lints = tuple(dict.fromkeys((*self._lints(trajectory), *_of_tokens(rendered))))
+    def examine(self, trajectory: Trajectory, rendered: RenderedTrajectory | None = None) -> Examination:
+        """Looks at a trajectory by itself; nothing of its task is asked, and nothing of tokens where it is not rendered."""
+        lints = tuple(dict.fromkeys((*self._lints(trajectory), *(_of_tokens(rendered) if rendered else ()))))
         return Examination(lints, Print.of(trajectory), Opening.of(trajectory) if self._against else None)
 
     def add(self, trajectory: Trajectory, examination: Examination, held_out: bool = False) -> None:

@@ -19,7 +19,7 @@ class Format(Protocol):
     """A way to write a trajectory as one JSON object."""
 
     def recognises(self, record: Record, /) -> bool:
-        """Whether a record is of this format, by its keys; asked of a file's first record alone."""
+        """Whether a record is of this format, by its keys; what no format recognises is read as the record before it in its file."""
         ...
 
     def parse(self, record: Record, /) -> Trajectory:

@@ -21,36 +21,35 @@ from gradprism.trajectories.record import Message, Trajectory
 from gradprism.trajectories.rendering import RenderedTrajectory, Renderer
 
 T = TypeVar("T")
-Work = Callable[[Trajectory, RenderedTrajectory], T]
 Packed = tuple[str, list[tuple[Any, ...]], str, tuple[Any, ...]]
 _PATIENCE = 1.0  # seconds of rendering in this process before others are started
 _CHUNK, _AHEAD = 32, 4  # trajectories that a process is given at a time, and chunks in flight for each
-_job: "tuple[Renderer, Work[Any]] | None" = None  # a worker's own
+_job: "Callable[[Trajectory], Any] | None" = None  # a worker's own
 
 
-def map_rendered(
-    renderer: Renderer, trajectories: Iterable[Trajectory], work: Work[T], processes: int | None = None
+def map_each(
+    work: Callable[[Trajectory], T], trajectories: Iterable[Trajectory], processes: int | None = None
 ) -> Iterator[tuple[Trajectory, T | GradprismError]]:
-    """Each trajectory with what `work` makes of it and its rendering, or the error in its place, in order.
+    """Each trajectory with what `work` makes of it, or the error in its place, in order; `work` is not given the task.
 
-    `processes` (default one per core) render and work; what takes less than a second is done in this process alone.
+    `processes` (default one per core) work; what takes less than a second is done in this process alone.
     """
     processes = _cores() if processes is None else processes
     remaining, began = iter(trajectories), time.monotonic()
     for trajectory in remaining:
-        yield trajectory, _do(renderer, work, trajectory)
+        yield trajectory, _do(work, trajectory)
         if processes > 1 and time.monotonic() - began >= _PATIENCE:
             break
     else:
         return
-    yield from _in_processes(renderer, work, remaining, processes)
+    yield from _in_processes(work, remaining, processes)
 
 
 def render_each(
     renderer: Renderer, trajectories: Iterable[Trajectory], processes: int | None = None
 ) -> Iterator[tuple[Trajectory, RenderedTrajectory | GradprismError]]:
-    """`map_rendered` with the rendering itself."""
-    return map_rendered(renderer, trajectories, lambda _, rendered: rendered, processes)
+    """`map_each` with the rendering."""
+    return map_each(renderer.render, trajectories, processes)
 
 
 def render_all(renderer: Renderer, trajectories: Sequence[Trajectory], account: Account | None = None) -> list[RenderedTrajectory]:
@@ -97,12 +96,12 @@ def skipping(trajectories: object) -> Account | None:
 
 
 def _in_processes(
-    renderer: Renderer, work: Work[T], trajectories: Iterator[Trajectory], processes: int
+    work: Callable[[Trajectory], T], trajectories: Iterator[Trajectory], processes: int
 ) -> Iterator[tuple[Trajectory, T | GradprismError]]:
     # Forked: a spawned process would import for seconds, and run a script again that has no main guard. What a child runs here is the
     # template and the tokenizer, which take no lock that another thread of this process may hold.
     context = multiprocessing.get_context("fork")
-    pool = ProcessPoolExecutor(processes, context, _begin, (renderer, work))
+    pool = ProcessPoolExecutor(processes, context, _begin, (work,))
     pending: deque[tuple[list[Trajectory], Future[list[Any]]]] = deque()
     try:
         while True:
@@ -131,20 +130,20 @@ def _unpacked(packed: Packed) -> Trajectory:
     return Trajectory(id_, tuple(Message(*fields) for fields in messages), source=source, tools=tools)
 
 
-def _begin(renderer: Renderer, work: Work[Any]) -> None:
+def _begin(work: Callable[[Trajectory], Any]) -> None:
     global _job
-    _job = renderer, work
+    _job = work
     gc.freeze()  # what the parent holds is never collected here
 
 
 def _do_chunk(chunk: list[Packed]) -> list[Any]:
     assert _job is not None
-    return [_do(*_job, _unpacked(packed)) for packed in chunk]
+    return [_do(_job, _unpacked(packed)) for packed in chunk]
 
 
-def _do(renderer: Renderer, work: Work[T], trajectory: Trajectory) -> T | GradprismError:
+def _do(work: Callable[[Trajectory], T], trajectory: Trajectory) -> T | GradprismError:
     try:
-        return work(trajectory, renderer.render(trajectory))
+        return work(trajectory)
     except GradprismError as error:
         return error
 

@@ -18,6 +18,7 @@ class Notes:
     turn_keys: Counter[str] = field(default_factory=Counter)
     record_keys: Counter[str] = field(default_factory=Counter)
     remarks: Counter[str] = field(default_factory=Counter)
+    formats: dict[str, Counter[str]] = field(default_factory=dict)  # of each file
 
     def lines(self) -> list[str]:
         """A line for each kind of thing; none where everything was used."""
@@ -26,14 +27,22 @@ class Notes:
             if counts:
                 names = ", ".join(f"{key!r} ({count})" for key, count in _by_count(counts).items())
                 lines.append(f"keys of {where} that nothing uses (times): {names}; --map names those that mean something")
+        for file, formats in self.mixed().items():
+            told = ", ".join(f"{name} ({count})" for name, count in formats.items())
+            lines.append(f"{file}: records of several formats, each read by its own: {told}; --format NAME takes one for all")
         return lines + [f"{remark} ({count})" for remark, count in _by_count(self.remarks).items()]
 
-    def to_json(self) -> dict[str, dict[str, int]]:
+    def mixed(self) -> dict[str, dict[str, int]]:
+        """The files whose records are of several formats, with the counts of each."""
+        return {file: _by_count(formats) for file, formats in self.formats.items() if len(formats) > 1}
+
+    def to_json(self) -> dict[str, Any]:
         """Counts by name."""
         return {
             "unused_record_keys": _by_count(self.record_keys),
             "unused_turn_keys": _by_count(self.turn_keys),
             "remarks": _by_count(self.remarks),
+            "mixed_formats": self.mixed(),
         }
 
     def unused(self, turn: Record, used: Iterable[str]) -> None:
