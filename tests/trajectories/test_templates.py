@@ -215,13 +215,31 @@ def test_several_results_and_empty_arguments() -> None:
     first, second = turns_of(RENDERERS["qwen"], trajectory)
     assert first == "\n".join(['<tool_call>\n{"name": "find_train", "arguments": {}}\n</tool_call>'] * 2) + "<|im_end|>"
     assert second == "09:12<|im_end|>"
-    with pytest.raises(ModelError, match=r"trajectory 'm'.*one call at a time"):
+    with pytest.raises(ModelError, match=r"trajectory 'm'.*one call at a time \(--calls text makes a conversation of it"):
         RENDERERS["llama"].render(trajectory)
 
 
 def test_template_without_a_place_for_calls_is_refused_by_id() -> None:
     with pytest.raises(ModelError, match=r"trajectory 'c-1': the chat template has no place for tool calls.*--chat-template FILE"):
         RENDERERS["gemma"].render(with_call())
+
+
+def test_results_inside_a_turn_are_refused_with_the_option_that_helps() -> None:
+    """As Gemma 4 writes them: the result of a call, then the text of the turn that called."""
+    result = "{% if not loop.last and loop.nextitem.role == 'tool' %}{{ '<|tool_response|>' + loop.nextitem.content }}{% endif %}"
+    template = (
+        "{% for m in messages %}{% if m.role != 'tool' %}{{ '<|turn|>' + m.role + '\n' }}{% for c in m.tool_calls or [] %}"
+        "{{ '<|tool_call|>' + c.function.name + c.function.arguments | tojson }}{% endfor %}"
+        f"{result}{{{{ m.content + '<|end|>\n' }}}}{{% endif %}}{{% endfor %}}"
+        "{% if add_generation_prompt %}{{ '<|turn|>assistant\n' }}{% endif %}"
+    )
+    tokenizer = template_tokenizer(template)
+    with pytest.raises(
+        ModelError, match=r"trajectory 'c-1': message 2: .* inside this turn; write calls as text by --calls text, or"
+    ):
+        Renderer(tokenizer, None).render(with_call("I look."))
+    first, second = turns_of(Renderer(tokenizer, None, ChatOptions(calls="text")), with_call("I look."))
+    assert first.startswith('I look.\n<tool_call>\n{"name": "find_train"') and second == "At 09:12.<|end|>"
 
 
 def test_text_that_a_template_leaves_out_beside_a_call_is_refused_or_written(capsys: pytest.CaptureFixture[str]) -> None:

@@ -108,7 +108,9 @@ class TurnMasker:
         except TemplateRefusedError as error:
             raise ModelError(f"{place}: {error}{self._what_helps(trajectory, place)}") from None
         except UnderivableError as error:
-            raise ModelError(f"{place}: {error}; {GIVE_TEMPLATE}") from None
+            called = any(message.tool_calls for message in messages)
+            helps = "write calls as text by --calls text, or " if called else ""
+            raise ModelError(f"{place}: {error}; {helps}{GIVE_TEMPLATE}") from None
         pieces, notes = self._without_loss(pieces, messages, tools, place)
         self._check_given(pieces, messages, place)
         return pieces, conversation, replace(notes, tools_ignored=int(bool(trajectory.tools) and not self.dialect.tools))
@@ -268,15 +270,16 @@ class TurnMasker:
                 )
 
     def _what_helps(self, trajectory: Trajectory, place: str) -> str:
-        """The merges with which the template would take the trajectory, as the end of a message."""
-        for merges in (("system",), ("alternate",), get_args(Merge)):
-            options = replace(self.options, merge=merges)
+        """The options with which the template would take the trajectory, as the end of a message."""
+        merges = {f"--merge {','.join(merge)}": {"merge": merge} for merge in (("system",), ("alternate",), get_args(Merge))}
+        for option, choice in (*merges.items(), ("--calls text", {"calls": "text"})):
+            options = replace(self.options, **choice)
             try:
                 messages = converse(trajectory, options, self.dialect, place).messages
                 self.template.render(self.dialect.chat(messages), trajectory.tools if self.dialect.tools else ())
             except (TemplateRefusedError, DataError):
                 continue
-            return f" (--merge {','.join(merges)} makes a conversation of it that the template takes)"
+            return f" ({option} makes a conversation of it that the template takes)"
         return ""
 
 
