@@ -17,7 +17,7 @@ def head(device: str) -> Report:
     """Log-probabilities of action tokens with the head on them alone, against those of the whole logits."""
     if not installed("trl"):
         return Report([], "trl is not installed")
-    from gradprism.training.head import add_head, score_tokens
+    from gradprism.training.head import add_head, places_of, score_tokens
 
     rows, failure = [], ""
     for family, dtype, bound in (
@@ -32,7 +32,7 @@ def head(device: str) -> Report:
         with torch.no_grad():
             logits = model(input_ids=ids, use_cache=False).logits.float().log_softmax(-1)
             add_head(model)
-            found: Any = score_tokens(model, model, {"input_ids": ids}, chosen)
+            found: Any = score_tokens(model, model, {"input_ids": ids}, places_of(ids, chosen))
         rows_, columns = chosen.nonzero(as_tuple=True)
         expected = logits[rows_, columns - 1, ids[rows_, columns]]
         largest = float((found.log_probs[0].float() - expected).abs().max())

@@ -32,10 +32,10 @@ from gradprism.runtime.errors import ConfigError
 from gradprism.runtime.folders import OnExisting
 from gradprism.runtime.memory import peak_gpu_memory_mib, peak_memory_mib, reset_peak_gpu_memory, reset_peak_memory
 from gradprism.runtime.ranks import Ranks
-from gradprism.training.batches import training_rows
 from gradprism.training.footprint import Footprint
 from gradprism.training.processes import fsdp_version
 from gradprism.training.rl_config import RlConfig
+from gradprism.training.rows import training_rows
 from gradprism.training.sft_config import SftConfig
 from gradprism.training.sft_data import Given, Plan, pack, split_held_out
 from gradprism.trajectories.corpus import Corpus, Sources, as_corpus
@@ -264,12 +264,12 @@ def estimate_rl(
     told.add("generated tokens", round(generated * episodes), "", f"{generated:.0f} per episode, {by}")
     told.add("trained tokens", round(trained * episodes), "", f"{trained:.0f} per episode in {rows:.1f} rows, {by}")
 
-    passes = _passes(config) * config.epochs_per_round + (config.steps_per_round > 1 or config.vllm != "off") + (config.kl > 0)
+    passes = _passes(config) * config.epochs_per_round + (config.vllm != "off") + (config.kl > 0)
     update = passes * found.forward_flops(trained * episodes, squares * episodes)
     rollouts = found.forward_flops((read + generated) * (episodes + evaluated))
     counted = f"updates {passes} forward passes of 2·{found.linear:.4g}·T + 2·L·d·ΣT², rollouts 2·P·T"
     told.add("FLOPs", update + rollouts, "", counted)
-    skipped = "" if config.kl else "; less where a group has zero variance"
+    skipped = "; less where episodes begin alike" + ("" if config.kl else " or a group has zero variance")
     hours = told.add("update hours", machine.hours(update, speed), "h", f"FLOPs / (devices x throughput){skipped}")
     counted = f"{seconds:.3g} s per episode to play, measured here"
     if player is None:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from gradprism.attention import masks_of
 from gradprism.environments.alfworld.environment import AlfworldEnvironment
 from gradprism.environments.prompts import PromptTemplate
 from gradprism.environments.protocol import Task
@@ -18,14 +19,16 @@ from gradprism.routing.sets import RlTask
 from gradprism.runtime.errors import ConfigError, DataError, FolderInUseError, MissingFileError, ModelError
 from gradprism.training.advantages.grpo import grpo
 from gradprism.training.advantages.outcome import Outcome
-from gradprism.training.batches import Row, make_batch, pack, row_weight, split_rows, training_rows
+from gradprism.training.batches import make_batch
 from gradprism.training.head import add_head, score_tokens
 from gradprism.training.loss import policy_loss
 from gradprism.training.rewards import outcome
 from gradprism.training.rl import RlTraining, train_rl
 from gradprism.training.rl_config import RlConfig, other_prompt
 from gradprism.training.rounds import Rounds, advantages_of, figures_of, has_gradient, repeats
+from gradprism.training.rows import Row, row_weight, split_rows, training_rows
 from gradprism.training.tasks import TaskStream, as_tasks, read_tasks
+from gradprism.training.trees import make_trees, pack
 from gradprism.trajectories.rendering import Renderer, load_tokenizer
 from helpers.broken_games import BrokenGames
 from helpers.tiny import tiny_llama, tiny_qwen3, tiny_tokenizer
@@ -90,6 +93,20 @@ GROUP = [
 ]
 
 
+def sampled_by(model, episodes: list[Episode]) -> list[Episode]:
+    """The episodes with the log-probabilities that the model gives their actions."""
+    episodes = copy.deepcopy(episodes)
+    for made in episodes:
+        ids: list[int] = []
+        for turn in made.turns:
+            ids += turn.prompt_ids
+            for number, token in enumerate(turn.completion_ids):
+                with torch.no_grad():
+                    turn.logprobs[number] = model(input_ids=torch.tensor([ids])).logits[0, -1].log_softmax(-1)[token].item()
+                ids.append(token)
+    return episodes
+
+
 def expected_gradients(model, rows: list[Row], kind: str) -> dict[str, torch.Tensor]:
     """The policy gradient written out: at ratio 1 the clipped objective's gradient is that of advantage · log-probability."""
     model.zero_grad()
@@ -148,11 +165,14 @@ def test_each_update_of_a_round_is_the_gradient_of_its_own_rows(tokenizer, tmp_p
         max_grad_norm=1e9,
         learning_rate=1e-9,
     )
+    config, tasks = config.model_copy(update={"tasks_per_round": 2, "rollouts_per_task": 2}), [TASK, Task("x", "u", "k", "s")]
     model = tiny_llama(len(tokenizer), seed=5)
-    training = training_on(model, tokenizer, GROUP, config, tmp_path)
-    rows = Rounds(TaskStream([TASK], 0), Given(GROUP), config, 1).next().rows
+    episodes = sampled_by(model, GROUP)
+    training = training_on(model, tokenizer, episodes, config, tmp_path)
+    rows = Rounds(TaskStream(tasks, 0), Given(episodes), config, 2).next().rows
     seen = gradients_of(training, model)
     first, second = split_rows(rows, 2, seed=4)
+    assert {row.group for row in first} != {row.group for row in second}  # whole groups
     assert len(seen) == 4 and len(first) == len(second) == 2
     for gradients, part in zip(seen, (first, second, first, second), strict=True):
         for name, gradient in expected_gradients(tiny_llama(len(tokenizer), seed=5), part, kind).items():
@@ -161,8 +181,6 @@ def test_each_update_of_a_round_is_the_gradient_of_its_own_rows(tokenizer, tmp_p
 
 def test_rl_never_learns_environment_tokens(tokenizer, tmp_path):
     """The last norm's output at a position is all that the prediction of the next token depends on, and no other position reads it."""
-
-    masks = [training_rows(e, np.zeros(len(e.turns)))[0].chosen for e in GROUP]
 
     def learnt(episodes):
         model, gradients = tiny_qwen3(len(tokenizer), seed=5), []
@@ -175,10 +193,16 @@ def test_rl_never_learns_environment_tokens(tokenizer, tmp_path):
         model.model.norm.register_forward_hook(watch)
         training_on(model, tokenizer, episodes, config, tmp_path / "out").run()
         [gradient] = gradients
-        return sorted((gradient.abs().sum(-1) > 0)[:, :-1].tolist())  # what predicts the tokens but the first
+        return (gradient.abs().sum(-1) > 0).tolist()  # at what predicts another token
 
-    width = max(map(len, masks))
-    assert learnt(GROUP) == sorted(mask[1:] + [False] * (width - len(mask)) for mask in masks)
+    [trees] = pack(make_trees([row for e in GROUP for row in training_rows(e, np.zeros(len(e.turns)))], branching=True), 8192)
+    expected = [[False] * max(map(len, trees)) for _ in trees]
+    for told, tree in zip(expected, trees, strict=True):
+        for row, path in zip(tree.rows, tree.paths, strict=True):
+            for node, chosen in zip(path, row.chosen, strict=True):
+                if chosen:
+                    told[tree.parent[node]] = True
+    assert learnt(GROUP) == expected and len(trees) < len(GROUP)
 
 
 def test_rows_of_a_growing_conversation_and_of_one_that_is_rebuilt():
@@ -194,21 +218,20 @@ def test_rows_of_a_growing_conversation_and_of_one_that_is_rebuilt():
 
 
 def test_rows_are_packed_whole_and_within_the_budget():
-    rows = [Row([1] * (2 + i % 7 + i * 5 % 40)) for i in range(50)]
+    rows = [Row([1] * (2 + i % 7 + i * 5 % 40), group=i // 5) for i in range(50)]
     for budget in (1, 64, 500, 10_000):
-        packed = pack(rows, budget)
-        assert sorted(map(id, (r for part in packed for r in part))) == sorted(map(id, rows))
+        packed = pack(make_trees(rows, branching=False), budget)
+        assert sorted(id(r) for part in packed for tree in part for r in tree.rows) == sorted(map(id, rows))
         for part in packed:
             assert max(map(len, part)) * len(part) <= budget or len(part) == 1
     parts = split_rows(rows, 3, seed=1)
     assert [len(p) for p in parts] == [16, 17, 17] and len({id(r) for p in parts for r in p}) == 50
+    order = [row.group for part in parts for row in part]
+    assert order != sorted(order) and order == [group for group in dict.fromkeys(order) for _ in range(5)]
     rows = [Row([1, 2, 3], [False, False, True], [-0.5], [2.0]), Row([4, 5], [False, True], [-1.0], [1.0]), Row([7], [False])]
-    batch = make_batch(rows, [0.5, 0.25, 1.0], torch.device("cpu"))
-    assert batch.ids.tolist() == [[1, 2, 3], [4, 5, 0], [7, 0, 0]] and batch.chosen.int().tolist() == [
-        [0, 0, 1],
-        [0, 1, 0],
-        [0, 0, 0],
-    ]
+    batch = make_batch(make_trees(rows, branching=False), [0.5, 0.25, 1.0], torch.device("cpu"))
+    assert batch.inputs.keys() == {"input_ids"} and batch.inputs["input_ids"].tolist() == [[1, 2, 3], [4, 5, 0], [7, 0, 0]]
+    assert [places.tolist() for places in batch.places] == [[0, 1], [1, 0], [3, 5]] and batch.repeated.tolist() == [0, 1]
     assert (
         batch.advantages.tolist() == [2.0, 1.0] and batch.weights.tolist() == [0.5, 0.25] and batch.sampled.tolist() == [-0.5, -1.0]
     )
@@ -217,13 +240,14 @@ def test_rows_are_packed_whole_and_within_the_budget():
     assert (idle.tokens, idle.actions, idle.weights.tolist()) == (0, 0, [0.0])
 
 
-def logprobs_of(model, inputs, chosen) -> torch.Tensor:
-    found = score_tokens(model, model, inputs, chosen).log_probs
+def logprobs_of(model, batch) -> torch.Tensor:
+    found = score_tokens(model, model, batch.inputs, batch.places).log_probs
     assert found is not None
-    return found[0]
+    return found[0][batch.repeated]
 
 
-def test_the_loss_away_from_the_start_is_the_one_written_out(tokenizer):
+@pytest.mark.parametrize("branching", [False, True])
+def test_the_loss_away_from_the_start_is_the_one_written_out(tokenizer, branching):
     """Clipped ratios, and the KL divergence whose gradient is that of ratio times estimate, against plain autograd."""
     model, reference, plain = (tiny_llama(len(tokenizer), seed=seed) for seed in (5, 6, 5))
     for each in (model, reference):
@@ -231,15 +255,16 @@ def test_the_loss_away_from_the_start_is_the_one_written_out(tokenizer):
     actions = [False] * 3 + [True, True, False, True]
     rows = [
         Row([6, 7, 8, 20, 21, 22, 30], actions, [-1.0] * 3, [0.5, 0.5, -1.0]),
-        Row([6, 7, 8, 9, 25], [*actions[:3], False, True], [-1.0], [0.3]),
+        Row([6, 7, 8, 29, 25], [*actions[:3], False, True], [-1.0], [0.3]),
     ]
     config = RlConfig(kl=0.1, loss="grpo", clip=0.2, clip_high=0.3)
-    batch = make_batch(rows, [row_weight(row, "grpo", 2, 4, 512) for row in rows], torch.device("cpu"))
-    inputs = {"input_ids": batch.ids}
+    trees, weights = make_trees(rows, branching), [row_weight(row, "grpo", 2, 4, 512) for row in rows]
+    assert len(trees) == 2 - branching
+    batch = make_batch(trees, weights, torch.device("cpu"), masks_of(model, 512))
     with torch.no_grad():
-        batch.reference = logprobs_of(reference, inputs, batch.chosen)
-        batch.old = logprobs_of(model, inputs, batch.chosen) + torch.tensor([-0.5, 0.1, 0.4, 0.0])
-    loss, sums = policy_loss(logprobs_of(model, inputs, batch.chosen), batch, config)
+        batch.reference = logprobs_of(reference, batch)
+        batch.old = logprobs_of(model, batch) + torch.tensor([-0.5, 0.1, 0.4, 0.0])
+    loss, sums = policy_loss(logprobs_of(model, batch), batch, config)
     loss.backward()
     total, number = torch.zeros(()), 0
     for row in rows:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from transformers.cache_utils import Cache, DynamicLayer
 
+from gradprism.attention import AttentionMasks
 from gradprism.passes import failures_named
 from gradprism.runtime.errors import ModelError
 
@@ -51,26 +52,18 @@ class SlotCache:
     """Keys and values of `slots` sequences of at most `capacity` tokens, for one model.
 
     `read` gives a slot's sequence as it should be: what the slot holds already is not computed again. A sequence that goes on costs
-    its new tokens, one that begins alike costs what comes after the common beginning, and a new one takes the slot over.
+    its new tokens, one that begins alike costs what comes after the common beginning, and a new one takes the slot over. Slots that
+    are to hold the same sequence cost one of them.
     """
 
     def __init__(self, model: Any, slots: int, capacity: int) -> None:
-        config = model.config.get_text_config()
-        layers, attention = config.num_hidden_layers, model.config._attn_implementation
-        if attention not in ("sdpa", "eager"):
-            raise ModelError(f"attention implementation {attention!r}: rollouts take sdpa or eager, or vLLM")
-        self._model, self._eager, self._slots, self._capacity = model, attention == "eager", slots, capacity
+        layers = model.config.get_text_config().num_hidden_layers
+        self._model, self._slots, self._capacity = model, slots, capacity
+        self._masks = AttentionMasks(model, capacity)
         self._layers = [_SlotLayer() for _ in range(layers)]
         self._cache = Cache(layers=list(self._layers))
         self._held: list[list[int]] = [[] for _ in range(slots)]
         self._reserved = 0
-        # Layers that see a window of the past, and how the model wants to be told.
-        window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
-        kinds = set(getattr(config, "layer_types", None) or [])
-        self._window = window if window and window < capacity and (not kinds or "sliding_attention" in kinds) else None
-        self._kinds = kinds if len(kinds) > 1 else set()
-        if kinds - {"full_attention", "sliding_attention"}:
-            raise ModelError(f"layers of kind {sorted(kinds)}: rollouts keep keys and values of full and sliding attention only")
 
     def held(self, slot: int) -> list[int]:
         """The tokens that a slot holds."""
@@ -92,16 +85,42 @@ class SlotCache:
         return self._advance(slots, [len(self._held[slot]) for slot in slots], tokens)
 
     def _advance(self, slots: Sequence[int], starts: list[int], tokens: Sequence[list[int]]) -> tuple[torch.Tensor, int]:
-        order = sorted(range(len(slots)), key=lambda i: len(tokens[i]))
+        leaders = self._leaders(slots, starts, tokens)
+        computed = sorted(set(leaders), key=lambda i: len(tokens[i]))
         logits: list[torch.Tensor] = [torch.empty(0)] * len(slots)
-        for part in _parts([len(tokens[i]) for i in order]):
-            rows = sorted(order[i] for i in part)
+        for part in _parts([len(tokens[i]) for i in computed]):
+            rows = sorted(computed[i] for i in part)
             result_BV = self._forward([slots[i] for i in rows], [starts[i] for i in rows], [tokens[i] for i in rows])
             for place, i in enumerate(rows):
                 logits[i] = result_BV[place]
+        followers = [i for i, leader in enumerate(leaders) if leader != i]
+        self._copy([(slots[leaders[i]], slots[i], starts[i], starts[i] + len(tokens[i])) for i in followers])
         for slot, start, new in zip(slots, starts, tokens, strict=True):
             self._held[slot] = [*self._held[slot][:start], *new] if start < len(self._held[slot]) else self._held[slot] + new
-        return torch.stack(logits), sum(map(len, tokens))
+        return torch.stack([logits[leader] for leader in leaders]), sum(len(tokens[i]) for i in computed)
+
+    def _leaders(self, slots: Sequence[int], starts: list[int], tokens: Sequence[list[int]]) -> list[int]:
+        """For each row the first one of the same sequence: episodes of a task begin alike, and many go on so."""
+        firsts: dict[tuple[int, tuple[int, ...]], list[int]] = {}
+        leaders = []
+        for i, (slot, start, new) in enumerate(zip(slots, starts, tokens, strict=True)):
+            same_end = firsts.setdefault((start, tuple(new)), [])
+            held = self._held[slot][:start]
+            leader = next((j for j in same_end if self._held[slots[j]][:start] == held), i)
+            if leader == i:
+                same_end.append(i)
+            leaders.append(leader)
+        return leaders
+
+    def _copy(self, runs: Sequence[tuple[int, int, int, int]]) -> None:
+        """Copies keys and values: of each run (from slot, to slot, begin, end) the positions from `begin` to `end`."""
+        if not runs:
+            return
+        index = [(a, b, position) for a, b, begin, end in runs for position in range(begin, end)]
+        source, target, position = torch.tensor(index, device=self._model.device).unbind(1)
+        for layer in self._layers:
+            for buffer_SCHD in layer.buffers:
+                buffer_SCHD[target, position] = buffer_SCHD[source, position]
 
     def _forward(self, slots: list[int], starts: list[int], tokens: list[list[int]]) -> torch.Tensor:
         device, width = self._model.device, max(map(len, tokens))
@@ -125,33 +144,17 @@ class SlotCache:
             layer.slots, layer.positions, layer.width = self._slots, self._reserved, keys
             layer.write = (row_B[:, None], write_BT)
             layer.rows = slice(None) if slots == list(range(self._slots)) else row_B
+        key_K = torch.arange(keys, device=device)
         with failures_named(self._model):
             found = self._model(
                 input_ids=ids_BT,
-                attention_mask=self._mask(position_BT, keys),
+                attention_mask=self._masks.of(key_K <= position_BT[:, :, None], position_BT, key_K[None]),
                 position_ids=position_BT,
                 past_key_values=self._cache,
                 use_cache=True,
                 logits_to_keep=1,
             )
         return found.logits[:, -1].float()
-
-    def _mask(self, position_BT: torch.Tensor, keys: int) -> Any:
-        """Which keys each new token may see, [B, 1, T, K], in the model's own form."""
-        key_K = torch.arange(keys, device=position_BT.device)
-        full = (key_K <= position_BT[:, :, None])[:, None]
-        if self._window is None:
-            return {kind: self._form(full) for kind in self._kinds} if self._kinds else self._form(full)
-        near = full & (key_K > position_BT[:, :, None] - self._window)[:, None]
-        if not self._kinds:
-            return self._form(near)
-        return {"full_attention": self._form(full), "sliding_attention": self._form(near)}
-
-    def _form(self, mask: torch.Tensor) -> torch.Tensor:
-        if not self._eager:
-            return mask
-        dtype = self._model.dtype
-        return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, torch.finfo(dtype).min)
 
 
 def _common(a: list[int], b: list[int]) -> int:

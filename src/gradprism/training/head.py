@@ -4,7 +4,7 @@ Letters: B rows, T tokens of the longest, K chosen tokens, H width of the hidden
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 from trl.trainer.utils import FusedCausalLMOutput, add_fused_lm_head
@@ -23,26 +23,39 @@ def router_weight(model: Any) -> float:
     return float(getattr(config, "router_aux_loss_coef", None) or 0.0) if hasattr(config, "output_router_logits") else 0.0
 
 
-def score_tokens(
-    model: Any, unwrapped: Any, inputs: Mapping[str, Any], chosen: Tensor, routers: bool = False
-) -> FusedCausalLMOutput:
-    """`log_probs`, `entropy` and `is_top1` [1, K] of the tokens of `inputs["input_ids"]` [B, T] that `chosen` [B, T] marks, row by row.
+class Places(NamedTuple):
+    """Chosen tokens, each [K]: its row, the column of the token before it, and itself."""
 
-    No row's first token may be marked: nothing predicts it. The head sees the K hidden states before the marked tokens alone, [1, K, H]:
-    most tokens of an episode are observations, and with a small model the head is most of the work. `unwrapped` is `model` without what
-    DDP or FSDP has put around it. With `routers` a mixture of experts also gives its load-balancing `aux_loss`.
+    rows: Tensor
+    before: Tensor
+    tokens: Tensor
+
+
+def places_of(ids: Tensor, chosen: Tensor) -> Places:
+    """The tokens of `ids` [B, T] that `chosen` [B, T] marks, row by row. No row's first token may be marked: nothing predicts it."""
+    rows, columns = chosen.nonzero(as_tuple=True)
+    return Places(rows, columns - 1, ids[rows, columns])
+
+
+def score_tokens(
+    model: Any, unwrapped: Any, inputs: Mapping[str, Any], places: Places, routers: bool = False
+) -> FusedCausalLMOutput:
+    """`log_probs`, `entropy` and `is_top1` [1, K] of the tokens `places` of a forward pass of `inputs`.
+
+    The head sees the K hidden states before these tokens alone, [1, K, H]: most tokens of an episode are observations, and with a small
+    model the head is most of the work. `unwrapped` is `model` without what DDP or FSDP has put around it. With `routers` a mixture of
+    experts also gives its load-balancing `aux_loss`.
     """
     more = {"output_router_logits": True} if routers else {}
-    rows, columns = chosen.nonzero(as_tuple=True)
 
     def pick(module: Any, arguments: Any, output: Any) -> Any:
-        output.last_hidden_state = output.last_hidden_state[rows, columns - 1][None]
+        output.last_hidden_state = output.last_hidden_state[places.rows, places.before][None]
         return output
 
     base = unwrapped.get_base_model() if hasattr(unwrapped, "get_base_model") else unwrapped
     handle = base.base_model.register_forward_hook(pick)
     try:
         with failures_named(unwrapped):
-            return model(**inputs, shift_labels=inputs["input_ids"][rows, columns][None], fused_lm_head=True, **more)
+            return model(**inputs, shift_labels=places.tokens[None], fused_lm_head=True, **more)
     finally:
         handle.remove()

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from accelerate.utils import fsdp2_prepare_model
 
+from gradprism.attention import masks_of
 from gradprism.environments.pool import SessionPool, default_workers
 from gradprism.environments.protocol import Environment, Task
 from gradprism.models import check_context_length
@@ -23,7 +24,7 @@ from gradprism.runtime.files import sha256_json
 from gradprism.runtime.folders import Manifest, OnExisting
 from gradprism.runtime.progress import say
 from gradprism.runtime.usage import Usage
-from gradprism.training.batches import Batch, Row, make_batch, pack, row_weight, split_rows
+from gradprism.training.batches import Batch, make_batch
 from gradprism.training.doctor import Doctor
 from gradprism.training.frame import training_frame
 from gradprism.training.head import add_head, score_tokens
@@ -32,8 +33,10 @@ from gradprism.training.loss import policy_loss, sampling_correction
 from gradprism.training.processes import fsdp_version, processes_here
 from gradprism.training.rl_config import RlConfig
 from gradprism.training.rounds import Rounds, figures_of
+from gradprism.training.rows import Row, row_weight, split_rows
 from gradprism.training.summary import TrainingSummary
 from gradprism.training.tasks import TaskStream, as_tasks
+from gradprism.training.trees import make_trees, pack
 from gradprism.trajectories.rendering import Renderer
 
 # Asked between rounds, with the model and how many rounds have been played: tasks to go on with, or None for the same as before.
@@ -158,6 +161,7 @@ class RlTraining:
             self.reference = fsdp2_prepare_model(loop.accelerator, reference) if loop.sharded else reference.to(loop.device)
         self.vllm, self._synced = _vllm(loop, renderer, config), -1
         self.player = self._player(config)
+        self.masks = masks_of(model, self.player.context_length)
 
     def plan_rounds(self, refresh: Refresh | None = None) -> None:
         """Sets out the rounds; the first tasks' prompts are tried for their length."""
@@ -259,18 +263,21 @@ class RlTraining:
         loop, config = self.loop, self.config
         # The loss divides by all rows and tokens, also those that are not passed since they have no gradient.
         n_rows, n_tokens = loop.summed([len(rows), sum(len(row.logprobs) for row in rows)])
-        packed = pack([row for row in rows if config.kl or any(row.advantages)], config.micro_batch_tokens)
+        trees = make_trees([row for row in rows if config.kl or any(row.advantages)], branching=self.masks is not None)
+        packed = pack(trees, config.micro_batch_tokens)
         # Every process makes as many passes, since passes are collective where a model is sharded.
         counts: Any = loop.accelerator.gather(torch.tensor([len(packed)], device=loop.device))
         packed += [[]] * (max(1, int(counts.max())) - len(packed))
         batches = []
         for part in packed:
-            weights = [row_weight(row, config.loss, n_rows, n_tokens, self.player.context_length) for row in part]
-            batch = make_batch(part, weights, loop.device)
-            if config.steps_per_round > 1 or self.vllm is not None:
+            of_trees = [row for tree in part for row in tree.rows]
+            weights = [row_weight(row, config.loss, n_rows, n_tokens, self.player.context_length) for row in of_trees]
+            batch = make_batch(part, weights, loop.device, self.masks)
+            if self.vllm is not None:  # another engine, whose probabilities are not quite this model's
                 batch.old = self._logprobs(loop.unwrapped, batch)
-            if self.vllm is not None:
                 batch.correction = sampling_correction(batch)
+            elif config.steps_per_round > 1:
+                batch.old = batch.sampled
             if self.reference is not None:
                 batch.reference = self._logprobs(self.reference, batch)
             elif config.kl:
@@ -282,7 +289,7 @@ class RlTraining:
     @torch.no_grad()
     def _logprobs(self, model: Any, batch: Batch) -> torch.Tensor:
         with self.loop.autocast():
-            return score_tokens(model, model, {"input_ids": batch.ids}, batch.chosen).log_probs[0]  # pyright: ignore[reportOptionalSubscript]
+            return score_tokens(model, model, batch.inputs, batch.places).log_probs[0][batch.repeated]  # pyright: ignore[reportOptionalSubscript]
 
     def _update(self, batches: Sequence[Batch]) -> dict[str, float]:
         """One optimizer step; its figures. Means are over the tokens that were passed."""
@@ -291,10 +298,10 @@ class RlTraining:
         for number, batch in enumerate(batches, 1):
             with loop.forward_pass(last=number == len(batches)):
                 with loop.autocast():
-                    found: Any = score_tokens(loop.model, loop.unwrapped, {"input_ids": batch.ids}, batch.chosen)
-                loss, of_tokens = policy_loss(found.log_probs[0], batch, self.config)
+                    found: Any = score_tokens(loop.model, loop.unwrapped, batch.inputs, batch.places)
+                loss, of_tokens = policy_loss(found.log_probs[0][batch.repeated], batch, self.config)
                 loop.backward(loss)
-            entropy = found.entropy.detach().sum().double() * bool(batch.actions)
+            entropy = found.entropy.detach()[0][batch.repeated].sum().double() * bool(batch.actions)
             sums += torch.stack([loss.detach().double(), entropy, *of_tokens])
         tokens, actions = sum(batch.tokens for batch in batches), sum(batch.actions for batch in batches)
         loss, *rest = sums.tolist()

@@ -12,9 +12,9 @@ from gradprism.rollouts.episode import Episode, StopReason
 from gradprism.training.advantages.gigpo import gigpo
 from gradprism.training.advantages.grpo import grpo
 from gradprism.training.advantages.outcome import Outcome, Summed
-from gradprism.training.batches import Row, training_rows
 from gradprism.training.rewards import outcome
 from gradprism.training.rl_config import RlConfig
+from gradprism.training.rows import Row, training_rows
 from gradprism.training.tasks import TaskStream
 
 RANK_STRIDE = 2**40  # more than all episodes of a training
@@ -92,9 +92,9 @@ class Rounds:
         advantages = advantages_of([group.outcomes for group in taken], config, self._summed)
         rows = [
             row
-            for group, of_group in zip(taken, advantages, strict=True)
+            for number, (group, of_group) in enumerate(zip(taken, advantages, strict=True))
             for episode, of_episode in zip(group.episodes, of_group, strict=True)
-            for row in training_rows(episode, of_episode)
+            for row in training_rows(episode, of_episode, number)
         ]
         without = sum(not any(advantages.any() for advantages in of_group) for of_group in advantages)
         return Round(taken, rows, {**counts_of(mixed, flat, taken), "taken": len(taken), "without_gradient": without})

@@ -17,7 +17,7 @@ from gradprism.runtime.progress import say
 from gradprism.runtime.usage import Usage
 from gradprism.training.folder import read_log
 from gradprism.training.frame import Frame, training_frame
-from gradprism.training.head import add_head, router_weight, score_tokens
+from gradprism.training.head import add_head, places_of, router_weight, score_tokens
 from gradprism.training.loop import Loop, cosine
 from gradprism.training.processes import decide
 from gradprism.training.sft_config import SftConfig
@@ -131,7 +131,7 @@ def _step(loop: Loop, data: _Data, plan: Plan) -> dict[str, float]:
         inputs, chosen = tensors(mine or batch[:1], loop.device, data.packs)
         with loop.forward_pass(last=number == len(batches)):
             with loop.autocast():
-                found: Any = score_tokens(loop.model, loop.unwrapped, inputs, chosen, router > 0)
+                found: Any = score_tokens(loop.model, loop.unwrapped, inputs, places_of(inputs["input_ids"], chosen), router > 0)
             # A process without rows goes through the motions, which are collective, and adds nothing.
             loss = -found.log_probs.sum() / total * bool(mine)
             loop.backward(loss + router * found.aux_loss / (len(batches) * loop.world) if router else loss)
@@ -161,7 +161,7 @@ def _evaluate(loop: Loop, data: _Data, plan: Plan) -> None:
         mine = share(batch, loop.rank, size)
         inputs, chosen = tensors(mine or batch[:1], loop.device, packed=False)
         with torch.no_grad(), loop.autocast():
-            found: Any = score_tokens(loop.model, loop.unwrapped, inputs, chosen)
+            found: Any = score_tokens(loop.model, loop.unwrapped, inputs, places_of(inputs["input_ids"], chosen))
         total -= found.log_probs.sum().double() * bool(mine)
     [loss] = loop.summed([float(total)])
     tokens = sum(row[0].n_targets for row in rows)
