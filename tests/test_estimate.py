@@ -23,7 +23,6 @@ from gradprism.estimate import (
     estimate_sft,
     hardware,
     imagined,
-    row_lengths,
     sample_episodes,
 )
 from gradprism.evaluation.agents import RandomPolicy
@@ -35,6 +34,7 @@ from gradprism.training.footprint import Footprint
 from gradprism.training.loop import Loop
 from gradprism.training.rl import train_rl
 from gradprism.training.rl_config import RlConfig
+from gradprism.training.rows import row_lengths
 from gradprism.training.settings import LoraSettings
 from gradprism.training.sft import train_sft
 from gradprism.training.sft_config import SftConfig

@@ -35,9 +35,10 @@ from gradprism.runtime.ranks import Ranks
 from gradprism.training.footprint import Footprint
 from gradprism.training.processes import fsdp_version
 from gradprism.training.rl_config import RlConfig
-from gradprism.training.rows import training_rows
+from gradprism.training.rows import row_lengths
 from gradprism.training.sft_config import SftConfig
 from gradprism.training.sft_data import Given, Plan, pack, split_held_out
+from gradprism.training.trees import shared_prompt
 from gradprism.trajectories.corpus import Corpus, Sources, as_corpus
 from gradprism.trajectories.rendering import Renderer
 
@@ -240,7 +241,9 @@ def estimate_rl(
     with SessionPool(environment, workers) as pool:
         sampled, read, seconds = sample_episodes(player, renderer, pool, drawn, config)
     lengths = row_lengths(sampled)
-    rows, trained, squares = (sum(n**power for n in lengths) / SAMPLE_EPISODES for power in (0, 1, 2))
+    rows, whole, squares = (sum(n**power for n in lengths) / SAMPLE_EPISODES for power in (0, 1, 2))
+    shared = sum(map(shared_prompt, sampled)) / SAMPLE_EPISODES
+    trained = whole - shared * (1 - 1 / config.rollouts_per_task)
     turns = [turn for episode in sampled for turn in episode.turns]
     steps, generated = len(turns) / SAMPLE_EPISODES, sum(len(turn.completion_ids) for turn in turns) / SAMPLE_EPISODES
     micro_batch = max(config.micro_batch_tokens, *lengths)
@@ -262,7 +265,12 @@ def estimate_rl(
     told.add("environment steps", round(steps * episodes), "", f"{steps:.1f} per episode, {SAMPLE_EPISODES} episodes of {by}")
     by = "as sampled, before dynamic sampling" if again else "as sampled"
     told.add("generated tokens", round(generated * episodes), "", f"{generated:.0f} per episode, {by}")
-    told.add("trained tokens", round(trained * episodes), "", f"{trained:.0f} per episode in {rows:.1f} rows, {by}")
+    told.add(
+        "trained tokens",
+        round(trained * episodes),
+        "",
+        f"{whole:.0f} per episode in {rows:.1f} rows, {shared:.0f} of them once per task, {by}",
+    )
 
     passes = _passes(config) * config.epochs_per_round + (config.vllm != "off") + (config.kl > 0)
     update = passes * found.forward_flops(trained * episodes, squares * episodes)
@@ -317,11 +325,6 @@ def imagined(one: Play, renderer: Renderer, config: RlConfig) -> Episode:
         total += len(said)
         episode.turns.append(Turn(step.observation, action, read, said))
     return episode
-
-
-def row_lengths(episodes: Sequence[Episode]) -> list[int]:
-    """Tokens of each training row."""
-    return [len(row) for episode in episodes for row in training_rows(episode, np.zeros(len(episode.turns)))]
 
 
 def _passes(config: SftConfig | RlConfig) -> int:

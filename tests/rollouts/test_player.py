@@ -196,6 +196,28 @@ def test_a_slot_says_what_a_fresh_pass_says_whatever_it_held_before(attention):
     torch.testing.assert_close(logits, fresh_logits(model, [held[3] + [7, 8, 9], held[1] + [10]]), atol=2e-5, rtol=1e-4)
 
 
+def test_slots_that_hold_the_same_sequence_cost_one_of_them():
+    model = tiny_qwen3(len(tiny_tokenizer()), layers=2, hidden=32, seed=0).eval()
+    cache, prompt = SlotCache(model, 5, 200), list(range(6, 40))
+    held = [prompt, prompt, [9, *prompt], prompt, prompt]
+    logits, read = cache.read(range(5), held)
+    assert read == len(prompt) * 2 + 1
+    torch.testing.assert_close(logits, fresh_logits(model, held), atol=2e-5, rtol=1e-4)
+    # Two go on alike, two apart; what was copied is a slot's own, and is read on from.
+    for tails in ([[7], [7], [7], [8], [9]], [[10, 11], [10, 11], [10, 11], [10, 11], [12]], [[5], [6], [7], [8], [9]]):
+        logits, read = cache.extend(range(5), tails)
+        held = [ids + tail for ids, tail in zip(held, tails, strict=True)]
+        torch.testing.assert_close(logits, fresh_logits(model, held), atol=2e-5, rtol=1e-4)
+        assert read == sum(map(len, {tuple(ids): tail for ids, tail in zip(held, tails, strict=True)}.values()))
+        assert [cache.held(slot) for slot in range(5)] == held
+    # A slot that is taken over in the middle of what it held follows one that holds as much by itself.
+    held = [held[0], [*held[0][:20], 50, 51], held[2], held[3], [*held[3][:20], 50, 51]]
+    logits, read = cache.read([0, 1, 4], [held[0], held[1], held[4]])
+    assert read == 1 + 2
+    torch.testing.assert_close(logits, fresh_logits(model, [held[0], held[1], held[4]]), atol=2e-5, rtol=1e-4)
+    torch.testing.assert_close(cache.extend([4], [[30]])[0], fresh_logits(model, [held[4] + [30]]), atol=2e-5, rtol=1e-4)
+
+
 def test_a_cache_of_windows_sees_what_the_model_would():
     """Gemma 2 and 3 mix layers that see all with layers that see a window; Mistral sees windows only."""
     for build in (tiny_gemma3, tiny_mistral):

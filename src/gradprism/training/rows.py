@@ -41,6 +41,11 @@ def training_rows(episode: Episode, advantages: np.ndarray, group: int = 0) -> l
     return rows
 
 
+def row_lengths(episodes: Sequence[Episode]) -> list[int]:
+    """Tokens of each training row."""
+    return [len(row) for episode in episodes for row in training_rows(episode, np.zeros(len(episode.turns)))]
+
+
 def split_rows(rows: Sequence[Row], parts: int, seed: int) -> list[list[Row]]:
     """The rows in `parts` lists of nearly equal length, their groups shuffled but together: what a group shares is computed once."""
     groups: dict[int, list[Row]] = {}

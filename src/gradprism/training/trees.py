@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from gradprism.training.rows import Row
+from gradprism.rollouts.episode import Episode
+from gradprism.training.rows import Row, training_rows
 
 # A row is put into a tree that saves it this share of its tokens, while the tree stays this small: every token of a tree is masked for
 # every other, which costs attention their product.
@@ -88,3 +89,10 @@ def pack(trees: Sequence[Tree], budget: int) -> list[list[Tree]]:
         else:
             batches.append([tree])
     return batches
+
+
+def shared_prompt(episode: Episode) -> int:
+    """Tokens that the episodes of a task have in common for certain, where training passes them once."""
+    first = training_rows(episode, np.zeros(len(episode.turns)))[:1]
+    prompt = len(episode.turns[0].prompt_ids) if first else 0
+    return prompt if first and prompt >= SHARED * len(first[0]) else 0
