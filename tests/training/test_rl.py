@@ -28,7 +28,7 @@ from gradprism.training.rl_config import RlConfig, other_prompt
 from gradprism.training.rounds import Rounds, advantages_of, figures_of, has_gradient, repeats
 from gradprism.training.rows import Row, row_weight, split_rows, training_rows
 from gradprism.training.tasks import TaskStream, as_tasks, read_tasks
-from gradprism.training.trees import make_trees, pack
+from gradprism.training.trees import linear_weight, make_trees, pack
 from gradprism.trajectories.rendering import Renderer, load_tokenizer
 from helpers.broken_games import BrokenGames
 from helpers.tiny import tiny_llama, tiny_qwen3, tiny_tokenizer
@@ -195,7 +195,11 @@ def test_rl_never_learns_environment_tokens(tokenizer, tmp_path):
         [gradient] = gradients
         return (gradient.abs().sum(-1) > 0).tolist()  # at what predicts another token
 
-    [trees] = pack(make_trees([row for e in GROUP for row in training_rows(e, np.zeros(len(e.turns)))], branching=True), 8192)
+    rows, weight = (
+        [row for e in GROUP for row in training_rows(e, np.zeros(len(e.turns)))],
+        linear_weight(tiny_qwen3(len(tokenizer))),
+    )
+    [trees] = pack(make_trees(rows, weight), 8192)
     expected = [[False] * max(map(len, trees)) for _ in trees]
     for told, tree in zip(expected, trees, strict=True):
         for row, path in zip(tree.rows, tree.paths, strict=True):
@@ -220,7 +224,7 @@ def test_rows_of_a_growing_conversation_and_of_one_that_is_rebuilt():
 def test_rows_are_packed_whole_and_within_the_budget():
     rows = [Row([1] * (2 + i % 7 + i * 5 % 40), group=i // 5) for i in range(50)]
     for budget in (1, 64, 500, 10_000):
-        packed = pack(make_trees(rows, branching=False), budget)
+        packed = pack(make_trees(rows, 0), budget)
         assert sorted(id(r) for part in packed for tree in part for r in tree.rows) == sorted(map(id, rows))
         for part in packed:
             assert max(map(len, part)) * len(part) <= budget or len(part) == 1
@@ -229,7 +233,7 @@ def test_rows_are_packed_whole_and_within_the_budget():
     order = [row.group for part in parts for row in part]
     assert order != sorted(order) and order == [group for group in dict.fromkeys(order) for _ in range(5)]
     rows = [Row([1, 2, 3], [False, False, True], [-0.5], [2.0]), Row([4, 5], [False, True], [-1.0], [1.0]), Row([7], [False])]
-    batch = make_batch(make_trees(rows, branching=False), [0.5, 0.25, 1.0], torch.device("cpu"))
+    batch = make_batch(make_trees(rows, 0), [0.5, 0.25, 1.0], torch.device("cpu"))
     assert batch.inputs.keys() == {"input_ids"} and batch.inputs["input_ids"].tolist() == [[1, 2, 3], [4, 5, 0], [7, 0, 0]]
     assert [places.tolist() for places in batch.places] == [[0, 1], [1, 0], [3, 5]] and batch.repeated.tolist() == [0, 1]
     assert (
@@ -258,7 +262,7 @@ def test_the_loss_away_from_the_start_is_the_one_written_out(tokenizer, branchin
         Row([6, 7, 8, 29, 25], [*actions[:3], False, True], [-1.0], [0.3]),
     ]
     config = RlConfig(kl=0.1, loss="grpo", clip=0.2, clip_high=0.3)
-    trees, weights = make_trees(rows, branching), [row_weight(row, "grpo", 2, 4, 512) for row in rows]
+    trees, weights = make_trees(rows, 1e6 * branching), [row_weight(row, "grpo", 2, 4, 512) for row in rows]
     assert len(trees) == 2 - branching
     batch = make_batch(trees, weights, torch.device("cpu"), masks_of(model, 512))
     with torch.no_grad():

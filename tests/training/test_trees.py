@@ -9,7 +9,7 @@ from gradprism.attention import AttentionMasks, masks_of
 from gradprism.training.batches import make_batch
 from gradprism.training.head import add_head, score_tokens
 from gradprism.training.rows import Row
-from gradprism.training.trees import LARGEST, make_trees, pack
+from gradprism.training.trees import LARGEST, linear_weight, make_trees, pack
 from helpers.families import family_model
 
 
@@ -36,7 +36,7 @@ def rows_that_begin_alike(seed: int, vocabulary: int = 60) -> list[Row]:
 
 def test_a_tree_holds_every_beginning_once_and_every_row_as_a_path():
     rows = rows_that_begin_alike(0)
-    trees = make_trees(rows, branching=True)
+    trees = make_trees(rows, 1e6)
     assert len(trees) == 3 and sum(len(tree.rows) for tree in trees) == len(rows) == 20
     for tree in trees:
         beginnings = {tuple(row.ids[: n + 1]) for row in tree.rows for n in range(len(row))}
@@ -51,17 +51,23 @@ def test_a_tree_holds_every_beginning_once_and_every_row_as_a_path():
     assert sum(map(len, trees)) < 0.7 * sum(map(len, rows))
 
 
-def test_rows_that_share_little_or_would_make_a_tree_too_large_stay_apart():
-    apart = [Row([1, 2, *range(100 + 50 * i, 140 + 50 * i)]) for i in range(3)]
-    assert [len(tree.rows) for tree in make_trees(apart, branching=True)] == [1, 1, 1]
-    alone = make_trees(rows_that_begin_alike(0), branching=False)
+def test_a_row_joins_a_tree_where_that_costs_less():
+    """Of 42 tokens 2 are shared: 100 keys' worth of linear layers a token do not pay for being masked for one another, 10,000 do."""
+    little = [Row([1, 2, *range(100 + 50 * i, 140 + 50 * i)]) for i in range(3)]
+    assert [len(tree.rows) for tree in make_trees(little, 100)] == [1, 1, 1]
+    assert [len(tree.rows) for tree in make_trees(little, 10_000)] == [3]
+    alone = make_trees(rows_that_begin_alike(0), 0)
     assert len(alone) == 20 and not any(tree.branches for tree in alone)
-    long = [Row([1] * 1500 + [2 + i] * 400) for i in range(4)]
-    trees = make_trees(long, branching=True)
-    assert [len(tree.rows) for tree in trees] == [2, 1, 1] or all(len(tree) <= LARGEST for tree in trees)
-    assert sorted(row.ids[-1] for tree in trees for row in tree.rows) == [2, 3, 4, 5]
-    equal = make_trees([Row([1, 2, 3], [False, True, True])] * 3, branching=True)
+    long = [Row([1] * 6000 + [2 + i] * 1500) for i in range(3)]
+    assert [len(tree.rows) for tree in make_trees(long, 1e9)] == [1, 1, 1] and LARGEST < 6000 + 2 * 1500
+    equal = make_trees([Row([1, 2, 3], [False, True, True])] * 3, 1)
     assert len(equal) == 1 and len(equal[0]) == 3 and not equal[0].branches
+
+
+def test_the_linear_layers_weigh_as_much_as_so_many_keys():
+    """By hand for a Llama of width 32, 2 layers, 80 intermediate, 4 heads of 8, 2 of keys and values, and norms of 32."""
+    linear = 2 * (32 * 32 * 2 + 32 * 16 * 2 + 3 * 32 * 80 + 2 * 32) + 32
+    assert linear_weight(family_model("llama", 64)) == linear / (2 * 32 * 2)
 
 
 @pytest.mark.parametrize(
@@ -88,7 +94,7 @@ def test_log_probabilities_and_gradients_are_those_of_the_rows_alone(family, att
         model.set_attn_implementation(attention)
         add_head(model)
         masks, total = AttentionMasks(model, 512), {}
-        for part in pack(make_trees(rows, branching), 300):
+        for part in pack(make_trees(rows, 1e6 * branching), 300):
             of_rows = [row for tree in part for row in tree.rows]
             batch = make_batch(part, [weights[id(row)] for row in of_rows], torch.device("cpu"), masks)
             logprobs = score_tokens(model, model, batch.inputs, batch.places).log_probs[0][batch.repeated]  # pyright: ignore[reportOptionalSubscript]

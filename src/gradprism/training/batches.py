@@ -47,7 +47,7 @@ def make_batch(trees: Sequence[Tree], weights: Sequence[float], device: torch.de
     """
     tokens, actions = sum(map(len, trees)), sum(len(row.logprobs) for tree in trees for row in tree.rows)
     if not trees:
-        trees, weights = make_trees([Row([0, 0], [False, True], [0.0], [0.0])], branching=False), [0.0]
+        trees, weights = make_trees([Row([0, 0], [False, True], [0.0], [0.0])]), [0.0]
     width = max(map(len, trees))
     number: dict[tuple[int, int], int] = {}  # of a place
     repeated = [

@@ -36,7 +36,7 @@ from gradprism.training.rounds import Rounds, figures_of
 from gradprism.training.rows import Row, row_weight, split_rows
 from gradprism.training.summary import TrainingSummary
 from gradprism.training.tasks import TaskStream, as_tasks
-from gradprism.training.trees import make_trees, pack
+from gradprism.training.trees import linear_weight, make_trees, pack
 from gradprism.trajectories.rendering import Renderer
 
 # Asked between rounds, with the model and how many rounds have been played: tasks to go on with, or None for the same as before.
@@ -162,6 +162,7 @@ class RlTraining:
         self.vllm, self._synced = _vllm(loop, renderer, config), -1
         self.player = self._player(config)
         self.masks = masks_of(model, self.player.context_length)
+        self.linear_weight = linear_weight(model) if self.masks is not None else 0.0
 
     def plan_rounds(self, refresh: Refresh | None = None) -> None:
         """Sets out the rounds; the first tasks' prompts are tried for their length."""
@@ -263,7 +264,7 @@ class RlTraining:
         loop, config = self.loop, self.config
         # The loss divides by all rows and tokens, also those that are not passed since they have no gradient.
         n_rows, n_tokens = loop.summed([len(rows), sum(len(row.logprobs) for row in rows)])
-        trees = make_trees([row for row in rows if config.kl or any(row.advantages)], branching=self.masks is not None)
+        trees = make_trees([row for row in rows if config.kl or any(row.advantages)], self.linear_weight)
         packed = pack(trees, config.micro_batch_tokens)
         # Every process makes as many passes, since passes are collective where a model is sharded.
         counts: Any = loop.accelerator.gather(torch.tensor([len(packed)], device=loop.device))

@@ -7,17 +7,15 @@ summed over the rows, are those of the rows by themselves.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gradprism.rollouts.episode import Episode
-from gradprism.training.rows import Row, training_rows
+from gradprism.training.rows import Row
 
-# A row is put into a tree that saves it this share of its tokens, while the tree stays this small: every token of a tree is masked for
-# every other, which costs attention their product.
-SHARED = 0.2
-LARGEST = 2048
+LARGEST = 8192  # tokens of a tree that branches: each is masked for every other
 
 
 @dataclass(slots=True)
@@ -67,17 +65,37 @@ class Tree:
         return seen
 
 
-def make_trees(rows: Sequence[Row], branching: bool) -> list[Tree]:
-    """All rows in trees; of one row each where trees may not branch."""
+def make_trees(rows: Sequence[Row], weight: float = 0.0) -> list[Tree]:
+    """All rows in trees; of one row each where `weight` is 0.
+
+    A row joins the tree before it where that costs less than a pass by itself. Costs are counted in keys: a token costs `weight` of them
+    for the linear layers (`linear_weight`), and as many as it is masked for, the whole tree's, or by itself those before it.
+    """
     trees: list[Tree] = []
     for row in sorted(rows, key=lambda row: row.ids):
-        common = trees[-1].shared(row) if trees and branching else 0
-        if common and common >= SHARED * len(row) and len(trees[-1]) + len(row) - common <= LARGEST:
+        if weight and trees and _is_cheaper(trees[-1], row, weight):
             trees[-1].add(row)
         else:
             trees.append(Tree())
             trees[-1].add(row)
     return trees
+
+
+def _is_cheaper(tree: Tree, row: Row, weight: float) -> bool:
+    before, new = len(tree), len(row) - tree.shared(row)
+    after = before + new
+    squares = before**2 if tree.branches else before**2 / 2
+    joined = after**2 - squares if new else 0  # an equal row, or a beginning of the last one
+    return after <= LARGEST and new * weight + joined < len(row) * weight + len(row) ** 2 / 2
+
+
+def linear_weight(model: Any) -> float:
+    """Number of keys whose attention costs a token of a `transformers` model as much as its linear layers do."""
+    config = model.config.get_text_config()
+    ends = {id(p): p for part in (model.get_input_embeddings(), model.get_output_embeddings()) for p in part.parameters()}
+    linear = sum(p.numel() for p in model.get_decoder().parameters() if id(p) not in ends)
+    width = config.num_attention_heads * (getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+    return linear / (2 * width * config.num_hidden_layers)  # 2 FLOPs per weight; 4 per key, layer and width
 
 
 def pack(trees: Sequence[Tree], budget: int) -> list[list[Tree]]:
@@ -92,7 +110,5 @@ def pack(trees: Sequence[Tree], budget: int) -> list[list[Tree]]:
 
 
 def shared_prompt(episode: Episode) -> int:
-    """Tokens that the episodes of a task have in common for certain, where training passes them once."""
-    first = training_rows(episode, np.zeros(len(episode.turns)))[:1]
-    prompt = len(episode.turns[0].prompt_ids) if first else 0
-    return prompt if first and prompt >= SHARED * len(first[0]) else 0
+    """Tokens that the episodes of a task have in common for certain: its prompt."""
+    return len(episode.turns[0].prompt_ids) if episode.turns else 0
