@@ -94,7 +94,8 @@ def _profile(shape: Shape, T: int, models: Models, setting: Setting) -> Report:
             torch.cuda.synchronize()
     # On a GPU an operation is listed beside the kernels that it starts: those alone are counted.
     events = [e for e in profiler.key_averages() if not cuda or str(e.device_type).endswith("CUDA")]
-    return Report(top_kernels([(e.key, e.count, e.self_device_time_total if cuda else e.self_cpu_time_total) for e in events]))
+    rows = top_kernels([(e.key, e.count, e.self_device_time_total if cuda else e.self_cpu_time_total) for e in events])
+    return Report(rows, "" if rows else "the profiler saw no kernel")
 
 
 def top_kernels(events: Sequence[tuple[str, int, float]], most: int = TOP) -> list[Row]:

@@ -6,8 +6,8 @@ python benchmarks/device/run.py --smoke                     # all parts with tin
 python benchmarks/device/run.py --list                      # the parts, their cases, and what is done
 
 Each case is written when it is done, and each part's tables after it; the same command again goes on with what is pending.
-Exit code 0: all was measured. 1: some cases are pending. 2: nothing could be done, for the reason that is said. 3: the device was lost;
-give the command again. 4: all was tried, and some failed.
+Exit code 0: all was measured. 2: nothing could be done, for the reason that is said. 3: the device was lost; give the command again.
+4: all was tried, and some failed. 5: some cases are pending. 1 is Python's own: an error of the kit, whose lines say where.
 """
 
 import argparse
@@ -34,6 +34,7 @@ from gradprism.runtime.errors import ConfigError, GradprismError, one_line  # no
 
 # By worth. A part's module is imported when it is asked for: one needs pydantic, another TRL.
 PARTS = ("agreement", "probe", "corpus", "training", "arms")
+PENDING = 5  # not 1, with which Python ends where an error is not caught
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -49,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         print("interrupted; the same command again goes on with what is pending", file=sys.stderr)
-        return 1
+        return PENDING
 
 
 def _measure(options: argparse.Namespace, setting: Setting) -> int:
@@ -69,7 +70,7 @@ def _measure(options: argparse.Namespace, setting: Setting) -> int:
         failed += sum(outcome.status == "failed" for outcome in _outcomes(part, setting.out))
         print((setting.out / f"{name}.md").read_text(encoding="utf-8"), flush=True)
     print(f"{time.monotonic() - BEGAN:.0f} s in all; {pending} cases pending, {failed} failed", flush=True)
-    return 1 if pending else 4 if failed else 0
+    return PENDING if pending else 4 if failed else 0
 
 
 def make_part(name: str, setting: Setting) -> Part:

@@ -4,10 +4,12 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from gradprism.probing.prober import Prober
+from gradprism.trajectories.rendering import RenderedTrajectory
 from peers.case import Case, gradient_norms, input_gradients
 
 
@@ -39,6 +41,7 @@ def floor(case: Case) -> Iterator[Callable[[], Tensor]]:
 def ours(case: Case) -> Iterator[Callable[[], Tensor]]:
     """gradprism's prober, with the collation of its batch."""
     prober = Prober(case.model)
+    _try_out(prober, case)
     yield lambda: torch.from_numpy(prober.probe(case.trajectories).norms)
 
 
@@ -46,7 +49,14 @@ def ours(case: Case) -> Iterator[Callable[[], Tensor]]:
 def ours_checkpointed(case: Case) -> Iterator[Callable[[], Tensor]]:
     """The same with each layer's activations recomputed in the backward pass."""
     prober = Prober(case.model, checkpoint_activations=True)
+    _try_out(prober, case)
     yield lambda: torch.from_numpy(prober.probe(case.trajectories).norms)
+
+
+def _try_out(prober: Prober, case: Case) -> None:
+    """Has the prober's trial of the model, three short forward passes before the first batch of a run, behind it."""
+    ids = case.trajectories[0].input_ids[:8]
+    prober.probe([RenderedTrajectory("trial", ids, np.arange(len(ids)) > 0, 0, np.zeros((0, 2), np.int32))])
 
 
 def gram(case: Case) -> Any:

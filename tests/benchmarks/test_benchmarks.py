@@ -67,6 +67,20 @@ def test_every_way_gives_the_norms_of_autograd_and_leaves_the_model_as_it_was(wa
     assert not any(module.training for module in case.model.modules())
 
 
+@pytest.mark.parametrize("name", ["ours", "ours-checkpointed"])
+def test_gradprism_is_timed_without_its_trial_of_the_model(name, case):
+    (way,) = [way for way in WAYS if way.name == name]
+    calls = []
+    handle = case.model.register_forward_hook(lambda module, args, output: calls.append(name))
+    try:
+        with way.open(case) as run:
+            calls.clear()
+            run()
+    finally:
+        handle.remove()
+    assert calls == [name]
+
+
 @pytest.mark.parametrize("name", ["inference", "floor"])
 def test_the_floors_run_the_same_losses(name, case, expected):
     (way,) = [way for way in WAYS if way.name == name]

@@ -27,6 +27,7 @@ from device.setting import Setting
 from gradprism.environments.registry import make_environment
 from gradprism.runtime.errors import DataError, MissingFileError
 from gradprism.runtime.files import append_jsonl
+from peers import products
 from peers.case import Sizes, build_case
 
 MACHINE = Machine("a device", 80.0, 100.0, 4, "3.12", "2.11", "13.0", "5.17")
@@ -295,6 +296,7 @@ def test_every_way_is_timed_and_the_checkpointed_floor_is_the_floor(batch):
     assert rows["gradprism"]["error"] < 1e-4
     assert {row["times"] for row in rows.values()} == {2}
     assert rows["gradprism"]["× gradprism"] == 1
+    assert rows["gradprism"]["× floor by arithmetic"] == products.count(shape.sizes, 24, case.columns.shape[1]).needed_ratio
     assert rows["floor (forward, input-only backward)"]["× floor"] == 1
     assert rows["floor, checkpointed"]["× floor"] == 1
     assert rows["inference (forward only)"]["% of peak"] is None
@@ -682,6 +684,11 @@ def test_what_cannot_be_begun_is_said_in_one_line(tmp_path, capsys):
             run.main(arguments)
 
 
+def test_what_is_left_pending_is_told_from_an_error_of_the_kit(tmp_path):
+    assert run.main(["agreement", "--smoke", "--budget", "1e-9", "--out", str(tmp_path)]) == run.PENDING != 1
+    assert run.PENDING in book.TRIED
+
+
 @pytest.mark.slow
 def test_the_smoke_run_measures_everything(tmp_path):
     """Within its budget of 480 seconds, after which cases would be left pending."""
@@ -742,7 +749,9 @@ def place(tmp_path, monkeypatch):
     return tmp_path
 
 
-@pytest.mark.parametrize(("codes", "left", "status"), [("3 3 4 9", "9", 0), ("3 3 3 3", "3", 1), ("1 9", "9", 0), ("2 9", "9", 1)])
+@pytest.mark.parametrize(
+    ("codes", "left", "status"), [("3 3 4 9", "9", 0), ("3 3 3 3", "3", 1), ("5 9", "9", 0), ("2 9", "9", 1), ("1 9", "9", 1)]
+)
 def test_a_measurement_that_loses_the_device_is_given_again_at_most_three_times(place, codes, left, status):
     (place / "codes").write_text(codes)
     assert book.carry_out([book.Command(book.RUN, 100)], place / "out" / "step-1.tar.gz") == status
