@@ -368,3 +368,15 @@ def test_records_of_several_formats_in_one_file_are_each_read_by_their_own(tmp_p
     other = write(tmp_path / "other.jsonl", {"conversations": TURNS})
     two = load_corpus([other, write(tmp_path / "one.jsonl", {"messages": MESSAGES})])
     assert len(list(two)) == 2 and two.account.notes.mixed() == {}
+
+
+def test_installed_packages_are_looked_through_once_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    monkeypatch.setattr("gradprism.runtime.registry.entry_points", lambda **group: asked.append(group) or [])
+    counts = []
+    for size in (2, 50):
+        path = write(tmp_path / f"{size}.jsonl", *[{"messages": MESSAGES}, {"conversations": TURNS}] * size)
+        asked.clear()
+        assert len(list(load_corpus(path))) == 2 * size
+        counts.append(len(asked))
+    assert counts[0] >= counts[1], "each format's name is looked up once, whatever the number of records"

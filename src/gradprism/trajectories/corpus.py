@@ -155,7 +155,7 @@ class Corpus(Iterable[Trajectory]):
 
     def _parse(self, records: Iterable[Record], stem: str, file: str) -> Iterator[tuple[Record, Trajectory]]:
         """The trajectory of each record, in its own format where none is given; one that is not recognised, in that of those before."""
-        format, found = self.format, self.account.notes.formats.setdefault(file, Counter())
+        format, names, found = self.format, list(FORMATS), self.account.notes.formats.setdefault(file, Counter())
         for record in records:
             try:
                 if isinstance(record.value, Trajectory):
@@ -164,7 +164,7 @@ class Corpus(Iterable[Trajectory]):
                     continue
                 value = self._mapped(record)
                 if self.format is None:
-                    format = _recognised(value, record.place, format)
+                    format = _recognised(value, names, record.place, format)
                 assert format is not None
                 trajectory = parse_record(value, format, record.place, f"{stem}-{record.number}", self.account.notes)
                 found[format] += 1
@@ -262,9 +262,9 @@ def write_messages_jsonl(path: Path, trajectories: Iterable[Trajectory]) -> None
         file.writelines(map(canonical_line, trajectories))
 
 
-def _recognised(value: Mapping[str, Any], place: str, before: str | None) -> str:
+def _recognised(value: Mapping[str, Any], names: Sequence[str], place: str, before: str | None) -> str:
     try:
-        format = recognise(value) or before
+        format = recognise(value, names) or before
     except DataError as error:
         raise DataError(f"{place}: {error}") from None
     if format is None:

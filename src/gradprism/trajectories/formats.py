@@ -4,6 +4,7 @@ Those of this package are in `chat_formats` and `agent_formats`; `docs/formats.m
 user's own.
 """
 
+from collections.abc import Sequence
 from typing import Protocol
 
 from gradprism.runtime.errors import DataError
@@ -33,9 +34,12 @@ for _layout in (*CHATS, *AGENTS):
     register_format(_layout.name)(Reader(_layout))
 
 
-def recognise(record: Record) -> str | None:
-    """The name of a record's format, or None; where several recognise it, the one that was registered last."""
-    return next((name for name in reversed(list(FORMATS)) if FORMATS[name].recognises(record)), None)
+def recognise(record: Record, names: Sequence[str] | None = None) -> str | None:
+    """The name of a record's format, or None; where several recognise it, the last of `names`, by default the one registered last.
+
+    Who asks for many records gives `names`, since to list all formats is to look through all installed packages.
+    """
+    return next((name for name in reversed(names or list(FORMATS)) if FORMATS[name].recognises(record)), None)
 
 
 def not_recognised(record: Record) -> str:
