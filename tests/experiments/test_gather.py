@@ -32,7 +32,7 @@ FOUND = {
         "scores": {"metric": "gini", "policy": "x", "threshold": 0.5, "start": 0.0, "width": 0.5, "sft": [1, 0], "rl": [0, 1]},
     },
     "refresh": {"trajectories": 120, "moved_to_sft": 50},
-    "sft": {"examples": 2, "history": [{"step": 1, "loss": 2.0}], "curve": []},
+    "sft": {"examples": 2, "history": [{"step": 1, "loss": 2.0}], "curve": [], "warnings": ["9 tokens are cut"]},
     "rl": {
         "examples": 2,
         "history": [{"step": 1, "success": 0.5}],
@@ -41,6 +41,8 @@ FOUND = {
     "evaluate": {
         "success": {"test": "01"},
         "score": {"test": [0.5, 1.0]},
+        "ends": {"test": {"out_of_steps": 1, "cut_by_context": 0, "failures": 0}},
+        "remarks": ["a goal is out of reach"],
         "tasks": {"test": [{"id": "a"}, {"id": "b"}]},
     },
 }
@@ -119,6 +121,9 @@ def test_a_run_tells_what_it_was_trained_on_and_how_its_success_grew(experiment)
     rl = found.stages[runs["gini"].stages[-1]]
     assert (rl.kind, rl.flops, rl.evaluation_seconds, rl.history[0].success) == ("rl", 10 * (2 * 10 + 4 * 5), 2.0, 0.5)
     assert found.trajectories == 2 and found.heat_map and set(found.routes) == {runs["gini"].route}
+    assert runs["gini"].ends["test"].out_of_steps == 1
+    trained = "sft sft/0, sft gini/0, sft gini-refreshed/0"
+    assert found.remarks == ["a goal is out of reach", f"{trained}: 9 tokens are cut"]
     assert found.audits == {}, "not all of its probes are done"
 
 

@@ -75,6 +75,16 @@ def test_a_score_that_is_not_the_success_gets_a_column() -> None:
     assert "score" not in cells(tables.success_table(experiment, ["gini"], "seen"))[0]
 
 
+def test_episodes_that_were_cut_short_get_a_column_where_they_are_known() -> None:
+    results = synthetic()
+    for n, run in enumerate(results["arms"][5]["runs"]):
+        run["ends"] = {"unseen": {"out_of_steps": 20 + n, "cut_by_context": n, "failures": 0}}
+    experiment = comparison(results)
+    table = tables.success_table(experiment, ["base", "gini"], "unseen")
+    assert [row_of(table, name)[tables.ENDS] for name in ("Base", "PRISM, Gini 50:50")] == ["–", "21 / 1 / 0"]
+    assert tables.ENDS not in cells(tables.success_table(experiment, ["gini"], "seen"))[0]
+
+
 def test_every_arm_is_compared_with_each_reference_but_itself(whole: Comparison) -> None:
     headings, _, *rows = cells(tables.difference_table(whole, whole.of_group("table1"), "unseen"))
     p_values = ["p, these models", "p, any trainings"]

@@ -62,12 +62,7 @@ def command(
         interval = f"[{100 * row.low:.1f}, {100 * row.high:.1f}]"
         success = f"{row.successes:4d}/{row.episodes:<4d} {100 * row.success:5.1f} % {interval:14s}"
         score = f"score {100 * row.score:5.1f} [{100 * row.score_low:.1f}, {100 * row.score_high:.1f}]"
-        ends = {
-            "failed in the engine": row.failures,
-            "ran out of context": row.cut_by_context,
-            "ran out of steps": row.out_of_steps,
-        }
-        ended = "".join(f", {n} {how}" for how, n in ends.items() if n)
+        ended = o.ended(row.failures, row.cut_by_context, row.out_of_steps)
         lines.append(
             f"{row.split:12s} {row.task_type:32s} {success} {score:25s} {row.mean_steps:5.1f} steps, "
             f"{100 * row.invalid_share:.1f} % refused{ended}{solved_text(row)}"

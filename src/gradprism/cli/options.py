@@ -277,6 +277,12 @@ def show(values: Mapping[str, Any], text: str, as_json: bool) -> None:
         print_json(values) if as_json else print(text)
 
 
+def ended(failures: float, cut_by_context: float, out_of_steps: float) -> str:
+    """How many episodes did not end by themselves, as the end of a line; empty where all did."""
+    ends = {"failed in the engine": failures, "ran out of context": cut_by_context, "ran out of steps": out_of_steps}
+    return "".join(f", {n:.0f} {how}" for how, n in ends.items() if n)
+
+
 def estimate_text(estimate: "Estimate") -> str:
     """Figures of an estimate, each with its unit and where it comes from."""
     lines = []

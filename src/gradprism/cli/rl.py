@@ -61,5 +61,7 @@ def command(
             spec, None, environment, to_play, config, out=out, workers=workers, device=device, on_existing=on_existing
         )
     done = "had finished already: " if summary.reused else ""
-    text = f"{out}: {done}{summary.counts['episodes']:.0f} episodes in {config.rounds} rounds on {summary.examples} tasks"
+    counts = summary.counts
+    ended = o.ended(counts["failed_episodes"], counts["cut_by_context"], counts["out_of_steps"])
+    text = f"{out}: {done}{counts['episodes']:.0f} episodes in {config.rounds} rounds on {summary.examples} tasks{ended}"
     o.show(summary.to_json(), text, as_json)

@@ -1,6 +1,6 @@
 """Runs an experiment: every arm with every seed, and then gathers what was found as `results.json`."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -185,9 +185,20 @@ def gather(plan: Plan, store: Store, earlier: Results | None = None) -> Results:
         "routes": routes,
         "stages": stages,
         "tasks": store.found(done[0].evaluation).tasks if done else earlier.tasks,
-        "remarks": list(dict.fromkeys(line for run in done for line in store.found(run.evaluation).remarks)) or earlier.remarks,
+        "remarks": _remarks(plan, store, done) or earlier.remarks,
     }
     return Results.model_validate({**dict(empty), **found})
+
+
+def _remarks(plan: Plan, store: Store, done: Sequence[PlannedRun]) -> list[str]:
+    """What is said of the evaluations' tasks, and the warnings of the trainings, each once with the trainings that it is of."""
+    of_tasks = dict.fromkeys(line for run in done for line in store.found(run.evaluation).remarks)
+    trainings = {stage.name: stage for run in done for stage in run.stages if isinstance(stage, Sft | Rl)}
+    labels: dict[str, list[str]] = {}
+    for name, stage in trainings.items():
+        for line in store.found(stage).warnings:
+            labels.setdefault(line, []).append(plan.labels.get(name, name))
+    return [*of_tasks, *(f"{', '.join(of)}: {line}" for line, of in labels.items())]
 
 
 def _runs(plan: Plan, store: Store) -> Iterator[tuple[str, Run]]:
@@ -204,6 +215,7 @@ def _runs(plan: Plan, store: Store) -> Iterator[tuple[str, Run]]:
                 seed=planned.seed,
                 success=found.success,
                 score=found.score,
+                ends=found.ends,
                 n_sft=routed.n_sft + moved if routed else None,
                 n_rl=(routed.n_rl - moved or routed.n_rl) if routed else None,  # with nothing left RL plays what it first had
                 n_rl_by_chance=routed.n_rl_by_chance if routed else None,

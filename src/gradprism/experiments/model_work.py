@@ -10,7 +10,7 @@ from gradprism.evaluation.agents import ModelAgent
 from gradprism.evaluation.run import evaluate
 from gradprism.experiments.data_work import PASS_RATES, corpus_of, probe_folder, routes_of
 from gradprism.experiments.refresh import RefreshEvery, remaining, reroute
-from gradprism.experiments.results import HeatMap, Part, Point, TrainingStep
+from gradprism.experiments.results import Ends, HeatMap, Part, Point, TrainingStep
 from gradprism.experiments.results import Task as EvaluatedTask
 from gradprism.experiments.stage import Outcome, Store
 from gradprism.experiments.stages import (
@@ -107,7 +107,8 @@ def train_by_imitation(stage: Sft, folder: Path, store: Store) -> Outcome[Traine
     trajectories = routes_of(data, store).sft if isinstance(data, Route | Refresh) else corpus_of(data, store)
     if not trajectories:
         save_model(model, renderer.tokenizer, folder)
-        return Outcome(Trained(examples=0, history=[], curve=[]), "nothing to train on, the model is the same")
+        nothing = "nothing to train on, the model is the same"
+        return Outcome(Trained(examples=0, history=[], curve=[], warnings=[nothing]), nothing)
     summary = train_sft(
         model,
         renderer.tokenizer,
@@ -120,7 +121,8 @@ def train_by_imitation(stage: Sft, folder: Path, store: Store) -> Outcome[Traine
     history = _history(summary.history, "loss")
     first, last = _ends([row.loss or 0.0 for row in history])
     line = f"loss {first:.3f} → {last:.3f} on {summary.examples} trajectories"
-    return Outcome(Trained(examples=summary.examples, history=history, curve=[]), line, summary.usage, summary.earlier)
+    found = Trained(examples=summary.examples, history=history, curve=[], warnings=list(summary.warnings))
+    return Outcome(found, line, summary.usage, summary.earlier)
 
 
 def _history(rows: Sequence[Mapping[str, float]], name: str) -> list[TrainingStep]:
@@ -187,7 +189,7 @@ def train_by_rl(stage: Rl, folder: Path, store: Store) -> Outcome[Trained]:
         for row in summary.evaluations
     ]
     return Outcome(
-        Trained(examples=len(tasks), history=history, curve=curve),
+        Trained(examples=len(tasks), history=history, curve=curve, warnings=list(summary.warnings)),
         f"success while sampling {100 * at_first:.1f} % → {100 * at_last:.1f} % on {len(tasks)} tasks",
         refresh.usage(summary.usage) if refresh else summary.usage,
         summary.earlier,
@@ -205,6 +207,11 @@ def evaluate_model(stage: Evaluate, folder: Path, store: Store) -> Outcome[Evalu
         success={split: "".join("01"[e.success] for e in chosen) for split, chosen in of.items()},
         score={split: [round(e.score, 4) for e in chosen] for split, chosen in of.items()},
         tasks={split: [EvaluatedTask(id=e.task.id, task_type=e.task.task_type) for e in chosen] for split, chosen in of.items()},
+        ends={
+            row.split: Ends(out_of_steps=row.out_of_steps, cut_by_context=row.cut_by_context, failures=row.failures)
+            for row in evaluation.rows
+            if row.task_type == "all"
+        },
         remarks=list(evaluation.remarks),
     )
     return Outcome(found, evaluation.headline, evaluation.usage)

@@ -100,15 +100,24 @@ class Point(Part):
     tasks: int | None = None
 
 
+class Ends(Part):
+    """Episodes of an evaluation that were cut short: by the limit of steps, by the context, by a failure of the engine."""
+
+    out_of_steps: int
+    cut_by_context: int
+    failures: int
+
+
 class Run(Part):
     """An arm with one seed: success and score of every task by split, what it was trained on, and the stages that made its model.
 
-    Of the stages in `forward_only` it needs the forward pass alone.
+    Of the stages in `forward_only` it needs the forward pass alone. `ends` by split.
     """
 
     seed: int
     success: dict[str, Outcomes] = {}
     score: dict[str, list[float]] = {}
+    ends: dict[str, Ends] = {}
     n_sft: int | None = None
     n_rl: int | None = None
     n_rl_by_chance: int | None = None
@@ -234,7 +243,7 @@ class Results(Design, Part):
     routes: dict[str, Routing] = {}
     stages: dict[str, Stage]
     tasks: dict[str, list[Task]] = Field(min_length=1)
-    remarks: list[str] = []  # the environment's about these tasks
+    remarks: list[str] = []  # the environment's about these tasks, and warnings of the trainings
 
     @model_validator(mode="after")
     def _agree(self) -> Self:

@@ -23,6 +23,7 @@ from gradprism.experiments.config import (
     RouteConfig,
 )
 from gradprism.experiments.results import (
+    Ends,
     HeatMap,
     MetricAudit,
     Outcomes,
@@ -219,11 +220,12 @@ class Route(Stage[Routed]):
 
 
 class Trained(Part):
-    """The log of a training, and the evaluations that it stopped for."""
+    """The log of a training, the evaluations that it stopped for, and its warnings."""
 
     examples: int
     history: list[TrainingStep]
     curve: list[Point]
+    warnings: list[str] = Field(default=[])
 
 
 @dataclass(frozen=True)
@@ -289,11 +291,12 @@ class Rl(Stage[Trained]):
 
 
 class Evaluated(Part):
-    """Success and score of every task, by split, the tasks in the order in which they were played, and remarks about them."""
+    """Success and score of every task, by split, the tasks in the order in which they were played, how episodes ended, and remarks."""
 
     success: dict[str, Outcomes]
     score: dict[str, list[float]]
     tasks: dict[str, list[Task]]
+    ends: dict[str, Ends] = Field(default={})
     remarks: list[str] = Field(default=[])
 
 

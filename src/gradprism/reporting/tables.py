@@ -20,6 +20,7 @@ SHORT_NAMES = {
     "pick_cool_then_place_in_recep": "Cool",
     "pick_two_obj_and_place": "Pick2",
 }
+ENDS = "ended by steps / context / failure"  # episodes, the mean over runs
 _P = ("p, these models", "p, any trainings")
 K = TypeVar("K")
 
@@ -59,13 +60,23 @@ def success_table(comparison: Comparison, arms: Sequence[str], split: str) -> Ta
     headings = ["arm", "SFT / RL", *([] if comparison.is_run else ["seeds"])]
     headings += [f"{short_name(t)} ({int((of_types == t).sum())})" for t in types]
     headings += [f"{'All' if types else 'success'} ({len(of_types)})", *(["score"] if scores else [])]
+    ends = {arm: _ends(comparison.runs(arm, split), split) for arm in arms}
+    headings += [ENDS] if any(ends.values()) else []
     rows = []
     for arm in arms:
         values, runs = comparison.values(arm, split), comparison.runs(arm, split)
         by_type = [f"{100 * values[:, of_types == t].mean():.1f}" if values.size else "–" for t in types]
         cells = [trained_on(runs), *([] if comparison.is_run else [str(len(runs))]), *by_type, percent(comparison.mean(arm, split))]
-        rows.append([comparison.title(arm), *cells, *([percent(scores[arm])] if scores else [])])
+        cells += [*([percent(scores[arm])] if scores else []), *([ends[arm] or "–"] if ENDS in headings else [])]
+        rows.append([comparison.title(arm), *cells])
     return Table(headings, rows)
+
+
+def _ends(runs: Sequence[Run], split: str) -> str:
+    """Episodes that were cut short, per run; empty where no run tells of them."""
+    known = [run.ends[split] for run in runs if split in run.ends]
+    counts = [(ends.out_of_steps, ends.cut_by_context, ends.failures) for ends in known]
+    return " / ".join(f"{sum(each) / len(known):.3g}" for each in zip(*counts, strict=True))
 
 
 def _corrected(p_values: dict[K, float | None]) -> dict[K, float]:

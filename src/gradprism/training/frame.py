@@ -70,7 +70,11 @@ class Frame:
             return step, finished and finished.to_json()
 
         self.step, finished = decide(self.ranks, claim)
-        return None if finished is None else TrainingSummary.from_json(finished)
+        if finished is None:
+            return None
+        summary = TrainingSummary.from_json(finished)
+        self.warn(*summary.warnings)
+        return summary
 
     def _manifest(self, command: str, inputs: Manifest) -> Manifest:
         """Everything that the trained weights depend on; of processes the number, since it decides which examples make a batch."""
