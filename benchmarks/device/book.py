@@ -57,7 +57,7 @@ STEPS: tuple[tuple[str, tuple[Command, ...]], ...] = (
         "wheels-1",
         (
             _install("wheels-1"),
-            Command(f"{RUN} probe corpus --smoke --device cuda --out build/device/smoke-cuda", 70),
+            Command(f"{RUN} probe corpus --smoke --device cuda --out build/device/smoke-cuda", 100),
             Command(f"{RUN} agreement", 90),
             Command(f"{RUN} probe", 220),
         ),
@@ -75,7 +75,7 @@ STEPS: tuple[tuple[str, tuple[Command, ...]], ...] = (
         "model-2",
         (
             Command("benchmarks/device/model.py build/device/carry build/device/smollm2-135m", 80),
-            Command(f"{RUN} arms", 290),
+            Command(f"{RUN} arms", 260),
         ),
     ),
     ("wheels-3", (_install("wheels-3"), Command(f"{RUN} probe agreement --retry", 150))),
