@@ -1,5 +1,6 @@
 """The cached engine against the plain library, the expert, and the worker pool."""
 
+import json
 import os
 import random
 import subprocess
@@ -9,22 +10,27 @@ import pytest
 
 from gradprism.environments.alfworld.environment import AlfworldEnvironment
 from gradprism.environments.alfworld.generator import generate, list_games
+from gradprism.environments.alfworld.official import games_folder
 from gradprism.environments.demonstrations import collect
 from gradprism.environments.pool import SessionPool
 from gradprism.runtime.errors import GradprismError
+from helpers.official_games import official_games
 
 # Plays random admissible commands in the plain library and prints what an agent sees; runs in a process of its own, without caches.
 PLAIN = """
 import json, random, re, sys
+from pathlib import Path
 import textworld
 from alfworld.agents.environment.alfred_tw_env import AlfredDemangler
 from alfworld.info import ALFRED_PDDL_PATH, ALFRED_TWL2_PATH
 from textworld.envs.pddl import PddlEnv
 from gradprism.environments.alfworld.generator import generate
+from gradprism.environments.alfworld.official import load_official
 domain, grammar = open(ALFRED_PDDL_PATH).read(), open(ALFRED_TWL2_PATH).read()
 env = AlfredDemangler(PddlEnv(textworld.EnvInfos(admissible_commands=True)))
-for name in sys.argv[1:]:
-    game = generate(name)
+folder, *names = sys.argv[1:]
+for name in names:
+    game = load_official(Path(folder), name) if name.startswith("official/") else generate(name)
     env.load({"pddl_domain": domain, "grammar": grammar.replace("UNKNOWN GOAL", game.goal), "pddl_problem": game.pddl_problem})
     state, rng, seen = env.reset(), random.Random(0), []
     seen.append([state.feedback.split("\\n\\n", 1)[1], state["admissible_commands"], False])
@@ -40,22 +46,26 @@ def unordered(text: str) -> list[str]:
     return sorted(text.replace(",", " ").replace(" and ", " ").replace(".", " ").split())
 
 
-def test_the_cached_engine_says_what_the_plain_library_says():
-    import json
-
-    from gradprism.environments.alfworld.engine import AlfworldEngine
-
-    names = list_games("small", "unseen", 6) + list_games("tiny", "train", 3)
-    plain = subprocess.run([sys.executable, "-c", PLAIN, *names], capture_output=True, text=True, check=True).stdout.splitlines()
-    engine = AlfworldEngine()
+@pytest.mark.parametrize("games", ["generated", pytest.param("official", marks=pytest.mark.slow)])
+def test_the_cached_engine_says_what_the_plain_library_says(games):
+    """Nine generated games, or twelve official ones, two of each type: 26 texts of each, with all commands and whether it is won."""
+    if games == "official":
+        environment = AlfworldEnvironment(data_dir=str(official_games()))
+        names = [task.id for task in environment.tasks("train", 12, start=600)]
+    else:
+        environment, names = AlfworldEnvironment(), list_games("small", "unseen", 6) + list_games("tiny", "train", 3)
+    folder = str(games_folder(environment.data_dir)) if environment.data_dir else ""
+    command = [sys.executable, "-c", PLAIN, folder, *names]
+    plain = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    session, texts = environment.session(), 0
     for name, line in zip(names, plain, strict=True):
-        rng = random.Random(0)
-        text, won = engine.reset(generate(name)), False
+        rng, step = random.Random(0), session.reset(name)
         for expected_text, expected_admissible, expected_won in json.loads(line):
-            assert unordered(text) == unordered(expected_text)
-            assert engine.admissible == expected_admissible
-            assert won == expected_won
-            text, won = engine.step(rng.choice(engine.admissible))
+            assert unordered(step.observation) == unordered(expected_text)
+            assert step.info.admissible == expected_admissible
+            assert step.info.success == expected_won
+            step, texts = session.step(rng.choice(step.info.admissible)), texts + 1
+    assert texts == 26 * len(names)
 
 
 def test_the_engine_is_reusable_and_text_does_not_depend_on_what_was_played_before():

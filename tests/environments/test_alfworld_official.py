@@ -15,6 +15,7 @@ from gradprism.evaluation.config import EvaluationConfig
 from gradprism.evaluation.run import evaluate
 from gradprism.runtime.errors import ConfigError, DataError, FolderInUseError, MissingFileError
 from gradprism.runtime.files import cache_folder
+from helpers.official_games import official_games
 
 OLDER = 'grammar :: """{"task": [{"rhs": "Your task is to: %s."}], "look": [{"rhs": "an older text"}]}"""'
 
@@ -156,19 +157,8 @@ def test_what_is_missing_is_said(folder, tmp_path):
 
 
 def test_the_official_data_and_the_expert():
-    """A seeded sample of the real training games, where they are at hand."""
-    import lzma
-    import tarfile
-
-    archive = Path(__file__).parents[2].parent / "shared" / "data" / "alfworld" / "json_2.1.1-train-valid_train.tar.xz"
-    if not archive.is_file():
-        pytest.skip("the official games are not here")
-    root = cache_folder() / "official"
-    if not (root / "done").exists():
-        with lzma.open(archive) as file, tarfile.open(fileobj=file) as tar:
-            tar.extractall(root, filter="data")
-        (root / "done").touch()
-    environment = AlfworldEnvironment(data_dir=str(root))
+    """A sample of the real training games, where they are at hand."""
+    environment = AlfworldEnvironment(data_dir=str(official_games()))
     tasks = environment.tasks("train")
     assert (len(tasks), environment.size("valid_train")) == (3554, 200)
     assert len(collect(environment, tasks[::178], workers=2)) == 20
