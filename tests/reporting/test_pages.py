@@ -255,13 +255,6 @@ def test_a_failed_write_keeps_the_old_report(folder: Path, monkeypatch: pytest.M
     assert sorted(p.name for p in folder.iterdir()) == ["report.html", "results.json"]
 
 
-def test_lone_surrogates_do_not_stop_the_report(results: dict[str, Any], tmp_path: Path) -> None:
-    results["name"] = "a\ud800"
-    (tmp_path / "results.json").write_text(json.dumps(results))
-    write_report(tmp_path)
-    assert "<h1>a\ufffd: tables</h1>" in (tmp_path / "report.html").read_text(encoding="utf-8")
-
-
 def test_text_is_marked_up_the_same_in_both_forms() -> None:
     blocks = [Heading("A", 1), "x **b** *e* `c`", "- one\n- two", Table(["a", "n"], [["<i>", "**1**"]]), Figure("f", "F")]
     assert markdown(blocks) == (

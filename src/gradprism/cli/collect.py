@@ -8,6 +8,7 @@ import typer
 import gradprism as gp
 from gradprism.cli import options as o
 from gradprism.environments.demonstrations import default_tasks
+from gradprism.runtime.progress import tell
 from gradprism.trajectories.corpus import write_messages_jsonl
 
 
@@ -28,6 +29,6 @@ def command(
     tasks = default_tasks(environment, split, count, start, task_type)
     trajectories = gp.collect(environment, tasks, max_steps=max_steps, workers=workers)
     write_messages_jsonl(out, trajectories)
-    print(f"{out}: {len(trajectories)} of {len(tasks)} tasks solved by the expert")
+    tell(f"{out}: {len(trajectories)} of {len(tasks)} tasks solved by the expert")
     for remark in environment.remarks(tasks):
-        print(remark)
+        tell(remark)

@@ -13,6 +13,7 @@ from gradprism.environments.pool import default_workers
 from gradprism.experiments.experiment import Job
 from gradprism.reporting.pages import fill_page, tables_are_current, write_tables
 from gradprism.runtime.errors import DataError
+from gradprism.runtime.progress import tell
 
 Config = Annotated[Path, typer.Argument(help="TOML file, for example configs/alfworld-mini.toml.")]
 Groups = Annotated[list[str] | None, typer.Option("--group", help="Only arms of this group. May be repeated.")]
@@ -57,7 +58,7 @@ def run(
     if as_json:
         o.print_json(found.model_dump(mode="json", exclude_defaults=True))
         return
-    print((job.out / "tables.md").read_text(encoding="utf-8"))
+    tell((job.out / "tables.md").read_text(encoding="utf-8"))
 
 
 def _job(
@@ -95,10 +96,10 @@ def tables(
     if check:
         if stale := tables_are_current(folder):
             raise DataError(f"{folder}: out of date: {', '.join(stale)}; run gradprism experiment tables {folder}")
-        print(f"{folder}: up to date")
+        tell(f"{folder}: up to date")
         return
     for path in write_tables(folder):
-        print(path)
+        tell(str(path))
     for path in page or ():
         fill_page(folder, path)
-        print(path)
+        tell(str(path))

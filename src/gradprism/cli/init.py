@@ -7,6 +7,7 @@ import typer
 
 import gradprism as gp
 from gradprism.package_data import EXTRAS
+from gradprism.runtime.progress import tell
 
 
 def command(
@@ -18,6 +19,6 @@ def command(
     """Write a configuration that runs as it is, on a tiny model that comes with the package: change one thing after the other."""
     paths = gp.write_template(template, out)
     for path in paths:
-        print(path)
+        tell(str(path))
     install = f"pip install 'gradprism[{template}]', then " if template in EXTRAS else ""
-    print(f"next: {install}gradprism run {paths[0]} --dry-run")
+    tell(f"next: {install}gradprism run {paths[0]} --dry-run")

@@ -15,6 +15,7 @@ import gradprism as gp
 from gradprism.cli import commands
 from gradprism.cli.help import new_app
 from gradprism.runtime.errors import GradprismError
+from gradprism.runtime.progress import warn
 
 app = new_app(help="Decide, before training, which agent trajectories a language model learns by imitation (SFT) and which by RL.")
 
@@ -56,15 +57,18 @@ def main() -> None:
         sys.exit(app(standalone_mode=False))
     except TyperException as error:
         text = error.format_message()
-        print(text if "\n" in text else f"error: {text}", file=sys.stderr)  # the help page, for a command that lacks its own
+        if text.lstrip().startswith("Usage:"):  # the help page, for a command that lacks its own
+            print(text, file=sys.stderr)
+        else:
+            warn(f"error: {' '.join(text.splitlines())}")
         sys.exit(2)
     except typer.Abort:
         sys.exit(130)
     except GradprismError as error:
         if os.environ.get("GRADPRISM_TRACEBACK"):
             traceback.print_exc()
-        print(f"error: {error}", file=sys.stderr)
+        warn(f"error: {' '.join(str(error).splitlines())}")
         sys.exit(2)
     except OSError as error:  # a folder that cannot be written, a full disk
-        print(f"error: {error.filename or 'operating system'}: {error.strerror or error}", file=sys.stderr)
+        warn(f"error: {error.filename or 'operating system'}: {error.strerror or error}")
         sys.exit(2)

@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_origin
@@ -11,7 +12,7 @@ from pydantic import BaseModel, ValidationError
 
 from gradprism.package_data import resolve_shipped, resolve_shipped_model
 from gradprism.runtime.errors import ConfigError
-from gradprism.runtime.progress import say, set_quiet
+from gradprism.runtime.progress import say, set_quiet, tell
 from gradprism.runtime.ranks import Ranks
 from gradprism.trajectories.chat_options import ChatOptions, other_options
 
@@ -33,6 +34,7 @@ def _told(resolve: Callable[[str], str]) -> Callable[[str], str]:
     return parse
 
 
+_UNUSUAL = re.compile(r"[^\n -~]")
 shipped_model, shipped_file = _told(resolve_shipped_model), _told(resolve_shipped)
 
 Model = Annotated[
@@ -266,15 +268,16 @@ def _is_sequence(field: Any) -> bool:
 
 
 def print_json(value: Any) -> None:
-    """One JSON document on stdout."""
-    print(json.dumps(value, indent=2, ensure_ascii=False))
+    """One JSON document on stdout; what a terminal would not show as a letter is escaped."""
+    text = json.dumps(value, indent=2, ensure_ascii=False)
+    print(_UNUSUAL.sub(lambda found: found[0] if found[0].isprintable() else json.dumps(found[0])[1:-1], text))
 
 
 def show(values: Mapping[str, Any], text: str, as_json: bool) -> None:
     """Prints a result as JSON or as `text`; of a launcher's processes the first alone does."""
     ranks = Ranks.from_environment()
     if ranks is None or ranks.is_first:
-        print_json(values) if as_json else print(text)
+        print_json(values) if as_json else tell(text)
 
 
 def ended(failures: float, cut_by_context: float, out_of_steps: float) -> str:

@@ -9,6 +9,7 @@ from rich.console import Console
 import gradprism as gp
 from gradprism.cli import options as o
 from gradprism.reporting.pages import print_tables, write_report
+from gradprism.runtime.progress import tell
 
 
 def command(
@@ -22,4 +23,4 @@ def command(
         o.print_json(gp.read_results(folder).model_dump(mode="json", exclude_defaults=True))
         return
     print_tables(folder, Console())
-    print(f"report: {path}")
+    tell(f"report: {path}")

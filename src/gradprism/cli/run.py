@@ -11,6 +11,7 @@ import gradprism as gp
 from gradprism.cli.options import AsJson, DryRun, Fresh, Overrides, print_json
 from gradprism.experiments.experiment import Job, job_status
 from gradprism.reporting.pages import REPORT, print_status, print_tables
+from gradprism.runtime.progress import tell
 
 
 def command(
@@ -35,7 +36,7 @@ def run_and_print(config: Path, overrides: Sequence[str] | None, dry_run: bool, 
         print_json(results.model_dump(mode="json", exclude_defaults=True))
         return
     print_tables(resolved.folder, Console())
-    print(f"\nreport: {resolved.folder / REPORT}")
+    tell(f"\nreport: {resolved.folder / REPORT}")
 
 
 def print_job(job: Job, as_json: bool) -> None:

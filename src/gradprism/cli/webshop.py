@@ -11,6 +11,7 @@ from gradprism.environments.registry import make_environment
 from gradprism.environments.webshop.generated import generate_catalogue
 from gradprism.runtime.files import write_json
 from gradprism.runtime.folders import claim_output_folder
+from gradprism.runtime.progress import tell
 
 app = new_app()
 
@@ -56,4 +57,4 @@ def generate_command(
     write_json(out / "items_shuffle.json", items)
     write_json(out / "items_ins_v2.json", instructions)
     asked = sum("instruction" in about for about in instructions.values())
-    print(f"{out}: {len(items)} products, {asked} of them with an instruction")
+    tell(f"{out}: {len(items)} products, {asked} of them with an instruction")

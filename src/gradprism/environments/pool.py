@@ -19,6 +19,7 @@ from typing import Literal, NamedTuple, Self
 
 from gradprism.environments.protocol import Environment, Info, Session, Step
 from gradprism.runtime.errors import ConfigError, EnvironmentPlayError, GradprismError, MissingDependencyError
+from gradprism.runtime.progress import warn
 
 Method = Literal["reset", "step"]
 RESET, STEP = "reset", "step"
@@ -229,7 +230,7 @@ class _Worker:
         shown, task_id = f"{call.method} {call.argument!r:.120}", self._histories[call.session][0]
         message = f"environment {self._environment.name!r}: the worker {what} at {shown} of task {task_id!r}"
         if not self._closing:
-            print(f"warning: {message}", file=sys.stderr, flush=True)
+            warn(f"warning: {message}")
             self.process.kill()
             self.process.join()
             self._connection.close()

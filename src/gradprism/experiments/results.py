@@ -281,6 +281,17 @@ def read_results(folder: Path) -> Results:
     return check_results(read_json(path), str(path))
 
 
+def shown_results(folder: Path) -> Results:
+    """`read_results` with all names and texts fit to be shown: each is one line of letters, which steers no terminal."""
+    return check_results(_shown(read_results(folder).model_dump(mode="json")), str(Path(folder) / RESULTS))
+
+
+def _shown(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {printable(key): _shown(part) for key, part in value.items()}
+    return [_shown(part) for part in value] if isinstance(value, list) else printable(value) if isinstance(value, str) else value
+
+
 def check_results(content: Any, source: str = RESULTS) -> Results:
     """The results that a JSON document holds; raises `DataError` naming `source` and the key that is wrong."""
     try:

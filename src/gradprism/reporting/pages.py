@@ -7,7 +7,7 @@ from pathlib import Path
 from rich.console import Console
 
 from gradprism.experiments.comparison import MAIN_GROUP, Comparison
-from gradprism.experiments.results import read_results
+from gradprism.experiments.results import shown_results
 from gradprism.experiments.schedule import Status
 from gradprism.reporting.cost_tables import cost_table, ledger_table, saving_lines, training_table, work_table
 from gradprism.reporting.document import Block, Figure, Heading, Table, markdown, page, show
@@ -219,7 +219,7 @@ def _block(name: str, comparison: Comparison, source: str) -> str:
 
 def _files(folder: Path) -> dict[str, str]:
     """File name to text of `folder`/results.json's tables and figures, and of the folder's README with its blocks filled."""
-    comparison, readme = Comparison(read_results(folder)), folder / README
+    comparison, readme = Comparison(shown_results(folder)), folder / README
     figures = draw_figures(comparison)
     files = {TABLES: markdown(document(comparison, figures))}
     if readme.is_file():
@@ -258,7 +258,7 @@ def fill_page(folder: Path, path: Path) -> None:
     if not path.is_file():
         raise MissingFileError(f"{path}: no such file")
     text = path.read_text(encoding="utf-8")
-    filled = fill_blocks(text, Comparison(read_results(folder)), str(path), prefix=folder.resolve().name)
+    filled = fill_blocks(text, Comparison(shown_results(folder)), str(path), prefix=folder.resolve().name)
     if filled != text:
         with atomic_write(path) as file:
             file.write(filled)
@@ -269,25 +269,25 @@ def write_report(folder: Path, path: Path | None = None) -> Path:
 
     It asks the network for nothing and holds no script. Raises `ConfigError` where `path` is a folder.
     """
-    path, comparison = path or Path(folder) / REPORT, Comparison(read_results(folder))
+    path, comparison = path or Path(folder) / REPORT, Comparison(shown_results(folder))
     if path.is_dir():
         raise ConfigError(f"{path}: is a folder; --out names the HTML file")
     figures = draw_figures(comparison)
     text = page(comparison.results.name, document(comparison, figures), figures)
     with atomic_write(path, "wb") as file:
-        file.write(text.encode("utf-8", errors="replace"))  # a lone surrogate, which JSON may hold, has no UTF-8 form
+        file.write(text.encode())
     return path
 
 
 def print_tables(folder: Path, console: Console) -> None:
     """Prints the success of all arms by split, and all that was run with its cost."""
-    comparison = Comparison(read_results(folder))
+    comparison = Comparison(shown_results(folder))
     for split in comparison.splits:
         title = f"Success in % [95 % interval], {split} tasks"
         show(title, success_table(comparison, list(comparison.arms), split), console)
     show("Cost", ledger_table(comparison), console)
     for line in run_lines(comparison) if comparison.is_run else ():
-        console.print(line, markup=False, highlight=False)
+        console.print(printable(line), markup=False, highlight=False)
 
 
 def print_status(name: str, state: Status, jobs: int, console: Console) -> None:
@@ -303,10 +303,10 @@ def print_status(name: str, state: Status, jobs: int, console: Console) -> None:
         rows.append(row)
     headings = ["stages", "done", "running", "to run", "took", "will take", "peak MiB", "peak GPU MiB"]
     left = len(state.running) + len(state.pending)
-    console.print(f"{name}: {len(state.done)} stages done, {left} left", markup=False, highlight=False)
+    console.print(printable(f"{name}: {len(state.done)} stages done, {left} left"), markup=False, highlight=False)
     show("", Table(headings, rows), console)
     for stage in state.running:
-        console.print(f"running: {stage.label}", markup=False, highlight=False)
+        console.print(printable(f"running: {stage.label}"), markup=False, highlight=False)
     seconds = state.seconds_left
     said = (
         "not known until a stage is done"

@@ -23,6 +23,7 @@ from gradprism.rollouts.config import RolloutConfig
 from gradprism.rollouts.episode import Episode, StopReason, Turn
 from gradprism.rollouts.generator import CachedGenerator, Generator
 from gradprism.runtime.errors import ConfigError
+from gradprism.runtime.progress import warn
 from gradprism.runtime.usage import Usage
 from gradprism.trajectories.rendering import Renderer, load_tokenizer
 
@@ -119,6 +120,7 @@ class Player:
         self._make_generator = make_generator or self._cached_generator
         tokenizer = renderer.tokenizer
         self._end: int = renderer.stop_id
+        self._warned = False
         self._decode: Callable[[list[int]], str] = lambda ids: tokenizer.decode(ids, skip_special_tokens=True).strip()
 
     def play(self, tasks: Sequence[Task], seed: int = 0, on_done: OnDone = lambda _: None) -> list[Episode]:
@@ -199,6 +201,12 @@ class Player:
             lane.stream, lane.prompt = np.random.default_rng([seed, lane.number]), []
         if step.done or len(episode.turns) >= self.config.max_steps:
             return False
+        if not self._warned and (control := self.renderer.control_in(episode.observation)):
+            self._warned = True
+            warn(
+                f"warning: task {episode.task.id!r}: an observation holds the text of {', '.join(map(repr, sorted(control)))}, which the "
+                "tokenizer reads as if the chat template had written it"
+            )
         ids = next_prompt(self.renderer, self.config.prompt, episode.observations, episode.actions, step)
         if episode.grows:
             # An action that ran into its length limit has no end, and the template needs one.

@@ -23,12 +23,22 @@ def set_quiet(quiet: bool) -> None:
 def say(line: str) -> None:
     """Prints a status line to stderr unless quiet."""
     if not _quiet:
-        print(line, file=sys.stderr, flush=True)
+        warn(line)
+
+
+def warn(line: str) -> None:
+    """Prints a line to stderr, quiet or not."""
+    print(printable(line), file=sys.stderr, flush=True)
+
+
+def tell(text: str) -> None:
+    """Prints lines of a result to stdout."""
+    print("\n".join(map(printable, text.split("\n"))))
 
 
 def printable(text: str) -> str:
-    """`text` with control characters replaced, so that data cannot steer a terminal or break a line."""
-    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+    """`text` with control characters replaced, so that data cannot steer a terminal, turn the order of letters around, or break a line."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
 @contextmanager

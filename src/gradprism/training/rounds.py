@@ -1,6 +1,5 @@
 """A round of rollouts: which tasks are drawn, how their groups are played, and the rows that training reads of them."""
 
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -9,6 +8,7 @@ import numpy as np
 
 from gradprism.environments.protocol import Task
 from gradprism.rollouts.episode import Episode, StopReason
+from gradprism.runtime.progress import warn
 from gradprism.training.advantages.gigpo import gigpo
 from gradprism.training.advantages.grpo import grpo
 from gradprism.training.advantages.outcome import Outcome, Summed
@@ -131,7 +131,7 @@ class Rounds:
                 why = "its first observation does not fit the context"
             if why and episode.task.id not in self._warned:
                 self._warned.add(episode.task.id)
-                print(f"warning: task {episode.task.id!r}: an episode is not trained on ({why})", file=sys.stderr, flush=True)
+                warn(f"warning: task {episode.task.id!r}: an episode is not trained on ({why})")
 
 
 def advantages_of(outcomes: Sequence[Sequence[Outcome]], config: RlConfig, summed: Summed | None = None) -> list[list[np.ndarray]]:

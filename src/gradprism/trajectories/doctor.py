@@ -66,6 +66,7 @@ LINTS: Mapping[str, str] = {
     "tools-never-called": "tools are listed, and no turn calls one",
     "tools-twice": "tools are listed in the text of the system turn too, so that a prompt may have them twice; delete one of them",
     "older-alfworld": "actions of the older ALFWorld (`put X in/on Y`), which today's engine refuses; see `gradprism alfworld replay`",
+    "control-token": "text that the tokenizer reads as a control token, such as <|im_end|> within a turn; rewrite or delete it",
     "low-response-share": f"less than {_LOW_SHARE:.0%} of its tokens are response",
     "not-trained-on": "holds assistant turns that are flagged as not to be trained on",
 }
@@ -146,6 +147,8 @@ class Doctor:
 
 
 def _of_tokens(rendered: RenderedTrajectory) -> Iterator[str]:
+    if rendered.notes.with_control:
+        yield "control-token"
     if rendered.n_truncated:
         yield "cut"
     if rendered.n_targets < _LOW_SHARE * len(rendered.input_ids):

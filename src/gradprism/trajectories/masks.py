@@ -5,6 +5,8 @@ writes: the generation prompt, an empty block of thought, white space after the 
 (`spans`).
 """
 
+import json
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -31,17 +33,22 @@ class LostThoughtsError(ModelError):
 
 @dataclass(frozen=True, slots=True)
 class Notes:
-    """What a person should know of renders: `thoughts_dropped` and `thoughts_written` count turns, `tools_ignored` trajectories."""
+    """What a person should know of renders: `thoughts_dropped`, `thoughts_written` and `with_control` count turns, `tools_ignored`
+    trajectories. `control`: the control tokens in texts, sorted."""
 
     thoughts_dropped: int = 0
     thoughts_written: int = 0
     tools_ignored: int = 0
+    with_control: int = 0
+    control: tuple[str, ...] = ()
 
     def __add__(self, other: "Notes") -> "Notes":
         return Notes(
             self.thoughts_dropped + other.thoughts_dropped,
             self.thoughts_written + other.thoughts_written,
             self.tools_ignored + other.tools_ignored,
+            self.with_control + other.with_control,
+            self.control if self.control == other.control else tuple(sorted({*self.control, *other.control})),
         )
 
     def lines(self) -> Iterator[str]:
@@ -58,6 +65,11 @@ class Notes:
                 f"the chat template has no place for the tools of {self.tools_ignored} trajectories: the model is not told of them; "
                 "--chat-template FILE names one that has"
             )
+        if self.with_control:
+            yield (
+                f"{self.with_control} turns hold the text of control tokens ({', '.join(map(repr, self.control[:5]))}), which the "
+                "tokenizer reads as if the chat template had written them; rewrite or delete those texts"
+            )
 
 
 NO_NOTES = Notes()
@@ -65,10 +77,14 @@ NO_NOTES = Notes()
 
 @dataclass
 class TurnMasker:
-    """Renders trajectories with one template, in pieces. `control` are the tokenizer's added tokens."""
+    """Renders trajectories with one template, in pieces.
+
+    `control` are the tokenizer's added tokens, `special` those of them that no text should hold.
+    """
 
     template: ChatTemplate
     control: frozenset[str]
+    special: frozenset[str] = frozenset()
     dialect: Dialect = field(init=False)
     way: Way = field(init=False, default="markers")
 
@@ -113,7 +129,25 @@ class TurnMasker:
             raise ModelError(f"{place}: {error}; {helps}{GIVE_TEMPLATE}") from None
         pieces, notes = self._without_loss(pieces, messages, tools, place)
         self._check_given(pieces, messages, place)
-        return pieces, conversation, replace(notes, tools_ignored=int(bool(trajectory.tools) and not self.dialect.tools))
+        turns = [found for message in trajectory.messages if (found := self.control_in(message_text(message)))]
+        return (
+            pieces,
+            conversation,
+            replace(
+                notes,
+                tools_ignored=int(bool(trajectory.tools) and not self.dialect.tools),
+                with_control=len(turns),
+                control=tuple(sorted(set().union(*turns))),
+            ),
+        )
+
+    def control_in(self, text: str) -> set[str]:
+        """The control tokens that a text holds, which the tokenizer takes for its own."""
+        return set(self._special.findall(text)) if self.special else set()
+
+    @cached_property
+    def _special(self) -> re.Pattern[str]:
+        return re.compile("|".join(map(re.escape, sorted(self.special, key=lambda token: (-len(token), token)))))
 
     def _render(self, messages: Sequence[Message], tools: Tools) -> Pieces:
         if self.way == "turn by turn":
@@ -301,3 +335,9 @@ def _written_thought(message: Message, shape: Shape) -> tuple[str, str]:
 def _written_text(message: Message, written: str, shape: Shape) -> str:
     """A turn's text as it is, before its calls or before the end of the turn."""
     return f"{message.content.strip()}\n{written}" if message.tool_calls else message.content.strip() + shape.closing
+
+
+def message_text(message: Message) -> str:
+    """All that a template may write of a message, as it would stand there."""
+    calls = (part for call in message.tool_calls for part in (call.name, json.dumps(dict(call.arguments), ensure_ascii=False)))
+    return "\n".join((message.content, message.reasoning, message.name, *calls))

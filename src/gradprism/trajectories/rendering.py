@@ -124,6 +124,10 @@ class Renderer:
                 raise ConfigError("the tokenizer has no end-of-sequence token; an action would never end") from None
             return self.tokenizer.eos_token_id
 
+    def control_in(self, text: str) -> set[str]:
+        """The control tokens whose text is in `text`: the tokenizer reads them as if the template had written them."""
+        return self._masker.control_in(text)
+
     def cautions(self) -> list[str]:
         """What stands in the way of playing with this template, one line each: to be said before a model is trained with it."""
         found = []
@@ -313,8 +317,8 @@ def _masker(tokenizer: Any, options: ChatOptions | None) -> TurnMasker:
     except ValueError:
         raise ModelError(f"{_name(tokenizer)}: has no chat template; {GIVE_TEMPLATE}") from None
     template = ChatTemplate(text, _name(tokenizer), tokenizer.special_tokens_map, options or chat_options(tokenizer))
-    added = (str(token) for token in tokenizer.added_tokens_decoder.values())
-    return TurnMasker(template, frozenset(token for token in added if token.strip()))
+    added = [token for token in tokenizer.added_tokens_decoder.values() if str(token).strip()]
+    return TurnMasker(template, frozenset(map(str, added)), frozenset(str(token) for token in added if token.special))
 
 
 def tokenizer_fingerprint(tokenizer: Any) -> str:
