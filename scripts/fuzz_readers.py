@@ -171,9 +171,9 @@ def _results(folder: Path) -> None:
 
 
 def _game(folder: Path) -> None:
-    from gradprism.environments.alfworld.official import _solvable, games_folder, list_official, load_official
+    from gradprism.environments.alfworld.official import _index, games_folder, list_official, load_official
 
-    _solvable.cache_clear()
+    _index.cache_clear()
     root = games_folder(str(folder))
     for name in list_official(root, "train"):
         load_official(root, name)
@@ -181,15 +181,15 @@ def _game(folder: Path) -> None:
 
 def _game_cache(folder: Path) -> None:
     """The game's own file is whole; what is kept of it in the cache is not."""
-    from gradprism.environments.alfworld.official import _solvable, games_folder, list_official
+    from gradprism.environments.alfworld.official import _index, games_folder, list_official
     from gradprism.runtime.files import cache_folder
 
-    _solvable.cache_clear()
+    _index.cache_clear()
     root = games_folder(str(folder))
-    if not list((cache_folder() / "alfworld").glob("index-*.json")):
+    if not list((cache_folder() / "alfworld").glob("games-*.json")):
         list_official(root, "train")
-        _solvable.cache_clear()
-    for path in (cache_folder() / "alfworld").glob("index-*.json"):
+        _index.cache_clear()
+    for path in (cache_folder() / "alfworld").glob("games-*.json"):
         path.write_bytes((folder / "index.json").read_bytes())
     assert len(list_official(root, "train")) == 1, "a game less"
 
@@ -278,7 +278,7 @@ def make_seeds(folder: Path) -> dict[str, list[bytes]]:
     values = {"name": "x", "seed": 0, "model": {"path": "m"}, "corpus": {"files": ["a"], "map": {"turns": "t"}}, "seeds": [0, 1],
               "rl": {"rounds": 1, "prompt": {}}, "arms": [{"name": "base", "sft": "none", "rl": "none"}, {"name": "sft"}],
               "environment": {"options": {"difficulty": "tiny"}}, "sweeps": [], "claims": []}  # fmt: skip
-    stamps = [1, 2, True]
+    stamps = [1, 2, True, "ab"]
     lines = [json.dumps(record).encode() for record in RECORDS]
     made = {
         "corpus": [*(line + b"\n" for line in lines), *_containers(lines[:3])],

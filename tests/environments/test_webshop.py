@@ -390,3 +390,21 @@ def test_the_official_totals():
     met = [score_purchase(goal, goal.product, goal.wanted_options, store.shop.nouns) for goal in store.goals]
     assert min(terms.r_type for terms in met) == 1.0
     assert sum(terms.reward < 1.0 for terms in met) == 458
+
+
+@pytest.mark.parametrize(
+    ("product", "wanted", "says"),
+    [
+        ({}, {"instruction": 5}, "expected text, found 5"),
+        ({}, {"instruction_attributes": "solid wood"}, "expected a list of texts, found 'solid wood'"),
+        ({}, {"attributes": [None]}, "expected text, found None"),
+        (
+            {"customization_options": {str(i): [{"value": str(j)} for j in range(10)] for i in range(9)}},
+            {},
+            "1000000000 combinations",
+        ),
+    ],
+)
+def test_instructions_that_are_no_text_and_options_without_end_are_refused(product, wanted, says):
+    with pytest.raises(DataError, match=says):
+        make_catalogue("x", [item("A1", **product)], {"A1": {**WANTED["A1"], **wanted}}, {})

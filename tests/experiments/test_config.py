@@ -51,6 +51,19 @@ def test_overrides_that_are_none_are_refused(override):
         apply_overrides({"name": "x"}, [override])
 
 
+@pytest.mark.parametrize(
+    ("name", "text"), [("a.json", "null"), ("a.json", "[1]"), ("a.toml", "a = " + "[" * 9999), ("a.toml", "a = " + "9" * 5000)]
+)
+def test_documents_without_sections_are_refused(tmp_path, name, text):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(ConfigError, match=rf"{name}: (holds no sections|not a TOML file)"):
+        load_config(tmp_path / name, ["rl.rounds=2"])
+
+
+def test_an_override_that_no_reader_takes_for_toml_is_text():
+    assert apply_overrides({}, ["a=" + "9" * 5000])["a"] == "9" * 5000
+
+
 def test_files_that_are_no_config_are_named(tmp_path):
     with pytest.raises(MissingFileError, match=r"none\.toml: no such file"):
         load_config(tmp_path / "none.toml")

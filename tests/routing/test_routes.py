@@ -568,3 +568,15 @@ def test_calls_reasoning_tools_and_weights_go_the_whole_way(tmp_path):
             assert list(load_corpus(source)) == corpus[:1]
     (line,) = map(json.loads, (tmp_path / "routes" / "rl.jsonl").read_text().splitlines())
     assert (line["prompt"], line["tools"]) == (prompt, [tool])
+
+
+@pytest.mark.parametrize("name", ["sft.jsonl", "rl.jsonl"])
+@pytest.mark.parametrize("line", [b'{"id": "\xff"}', b"[" * 100_000, b"9" * 5000, b""])
+def test_a_set_whose_line_is_no_text_is_refused_by_file_and_line(route, tmp_path, name, line):
+    make_probe(tmp_path / "probe")
+    assert route()[0] == 0
+    path = tmp_path / "routes" / name
+    path.write_bytes(line + b"\n" + path.read_bytes().split(b"\n", 1)[1])
+    routes = Routes.load(tmp_path / "routes")
+    with pytest.raises(DataError, match=rf"{name}(:1)?: [^\n]*$"):
+        _ = (routes.sft, routes.rl)

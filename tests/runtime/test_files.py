@@ -11,6 +11,8 @@ from gradprism.runtime.errors import DataError, FolderInUseError, MissingFileErr
 from gradprism.runtime.files import (
     append_jsonl,
     atomic_write,
+    parse_json,
+    parse_toml,
     read_json,
     remove_stale_temporaries,
     sha256_folder,
@@ -122,6 +124,29 @@ def test_folders_of_a_failed_block_are_removed_unless_they_hold_something(tmp_pa
         (tmp_path / "a" / "b" / "kept").touch()
         raise RuntimeError
     assert (tmp_path / "a" / "b" / "kept").exists()
+
+
+@pytest.mark.parametrize(
+    "text",
+    ['{"a": ', '"\\ud800"', '{"\\uDFFF": 1}', "[" * 100_000, "9" * 5000, b"\xff", b"\xed\xa0\x80", '"a"'.encode("utf-16")],
+    ids=["cut", "half", "half-key", "deep", "digits", "byte", "encoded-half", "utf-16"],
+)
+def test_what_is_no_json_is_one_kind_of_error(text, tmp_path):
+    with pytest.raises(ValueError):
+        parse_json(text)
+    (tmp_path / "a.json").write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(DataError, match=r"a\.json: not valid JSON \([^\n]+\)$"):
+        read_json(tmp_path / "a.json")
+
+
+def test_escapes_that_are_whole_characters_are_read():
+    assert parse_json('"\\ud83d\\ude00 \\\\ud800 \\u00e9"') == "\U0001f600 \\ud800 é" and parse_json(b'"\xc3\xa9"') == "é"
+
+
+@pytest.mark.parametrize("text", ["a = ", "a = " + "[" * 100_000, "a = " + "9" * 5000], ids=["cut", "deep", "digits"])
+def test_what_is_no_toml_is_one_kind_of_error(text):
+    with pytest.raises(ValueError):
+        parse_toml(text)
 
 
 def test_of_two_that_claim_a_folder_at_once_the_second_sees_what_the_first_wrote(tmp_path, monkeypatch):

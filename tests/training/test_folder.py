@@ -11,7 +11,7 @@ import pytest
 
 from gradprism.checkpoints import check_model_name
 from gradprism.models import load_model
-from gradprism.runtime.errors import ConfigError, FolderInUseError, ModelError
+from gradprism.runtime.errors import ConfigError, DataError, FolderInUseError, ModelError
 from gradprism.runtime.files import read_json, sha256_file, write_json
 from gradprism.runtime.folders import exclusive_lock
 from gradprism.training import folder, sft
@@ -202,3 +202,11 @@ print(bars.is_progress_bar_enabled(), logging.getLogger("bitsandbytes").level)
     keep = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "TRANSFORMERS_"))}
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=keep, capture_output=True, text=True, check=True)
     assert (done.stdout.split(), done.stderr) == (["True", "0"], "")
+
+
+@pytest.mark.parametrize("content", [{}, [], {"usage": 3, "earlier": {}}, {"usage": {}, "earlier": {}, "warnings": None}, {"x": 1}])
+def test_a_summary_that_is_none_is_refused_in_one_line(tmp_path, content):
+    write_json(tmp_path / "summary.json", content)
+    write_json(tmp_path / "config.json", {})
+    with pytest.raises(DataError, match=r"summary\.json: is no summary of a training[^\n]*$"):
+        finished_training(tmp_path)

@@ -5,6 +5,7 @@ import hashlib
 import json
 import lzma
 import os
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -380,3 +381,28 @@ def test_installed_packages_are_looked_through_once_a_file(tmp_path: Path, monke
         assert len(list(load_corpus(path))) == 2 * size
         counts.append(len(asked))
     assert counts[0] >= counts[1], "each format's name is looked up once, whatever the number of records"
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        {"samples": [1], "eval": {}},
+        {"samples": ["a"], "eval": {"task": "t"}},
+        {"simulations": [None]},
+        {"simulations": [{"reward_info": "x"}]},
+        {"rows": [{"row": 3}]},
+    ],
+)
+def test_documents_that_only_look_like_a_log_are_refused_in_one_line(tmp_path: Path, document: dict) -> None:
+    (tmp_path / "a.json").write_text(json.dumps(document))
+    with pytest.raises(DataError, match=r"a\.json[^\n]*$"):
+        list(load_corpus(tmp_path / "a.json"))
+
+
+@pytest.mark.parametrize(("header", "says"), [("{", "header.json:1: broken JSON"), ("[]", "format not recognised")])
+def test_a_log_with_a_broken_header_is_refused_in_one_line(tmp_path: Path, header: str, says: str) -> None:
+    with zipfile.ZipFile(tmp_path / "a.eval", "w") as archive:
+        archive.writestr("header.json", header)
+        archive.writestr("samples/1.json", "{}")
+    with pytest.raises(DataError, match=says):
+        list(load_corpus(tmp_path / "a.eval"))

@@ -1,9 +1,7 @@
 """The configuration of runs and experiments: a TOML file, `--set` overrides, and the resolved form that replays it."""
 
 import difflib
-import json
 import os
-import tomllib
 from collections.abc import Sequence
 from datetime import date
 from glob import has_magic
@@ -17,7 +15,8 @@ from gradprism.evaluation.config import EvaluationConfig
 from gradprism.experiments.results import Design
 from gradprism.package_data import resolve_shipped, resolve_shipped_model
 from gradprism.routing.policies import POLICIES
-from gradprism.runtime.errors import ConfigError, MissingFileError
+from gradprism.runtime.errors import ConfigError, MissingFileError, one_line
+from gradprism.runtime.files import parse_json, parse_toml
 from gradprism.training.rl_config import RlConfig
 from gradprism.training.sft_config import SftConfig
 from gradprism.trajectories.chat_options import Calls, ChatOptions, Merge, Thoughts
@@ -274,11 +273,13 @@ def load_config(path: Path | str, overrides: Sequence[str] = ()) -> ExperimentCo
     """
     try:
         text = Path(path).read_text(encoding="utf-8")
-        values = json.loads(text) if Path(path).suffix == ".json" else tomllib.loads(text)
+        values = parse_json(text) if Path(path).suffix == ".json" else parse_toml(text)
     except FileNotFoundError:
         raise MissingFileError(f"{path}: no such file") from None
-    except (IsADirectoryError, UnicodeDecodeError, ValueError) as error:
-        raise ConfigError(f"{path}: not a TOML file ({error})") from None
+    except (IsADirectoryError, ValueError) as error:
+        raise ConfigError(f"{path}: not a TOML file ({one_line(error)})") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: holds no sections; give a TOML file, or the config.json of a run")
     return build_config(apply_overrides(values, overrides), base=Path(path).resolve().parent, source=str(path))
 
 
@@ -340,8 +341,8 @@ def apply_overrides(values: Values, overrides: Sequence[str]) -> Values:
         if not equals or not key:
             raise ConfigError(f"--set {override!r}: expected key=value, for example rl.rounds=20")
         try:
-            value = tomllib.loads(f"value = {text}")["value"]
-        except tomllib.TOMLDecodeError:
+            value = parse_toml(f"value = {text}")["value"]
+        except ValueError:
             value = text
         *parents, last = key.split(".")
         target = values

@@ -35,7 +35,7 @@ WHOLE = -1
 CORPUS, RENDERED, RENDERED_NOTE = "corpus.jsonl", "rendered.arrow", "rendered.json"
 PROBE = FolderKind("probe", "units", ("norms-*", "attempts*.jsonl", RENDERED, RENDERED_NOTE, CORPUS, SKIPPED), INFORMATIVE)
 _METADATA_KEY = b"gradprism.probe"
-_RESTORE = "give the same `gradprism probe` command again, which restores it"
+RESTORE = "give the same `gradprism probe` command again, which restores it"
 
 
 @contextlib.contextmanager
@@ -192,9 +192,9 @@ class ProbeFolder:
                     *lines, rest = (rest + block).split(b"\n")
                     yield lines
         except OSError as error:
-            raise DataError(f"{path}: cannot be read ({error.strerror or error}); {_RESTORE}") from None
+            raise DataError(f"{path}: cannot be read ({error.strerror or error}); {RESTORE}") from None
         if digest.hexdigest() != self.manifest.corpus_sha256:
-            raise DataError(f"{path}: is not the corpus that was probed; {_RESTORE}")
+            raise DataError(f"{path}: is not the corpus that was probed; {RESTORE}")
 
     def _shards(
         self, torn: list[Path], kind: Kind | None = None, compute: Callable[[Shard], NDArray[Any]] | None = None

@@ -1,6 +1,5 @@
 """A probe: norms of a corpus, and everything that is read off them. Nothing here needs torch."""
 
-import json
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -13,12 +12,13 @@ import polars as pl
 from numpy.typing import NDArray
 
 from gradprism.concentration import BUILTIN
-from gradprism.probing.folder import PROBE, ProbeFolder, ProbeTable, local_copy
+from gradprism.probing.folder import CORPUS, PROBE, RESTORE, ProbeFolder, ProbeTable, local_copy
 from gradprism.probing.manifest import ProbeManifest, UnitInfo
 from gradprism.probing.mirror import is_url
 from gradprism.probing.scores import View, score, unit_scales
 from gradprism.runtime.attempts import total_usage
-from gradprism.runtime.errors import ConfigError, MissingFileError
+from gradprism.runtime.errors import ConfigError, DataError, MissingFileError
+from gradprism.runtime.files import parse_json
 from gradprism.runtime.folders import MANIFEST, OnExisting, atomic_folder
 from gradprism.runtime.registry import as_names
 from gradprism.runtime.usage import Usage
@@ -197,5 +197,9 @@ class ProbedTrajectories:
         place = f"{self._files.folder}: corpus"
         for block in self._files.corpus_blocks():
             for line in block:
-                record = json.loads(line)
-                yield parse_record(record, "messages", place, record["id"])
+                try:
+                    record = parse_json(line)
+                    known = record["id"]
+                except (ValueError, KeyError, TypeError):
+                    raise DataError(f"{self._files.folder / CORPUS}: is not the corpus that was probed; {RESTORE}") from None
+                yield parse_record(record, "messages", place, known)

@@ -102,7 +102,7 @@ def _read_tasks(path: Path) -> Iterator[RlTask]:
             place = f"{path}:{number}"
             try:
                 read = _decode_task(line)
-            except (msgspec.MsgspecError, RecursionError) as error:
+            except (msgspec.MsgspecError, ValueError, RecursionError) as error:
                 raise DataError(f"{place}: is no RL task ({error}); route again") from None
             prompt = [msgspec.to_builtins(message) for message in read.prompt]
             yield RlTask(read.id, prompt, read.task, place, read.tools)

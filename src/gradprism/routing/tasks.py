@@ -36,7 +36,7 @@ def read_tasks(probe: Probe) -> pl.DataFrame:
     decode = msgspec.json.Decoder(_Line).decode
     try:
         return pl.concat([_tasks([decode(line) for line in block]) for block in probe.corpus_blocks()])
-    except msgspec.MsgspecError:
+    except (msgspec.MsgspecError, ValueError, RecursionError):
         raise DataError(
             f"{probe.folder}/corpus.jsonl: is not the corpus that was probed; give the same `gradprism probe` command again, "
             "which restores it"

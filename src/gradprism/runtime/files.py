@@ -8,11 +8,12 @@ import os
 import re
 import tempfile
 import time
+import tomllib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from gradprism.runtime.errors import DataError, GradprismError, MissingFileError, WriteError
+from gradprism.runtime.errors import DataError, GradprismError, MissingFileError, WriteError, one_line
 
 # A temporary file without a living writer is deleted once it is so many seconds old: its writer needs a moment to lock it.
 STALE_SECONDS = 30
@@ -113,23 +114,50 @@ def read_jsonl(path: Path, *, stop_at_torn: bool = False) -> list[Any]:
         try:
             if not line.endswith(b"\n"):
                 raise ValueError("torn")
-            rows.append(json.loads(line))
+            rows.append(parse_json(line))
         except ValueError:
             if stop_at_torn:
                 break
     return rows
 
 
+def parse_json(text: str | bytes) -> Any:
+    """The value of a JSON text in UTF-8; raises `ValueError` for anything else, and for an escape that is half a character."""
+    if isinstance(text, bytes):
+        text = text.decode()  # by itself the json module guesses encodings, and lets halves of characters pass
+    try:
+        value = json.loads(text)
+        if _SURROGATE_ESCAPE.search(text):
+            json.dumps(value, ensure_ascii=False).encode()
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    except UnicodeEncodeError:
+        raise ValueError("a \\ud8xx escape without its second half is not text") from None
+    return value
+
+
+def parse_toml(text: str) -> dict[str, Any]:
+    """The table of a TOML text; raises `ValueError` for anything else."""
+    try:
+        return tomllib.loads(text)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+# An escaped UTF-16 surrogate: half a character unless the other half follows.
+_SURROGATE_ESCAPE = re.compile(r"\\u[dD][89a-fA-F]")
+
+
 def read_json(path: Path) -> Any:
     """Reads a JSON file; raises `MissingFileError` or `DataError` with the path."""
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        return parse_json(Path(path).read_bytes())
     except FileNotFoundError:
         raise MissingFileError(f"{path}: no such file") from None
     except IsADirectoryError:
         raise DataError(f"{path}: is a folder, expected a JSON file") from None
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise DataError(f"{path}: not valid JSON ({error})") from None
+    except ValueError as error:
+        raise DataError(f"{path}: not valid JSON ({one_line(error)})") from None
 
 
 def cache_folder() -> Path:

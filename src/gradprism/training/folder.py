@@ -5,7 +5,6 @@ then the model's own files and `adapter/`, and `summary.json`, which is written 
 has a temporary's name and is deleted by the next attempt. Several processes must see one folder.
 """
 
-import json
 import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,8 +17,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from gradprism.runtime.errors import FolderInUseError, ModelError, WriteError, one_line
-from gradprism.runtime.files import read_json, read_jsonl, write_json, write_jsonl, writing
+from gradprism.runtime.errors import DataError, FolderInUseError, ModelError, WriteError, one_line
+from gradprism.runtime.files import parse_json, read_json, read_jsonl, write_json, write_jsonl, writing
 from gradprism.runtime.folders import MANIFEST, FolderKind, Manifest, OnExisting, remove
 from gradprism.runtime.libraries import quiet_libraries
 from gradprism.training.summary import TrainingSummary
@@ -107,7 +106,10 @@ def finished_training(out: Path) -> TrainingSummary | None:
     """The summary of the training in `out` where it has finished and its model is there; all that it used was used earlier."""
     if not ((out / SUMMARY).is_file() and (out / _CONFIG).is_file()):
         return None
-    summary = TrainingSummary.from_json({**read_json(out / SUMMARY), **_rows(out)})
+    try:
+        summary = TrainingSummary.from_json({**read_json(out / SUMMARY), **_rows(out)})
+    except (KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"{out / SUMMARY}: is no summary of a training ({error}); train anew with --on-existing replace") from None
     return replace(summary, earlier=summary.usage, reused=True)
 
 
@@ -232,7 +234,7 @@ def _checkpoints(folder: Path) -> list[Path]:
 
 def _is_whole(checkpoint: Path) -> bool:
     try:
-        told = json.loads((checkpoint / _WHOLE).read_text(encoding="utf-8"))
+        told = parse_json((checkpoint / _WHOLE).read_bytes())
     except (OSError, ValueError):
         return False
     there = _sizes(checkpoint)

@@ -1,6 +1,5 @@
 """The tasks of RL: read from a route folder, and drawn in a shuffled order."""
 
-import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -9,6 +8,7 @@ import numpy as np
 from gradprism.environments.protocol import Environment, Task
 from gradprism.routing.sets import RlTask
 from gradprism.runtime.errors import DataError, MissingFileError
+from gradprism.runtime.files import parse_json
 
 
 def as_tasks(tasks: Iterable[Task | RlTask], environment: Environment) -> list[Task]:
@@ -26,7 +26,7 @@ def read_tasks(path: Path | str, environment: Environment) -> list[Task]:
     with open(path, "rb") as file:
         for number, line in enumerate(file, 1):
             try:
-                record = json.loads(line)
+                record = parse_json(line)
                 if "messages" in record:
                     raise DataError(f"{path}:{number}: is a trajectory of the SFT side; give the rl.jsonl of a route folder")
                 task = environment.task(record["task"])

@@ -221,15 +221,24 @@ def unpacked(document: Any) -> list[Any]:
         return document
     if not isinstance(document, Mapping):
         return [document]
-    samples, about = document.get("samples"), document.get("eval")
-    if isinstance(samples, list) and isinstance(about, Mapping):
+    samples, about = _objects(document.get("samples")), document.get("eval")
+    if samples is not None and isinstance(about, Mapping):
         return [{"eval_task": about.get("task"), "eval_model": about.get("model"), **sample} for sample in samples]
-    if isinstance(simulations := document.get("simulations"), list):
-        return [{**one, "reward": (one.get("reward_info") or {}).get("reward")} for one in simulations]
-    rows = document.get("rows")
-    if isinstance(rows, list) and rows and all(isinstance(row, Mapping) and "row" in row for row in rows):
+    if (simulations := _objects(document.get("simulations"))) is not None:
+        return [{**one, "reward": _reward(one.get("reward_info"))} for one in simulations]
+    rows = _objects(document.get("rows"))
+    if rows and all("row" in row for row in rows):
         return [row["row"] for row in rows]
     return [document]
+
+
+def _objects(value: Any) -> list[Record] | None:
+    """The value where it is a list of objects."""
+    return value if isinstance(value, list) and all(isinstance(element, Mapping) for element in value) else None
+
+
+def _reward(told: Any) -> Any:
+    return told.get("reward") if isinstance(told, Mapping) else None
 
 
 AGENTS: tuple[Layout, ...] = (SweAgent(), Atif(), AgentDataProtocol(), Inspect())

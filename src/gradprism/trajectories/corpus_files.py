@@ -135,14 +135,15 @@ def _zip_records(path: Path, source: Any) -> Iterator[Record]:
             if not names:
                 raise DataError(f"{path}: is a zip file and no log of inspect_ai; unpack it, and name the files in it")
             header = next((name for name in ("header.json", "_journal/start.json") if name in archive.namelist()), None)
-            about = json.loads(archive.read(header)).get("eval", {}) if header else {}
+            start = _parse(archive.read(header).decode("utf-8"), Path(f"{path}:{header}"), 1) if header else {}
+            about = start.get("eval", {}) if isinstance(start, dict) else {}
             for number, name in enumerate(names, 1):
                 place = f"{path}:{name}"
                 sample = _parse(archive.read(name).decode("utf-8"), Path(place), 1)
                 value = unpacked({"eval": about, "samples": [sample]})[0]
                 yield Record(number, place, value, path.stat().st_size * number // len(names))
-    # NotImplementedError: zipfile's for a compression that it does not read.
-    except (zipfile.BadZipFile, NotImplementedError, UnicodeDecodeError) as error:
+    # RuntimeError: zipfile's for a password, and (NotImplementedError) for a compression that it does not read.
+    except (zipfile.BadZipFile, RuntimeError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: not a readable log ({one_line(error)}); convert it by `inspect log convert --to json`") from None
 
 

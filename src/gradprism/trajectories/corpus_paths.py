@@ -1,11 +1,11 @@
 """What `--data` names: files, globs of them, folders of them, and Hugging Face data sets as `save_to_disk` writes them."""
 
 import glob
-import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from gradprism.runtime.errors import DataError, MissingFileError
+from gradprism.runtime.files import parse_json
 from gradprism.runtime.progress import say
 
 _COMPRESSED = (".gz", ".xz", ".zst")
@@ -56,7 +56,7 @@ def _of_folder(folder: Path) -> list[Path]:
 def _of_data_set(folder: Path) -> list[Path]:
     """The Arrow files of a data set on disk, in the order of its rows."""
     try:
-        state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+        state = parse_json((folder / "state.json").read_bytes())
         files = [folder / part["filename"] for part in state["_data_files"]]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{folder}/state.json: is not that of a data set on disk ({error}); save it again") from None

@@ -1,12 +1,12 @@
 """A user's own names of fields and roles, as the formats of this package know them."""
 
-import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gradprism.runtime.errors import ConfigError, DataError, MissingFileError
+from gradprism.runtime.errors import ConfigError, DataError, MissingFileError, one_line
+from gradprism.runtime.files import parse_toml
 from gradprism.trajectories.reading import Record, from_json, keys_of
 
 # What a name of `--map` stands for, beside the key under which formats look for it.
@@ -132,11 +132,11 @@ def read_settings(settings: Sequence[str] | None) -> Names | None:
 
 def _toml(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return parse_toml(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise MissingFileError(f"--map {path}: no such file; give name=own, or a TOML file") from None
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise ConfigError(f"--map {path}: not a readable TOML file ({error})") from None
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"--map {path}: not a readable TOML file ({one_line(error)})") from None
 
 
 def _flat(table: Names, prefix: str = "") -> Iterator[tuple[str, str]]:

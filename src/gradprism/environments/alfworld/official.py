@@ -6,7 +6,6 @@ and actions differ; all games are played with those of the installed package.
 
 import contextlib
 import hashlib
-import json
 import os
 import re
 from collections.abc import Sequence
@@ -16,7 +15,7 @@ from pathlib import Path
 
 from gradprism.environments.alfworld.generator import TASK_TYPES, Game
 from gradprism.runtime.errors import ConfigError, DataError, GradprismError, MissingFileError
-from gradprism.runtime.files import cache_folder, read_json, sha256_file, sha256_json, write_json
+from gradprism.runtime.files import cache_folder, parse_json, read_json, sha256_file, sha256_json, write_json
 
 SPLITS = ("train", "valid_train", "valid_seen", "valid_unseen")
 # Games that `list_official` finds in a whole download.
@@ -77,12 +76,12 @@ def load_official(folder: Path, name: str) -> Game:
     """The game of an id; raises `ConfigError` for one that is not in `folder` and `DataError` for a broken file."""
     path = game_path(folder, name)
     try:
-        content = json.loads(path.read_bytes())
+        content = parse_json(path.read_bytes())
         problem, grammar = content["pddl_problem"], content["grammar"]
         goal = _GOAL.search(grammar)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path}: not a game ({type(error).__name__}: {error}); the download is not complete: {HELP}") from None
-    if goal is None or "(define (problem" not in problem:
+    if goal is None or not isinstance(problem, str) or "(define (problem" not in problem:
         raise DataError(f"{path}: not a game: its problem or its goal is missing; the download is not complete: {HELP}")
     return Game(name, path.parent.parent.name.partition("-")[0], goal[1].strip().rstrip("."), problem)
 
@@ -129,7 +128,8 @@ def _index(root: Path) -> dict[str, tuple[int, int, bool, str]]:
         status = path.stat()
         size, time, key = status.st_size, status.st_mtime_ns, f"{path.parent.parent.name}/{path.parent.name}"
         entry = known.get(key) if isinstance(known, dict) else None
-        solvable, sha = entry[2:] if entry and entry[:2] == [size, time] else _read(path)
+        kept = isinstance(entry, list) and [type(part) for part in entry] == [int, int, bool, str] and entry[:2] == [size, time]
+        solvable, sha = entry[2:] if kept else _read(path)
         seen[key] = size, time, solvable, sha
     if {key: list(entry) for key, entry in seen.items()} != known:
         with contextlib.suppress(GradprismError, OSError):  # a cache that cannot be written costs time alone
@@ -145,7 +145,7 @@ def _read(path: Path) -> tuple[bool, str]:
     """
     try:
         raw = path.read_bytes()
-        content = json.loads(raw)
+        content = parse_json(raw)
         return isinstance(content, dict) and content.get("solvable") is True, hashlib.sha256(raw).hexdigest()
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise DataError(f"{path}: cannot be read ({error}); the download is not complete: {HELP}") from None

@@ -18,7 +18,7 @@ import zstandard
 from fast_downward.translate.pddl.conditions import Atom
 
 from gradprism.runtime.errors import WriteError
-from gradprism.runtime.files import atomic_write, cache_folder, sha256_json
+from gradprism.runtime.files import atomic_write, cache_folder, parse_json, sha256_json
 
 MOST_ENTRIES = 20_000  # of about 10 kB; the oldest go first
 _translate: Any = fast_downward.pddl2sas  # said to give text; it gives the task as well
@@ -30,7 +30,7 @@ def translate(domain: str, problem: str) -> tuple[Any, str]:
     key = sha256_json([_versions(), domain, problem])
     path = cache_folder() / "alfworld" / "games" / key[:2] / f"{key}.zst"
     try:
-        stored = json.loads(zstandard.decompress(path.read_bytes()))
+        stored = parse_json(zstandard.decompress(path.read_bytes()))
         return _task(stored), stored["sas"]
     except (OSError, ValueError, KeyError, TypeError, zstandard.ZstdError):
         pass

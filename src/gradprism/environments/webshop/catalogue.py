@@ -4,8 +4,8 @@ Facts of the format and of its reading: Yao et al. 2022 and their released engin
 it is drawn for the reward, here from the product's own seed so that it is the same everywhere.
 """
 
-import json
 import lzma
+import math
 import random
 import re
 from collections.abc import Iterable, Mapping
@@ -16,7 +16,7 @@ from typing import Any
 
 from gradprism.environments.webshop.nouns import RULE, Tagger, make_tagger, words
 from gradprism.runtime.errors import DataError, MissingFileError
-from gradprism.runtime.files import sha256_json
+from gradprism.runtime.files import parse_json, sha256_json
 
 ITEMS = ("items_shuffle_1000.json", "items_shuffle.json")
 INSTRUCTIONS = ("items_ins_v2_1000.json", "items_ins_v2.json")
@@ -24,6 +24,7 @@ HUMAN = "items_human_ins.json"
 GENERATED = "generated"  # the kind of catalogues that no file holds
 SCORING = 2  # counts up whenever a purchase may be scored otherwise than before
 HELP = "name the folder that holds the official files (plain or .xz)"
+MOST_COMBINATIONS = 100_000  # of one product's options; of the official 1,000 products one has 558, the most
 _NO_PRICE = 100.0  # what the original asks for a product without a price
 
 
@@ -100,11 +101,11 @@ def make_catalogue(
         try:
             products[asin] = _product(row, about)
             if about.get("instruction") is not None:
-                instructions.append(Instruction(asin, about["instruction"], tuple(about["instruction_attributes"]), None))
+                instructions.append(Instruction(asin, _text(about["instruction"]), _texts(about["instruction_attributes"]), None))
             for one in human.get(asin) or ():
                 if one["instruction_attributes"]:
-                    text, options = one["instruction"].strip("."), tuple(one["instruction_options"])
-                    by_people.append(Instruction(asin, text, tuple(one["instruction_attributes"]), options))
+                    text, options = one["instruction"].strip("."), _texts(one["instruction_options"])
+                    by_people.append(Instruction(asin, text, _texts(one["instruction_attributes"]), options))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             what = f"{type(error).__name__}: {error}"
             raise DataError(f"{place}: cannot be read ({what}); correct or delete it there or in {wanted_name}") from None
@@ -123,6 +124,8 @@ def _product(row: dict[str, Any], about: Mapping[str, Any]) -> Product:
     for name, contents in (row.get("customization_options") or {}).items():
         if contents is not None:
             options[name.lower()] = tuple(content["value"].strip().replace("/", " | ").lower() for content in contents)
+    if (combinations := math.prod(map(len, options.values()))) > MOST_COMBINATIONS:
+        raise ValueError(f"its options have {combinations} combinations, each of which would be a goal")
     return Product(
         asin=asin,
         title=_text(row["name"]),
@@ -131,7 +134,7 @@ def _product(row: dict[str, Any], about: Mapping[str, Any]) -> Product:
         product_category=_text(row["product_category"]),
         description=_text(row["full_description"]),
         bullets=tuple(map(_text, bullets if isinstance(bullets, list) else [bullets])),
-        attributes=tuple(map(_text, about.get("attributes") or ("DUMMY_ATTR",))),
+        attributes=_texts(about.get("attributes") or ["DUMMY_ATTR"]),
         options=options,
         shown_price=shown,
         price=price,
@@ -142,6 +145,12 @@ def _text(value: Any) -> str:
     if not isinstance(value, str):
         raise TypeError(f"expected text, found {value!r:.80}")
     return value
+
+
+def _texts(value: Any) -> tuple[str, ...]:
+    if not isinstance(value, list):
+        raise TypeError(f"expected a list of texts, found {value!r:.80}")
+    return tuple(map(_text, value))
 
 
 def _price(asin: str, pricing: Any) -> tuple[str, float]:
@@ -173,8 +182,8 @@ def _find(folder: Path, names: Iterable[str]) -> Path | None:
 def _read(path: Path, kind: type) -> Any:
     try:
         with lzma.open(path) if path.suffix == ".xz" else open(path, "rb") as file:
-            value = json.loads(file.read())
-    except (OSError, ValueError, EOFError, lzma.LZMAError, RecursionError) as error:
+            value = parse_json(file.read())
+    except (OSError, ValueError, EOFError, lzma.LZMAError) as error:
         raise DataError(f"{path}: cannot be read ({error}); the download is not complete") from None
     if not isinstance(value, kind):
         raise DataError(f"{path}: holds no {'list of products' if kind is list else 'table by asin'}; it is not WebShop's")
