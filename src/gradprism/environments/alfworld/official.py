@@ -128,9 +128,9 @@ def _index(root: Path) -> dict[str, tuple[int, int, bool, str]]:
         status = path.stat()
         size, time, key = status.st_size, status.st_mtime_ns, f"{path.parent.parent.name}/{path.parent.name}"
         entry = known.get(key) if isinstance(known, dict) else None
-        kept = isinstance(entry, list) and [type(part) for part in entry] == [int, int, bool, str] and entry[:2] == [size, time]
-        solvable, sha = entry[2:] if kept else _read(path)
-        seen[key] = size, time, solvable, sha
+        if not (isinstance(entry, list) and [type(part) for part in entry] == [int, int, bool, str] and entry[:2] == [size, time]):
+            entry = [size, time, *_read(path)]
+        seen[key] = size, time, entry[2], entry[3]
     if {key: list(entry) for key, entry in seen.items()} != known:
         with contextlib.suppress(GradprismError, OSError):  # a cache that cannot be written costs time alone
             cached.parent.mkdir(parents=True, exist_ok=True)
