@@ -8,8 +8,10 @@ import typer
 import gradprism as gp
 from gradprism.cli import options as o
 from gradprism.cli.config_file import ConfigFile, ConfigSet
+from gradprism.evaluation.agents import ServerAgent
 from gradprism.evaluation.config import EvaluationConfig
 from gradprism.evaluation.summary import solved_text
+from gradprism.rollouts.server import Server
 from gradprism.runtime.errors import ConfigError
 from gradprism.training.rl_config import other_prompt
 from gradprism.trajectories.chat_options import other_options
@@ -28,6 +30,10 @@ def command(
         ),
     ] = None,
     model: o.ModelOrNone = None,
+    server: Annotated[
+        str | None, typer.Option(help="Address of a server that plays the model (vllm serve, SGLang); --model names its tokenizer.")
+    ] = None,
+    served_name: Annotated[str | None, typer.Option(help="Name under which the server serves it; default that of --model.")] = None,
     env: o.Env = "alfworld",
     data_dir: o.DataDir = None,
     env_option: o.EnvOptions = None,
@@ -54,7 +60,11 @@ def command(
     config = config.model_copy(update={"splits": splits})
     scripted = model is None and agent in ("expert", "random")
     name = "" if scripted else str(model or agent)
+    if server is not None and model is None:
+        raise ConfigError("--server needs --model, whose tokenizer and chat template it is asked with")
     player = agent if scripted else gp.ModelSpec(name, dtype, device, chat_template=chat)
+    if server is not None:
+        player = ServerAgent(Server(server, served_name or name), gp.ModelSpec(name, chat_template=chat))
     remarks = [] if scripted else _remarks(name, config, chat)
     evaluation = gp.evaluate(player, environment, config, out=out, workers=workers, on_existing=on_existing, remarks=remarks)
     lines = []

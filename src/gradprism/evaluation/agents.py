@@ -6,15 +6,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
+from gradprism.checkpoints import load_config, tokenizer_source
 from gradprism.environments.play import Play, play
 from gradprism.environments.pool import SessionPool
 from gradprism.environments.protocol import Environment, Step, Task
+from gradprism.models import ModelSpec
 from gradprism.probing.fingerprint import weights_fingerprint
 from gradprism.rollouts.config import RolloutConfig
 from gradprism.rollouts.episode import Episode, StopReason, Turn
 from gradprism.rollouts.player import OnDone, Player
+from gradprism.rollouts.server import Server, ServerGenerator
 from gradprism.runtime.usage import Usage
-from gradprism.trajectories.rendering import Renderer, template_fingerprint, tokenizer_fingerprint
+from gradprism.trajectories.rendering import Renderer, load_tokenizer, template_fingerprint, tokenizer_fingerprint
 
 _PLACEHOLDER = re.compile(r"<[^<>]*>")
 _WORD = re.compile(r"[A-Za-z]{3,}")
@@ -57,6 +60,44 @@ class ModelAgent:
         """See `Agent`."""
         player = Player(self.model, Renderer(self.tokenizer, None), pool, config)
         return player.play(tasks, seed, on_done), player.used
+
+
+@dataclass(frozen=True, slots=True)
+class ServerAgent:
+    """A model that a server of OpenAI's completions interface plays (`vllm serve`, SGLang); `model` names the folder or hub id of which
+    tokenizer, chat template and configuration are read. With which weights the server answers is its own affair."""
+
+    server: Server
+    model: ModelSpec
+
+    def description(self) -> Mapping[str, str]:
+        """Name and root of what is served, fingerprints of tokenizer and template; raises `ConfigError` where the server is not there."""
+        card, tokenizer = self.server.card(), self._tokenizer()
+        return {
+            "kind": "server",
+            "served": self.server.name,
+            "root": str(card.get("root", "")),
+            "tokenizer": tokenizer_fingerprint(tokenizer),
+            "template": template_fingerprint(tokenizer),
+        }
+
+    def play(
+        self, environment: Environment, pool: SessionPool, tasks: Sequence[Task], config: RolloutConfig, seed: int, on_done: OnDone
+    ) -> tuple[list[Episode], Usage]:
+        """See `Agent`."""
+        renderer, served = Renderer(self._tokenizer(), None), self.server.card().get("max_model_len")
+        if config.context_length is None and isinstance(served, int):
+            config = config.model_copy(update={"context_length": served})
+
+        def answers(slots: int) -> ServerGenerator:
+            end, most = renderer.stop_id, config.max_action_tokens
+            return ServerGenerator(self.server, renderer.tokenizer, end, most, config.temperature, max(1, slots))
+
+        player = Player(load_config(self.model.path), renderer, pool, config, answers)
+        return player.play(tasks, seed, on_done), player.used
+
+    def _tokenizer(self) -> Any:
+        return load_tokenizer(tokenizer_source(self.model.path), self.model.chat_template)
 
 
 @dataclass(frozen=True, slots=True)

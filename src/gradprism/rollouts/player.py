@@ -97,7 +97,8 @@ class _Cohort:
 class Player:
     """Plays episodes of one model. Deterministic for a seed, a model, a list of tasks and a `RolloutConfig`.
 
-    `make_generator` gives what answers a cohort of so many slots; by default this process's model. A task whose first observation does
+    `make_generator` gives what answers a cohort of so many slots; by default this process's model, of which else the configuration will
+    do. A task whose first observation does
     not fit is an error or, with `refuse_long` false, an episode without actions. All calls of `play` have `used` so much,
     and taken so many seconds to generate and to wait for the engines.
     """
@@ -139,8 +140,9 @@ class Player:
             episodes[lane.number], lane.episode = episode, None
             on_done(episode)
 
-        was_training = self.model.training
-        self.model.eval()
+        was_training = getattr(self.model, "training", False)
+        if was_training:
+            self.model.eval()
         try:
             for cohort in cohorts:
                 self._begin(cohort, queue)
@@ -152,7 +154,8 @@ class Player:
                 if ready:
                     self._act(cohort, ready)
         finally:
-            self.model.train(was_training)
+            if was_training:
+                self.model.train()
             self.used += Usage(sum(cohort.generator.tokens_read for cohort in cohorts))
         return [episodes[number] for number in range(len(tasks))]
 

@@ -1,0 +1,83 @@
+"""Tries recipes of RL and tells how each does on the environment's dev split.
+
+    OMP_NUM_THREADS=1 python scripts/rl_search.py configs/search/alfworld-tiny.toml --out build/search [--only NAME --only NAME]
+
+Each recipe is a training in `OUT/NAME`, which goes on where it was after a kill. `OUT/table.md` has a row per recipe that has begun: its
+settings where they differ from the common ones, greedy success on the dev split by round, the best and the last evaluation, sampled success
+beside them, minutes and alarms; `--table` makes it from what the folders hold. No split that results are reported on is ever played.
+"""
+
+import argparse
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import gradprism as gp
+from gradprism.training.folder import finished_training, read_log
+
+
+def start_model(name: str, search: Mapping[str, Any], environment: Any, out: Path) -> str:
+    """The folder of a checkpoint to begin from: the base, or an SFT of the base on the expert's trajectories of the first `tasks` tasks."""
+    base = str(gp.shipped(search["model"]))
+    if name == "base":
+        return base
+    folder = out / name
+    if finished_training(folder) is None:
+        expert = gp.collect(environment, split="train", count=search["tasks"], max_steps=search["rl"]["max_steps"])
+        config = gp.SftConfig.model_validate(search["starts"][name])
+        gp.train_sft(base, None, expert, config, out=folder, context_length=search["rl"]["context_length"])
+    return str(folder)
+
+
+def table(search: Mapping[str, Any], out: Path) -> str:
+    """A row per recipe that has begun."""
+    lines = [
+        "| recipe | from | settings | dev success, greedy, by round (%) | best | last | last, sampled | minutes | alarms |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for name, recipe in search["recipes"].items():
+        folder = out / name
+        rows = [row for row in read_log(folder) if "evaluation/success" in row] if (folder / "log.jsonl").is_file() else []
+        if not rows:
+            continue
+        steps = recipe.get("updates_per_round", search["rl"].get("updates_per_round", 1))
+        curve = [(int(row["step"] // steps), 100 * row["evaluation/success"]) for row in rows]
+        settings = ", ".join(f"{key} {value}" for key, value in recipe.items() if key != "from")
+        sampled = 100 * rows[-1].get("evaluation/sampled_success", float("nan"))
+        done = finished_training(folder)
+        minutes = f"{done.usage.wall_seconds / 60:.0f}" if done else "under way"
+        alarms = "; ".join(told.split(":")[0] for told in done.warnings) if done else ""
+        by_round = ", ".join(f"{n}: {value:.1f}" for n, value in curve)
+        best = max(value for _, value in curve)
+        cells = (name, recipe["from"], settings, by_round, f"{best:.1f}", f"{curve[-1][1]:.1f}", f"{sampled:.1f}", minutes, alarms)
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("search", type=Path, help="TOML: environment, model, tasks, starts, rl, recipes")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--only", action="append", help="a recipe; may be repeated")
+    parser.add_argument("--table", action="store_true", help="make the table and train nothing")
+    options = parser.parse_args()
+    search = tomllib.loads(options.search.read_text(encoding="utf-8"))
+    unknown = set(options.only or ()) - search["recipes"].keys()
+    if unknown:
+        parser.error(f"--only {sorted(unknown)}: choose of {sorted(search['recipes'])}")
+    environment = gp.make_environment(search["environment"], **search.get("options", {}))
+    options.out.mkdir(parents=True, exist_ok=True)
+    for name in () if options.table else options.only or search["recipes"]:
+        recipe = search["recipes"][name]
+        model = start_model(recipe["from"], search, environment, options.out)
+        config = gp.RlConfig.model_validate({**search["rl"], **{key: value for key, value in recipe.items() if key != "from"}})
+        tasks = environment.tasks("train", search["tasks"])
+        gp.train_rl(model, None, environment, tasks, config, out=options.out / name, workers=search.get("workers"))
+        (options.out / "table.md").write_text(table(search, options.out), encoding="utf-8")
+    (options.out / "table.md").write_text(table(search, options.out), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
