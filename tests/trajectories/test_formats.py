@@ -1,6 +1,7 @@
 """Dialects of agent corpora, each as its users write it, and the record that it becomes."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,21 @@ def messages_of(*turns: dict[str, Any]) -> tuple[Message, ...]:
             Message("assistant", "a", reasoning="b", tool_calls=(CALL,)),
         ),
         ({"content": "a", "tool_calls": [], "function_call": None, "reasoning": ""}, Message("assistant", "a")),
+        (
+            {"content": [{"type": "reasoning", "summary": [{"type": "summary_text", "text": "b"}]}, {"text": "a"}]},
+            Message("assistant", "a", reasoning="b"),
+        ),
+        # The same call in two places, as LangChain and older OpenAI clients write it; and two alike in one place.
+        (
+            {"content": [{"type": "tool_use", "id": "c1", "name": "find", "input": {"city": "Chur"}}], "tool_calls": [CALL_JSON]},
+            Message("assistant", "", tool_calls=(CALL,)),
+        ),
+        ({"tool_calls": [CALL_JSON], "function_call": CALL_JSON["function"]}, Message("assistant", "", tool_calls=(CALL,))),
+        (
+            {"tool_calls": [CALL_JSON, {**CALL_JSON, "id": "c2"}]},
+            Message("assistant", "", tool_calls=(CALL, replace(CALL, id="c2"))),
+        ),
+        ({"content": "", "text": "a"}, Message("assistant", "a")),
     ],
 )
 def test_calls_and_reasoning_in_every_spelling(turn: dict[str, Any], expected: Message) -> None:
@@ -194,6 +210,35 @@ def test_share_gpt_s_entries_of_one_turn_are_joined(call: str, result: str) -> N
     assert read({"conversations": [SAID[0], *entries[2:3], *entries[4:5], SAID[1]]}).messages == CALLED
 
 
+@pytest.mark.parametrize(
+    ("entry", "expected"),
+    [
+        ({"content": "", "tool_calls": [CALL_JSON]}, CALL),
+        ({"content": CALL_ENTRY, "tool_calls": [CALL_JSON]}, CALL),
+        ({"name": "find", "content": '{"city": "Chur"}'}, NO_ID),
+        ({"name": "find", "arguments": {"city": "Chur"}}, NO_ID),
+        ({"name": "find", "content": '{"name": "Chur"}'}, ToolCall("find", {"name": "Chur"})),
+        ({"name": "planner", "content": CALL_ENTRY}, NO_ID),
+    ],
+)
+def test_an_entry_for_a_call_in_every_spelling(entry: dict[str, Any], expected: ToolCall) -> None:
+    assert messages_of({"role": "tool_call", **entry}) == (Message("assistant", "", tool_calls=(expected,)),)
+
+
+def test_what_says_something_else_in_another_place_is_told() -> None:
+    turns = [TURNS[0], {**TURNS[1], "value": "10:30", "text": "09:12"}]
+    corpus = load_corpus([{"messages": turns, "completion": "it leaves", "train": False, "reward": 1.0}])
+    assert [made.messages for made in corpus] == [(ASK, ANSWER)]
+    assert corpus.account.notes.turn_keys == {"value": 1}
+    assert corpus.account.notes.record_keys == {"completion": 1, "train": 1}
+
+
+@pytest.mark.parametrize("turns", [TURNS, SAID])
+def test_turns_in_columns_are_read(turns: list[dict[str, str]]) -> None:
+    columns = {key: [turn[key] for turn in turns] for key in turns[0]}
+    assert read({"messages": columns}).messages == read({"conversations": columns}).messages == (ASK, ANSWER)
+
+
 def test_entries_with_other_flags_are_not_joined_and_a_call_in_plain_text_stays_text() -> None:
     entries = [SAID[0], {"from": "gpt", "value": "a", "loss": False}, {"from": "function_call", "value": CALL_ENTRY, "loss": True}]
     assert read({"conversations": entries}).messages[1:] == (
@@ -233,6 +278,7 @@ def test_a_system_key_is_the_system_turn(record: dict[str, Any]) -> None:
     assert made.messages == (Message("system", "be brief"), ASK, ANSWER)
     assert "system" not in made.task
     assert read({**record, "system": [{"type": "text", "text": "be "}, {"type": "text", "text": "brief"}]}) == made
+    assert read({**record, "system_message": "be brief"}) == read({**record, "systemPrompt": "be brief"}) == made
 
 
 SWE = [{"role": "system", "text": None, "system_prompt": "s"}, {"role": "user", "text": "when?"}, {"role": "ai", "text": "09:12"}]
@@ -426,6 +472,13 @@ def test_hermes_calls_in_text_stay_text_and_its_tools_are_not_listed_twice() -> 
             "not text ('image_url')",
         ),
         ({"messages": TURNS, "images": ["a.png"]}, "'images' beside the turns"),
+        ({"messages": [{**TURNS[0], "images": ["a.png"]}, TURNS[1]]}, "turn 1: 'images' in a turn"),
+        (
+            {"messages": [{**TURNS[0], "content": [{"image": "a.png"}]}, TURNS[1]]},
+            "turn 1: 'content' holds a part that is not text",
+        ),
+        ({"messages": [{"role": "user", "parts": [{"text": "when?"}]}, TURNS[1]]}, "--map text=KEY"),
+        ({"instruction": "when?", "response": "09:12"}, "--map completion=KEY"),
         ({"messages": "[{broken"}, "'messages' is text that is no JSON"),
         ({"messages": TURNS, "tools": "call find"}, "'tools' is text that is no JSON"),
         ({"messages": TURNS, "tools": ["find"]}, "'tools'"),

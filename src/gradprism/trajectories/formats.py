@@ -49,7 +49,7 @@ def not_recognised(record: Record) -> str:
         return f"'chosen' and 'rejected' are a preference pair, not a trajectory; give the chosen one by --map {name}=chosen"
     return (
         f"format not recognised; keys seen: {keys_of(record)}; known formats: {', '.join(FORMATS)}; "
-        "--map turns=KEY names the key of the turns"
+        "--map turns=KEY names the key of the turns, --map prompt=KEY and --map completion=KEY those of a question and its answer"
     )
 
 

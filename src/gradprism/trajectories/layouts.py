@@ -4,21 +4,23 @@ import contextlib
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from gradprism.runtime.errors import DataError
-from gradprism.trajectories.reading import Notes, Record, from_json, kind_of, plain, says_something
+from gradprism.trajectories.reading import Notes, Record, from_json, kind_of, plain, refuse_media, says_something
 from gradprism.trajectories.record import Message, Trajectory
 from gradprism.trajectories.tools import read_tools
+from gradprism.trajectories.turns import MASKED, WEIGHTS
 
 _IDS = ("id", "item_id")
 _LATER_IDS = ("trajectory_id", "traj_id", "session_id", "conversation_id", "uuid")  # kept in the task too
-_SYSTEM, _TOOLS = ("system", "system_prompt"), ("tools", "functions", "tool_definitions", "available_tools")
-_MEDIA = ("images", "videos", "audios", "image", "video", "audio")
+_SYSTEM = ("system", "system_prompt", "system_message", "systemPrompt", "system_instruction")
+_TOOLS = ("tools", "functions", "tool_definitions", "available_tools")
 _TOOLS_ELEMENT = re.compile(r"<tools>(.*?)</tools>", re.DOTALL)
-_MEDIA_ENDINGS = (".jpg", ".jpeg", ".png", ".gif", ".webp", ".mp4", ".wav", ".mp3")
+# Beside turns these are kept in the task, and said: elsewhere they hold what is trained on, or whether it is.
+_NOT_OF_A_TASK = {"completion", "response", "mask", *WEIGHTS, *MASKED}
 
 
 class Layout(Protocol):
@@ -58,14 +60,23 @@ class Reader:
 
 
 def turns_under(record: Record, keys: Iterable[str]) -> tuple[str, list[Any]] | None:
-    """The first of `keys` with a list, or the JSON text of one, and that list; None where there is none."""
+    """The first of `keys` with a list, or the JSON text of one, and that list; None where there is none.
+
+    An object of equally long lists is a list of objects, as `datasets` keeps a `Sequence` of them.
+    """
     for key in keys:
         value = record.get(key)
         if isinstance(value, str) and value.lstrip().startswith("["):
             value = from_json(value, key)
+        if isinstance(value, Mapping) and _are_columns(value.values()):
+            value = [dict(zip(value, turn, strict=True)) for turn in zip(*value.values(), strict=True)]
         if isinstance(value, Sequence) and not isinstance(value, str | bytes):
             return key, list(value)
     return None
+
+
+def _are_columns(values: Collection[Any]) -> bool:
+    return all(isinstance(value, list) for value in values) and len({len(value) for value in values}) == 1
 
 
 def assemble(record: Record, messages: list[Message], used: Iterable[str], notes: Notes, turns: Sequence[Any] = ()) -> Trajectory:
@@ -73,7 +84,7 @@ def assemble(record: Record, messages: list[Message], used: Iterable[str], notes
 
     `turns` are those as they were written, for the tools that a system turn may carry.
     """
-    _refuse_media(record)
+    refuse_media(record, "beside the turns")
     used = {*used, *_SYSTEM, *_TOOLS, "task"}
     messages = _with_system(record, messages)
     tools = _tools(record, turns)
@@ -87,7 +98,7 @@ def assemble(record: Record, messages: list[Message], used: Iterable[str], notes
     if later is not None:
         identifier = _identifier(record[later], later)
     task = _task(record, used | ({key} if key else set()))
-    kept = used | set(task) | set(_IDS)
+    kept = used | (set(task) - _NOT_OF_A_TASK) | set(_IDS)
     notes.record_keys.update(k for k in record if k not in kept and says_something(record[k]) and not _is_nan(record[k]))
     return Trajectory(identifier, tuple(messages), task, tools=tools)
 
@@ -129,14 +140,6 @@ def lists_tools(messages: Sequence[Message], tools: Sequence[Mapping[str, Any]])
     """Whether a system turn names all of some tools in a `<tools>` element, as Hermes' function calling set does."""
     inside = "".join(part for message in messages if message.role == "system" for part in _TOOLS_ELEMENT.findall(message.content))
     return bool(inside and tools) and all(str(tool.get("function", tool).get("name")) in inside for tool in tools)
-
-
-def _refuse_media(record: Record) -> None:
-    for key in _MEDIA:
-        value = record.get(key)
-        is_file = isinstance(value, str) and value.lower().endswith(_MEDIA_ENDINGS)
-        if says_something(value) and (is_file or not isinstance(value, str | int | float)):
-            raise DataError(f"{key!r} beside the turns: only text can be trained on here; delete the record")
 
 
 def _identifier(value: Any, key: str) -> str:

@@ -9,6 +9,8 @@ from typing import Any
 from gradprism.runtime.errors import DataError
 
 Record = Mapping[str, Any]  # one JSON object of a corpus
+_MEDIA = ("images", "videos", "audios", "image", "video", "audio", "image_url")
+_MEDIA_ENDINGS = (".jpg", ".jpeg", ".png", ".gif", ".webp", ".mp4", ".wav", ".mp3")
 
 
 @dataclass(slots=True)
@@ -77,6 +79,15 @@ def plain(value: Any, what: str) -> Any:
     except (TypeError, ValueError) as error:
         raise DataError(f"{what} is not plain JSON ({error})") from None
     return value
+
+
+def refuse_media(value: Record, where: str) -> None:
+    """Raises `DataError` for images, videos and sounds beside the text of a record or a turn, which `where` names."""
+    for key in _MEDIA:
+        given = value.get(key)
+        is_file = isinstance(given, str) and given.lower().endswith(_MEDIA_ENDINGS)
+        if says_something(given) and (is_file or not isinstance(given, str | int | float)):
+            raise DataError(f"{key!r} {where}: only text can be trained on here; delete the record")
 
 
 def as_text(value: Any) -> str:

@@ -22,11 +22,16 @@ def read_calls(value: Any, key: str) -> tuple[ToolCall, ...]:
     return tuple(_call(from_json(call, key), key) for call in calls)
 
 
-def calls_in_text(text: str) -> tuple[str, tuple[ToolCall, ...]] | None:
-    """The thought and the calls of a `function_call` entry: JSON, perhaps after `<think>…</think>`; None for other text."""
+def calls_in_text(text: str, name: str = "") -> tuple[str, tuple[ToolCall, ...]] | None:
+    """The thought and the calls of a `function_call` entry: JSON, perhaps after `<think>…</think>`; None for other text.
+
+    Of an entry that has the tool's `name` beside its text, an object that is no whole call is the arguments.
+    """
     thought, closed, rest = text.rpartition("</think>")
     try:
         value = json.loads(rest)
+        if name and isinstance(value, dict) and not (value.keys() & {*_NAMES} and value.keys() & {*_ARGUMENTS}):
+            value = {"name": name, "arguments": value}
         calls = read_calls(value, "call") if isinstance(value, dict | list) and value else ()
     except (ValueError, RecursionError):  # DataError among them
         return None

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from gradprism.runtime.errors import DataError
-from gradprism.trajectories.reading import Notes, Record, as_text, from_json, keys_of, kind_of, says_something
+from gradprism.trajectories.reading import Notes, Record, as_text, from_json, keys_of, kind_of, refuse_media, says_something
 from gradprism.trajectories.record import Message, ToolCall
 from gradprism.trajectories.tools import calls_in_text, read_calls
 
@@ -36,8 +36,9 @@ WEIGHTS = (
 MASKED = ("masked", "is_masked", "no_loss", "ignore_loss")  # true: not trained on
 _SPANS = ("train_detail", "training_detail")  # Axolotl's: parts of a turn
 _RESULT_NAME, _RESULT_ID = ("name", "tool_name", "function"), ("tool_call_id", "tool_use_id", "call_id")
-_OF_SYSTEM = ("tools", "functions")  # read by who reads the record
 _READ = {*_SPEAKER, *_TEXT, *_REASONING, *_CALLS, *WEIGHTS, *MASKED, *_SPANS, "name", *_RESULT_ID, "reasoning_details"}
+# The tools of a system turn are read by who reads the record.
+_ALSO_READ = {"tool": (*_RESULT_NAME, "id"), "system": ("tools", "functions"), "call": ("arguments",)}
 
 
 @dataclass(slots=True)
@@ -73,22 +74,25 @@ class TurnReader:
             return
         speaker_key = _first_key(turn, _SPEAKER)
         if speaker_key is None:
-            raise DataError(f"no 'role' or 'from'; keys seen: {keys_of(turn)}")
+            raise DataError(f"no 'role' or 'from'; keys seen: {keys_of(turn)}; --map speaker=KEY names another")
         role = _ROLE_OF.get(str(turn[speaker_key]).strip().lower()) if isinstance(turn[speaker_key], str) else None
         if role is None:
             known = ", ".join(dict.fromkeys((*SPEAKERS, *_ROLE_OF)))
             raise DataError(f"{speaker_key!r} is {turn[speaker_key]!r}; known: {known}; --map role.NAME=assistant names others")
-        self._add(turn, role, _first_key(turn, _TEXT))
-        used = _READ | self.bookkeeping | {"mask", *_RESULT_NAME, "id"} if role == "tool" else _READ | self.bookkeeping | {"mask"}
-        self.notes.unused(turn, used | set(_OF_SYSTEM) if role == "system" else used)
+        refuse_media(turn, "in a turn")
+        text_key = next((key for key in _TEXT if says_something(turn.get(key))), None) or _first_key(turn, _TEXT)
+        self._add(turn, role, text_key)
+        other = {key for key in _TEXT if text_key is not None and turn.get(key) != turn[text_key]}
+        used = (_READ - other) | self.bookkeeping | {"mask", *_ALSO_READ.get(role, ())}
+        self.notes.unused(turn, used)
 
     def _add(self, turn: Record, role: str, text_key: str | None) -> None:
         parts = _Parts() if text_key is None else _parts(turn[text_key], text_key, role, self.notes)
         weight = self._weight(turn)
         if role == "call":
-            self._add_call(turn, parts.text, weight)
+            self._add_call(turn, parts, weight)
             return
-        calls = parts.calls + tuple(call for key in _CALLS if says_something(turn.get(key)) for call in read_calls(turn[key], key))
+        calls = _calls(turn, parts.calls)
         reasoning = _reasoning(turn, parts.reasoning, self.bookkeeping)
         if role != "assistant" and (calls or reasoning):
             what = "reasoning" if reasoning else "tool calls"
@@ -97,7 +101,7 @@ class TurnReader:
             empty = next((key for key in _TEXT if key in turn), None)
             if empty is not None:
                 raise DataError(f"{empty!r} is {kind_of(turn[empty])}, expected a string")
-            raise DataError(f"no 'content' or 'value'; keys seen: {keys_of(turn)}")
+            raise DataError(f"no 'content' or 'value'; keys seen: {keys_of(turn)}; --map text=KEY names another")
         self.messages.extend(replace(result, weight=weight) for result in parts.results)
         if parts.results and not parts.text:
             return
@@ -107,15 +111,18 @@ class TurnReader:
         else:
             self.messages.append(Message(role, parts.text, weight, reasoning, calls, name))
 
-    def _add_call(self, turn: Record, text: str, weight: float) -> None:
+    def _add_call(self, turn: Record, parts: "_Parts", weight: float) -> None:
         """An entry for a call alone goes on with the assistant turn before it, as long as that is trained on alike."""
-        found = calls_in_text(text)
+        name = turn["name"] if isinstance(turn.get("name"), str) else ""
+        text, reasoning = parts.text, _reasoning(turn, parts.reasoning, self.bookkeeping)
+        found = calls_in_text(text or as_text(turn.get("arguments") or ""), name)
+        if beside := _calls(turn, parts.calls):
+            found = (text if found is None else found[0], beside)
         if found is None:
             self.notes.remarks["calls that are no JSON with a name, kept as the text that they are"] += 1
-            self.messages.append(Message("assistant", text, weight, _reasoning(turn, "", self.bookkeeping)))
+            self.messages.append(Message("assistant", text, weight, reasoning, name=name))
             return
         thought, calls = found
-        reasoning = _reasoning(turn, "", self.bookkeeping)
         before = self.messages[-1] if self.messages else None
         if before is not None and (before.role, before.weight) == ("assistant", weight) and not (thought or reasoning):
             self.messages[-1] = replace(before, tool_calls=before.tool_calls + calls)
@@ -190,7 +197,7 @@ def _kind(part: Any) -> str:
     kind = part.get("type")
     if isinstance(kind, str):
         return kind
-    return "text" if isinstance(part.get("text"), str) else ""
+    return "text" if isinstance(part.get("text"), str) else next((key for key in ("image", "video", "audio") if key in part), "")
 
 
 def _add_part(found: _Parts, part: Any, key: str, notes: Notes) -> None:
@@ -201,8 +208,8 @@ def _add_part(found: _Parts, part: Any, key: str, notes: Notes) -> None:
         found.text += part["text"]
         notes.unused({f"{key}.{k}": v for k, v in part.items()}, (f"{key}.type", f"{key}.text", f"{key}.refusal"))
     elif kind in ("thinking", "reasoning") and not part.get("redacted"):
-        said = part.get("thinking") or part.get("reasoning") or part.get("text") or ""
-        found.reasoning += said if isinstance(said, str) else ""
+        said = part.get("thinking") or part.get("reasoning") or part.get("text") or part.get("content") or part.get("summary")
+        found.reasoning += said if isinstance(said, str) else _joined_texts(said)
     elif kind in ("tool_use", "function_call"):
         found.calls += read_calls([part], key)
     elif kind in ("tool_result", "function_call_output"):
@@ -210,6 +217,26 @@ def _add_part(found: _Parts, part: Any, key: str, notes: Notes) -> None:
         found.results += (Message("tool", text, tool_call_id=str(part.get("tool_use_id") or part.get("call_id") or "")),)
     else:
         raise DataError(f"{key!r} holds a part that is not text ({kind!r}); only text can be trained on here")
+
+
+def _joined_texts(parts: Any) -> str:
+    """The texts of a list of objects, as reasoning may be given; empty for anything else."""
+    given = [part for part in parts if isinstance(part, Mapping)] if isinstance(parts, list) else []
+    return "".join(str(part.get("text") or part.get("summary") or "") for part in given)
+
+
+def _calls(turn: Record, of_parts: tuple[ToolCall, ...]) -> tuple[ToolCall, ...]:
+    """The calls of a turn; one that is given in several places, as LangChain and older OpenAI clients do, counts once."""
+    found = of_parts
+    for key in _CALLS:
+        if says_something(turn.get(key)):
+            before = found
+            found += tuple(call for call in read_calls(turn[key], key) if not any(_same_call(call, other) for other in before))
+    return found
+
+
+def _same_call(one: ToolCall, other: ToolCall) -> bool:
+    return (one.name, one.arguments) == (other.name, other.arguments) and (one.id == other.id or not (one.id and other.id))
 
 
 def _reasoning(turn: Record, of_parts: str, bookkeeping: frozenset[str]) -> str:
@@ -222,8 +249,8 @@ def _reasoning(turn: Record, of_parts: str, bookkeeping: frozenset[str]) -> str:
             raise DataError(f"{key!r} is {kind_of(value)}, expected a string")
         found.append(value)
     details = turn.get("reasoning_details")  # OpenRouter's
-    if not found and isinstance(details, list):
-        found = ["".join(str(d.get("text") or d.get("summary") or "") for d in details if isinstance(d, Mapping))]
+    if not found:
+        found = [_joined_texts(details)]
     if len(set(found)) > 1:
         raise DataError("reasoning under several keys, which differ; keep one")
     return found[0] if found else ""
