@@ -125,6 +125,12 @@ def test_text_that_quotes_the_chat_itself_does_not_mislead() -> None:
     assert turns == [f"{quote}<|im_end|>", "ok<|im_end|>", "done<|im_end|>"]
 
 
+@pytest.mark.parametrize("name", sorted(TEXT_TEMPLATES.keys() - {"gemma"}))
+def test_a_conversation_may_begin_with_an_answer(name: str) -> None:
+    trajectory = replace(dialogue(), messages=dialogue("look", "hello", "go on", "go to desk").messages[1:])
+    assert turns_of(RENDERERS[name], trajectory) == [GENERATED[name](text) for text in ("hello", "go to desk")]
+
+
 def test_turn_without_text_has_its_end_alone() -> None:
     assert turns_of(RENDERERS["chatml"], dialogue("look", "", "go", "ok")) == ["<|im_end|>", "ok<|im_end|>"]
 
@@ -345,6 +351,12 @@ def test_system_prompt_is_merged_by_choice_and_the_choice_is_named() -> None:
     assert renderer.prompt_ids(prompt) == renderer.render(trajectory).input_ids.tolist()[: len(renderer.prompt_ids(prompt))]
     with pytest.raises(ModelError, match=r"prompt: .*--merge system"):
         RENDERERS["gemma"].prompt_ids(prompt)
+
+
+def test_what_was_chosen_already_is_not_named() -> None:
+    renderer = Renderer(TOKENIZERS["gemma"], None, ChatOptions(merge=("system", "alternate")))
+    with pytest.raises(ModelError, match=r"Roles must alternate user/assistant$"):
+        renderer.render(replace(dialogue(), messages=dialogue("look", "hello", "go on", "go").messages[1:]))
 
 
 def test_a_system_prompt_that_a_template_leaves_out_is_refused() -> None:

@@ -306,7 +306,12 @@ class TurnMasker:
     def _what_helps(self, trajectory: Trajectory, place: str) -> str:
         """The options with which the template would take the trajectory, as the end of a message."""
         merges = {f"--merge {','.join(merge)}": {"merge": merge} for merge in (("system",), ("alternate",), get_args(Merge))}
+        useless = {option for option, choice in merges.items() if set(choice["merge"]) <= set(self.options.merge)}
+        if not any(message.tool_calls or message.role == "tool" for message in trajectory.messages):
+            useless.add("--calls text")
         for option, choice in (*merges.items(), ("--calls text", {"calls": "text"})):
+            if option in useless:
+                continue
             options = replace(self.options, **choice)
             try:
                 messages = converse(trajectory, options, self.dialect, place).messages

@@ -163,11 +163,11 @@ class SpanFinder:
 
     def _learn(self, text: str, marked: Sequence[Message], tools: Tools, i: int, words: dict[int, tuple[int, int]]) -> Shape:
         first, last = words[i]
-        prompt = self.template.render(self.dialect.chat(marked[:i]), tools, generate=True)
         alone = self._render(marked[: i + 1], tools)
         own = _words(alone)
         if i not in own:
             raise UnderivableError(f"message {i + 1}: the chat template writes nothing of this assistant turn while it is the last")
+        prompt = self._prompt(marked[:i], tools, alone[: own[i][0]])
         begin = self._shared(prompt, alone[: own[i][0]])
         before = max((stop for other, (_, stop) in own.items() if other < i), default=0)
         rest = self._before(marked[:i], tools)
@@ -189,6 +189,16 @@ class SpanFinder:
         closing, end = self._closing(text[last:], alone[own[i][1] :], marked, tools, i)
         whole = lead + text[first:last] + closing
         return Shape(header, _plain(whole), len(lead), end, prompt[begin:], empty[0] if empty else "")
+
+    def _prompt(self, before: Sequence[Message], tools: Tools, lead: str) -> str:
+        """Up to where a turn is to be written that `lead` leads to.
+
+        Before a conversation's first message many templates refuse to say it, or leave the header out: there the usual header tells.
+        """
+        header = "" if before else EMPTY_THOUGHT.sub("", self._usual_header).lstrip()
+        if header and header in lead:
+            return lead[: lead.rindex(header) + len(header)]
+        return self.template.render(self.dialect.chat(before), tools, generate=True)
 
     @property
     def _usual_header(self) -> str:
