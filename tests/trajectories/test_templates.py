@@ -131,6 +131,18 @@ def test_a_conversation_may_begin_with_an_answer(name: str) -> None:
     assert turns_of(RENDERERS[name], trajectory) == [GENERATED[name](text) for text in ("hello", "go to desk")]
 
 
+def test_a_generation_prompt_after_user_turns_alone_leaves_headers_out_of_every_turn() -> None:
+    template = CHATML.replace("if add_generation_prompt", "if add_generation_prompt and messages[-1].role == 'user'")
+    messages = (
+        Message("system", "Be brief."),
+        *(Message("assistant", text) for text in ("a", "b")),
+        *dialogue("look", "go").messages,
+    )
+    assert turns_of(Renderer(template_tokenizer(template), None), Trajectory("t", messages)) == [
+        f"{text}<|im_end|>" for text in ("a", "b", "go")
+    ]
+
+
 def test_turn_without_text_has_its_end_alone() -> None:
     assert turns_of(RENDERERS["chatml"], dialogue("look", "", "go", "ok")) == ["<|im_end|>", "ok<|im_end|>"]
 

@@ -193,12 +193,16 @@ class SpanFinder:
     def _prompt(self, before: Sequence[Message], tools: Tools, lead: str) -> str:
         """Up to where a turn is to be written that `lead` leads to.
 
-        Before a conversation's first message many templates refuse to say it, or leave the header out: there the usual header tells.
+        Before a conversation's first message, and after what is no user's, many templates refuse to say it, or say it without the
+        header: there the usual header tells.
         """
-        header = "" if before else EMPTY_THOUGHT.sub("", self._usual_header).lstrip()
-        if header and header in lead:
-            return lead[: lead.rindex(header) + len(header)]
-        return self.template.render(self.dialect.chat(before), tools, generate=True)
+        rest = self._before(before, tools)
+        prompt = self.template.render(self.dialect.chat(before), tools, generate=True) if before else rest
+        if (not before or before[-1].role != "user") and prompt == rest:
+            header = EMPTY_THOUGHT.sub("", self._usual_header).lstrip()
+            if header and (at := lead.rfind(header, self._shared(rest, lead))) >= 0:
+                return lead[: at + len(header)]
+        return prompt if before else self.template.render(self.dialect.chat(before), tools, generate=True)
 
     @property
     def _usual_header(self) -> str:
