@@ -312,6 +312,13 @@ def test_prompt_ids_are_those_of_transformers() -> None:
     )
 
 
+def test_a_turn_end_that_is_never_trained_on_is_said() -> None:
+    assert Renderer(tiny_tokenizer(), None).cautions() == []
+    late = TEMPLATE.replace("<|end|>{% endgeneration %}", "{% endgeneration %}<|end|>")
+    [line] = Renderer(tiny_tokenizer(late), None).cautions()
+    assert "the turn's end '<|end|>' gets no loss" in line and "{% endgeneration %}" in line
+
+
 @pytest.mark.parametrize(
     ("template", "words"),
     [

@@ -188,8 +188,9 @@ class RlTraining:
             progress.begin(config.rounds * config.steps_per_round, loop.step)
             while self.rounds.count < config.rounds and not self.stopped:
                 self._round()
-                # None at the last round: the model follows at once.
-                if self.rounds.count % config.save_every == 0 and self.rounds.count < config.rounds:
+                # After the last round the model follows at once: a checkpoint is only for more rounds that may be asked for.
+                last = self.rounds.count == config.rounds
+                if config.keep_checkpoints if last else self.rounds.count % config.save_every == 0:
                     loop.save(self._state)
         if config.keep_best:
             loop.restore_best()

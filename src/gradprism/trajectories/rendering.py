@@ -138,6 +138,11 @@ class Renderer:
                     f"the chat template ends a turn with {self._shape.end!r} and the tokenizer's end-of-sequence token is {eos!r}: "
                     "episodes here stop at the turn's end, other programs have to be told to"
                 )
+            if not self._trains_end():
+                found.append(
+                    f"the turn's end {self._shape.end!r} gets no loss, as it lies behind the chat template's {{% endgeneration %}}: a "
+                    "model that does not write it already never ends a turn; move the mark behind it, by --chat-template FILE"
+                )
             self._check_begins()
             if empty := self._shape.empty_thought:
                 found.append(
@@ -147,6 +152,12 @@ class Renderer:
         except ModelError as error:
             found.append(f"{error}; until then gradprism rl and gradprism evaluate refuse the model")
         return found
+
+    def _trains_end(self) -> bool:
+        """Whether the token that ends a turn is a response token."""
+        turns = Message("user", "look"), Message("assistant", "go"), Message("user", "look")
+        whole = self._tokenise(Trajectory("turn", turns))
+        return bool(whole.mask[whole.ids == self.end_id].any())
 
     def render(self, trajectory: Trajectory) -> RenderedTrajectory:
         """Tokens and mask of a trajectory, cut to the context length.
