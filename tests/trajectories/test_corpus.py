@@ -1,5 +1,6 @@
 """Corpus files, formats and the way back."""
 
+import bz2
 import gzip
 import hashlib
 import json
@@ -284,6 +285,9 @@ def test_no_records(tmp_path: Path, data: bytes) -> None:
         (LINES + b'{"id": NaN}\n', ("a.jsonl:4", "NaN")),
         (b"[" * 100_000, ("a.jsonl:1", "JSON")),
         (b"PAR1 and then nothing", ("Parquet",)),
+        (b"id,messages\n1,a\n", ("a.jsonl:1", "begins with 'id,messages'", "Parquet")),
+        (b"- id: 1\n", ("a.jsonl:1", "begins with '- id: 1'", "convert it")),
+        (bz2.compress(LINES), ("a.jsonl:1", "begins with 'BZh9", "gzip, xz or zstd")),
     ],
 )
 def test_broken_files(tmp_path: Path, data: bytes, words: tuple[str, ...]) -> None:

@@ -233,6 +233,25 @@ def test_what_says_something_else_in_another_place_is_told() -> None:
     assert corpus.account.notes.record_keys == {"completion": 1, "train": 1}
 
 
+def test_what_has_no_effect_is_told() -> None:
+    failed = {"type": "tool_result", "tool_use_id": "c1", "content": "no", "is_error": True}
+    turns = [{**TURNS[0], "loss": True, "from": "planner"}, {"role": "user", "content": [failed]}, TURNS[1]]
+    corpus = load_corpus([{"messages": turns, "instruction": "be brief", "tool_schema": "[]", "file": "a/b"}])
+    assert [made.task for made in corpus] == [{"instruction": "be brief", "tool_schema": "[]", "file": "a/b"}]
+    notes = corpus.account.notes
+    assert (notes.turn_keys, list(notes.remarks.values())) == ({"content.is_error": 1, "from": 1}, [1])
+    assert notes.task_texts == {"instruction": 1, "tool_schema": 1}
+    assert any("'instruction' (1), 'tool_schema' (1)" in line for line in notes.lines())
+
+
+def test_empty_results_whole_numbers_as_ids_and_systems_as_objects() -> None:
+    for result in ({"role": "tool", "content": None, "when": 3}, {"role": "tool", "tool_call_id": "c1"}):
+        assert messages_of(result, TURNS[1])[0] == Message("tool", "", tool_call_id=str(result.get("tool_call_id", "")))
+    assert read({"id": 3.0, "messages": TURNS}).id == "3"
+    for system in ({"role": "system", "content": "be brief"}, {"content": "be brief"}):
+        assert read({"messages": TURNS, "system": system}).messages[0] == Message("system", "be brief")
+
+
 @pytest.mark.parametrize("turns", [TURNS, SAID])
 def test_turns_in_columns_are_read(turns: list[dict[str, str]]) -> None:
     columns = {key: [turn[key] for turn in turns] for key in turns[0]}
@@ -489,6 +508,9 @@ def test_hermes_calls_in_text_stay_text_and_its_tools_are_not_listed_twice() -> 
         ({"messages": [{**TURNS[0], "tool_calls": [CALL_JSON]}, TURNS[1]]}, "turn 1: tool calls in a turn of 'user'"),
         ({"messages": [TURNS[0], {**TURNS[1], "reasoning": "a", "thinking": "b"}]}, "turn 2: reasoning under several keys"),
         ({"chosen": TURNS, "rejected": TURNS}, "preference pair"),
+        ({"messages": [{**TURNS[0], "from": "gpt"}, TURNS[1]]}, "turn 1: 'role' is 'user' and 'from' is 'gpt'"),
+        ({"messages": [{"role": "tool", "result": "no"}, TURNS[1]]}, "turn 1: no 'content'"),
+        ({"data": [{"messages": TURNS}]}, "'data' is a list of records (messages)"),
         ({**ADP, "content": [*ADP["content"], {"class_": "web_observation", "html": "x"}]}, "item 7: neither an action"),
         ({**ATIF, "steps": [{"source": "robot", "message": "a"}]}, "step 1: 'source' is 'robot'"),
     ],

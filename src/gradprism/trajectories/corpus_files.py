@@ -21,6 +21,7 @@ import pyarrow.parquet
 from gradprism.runtime.errors import DataError, MissingFileError, one_line
 from gradprism.trajectories.agent_formats import unpacked
 
+_KINDS_READ = "JSONL, JSON, Parquet, Arrow and .eval are read, plain or with gzip, xz or zstd; convert it to one of them"
 # An escaped UTF-16 surrogate: half a character unless the other half follows.
 _SURROGATE_ESCAPE = re.compile(r"\\u[dD][89a-fA-F]")
 
@@ -163,6 +164,8 @@ def _text_records(path: Path, raw: IO[bytes], stream: IO[bytes]) -> Iterator[Rec
             yield from _document_records(path, number, line + stream.read())
             return
         first = _line_record(path, number, line, raw.tell())
+        if isinstance(first.value, DataError) and _is_other_kind(line, text):
+            first = first._replace(value=DataError(f"{path}:{number}: begins with {text.strip()[:20]!r}; {_KINDS_READ}"))
         # A document of many records may stand in one line.
         values = unpacked(first.value) if isinstance(first.value, dict) else [first.value]
         if len(values) != 1 or values[0] is not first.value:
@@ -172,6 +175,11 @@ def _text_records(path: Path, raw: IO[bytes], stream: IO[bytes]) -> Iterator[Rec
         break
     for number, line in numbered:
         yield _line_record(path, number, line, raw.tell())
+
+
+def _is_other_kind(line: bytes, text: str) -> bool:
+    """Whether a first line that cannot be read is that of another kind of file (CSV, YAML, plain text, bzip2), not of broken JSON."""
+    return line.startswith(b"BZh") or ("\ufffd" not in text and not text.lstrip().startswith(("{", "[")))
 
 
 def _line_record(path: Path, number: int, line: bytes, bytes_read: int) -> Record:

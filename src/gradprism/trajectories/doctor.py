@@ -204,6 +204,7 @@ def _kind(reason: str) -> str:
 
 _KINDS = (
     ("broken JSON", "unreadable"),
+    ("convert it to one of them", "unreadable"),
     ("UTF-8", "unreadable"),
     ("is not text", "unreadable"),
     ("unusable JSON", "unreadable"),

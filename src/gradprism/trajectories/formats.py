@@ -4,7 +4,7 @@ Those of this package are in `chat_formats` and `agent_formats`; `docs/formats.m
 user's own.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from gradprism.runtime.errors import DataError
@@ -47,6 +47,10 @@ def not_recognised(record: Record) -> str:
     if "chosen" in record and "rejected" in record:
         name = "completion" if "prompt" in record else "turns"
         return f"'chosen' and 'rejected' are a preference pair, not a trajectory; give the chosen one by --map {name}=chosen"
+    for key, value in record.items():
+        first = value[0] if isinstance(value, list) and value else None
+        if isinstance(first, Mapping) and (found := recognise(first)):
+            return f"format not recognised; {key!r} is a list of records ({found}); write that list alone as the file"
     return (
         f"format not recognised; keys seen: {keys_of(record)}; known formats: {', '.join(FORMATS)}; "
         "--map turns=KEY names the key of the turns, --map prompt=KEY and --map completion=KEY those of a question and its answer"

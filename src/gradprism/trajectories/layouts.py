@@ -98,6 +98,7 @@ def assemble(record: Record, messages: list[Message], used: Iterable[str], notes
     if later is not None:
         identifier = _identifier(record[later], later)
     task = _task(record, used | ({key} if key else set()))
+    notes.task_texts.update(k for k in record.keys() & task.keys() - {*used, *_LATER_IDS} if _is_prose(record[k]))
     kept = used | (set(task) - _NOT_OF_A_TASK) | set(_IDS)
     notes.record_keys.update(k for k in record if k not in kept and says_something(record[k]) and not _is_nan(record[k]))
     return Trajectory(identifier, tuple(messages), task, tools=tools)
@@ -119,7 +120,9 @@ def _with_system(record: Record, messages: list[Message]) -> list[Message]:
 
 
 def _joined(value: Any) -> Any:
-    """A text that is given as a list of parts of text (Anthropic's), as one."""
+    """A text that is given as a list of parts of text (Anthropic's), or as a system turn, as one."""
+    if isinstance(value, Mapping) and "content" in value and value.keys() <= {"role", "content"}:
+        value = value["content"] if value.get("role") in (None, "system", "developer") else value
     if isinstance(value, list) and value and all(isinstance(part, Mapping) and isinstance(part.get("text"), str) for part in value):
         return "".join(part["text"] for part in value)
     return value
@@ -143,6 +146,8 @@ def lists_tools(messages: Sequence[Message], tools: Sequence[Mapping[str, Any]])
 
 
 def _identifier(value: Any, key: str) -> str:
+    if isinstance(value, float) and value.is_integer():  # as pandas keeps integers beside missing ones
+        value = int(value)
     if isinstance(value, bool) or not isinstance(value, str | int) or value == "":
         raise DataError(f"{key!r} is {value!r}, expected a string that is not empty or an integer")
     return str(value)
@@ -162,6 +167,11 @@ def _task(record: Record, used: set[str]) -> dict[str, Any]:
 
 def _is_plain(value: Any) -> bool:
     return isinstance(value, str | int) or (isinstance(value, float) and math.isfinite(value))
+
+
+def _is_prose(value: Any) -> bool:
+    """Whether a value is a text, or JSON as one, that may have been meant for the model; a name, a path or an id is not."""
+    return isinstance(value, str) and (value.lstrip()[:1] in ("[", "{") or len(value.split()) > 1)
 
 
 def _is_nan(value: Any) -> bool:

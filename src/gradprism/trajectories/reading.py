@@ -19,6 +19,7 @@ class Notes:
 
     turn_keys: Counter[str] = field(default_factory=Counter)
     record_keys: Counter[str] = field(default_factory=Counter)
+    task_texts: Counter[str] = field(default_factory=Counter)
     remarks: Counter[str] = field(default_factory=Counter)
     formats: dict[str, Counter[str]] = field(default_factory=dict)  # of each file
 
@@ -29,6 +30,11 @@ class Notes:
             if counts:
                 names = ", ".join(f"{key!r} ({count})" for key, count in _by_count(counts).items())
                 lines.append(f"keys of {where} that nothing uses (times): {names}; --map names those that mean something")
+        if self.task_texts:
+            names = ", ".join(f"{key!r} ({count})" for key, count in _by_count(self.task_texts).items())
+            lines.append(
+                f"texts beside the turns, kept in the task alone (times): {names}; --map names those that the model is to see"
+            )
         for file, formats in self.mixed().items():
             told = ", ".join(f"{name} ({count})" for name, count in formats.items())
             lines.append(f"{file}: records of several formats, each read by its own: {told}; --format NAME takes one for all")
@@ -43,6 +49,7 @@ class Notes:
         return {
             "unused_record_keys": _by_count(self.record_keys),
             "unused_turn_keys": _by_count(self.turn_keys),
+            "task_texts": _by_count(self.task_texts),
             "remarks": _by_count(self.remarks),
             "mixed_formats": self.mixed(),
         }

@@ -79,16 +79,19 @@ class TurnReader:
         if role is None:
             known = ", ".join(dict.fromkeys((*SPEAKERS, *_ROLE_OF)))
             raise DataError(f"{speaker_key!r} is {turn[speaker_key]!r}; known: {known}; --map role.NAME=assistant names others")
+        unheard = _other_speakers(turn, speaker_key, role)
         refuse_media(turn, "in a turn")
         text_key = next((key for key in _TEXT if says_something(turn.get(key))), None) or _first_key(turn, _TEXT)
         self._add(turn, role, text_key)
         other = {key for key in _TEXT if text_key is not None and turn.get(key) != turn[text_key]}
-        used = (_READ - other) | self.bookkeeping | {"mask", *_ALSO_READ.get(role, ())}
+        used = (_READ - other - unheard) | self.bookkeeping | {"mask", *_ALSO_READ.get(role, ())}
         self.notes.unused(turn, used)
 
     def _add(self, turn: Record, role: str, text_key: str | None) -> None:
         parts = _Parts() if text_key is None else _parts(turn[text_key], text_key, role, self.notes)
         weight = self._weight(turn)
+        if role not in ("assistant", "call") and weight and any(turn.get(key) is not None for key in (*WEIGHTS, *_SPANS)):
+            self.notes.remarks["flags that would train on what no assistant said: only assistant turns are trained on"] += 1
         if role == "call":
             self._add_call(turn, parts, weight)
             return
@@ -97,7 +100,7 @@ class TurnReader:
         if role != "assistant" and (calls or reasoning):
             what = "reasoning" if reasoning else "tool calls"
             raise DataError(f"{what} in a turn of {role!r}, where no template has a place for it; delete it or the record")
-        if text_key is None and not (calls or reasoning or parts.results):
+        if text_key is None and not (calls or reasoning or parts.results or (role == "tool" and _is_empty_result(turn))):
             empty = next((key for key in _TEXT if key in turn), None)
             if empty is not None:
                 raise DataError(f"{empty!r} is {kind_of(turn[empty])}, expected a string")
@@ -158,6 +161,26 @@ class TurnReader:
         return math.prod(weights.values())
 
 
+def _other_speakers(turn: Record, speaker_key: str, role: str) -> set[str]:
+    """The keys of a speaker beside the one that is read that say something else; raises `DataError` where that is another role."""
+    others = set()
+    for key in _SPEAKER:
+        said = turn.get(key)
+        if not says_something(said) or said == turn[speaker_key]:
+            continue
+        other = _ROLE_OF.get(said.strip().lower()) if isinstance(said, str) else None
+        if other not in (None, role):
+            raise DataError(f"{speaker_key!r} is {turn[speaker_key]!r} and {key!r} is {said!r}; keep one, or --map speaker=KEY")
+        if other is None:
+            others.add(key)
+    return others
+
+
+def _is_empty_result(turn: Record) -> bool:
+    """Whether a tool's turn without a text is a result without one: its text is null, or left out where nothing else could be it."""
+    return any(key in turn for key in _TEXT) or not turn.keys() - _READ - {*_ALSO_READ["tool"]}
+
+
 def _plain_message(turn: Record) -> Message | None:
     """The message of a turn that is a speaker and a text and nothing else, which most are; None for any other."""
     if len(turn) != 2:
@@ -214,6 +237,8 @@ def _add_part(found: _Parts, part: Any, key: str, notes: Notes) -> None:
         found.calls += read_calls([part], key)
     elif kind in ("tool_result", "function_call_output"):
         text = _parts(part.get("content") or part.get("output") or "", key, "tool", notes).text
+        if part.get("is_error"):
+            notes.turn_keys[f"{key}.is_error"] += 1
         found.results += (Message("tool", text, tool_call_id=str(part.get("tool_use_id") or part.get("call_id") or "")),)
     else:
         raise DataError(f"{key!r} holds a part that is not text ({kind!r}); only text can be trained on here")
