@@ -9,7 +9,6 @@ per reader and each new way to fail with the smallest input found; ends with cod
 """
 
 import argparse
-import contextlib
 import io
 import json
 import os
@@ -25,6 +24,7 @@ import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -188,7 +188,38 @@ def _places(value: Any) -> Iterator[tuple[Any, Any]]:
 # --- drivers
 
 
-def by_hypothesis(reader: Reader, seeds: list[bytes], folder: Path, examples: int, seconds: float, seed: int) -> Findings:
+def in_child(reader: Reader, seeds: list[bytes], folder: Path, work: Callable[[Path], None]) -> Findings:
+    """The findings that `work` writes into a file, in a child: libraries in C may end a process, and atheris does.
+
+    The child has a bound on memory, after every seed has been read there, with all that is imported for it.
+    """
+    told = folder / "told.json"
+    if child := os.fork():
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        if not told.is_file():
+            return Findings(Counter(failed=1), {f"the process died (exit code {code})": (folder / "f" / reader.file).read_bytes()})
+        tried, failures = json.loads(told.read_text())
+        return Findings(Counter(tried), {how: bytes.fromhex(data) for how, data in failures.items()})
+    try:
+        for content in seeds:
+            reader.place(folder / "f", content)
+            reader.read(folder / "f")
+        now = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (now + MEMORY, resource.RLIM_INFINITY))
+        work(told)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        os._exit(1)
+
+
+def write_findings(findings: Findings, told: Path) -> None:
+    """Writes what `in_child` reads."""
+    told.write_text(json.dumps([findings.tried, {how: data.hex() for how, data in findings.failures.items()}]))
+
+
+def by_hypothesis(reader: Reader, seeds: list[bytes], told: Path, examples: int, seconds: float, seed: int) -> None:
     """Hypothesis chooses seeds and edits; it ends after `examples` or `seconds`."""
     from hypothesis import HealthCheck, Phase, given, settings
     from hypothesis import seed as seeded
@@ -200,12 +231,7 @@ def by_hypothesis(reader: Reader, seeds: list[bytes], folder: Path, examples: in
         max_examples=min(examples, ROUND),
         deadline=None,
         database=None,
-        suppress_health_check=[
-            HealthCheck.too_slow,
-            HealthCheck.data_too_large,
-            HealthCheck.large_base_example,
-            HealthCheck.filter_too_much,
-        ],
+        suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.large_base_example],
         phases=[Phase.generate],
     )
     @given(st.data())
@@ -213,33 +239,29 @@ def by_hypothesis(reader: Reader, seeds: list[bytes], folder: Path, examples: in
         chance = Chance(lambda low, high: drawn.draw(st.integers(low, high)))
         data = edited(chance.of(seeds), chance)  # drawn in any case: hypothesis wants a test that does the same each time
         if time.monotonic() < until:
-            findings.add(reader, data, folder)
+            findings.add(reader, data, told.parent / "f")
 
     number = 0
     while sum(findings.tried.values()) < examples and time.monotonic() < until:
         seeded(seed * 1_000_000 + number)(look)()
         number += 1
-    return findings
+    write_findings(findings, told)
 
 
-def by_atheris(reader: Reader, seeds: list[bytes], folder: Path, seconds: float, seed: int) -> Findings:
-    """Atheris chooses by what code its inputs reach; edits are half its own, half ours. In a child, which it ends by itself."""
+def by_atheris(reader: Reader, seeds: list[bytes], told: Path, seconds: float, seed: int) -> None:
+    """Atheris chooses by what code its inputs reach; edits are half its own, half ours. It ends the process."""
     import atheris  # pyright: ignore[reportMissingModuleSource]
 
-    corpus, told = folder / "atheris", folder / "told.json"
+    corpus = told.with_name("atheris")
     corpus.mkdir()
     for number, content in enumerate(seeds):
         (corpus / str(number)).write_bytes(content)
-    if child := os.fork():
-        os.waitpid(child, 0)
-        tried, failures = json.loads(told.read_text())
-        return Findings(Counter(tried), {how: bytes.fromhex(data) for how, data in failures.items()})
     findings, until = Findings(), time.monotonic() + seconds
 
     def look(data: bytes) -> None:
-        findings.add(reader, data, folder / "f")
+        findings.add(reader, data, told.parent / "f")
         if time.monotonic() > until:
-            told.write_text(json.dumps([findings.tried, {how: data.hex() for how, data in findings.failures.items()}]))
+            write_findings(findings, told)
             os._exit(0)
 
     def mutate(data: bytes, most: int, number: int) -> bytes:
@@ -249,19 +271,6 @@ def by_atheris(reader: Reader, seeds: list[bytes], folder: Path, seconds: float,
     options = [f"-seed={seed + 1}", "-max_len=65536", "-timeout=600", "-rss_limit_mb=0", "-verbosity=0", str(corpus)]
     atheris.Setup(["fuzz", *options], look, custom_mutator=mutate)
     atheris.Fuzz()
-    os._exit(1)
-
-
-@contextlib.contextmanager
-def bounded() -> Iterator[None]:
-    """A block with a bound on memory."""
-    before = resource.getrlimit(resource.RLIMIT_AS)
-    now = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (now + MEMORY, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_AS, before)
 
 
 def report(reader: Reader, findings: Findings, seconds: float) -> None:
@@ -300,13 +309,12 @@ def main() -> None:
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir()
             reader.prepare(Path(made) / "seeds", folder / "f")
-            for content in seeds[reader.name]:  # with what readers import at first
-                reader.place(folder / "f", content)
-                reader.read(folder / "f")
-            with bounded():
-                found = by_hypothesis(
-                    reader, seeds[reader.name], folder / "f", given.examples, given.seconds / len(readers), given.seed
-                )
+            share, of_reader = given.seconds / len(readers), seeds[reader.name]
+            if given.atheris:
+                found = in_child(reader, of_reader, folder, partial(by_atheris, reader, of_reader, seconds=share, seed=given.seed))
+            else:
+                bounds = {"examples": given.examples, "seconds": share, "seed": given.seed}
+                found = in_child(reader, of_reader, folder, partial(by_hypothesis, reader, of_reader, **bounds))
             report(reader, found, time.monotonic() - began)
             failed += len(found.failures)
     print(f"{failed} ways to fail")

@@ -1,6 +1,9 @@
 """The short form of the fuzzing: a few hundred inputs of each reader, the same each time; and that it notices what it looks for."""
 
 import importlib
+import os
+import random
+import signal
 import subprocess
 import sys
 import time
@@ -48,9 +51,20 @@ def test_the_fuzzer_tells_answers_apart(fuzz, tmp_path, monkeypatch, reading, an
     assert (tmp_path / "x.json").read_bytes() == b"data"
 
 
-def test_edits_are_the_same_for_the_same_choices_and_change_most_files(fuzz):
-    import random
+def test_a_process_that_dies_is_a_way_to_fail(fuzz, tmp_path):
+    def read(folder: Path) -> None:
+        if (folder / "x.json").read_bytes() != b"seed":
+            os.kill(os.getpid(), signal.SIGKILL)
 
+    def work(told: Path) -> None:
+        fuzz.Findings().add(reader, b"worse", told.parent / "f")
+
+    reader = fuzz.Reader("x", "x.json", read)
+    (tmp_path / "f").mkdir()
+    assert fuzz.in_child(reader, [b"seed"], tmp_path, work).failures == {"the process died (exit code -9)": b"worse"}
+
+
+def test_edits_are_the_same_for_the_same_choices_and_change_most_files(fuzz):
     seed = b'{"a": [1, 2, {"b": null}], "c": "d"}\n{"a": []}\n'
     made = [fuzz.edited(seed, fuzz.Chance(random.Random(number).randint)) for number in range(200)]
     assert made == [fuzz.edited(seed, fuzz.Chance(random.Random(number).randint)) for number in range(200)]

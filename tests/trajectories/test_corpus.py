@@ -6,9 +6,11 @@ import hashlib
 import json
 import lzma
 import os
+import struct
 import zipfile
 from pathlib import Path
 
+import pyarrow
 import pytest
 import zstandard
 
@@ -410,3 +412,16 @@ def test_a_log_with_a_broken_header_is_refused_in_one_line(tmp_path: Path, heade
         archive.writestr("samples/1.json", "{}")
     with pytest.raises(DataError, match=says):
         list(load_corpus(tmp_path / "a.eval"))
+
+
+def test_an_arrow_file_with_broken_offsets_is_refused_and_ends_no_process(tmp_path: Path) -> None:
+    table = pyarrow.table({"id": ["first", "second"], "messages": [[{"role": "user", "content": "x" * 40}]] * 2})
+    stream = pyarrow.BufferOutputStream()
+    with pyarrow.ipc.new_stream(stream, table.schema) as writer:
+        writer.write_table(table)
+    data = stream.getvalue().to_pybytes()
+    offsets = struct.pack("<3i", 0, 5, 11)  # of the ids
+    (tmp_path / "a.arrow").write_bytes(data.replace(offsets, struct.pack("<3i", 0, 1 << 30, -5)))
+    assert data.count(offsets) == 1
+    with pytest.raises(DataError, match=r"a\.arrow: not a readable Arrow file"):
+        list(load_corpus(tmp_path / "a.arrow"))

@@ -66,7 +66,7 @@ def connected(asked: Ray) -> Iterator["Pool"]:
         options = {"address": "local", "num_cpus": max(os.cpu_count() or 1, wanted), "include_dashboard": False}
     try:
         ray.init(**options, log_to_driver=False, logging_level=logging.CRITICAL)
-    except (OSError, RuntimeError, ValueError) as error:
+    except Exception as error:  # some of what Ray raises is of no class of its own
         said = one_line(error, 200)
         advice = "look at RAY_ADDRESS, and at RAY_AUTH_MODE and its token if the cluster wants one" if address else "see /tmp/ray"
         raise WorkerError(f"Ray: cannot {'connect' if address else 'start'} ({said}); {advice}") from None
