@@ -60,6 +60,11 @@ def test_documents_without_sections_are_refused(tmp_path, name, text):
         load_config(tmp_path / name, ["rl.rounds=2"])
 
 
+def test_a_name_that_no_file_system_takes_is_left_to_its_reader(tmp_path):
+    config = load_config(Path("configs/quickstart.toml"), [f'model.path="{"x" * 5000}"'])
+    assert config.model.path == "x" * 5000
+
+
 def test_an_override_that_no_reader_takes_for_toml_is_text():
     assert apply_overrides({}, ["a=" + "9" * 5000])["a"] == "9" * 5000
 

@@ -74,7 +74,7 @@ def test_a_campaign_s_kills_go_to_all_commands_and_few_to_slow_ones(tmp_path, lo
 
 
 def test_killing_a_part_of_a_command_meets_its_child_alone(load):
-    campaign = load("campaign")
+    campaign = load("campaign_processes")
     child = subprocess.Popen(["sh", "-c", "sleep 60 & wait; exit 7"])
     while not campaign.kill_part(child.pid, "sleep 60", random.Random(0)):
         pass

@@ -331,7 +331,10 @@ def _resolve(name: str, base: Path) -> str:
     below = base / name
     if has_magic(name):
         return str(below)
-    return str(below.resolve()) if below.exists() else name
+    try:
+        return str(below.resolve()) if below.exists() else name
+    except OSError:  # a name that no file system takes
+        return name
 
 
 def apply_overrides(values: Values, overrides: Sequence[str]) -> Values:
