@@ -580,3 +580,19 @@ def test_a_set_whose_line_is_no_text_is_refused_by_file_and_line(route, tmp_path
     routes = Routes.load(tmp_path / "routes")
     with pytest.raises(DataError, match=rf"{name}(:1)?: [^\n]*$"):
         _ = (routes.sft, routes.rl)
+
+
+def test_a_table_that_is_damaged_anywhere_is_refused_in_one_line_or_read(route, tmp_path):
+    make_probe(tmp_path / "probe")
+    assert route()[0] == 0
+    path = tmp_path / "routes" / "routes.parquet"
+    whole, refused = path.read_bytes(), 0
+    for at in range(0, len(whole), 97):
+        for broken in (whole[:at], whole[:at] + b"\xff" * 9 + whole[at + 9 :]):
+            path.write_bytes(broken)
+            try:
+                Routes.load(tmp_path / "routes")
+            except DataError as error:
+                refused += 1
+                assert "\n" not in str(error) and "routes.parquet: cannot be read" in str(error)
+    assert refused > len(whole) // 97

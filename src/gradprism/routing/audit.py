@@ -107,7 +107,7 @@ class Audit(Value):
         if self.task_type_eta_squared is not None:
             yield f"Share of the score's variance that task types explain (η²): {self.task_type_eta_squared:.3f}"
         error, share = self.threshold_standard_error, self.share_within_one_standard_error
-        if error is not None:
+        if error is not None and share is not None:
             yield f"Standard error of the threshold: {error:.4g}; within one of it: {share:.1%} of the trajectories"
         for kind in Agreements.model_fields:
             if pairs := getattr(self.agreement, kind):

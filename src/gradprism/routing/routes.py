@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from gradprism import __version__
 from gradprism.concentration import METRICS
@@ -19,7 +21,7 @@ from gradprism.routing.policies import POLICIES, PolicyContext, policy_scores
 from gradprism.routing.sets import FileSets, ProbeSets, RlTask
 from gradprism.routing.split import ProbeOrigin, Routing, choose_threshold, metrics_with, split_table, turn_statistics
 from gradprism.routing.tasks import PassRates, read_tasks
-from gradprism.runtime.errors import ConfigError, DataError, MissingFileError
+from gradprism.runtime.errors import ConfigError, DataError, MissingFileError, one_line
 from gradprism.runtime.files import atomic_write, write_json
 from gradprism.runtime.folders import OnExisting, atomic_folder
 from gradprism.trajectories.record import ChatMessage, Message, Trajectory
@@ -117,9 +119,12 @@ class Routes:
                 what = f"is no route folder (no {name})" if folder.is_dir() else "no such folder"
                 raise MissingFileError(f"{folder}: {what}; give the --out of `gradprism route`")
         try:
-            frame = pl.read_parquet(folder / _TABLE)
-        except pl.exceptions.PolarsError as error:
-            raise DataError(f"{folder / _TABLE}: cannot be read ({str(error).splitlines()[0]}); route again") from None
+            # Not by polars, whose reader ends a process's thread with a trace where a file is broken.
+            table = pq.ParquetFile(folder / _TABLE).read()
+            table.validate(full=True)
+            frame = pl.DataFrame(table)
+        except (pa.ArrowException, OSError) as error:
+            raise DataError(f"{folder / _TABLE}: cannot be read ({one_line(error)}); route again") from None
         routing = Routing.read(folder / _ROUTING)
         return cls(frame, routing, FileSets(folder / _SFT, folder / _RL, routing.n_sft, routing.n_rl), folder=folder)
 
