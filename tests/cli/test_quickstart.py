@@ -113,7 +113,7 @@ def test_quickstart_from_corpus_to_report_and_again(tmp_path):
         (["route.policy=best"], r"route\.policy: policy 'best': choose one of concentration"),
         (
             ["evaluation.splits={test=6}"],
-            r"evaluation\.splits: environment 'alfworld' has no split 'test'; it has train, seen, unseen",
+            r"evaluation\.splits: environment 'alfworld' has no split 'test'; it has train, dev, seen, unseen",
         ),
         (["evaluation.splits={unseen=0}"], r"evaluation\.splits\.unseen: Input should be greater than 0"),
         (["rl.updates_per_round=999"], r"updates_per_round 999: more than tasks_per_round x rollouts_per_task"),

@@ -94,7 +94,7 @@ def test_a_run_is_an_experiment_of_one_seed():
     ]
     rl = planned.runs[-1].stages[-1]
     assert isinstance(rl, Rl) and rl.config.rounds == 30 and rl.share_of is None
-    assert (rl.config.context_length, rl.config.tasks_per_round) == (1024, 8), "the model's, where RL has none of its own"
+    assert (rl.config.context_length, rl.config.tasks_per_round) == (1024, 16), "the model's, where RL has none of its own"
     assert len(all_stages(planned)) == 8, "seven, and the audit of the probe"
 
 

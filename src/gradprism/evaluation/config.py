@@ -1,6 +1,6 @@
 """The settings of an evaluation."""
 
-from typing import Self
+from typing import ClassVar, Self
 
 from pydantic import Field, PositiveInt, model_validator
 
@@ -9,6 +9,8 @@ from gradprism.rollouts.config import RolloutConfig
 
 class EvaluationConfig(RolloutConfig):
     """Settings of an evaluation: which tasks, and how they are played."""
+
+    added: ClassVar[frozenset[str]] = frozenset(("attempts",))  # since there are results, which its default does not change
 
     splits: dict[str, PositiveInt] = Field(
         default={"unseen": 96, "seen": 96}, min_length=1, description="Tasks per split, task types in turn."

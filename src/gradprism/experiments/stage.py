@@ -120,7 +120,7 @@ def _plain(value: object) -> JsonValue:
     if isinstance(value, Stage):
         return value.name
     if isinstance(value, BaseModel):
-        return {key: v for key, v in value.model_dump(mode="json").items() if key not in NO_CAUSE}
+        return {key: v for key, v in value.model_dump(mode="json").items() if key not in NO_CAUSE and not _is_absent(value, key)}
     if is_dataclass(value):
         return {f.name: _plain(getattr(value, f.name)) for f in fields(value) if f.compare}
     if isinstance(value, dict):
@@ -129,6 +129,11 @@ def _plain(value: object) -> JsonValue:
         return [_plain(v) for v in value]
     assert value is None or isinstance(value, str | int | float | bool), f"{value!r} is no cause"
     return value
+
+
+def _is_absent(model: BaseModel, key: str) -> bool:
+    """Whether a setting that came later has its default, under which results from before it were made: their keys stay as they are."""
+    return key in getattr(model, "added", ()) and getattr(model, key) == type(model).model_fields[key].default
 
 
 def _stages(values: Sequence[object]) -> Iterator[AnyStage]:

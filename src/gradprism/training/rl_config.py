@@ -1,7 +1,7 @@
 """The settings of RL."""
 
 from pathlib import Path
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
 from pydantic import ConfigDict, Field, model_validator
 
@@ -18,6 +18,19 @@ class RlConfig(RolloutConfig, TrainingConfig):
     """Settings of the RL stage; those of its rollouts are `RolloutConfig`'s."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    # Settings that came when there were results already; at their defaults they change none.
+    added: ClassVar[frozenset[str]] = frozenset(
+        (
+            "decay_rounds",
+            "decay_to",
+            "timeout_penalty",
+            "first_max_steps",
+            "growth_rounds",
+            "evaluate_sampled",
+            "keep_best",
+            "stop_when",
+        )
+    )
 
     algorithm: Literal["grpo", "gigpo"] = Field(
         default="grpo", description="Whose advantages: grpo compares episodes of a task, gigpo also steps that start alike."
