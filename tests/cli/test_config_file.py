@@ -16,7 +16,7 @@ def test_a_stage_has_its_section_and_the_models_and_environments_of_the_run():
     rl = defaults(
         "rl", QUICKSTART, ["rl.prompt.history=3", "environment.options.games=generated", "environment.options.data_dir=x"]
     )
-    assert (rl["rounds"], rl["loss"], rl["history"], rl["env"]) == (30, "grpo", 3, "alfworld")
+    assert (rl["rounds"], rl["loss"], rl["history"], rl["env"]) == (30, "dapo", 3, "alfworld")
     assert rl["env_option"] == ["difficulty=small", "games=generated"] and rl["data_dir"] == "x"
     assert "model" not in rl and rl["context_length"] == 1024
     sft = defaults("sft", QUICKSTART, ["seed=5"])
