@@ -18,6 +18,9 @@ def command(
     threshold: Annotated[
         float | None, typer.Option(help="Send what scores above this number to RL, whatever share that is.")
     ] = None,
+    sft_threshold: Annotated[
+        float | None, typer.Option(help="Send to SFT what scores at or below this number, and what lies between to neither.")
+    ] = None,
     normalise: o.Normalise = "none",
     pass_rates: o.PassRates = None,
     per_turn: Annotated[
@@ -35,6 +38,7 @@ def command(
         policy=policy,
         rl_share=rl_share,
         threshold=threshold,
+        sft_threshold=sft_threshold,
         normalise=normalise,
         seed=seed,
         pass_rates=pass_rates,

@@ -206,9 +206,10 @@ def _unstable(share: float | None) -> Iterator[str]:
 
 def _one_sided(routing: Routing) -> Iterator[str]:
     n = routing.n_trajectories
-    stage, most = ("RL", routing.n_rl) if 2 * routing.n_rl > n else ("SFT", routing.n_sft)
+    most, stage = max((routing.n_sft, "SFT"), (routing.n_none, "neither"), (routing.n_rl, "RL"))
     if most == n:
-        yield f"all {n} trajectories go to {stage}: the other stage has nothing to train on"
+        left = "there is nothing to train on" if stage == "neither" else "the other stage has nothing to train on"
+        yield f"all {n} trajectories go to {stage}: {left}"
     elif routing.threshold_rule == "fixed" and most >= ALMOST_ALL * n:
         yield f"{most} of {n} trajectories go to {stage} at this threshold: choose another, or the median"
 

@@ -1,6 +1,7 @@
 """A route: every trajectory of a probe to SFT or to RL, with the reasons; in memory, and as a folder of five files."""
 
 import json
+import shutil
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -19,27 +20,40 @@ from gradprism.probing.result import Probe
 from gradprism.routing.audit import Audit, audit_split
 from gradprism.routing.policies import POLICIES, PolicyContext, policy_scores
 from gradprism.routing.sets import FileSets, ProbeSets, RlTask
-from gradprism.routing.split import ProbeOrigin, Routing, choose_threshold, metrics_with, split_table, turn_statistics
+from gradprism.routing.split import (
+    SIDES,
+    ProbeOrigin,
+    Routing,
+    Side,
+    check_sft_threshold,
+    choose_threshold,
+    metrics_with,
+    overridden,
+    split_table,
+    turn_statistics,
+)
 from gradprism.routing.tasks import PassRates, read_tasks
 from gradprism.runtime.errors import ConfigError, DataError, MissingFileError, one_line
-from gradprism.runtime.files import atomic_write, write_json
-from gradprism.runtime.folders import OnExisting, atomic_folder
+from gradprism.runtime.files import atomic_write, is_temporary, write_json
+from gradprism.runtime.folders import OnExisting, atomic_folder, exclusive_lock
+from gradprism.runtime.registry import as_names
 from gradprism.trajectories.record import ChatMessage, Message, Trajectory
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
 
 # The files of a route folder; nothing outside this module knows them.
-_TABLE, _SFT, _RL, _ROUTING, _AUDIT = "routes.parquet", "sft.jsonl", "rl.jsonl", "routing.json", "audit.json"
+_FILES = _TABLE, _SFT, _RL, _ROUTING, _AUDIT = "routes.parquet", "sft.jsonl", "rl.jsonl", "routing.json", "audit.json"
 
 
 @dataclass(frozen=True, eq=False)  # tables have no hash, and no truth of their equality
 class Routes:
     """The decision of a route, for n trajectories in the corpus's order.
 
-    `frame` has a row per trajectory: `id`, `score`, `rank` (from 1), `margin` (score − threshold), `route` (`sft` or `rl`), and what
-    the probe measured: `n_tokens`, `n_response_tokens`, `n_turns`, `loss`, `l2`, the metrics, `pass_rate` where rates were given, and
-    `turn_score_mean`, `_std`, `_min`, `_max` and `turn_of_max` (from 0) of its own turns' scores where they were asked for.
+    `frame` has a row per trajectory: `id`, `score`, `rank` (from 1), `margin` (score − threshold), `route` (`sft`, `rl` or `none`), and
+    what the probe measured: `n_tokens`, `n_response_tokens`, `n_turns`, `loss`, `l2`, the metrics, `pass_rate` where rates were given,
+    `turn_score_mean`, `_std`, `_min`, `_max` and `turn_of_max` (from 0) of its own turns' scores where they were asked for, and
+    `override` and `reason` where there are overrides.
     `routing` says how the route was made.
     """
 
@@ -97,7 +111,11 @@ class Routes:
 
         Raises `FolderInUseError`, `WriteError`, and `DataError` where the probe's corpus is not what was probed.
         """
-        with atomic_folder(Path(out), on_existing, _ROUTING, "route folder") as folder, ThreadPoolExecutor(1) as pool:
+        with atomic_folder(Path(out), on_existing, _ROUTING, "route folder") as folder:
+            self._write(folder)
+
+    def _write(self, folder: Path) -> None:
+        with ThreadPoolExecutor(1) as pool:
             auditing = pool.submit(self.audit)  # beside the writing, which is most of the work
             with atomic_write(folder / _TABLE, "wb") as table:
                 self.frame.write_parquet(table)
@@ -106,6 +124,44 @@ class Routes:
             # What only `gradprism audit` fills is left out.
             write_json(folder / _AUDIT, auditing.result().model_dump(exclude={"routing"}, exclude_defaults=True))
             write_json(folder / _ROUTING, self.routing.model_dump())
+
+    def override(
+        self, ids: str | Sequence[str], side: Side | None, reason: str = "", probe: Probe | str | Path | None = None
+    ) -> "Routes":
+        """These routes with trajectories sent to `side` (`sft`, `rl`, or `none` for neither), whatever their scores; None takes overrides
+        back. The sets, the numbers and the audit follow, and the table keeps side and `reason`.
+
+        `probe` is the one that was routed; of routes that were not loaded from a folder it is known.
+        Raises `ConfigError` for another side and without a reason, `DataError` for unknown ids and another probe.
+        """
+        if probe is None:
+            if not isinstance(self.sets, ProbeSets):
+                raise ConfigError("override: give the probe that was routed, which has the texts of both sides")
+            probe = self.sets.probe
+        elif not isinstance(probe, Probe):
+            probe = Probe.load(probe)
+        if ProbeOrigin.of(probe) != self.routing.probe or len(probe) != len(self.frame):
+            raise DataError(f"{probe.folder or 'probe'}: is not the probe that was routed; give that one")
+        frame = overridden(self.frame, self.routing, as_names(ids), side, reason)
+        n = {side: int((frame["route"] == side).sum()) for side in SIDES}
+        overrides = frame["override"].count() if "override" in frame.columns else 0
+        numbers = {"n_sft": n["sft"], "n_none": n["none"], "n_rl": n["rl"], "n_overrides": overrides}
+        return Routes(frame, self.routing.model_copy(update=numbers), _sets(probe, frame), read_tasks(probe).drop("task"))
+
+    @staticmethod
+    def override_folder(
+        folder: str | Path, ids: str | Sequence[str], side: Side | None, reason: str, probe: Probe | str | Path
+    ) -> "Routes":
+        """`override` of a saved route folder, in place: whole or not at all, and one after the other. Other files in it stay."""
+        folder = Path(folder).expanduser().resolve()
+        with exclusive_lock(folder.parent, f".{folder.name}.override.tmp", wait=True):
+            routes = Routes.load(folder).override(ids, side, reason, probe)
+            others = [path for path in folder.iterdir() if path.name not in _FILES and not is_temporary(path.name)]
+            with atomic_folder(folder, "replace", _ROUTING, "route folder") as new:
+                for path in others:
+                    (shutil.copytree if path.is_dir() else shutil.copy2)(path, new / path.name)
+                routes._write(new)
+        return Routes.load(folder)
 
     @classmethod
     def load(cls, folder: str | Path) -> "Routes":
@@ -127,6 +183,10 @@ class Routes:
             raise DataError(f"{folder / _TABLE}: cannot be read ({one_line(error)}); route again") from None
         routing = Routing.read(folder / _ROUTING)
         return cls(frame, routing, FileSets(folder / _SFT, folder / _RL, routing.n_sft, routing.n_rl), folder=folder)
+
+
+def _sets(probe: Probe, frame: pl.DataFrame) -> ProbeSets:
+    return ProbeSets(probe, *((frame["route"] == side).to_numpy() for side in ("sft", "rl")))
 
 
 def _weighted(message: Message) -> ChatMessage:
@@ -160,6 +220,7 @@ def route(
     policy: str = "concentration",
     rl_share: float = 0.5,
     threshold: float | None = None,
+    sft_threshold: float | None = None,
     normalise: str = "none",
     seed: int = 0,
     pass_rates: str | Path | Mapping[str, float] | None = None,
@@ -175,6 +236,7 @@ def route(
         policy: One of `policies.POLICIES`, which makes scores of the metric and of the other measures; `concentration` is PRISM.
         rl_share: Share of the trajectories that go to RL, 0 to 1, those of the highest scores; at 0.5, what is above the median.
         threshold: Number above which scores go to RL, in place of a share.
+        sft_threshold: Number at or below which scores go to SFT; what lies between it and the threshold goes to neither. Default: no gap.
         normalise: Scale of the norms before the metric: none, per_parameter or per_weight_norm (see `Probe.scores`).
         seed: Of policies by chance, and of the audit's bootstrap.
         pass_rates: Rates, 0 to 1, by task id, or an `episodes.jsonl` of `gradprism evaluate` with an episode of each trajectory's task;
@@ -203,23 +265,24 @@ def route(
         measures = measures.hstack(turn_statistics(turns, len(measures)))
     score = policy_scores(policy, measures, PolicyContext(metric, seed, threshold is not None))
     cut = choose_threshold(score, rl_share, threshold)
-    to_rl = score > cut
-    n, n_rl = len(score), int(to_rl.sum())
-    made = probe.manifest
+    frame = split_table(measures, score, cut, low := check_sft_threshold(sft_threshold, cut))
+    n = {side: int((frame["route"] == side).sum()) for side in SIDES}
     routing = Routing(
         policy=policy,
         metric=metric,
         normalise=normalise,
         threshold_rule="fixed" if threshold is not None else "median" if rl_share == 0.5 else "quantile",
         threshold=cut,
+        sft_threshold=low,
         rl_share=None if threshold is not None or rl_share == 0.5 else rl_share,
         seed=seed,
         pass_rates_sha256=rates and rates.sha256,
-        n_trajectories=n,
-        n_sft=n - n_rl,
-        n_rl=n_rl,
+        n_trajectories=len(frame),
+        n_sft=n["sft"],
+        n_none=n["none"],
+        n_rl=n["rl"],
         n_undefined_turns=None if turns is None else turns["score"].null_count(),
-        probe=ProbeOrigin(**{name: getattr(made, name) for name in ProbeOrigin.model_fields}),
+        probe=ProbeOrigin.of(probe),
         versions={"gradprism": __version__, "numpy": np.__version__, "polars": pl.__version__},
     )
-    return Routes(split_table(measures, score, cut), routing, ProbeSets(probe, to_rl), tasks.drop("task"))
+    return Routes(frame, routing, _sets(probe, frame), tasks.drop("task"))

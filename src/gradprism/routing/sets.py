@@ -36,14 +36,15 @@ class RlTask:
 
 @dataclass(frozen=True, slots=True)
 class ProbeSets:
-    """Those of a probe's corpus; `to_rl` bool `[n]`."""
+    """Those of a probe's corpus; `to_sft` and `to_rl` bool `[n]`."""
 
     probe: Probe
+    to_sft: NDArray[np.bool_]
     to_rl: NDArray[np.bool_]
 
     def sft(self) -> Iterator[Trajectory]:
         """The trajectories to train on, in the corpus's order."""
-        return itertools.compress(self.probe.trajectories, (~self.to_rl).tolist())
+        return itertools.compress(self.probe.trajectories, self.to_sft.tolist())
 
     def rl(self) -> Iterator[RlTask]:
         """The tasks to play, in the corpus's order."""
@@ -57,11 +58,11 @@ class ProbeSets:
         start = 0
         for lines in self.probe.corpus_blocks():
             # Should the corpus have other lines than were probed, it says so itself after the last.
-            chosen = self.to_rl[start : start + len(lines)]
+            to_sft, to_rl = (side[start : start + len(lines)].tolist() for side in (self.to_sft, self.to_rl))
             start += len(lines)
             # Empty strings at the end of the lists: each line ends with a line feed.
-            sft.write(b"\n".join([*itertools.compress(lines, (~chosen).tolist()), b""]))
-            rl.write(b"\n".join([*map(_rl_line, itertools.compress(lines, chosen.tolist())), b""]))
+            sft.write(b"\n".join([*itertools.compress(lines, to_sft), b""]))
+            rl.write(b"\n".join([*map(_rl_line, itertools.compress(lines, to_rl)), b""]))
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,12 +1,13 @@
 """A split of scored trajectories: how it was made, where scores are cut, and its table.
 
-Trajectories at or below the threshold go to SFT, those above it to RL.
+Trajectories at or below the threshold go to SFT, those above it to RL. With a second, lower threshold for SFT, what lies between the two
+goes to neither. An override sends a trajectory elsewhere than its score does, for a reason that is kept.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal, Self
+from typing import Literal, Self, get_args
 
 import numpy as np
 import polars as pl
@@ -14,8 +15,12 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from gradprism.concentration import BUILTIN
+from gradprism.probing.result import Probe
 from gradprism.runtime.errors import ConfigError, DataError, one_line
 from gradprism.runtime.files import read_json
+
+Side = Literal["sft", "none", "rl"]
+SIDES: tuple[Side, ...] = get_args(Side)
 
 
 class Value(BaseModel):
@@ -41,12 +46,18 @@ class ProbeOrigin(Value):
     context_length: int | None = None
     dtype: str = ""
 
+    @classmethod
+    def of(cls, probe: Probe) -> Self:
+        """That of a probe."""
+        return cls(**{name: getattr(probe.manifest, name) for name in cls.model_fields})
+
 
 class Routing(Value):
     """The making of a route, and the numbers of trajectories that went where: the contents of `routing.json`.
 
     Scores above `threshold` went to RL. `threshold_rule` says where that is from: the scores' median, the quantile of an `rl_share`
-    (None for the other two), or a number that was given (`fixed`). `n_undefined_turns` is None where turns were not asked for.
+    (None for the other two), or a number that was given (`fixed`). Scores at or below `sft_threshold`, which None sets equal to it, went to
+    SFT, and `n_none` to neither. The numbers are those after the `n_overrides`. `n_undefined_turns` is None where turns were not asked for.
     """
 
     policy: str = "concentration"
@@ -54,18 +65,26 @@ class Routing(Value):
     normalise: str = "none"
     threshold_rule: Literal["median", "quantile", "fixed"] = "median"
     threshold: float
+    sft_threshold: float | None = None
     rl_share: float | None = None
     seed: int = 0
     pass_rates_sha256: str | None = None
     n_trajectories: int
     n_sft: int
+    n_none: int = 0
     n_rl: int
+    n_overrides: int = 0
     n_undefined_turns: int | None = None
     probe: ProbeOrigin = ProbeOrigin()
     versions: Mapping[str, str] = {}
 
     def __str__(self) -> str:
-        return f"{self.n_sft} to SFT, {self.n_rl} to RL; {self.policy} of {self.metric}, threshold {self.threshold:.6g}"
+        neither = f", {self.n_none} to neither" if self.n_none else ""
+        cut = f"threshold {self.threshold:.6g}"
+        if self.sft_threshold is not None:
+            cut = f"thresholds {self.sft_threshold:.6g} and {self.threshold:.6g}"
+        overridden = f", {self.n_overrides} overridden" if self.n_overrides else ""
+        return f"{self.n_sft} to SFT, {self.n_rl} to RL{neither}; {self.policy} of {self.metric}, {cut}{overridden}"
 
 
 def metrics_with(*chosen: str) -> list[str]:
@@ -100,6 +119,13 @@ def choose_threshold(scores: NDArray[np.float64], rl_share: float = 0.5, thresho
     return float(threshold)
 
 
+def check_sft_threshold(sft_threshold: float | None, threshold: float) -> float | None:
+    """The number that was given, or None; raises `ConfigError` for one above the threshold, and for one that is not finite."""
+    if sft_threshold is not None and not (math.isfinite(sft_threshold) and sft_threshold <= threshold):
+        raise ConfigError(f"SFT threshold {sft_threshold}: must be a number at or below the threshold, {threshold:.6g}")
+    return sft_threshold
+
+
 def median_threshold(scores: NDArray[np.float64]) -> float:
     """The median, half-way between the two middle scores of an even number. Ties go to SFT, so the halves may differ."""
     ascending = np.sort(scores).astype(np.float64)
@@ -128,10 +154,43 @@ def _between(low: np.float64, high: np.float64) -> float:
     return float(middle if middle < high else low)
 
 
-def split_table(measures: pl.DataFrame, score: NDArray[np.float64], threshold: float) -> pl.DataFrame:
-    """The table of a split: `id`, `score`, `rank` (from 1), `margin` (score − threshold), `route` (rl above it), and the measures."""
+def sides(score: NDArray[np.float64], threshold: float, sft_threshold: float | None = None) -> list[Side]:
+    """The side of each score, `[n]`: `rl` above the threshold, `sft` at or below `sft_threshold` (None: the same), else `none`."""
+    low = threshold if sft_threshold is None else sft_threshold
+    return np.where(score > threshold, "rl", np.where(score <= low, "sft", "none")).tolist()
+
+
+def split_table(
+    measures: pl.DataFrame, score: NDArray[np.float64], threshold: float, sft_threshold: float | None = None
+) -> pl.DataFrame:
+    """The table of a split: `id`, `score`, `rank` (from 1), `margin` (score − threshold), `route` (see `sides`), and the measures."""
     rank = np.empty(len(score), dtype=np.int64)
     rank[np.argsort(score, kind="stable")] = np.arange(1, len(score) + 1)
-    route = np.where(score > threshold, "rl", "sft").tolist()
+    route = sides(score, threshold, sft_threshold)
     decision = pl.DataFrame({"id": measures["id"], "score": score, "rank": rank, "margin": score - threshold, "route": route})
     return decision.hstack(measures.drop("id", "index", strict=False))
+
+
+def overridden(table: pl.DataFrame, routing: Routing, ids: Sequence[str], side: Side | None, reason: str) -> pl.DataFrame:
+    """A split's table with some trajectories sent to `side`, or back to where their scores send them (None).
+
+    `override` has the side of those that are overridden and `reason` why, null elsewhere; without any, both columns are left out.
+    Raises `ConfigError` for another side and for a reason that is missing, and `DataError` for an id that the table does not have.
+    """
+    if side is not None and side not in SIDES:
+        raise ConfigError(f"side {side!r}: choose sft, none or rl, or None to take overrides back")
+    if side is not None and not reason.strip():
+        raise ConfigError(f"override of {len(ids)} trajectories: give a reason, which is kept with the route")
+    if unknown := sorted(set(ids).difference(table["id"])):
+        raise DataError(f"trajectory {unknown[0]!r}: is not in the route; give ids of its table")
+    chosen = pl.col("id").is_in(list(ids))
+    for name in ("override", "reason"):
+        if name not in table.columns:
+            table = table.with_columns(pl.lit(None, pl.String).alias(name))
+    table = table.with_columns(
+        override=pl.when(chosen).then(pl.lit(side, pl.String)).otherwise("override"),
+        reason=pl.when(chosen).then(pl.lit(None if side is None else reason.strip(), pl.String)).otherwise("reason"),
+    )
+    by_score = pl.Series(sides(table["score"].to_numpy(), routing.threshold, routing.sft_threshold))
+    table = table.with_columns(route=pl.coalesce("override", by_score))
+    return table if table["override"].count() else table.drop("override", "reason")
