@@ -4,7 +4,8 @@
 
 Each recipe is a training in `OUT/NAME`, which goes on where it was after a kill. `OUT/table.md` has a row per recipe that has begun: its
 settings where they differ from the common ones, greedy success on the dev split by round, the best and the last evaluation, sampled success
-beside them, minutes and alarms; `--table` makes it from what the folders hold. No split that results are reported on is ever played.
+beside them, minutes and alarms; `--table` makes it from what the folders hold. `--starts` makes every checkpoint to begin from and plays
+the dev split with it, so that a length of SFT can be chosen. No split that results are reported on is ever played.
 """
 
 import argparse
@@ -24,10 +25,32 @@ def start_model(name: str, search: Mapping[str, Any], environment: Any, out: Pat
         return base
     folder = out / name
     if finished_training(folder) is None:
-        expert = gp.collect(environment, split="train", count=search["tasks"], max_steps=search["rl"]["max_steps"])
-        config = gp.SftConfig.model_validate(search["starts"][name])
+        settings = dict(search["starts"][name])
+        count = settings.pop("tasks", search["tasks"])
+        expert = gp.collect(environment, split="train", count=count, max_steps=search["rl"]["max_steps"])
+        config = gp.SftConfig.model_validate(settings)
         gp.train_sft(base, None, expert, config, out=folder, context_length=search["rl"]["context_length"])
     return str(folder)
+
+
+def starts_table(search: Mapping[str, Any], environment: Any, out: Path) -> str:
+    """A row per checkpoint to begin from, each played greedily and at temperature 1 on the dev split."""
+    shared = {key: search["rl"][key] for key in ("max_steps", "context_length", "max_action_tokens") if key in search["rl"]}
+    lines = ["| start | settings | dev success, greedy (%) | at temperature 1 (%) | dev score, greedy |", "|---|---|---|---|---|"]
+    for name in ("base", *search["starts"]):
+        model = start_model(name, search, environment, out)
+        told = []
+        for temperature in (0.0, 1.0):
+            config = gp.EvaluationConfig(
+                splits={environment.dev_split: search["rl"]["evaluate_tasks"]}, temperature=temperature, **shared
+            )
+            played = gp.evaluate(model, environment, config, out=out / f"{name}-dev-{temperature:g}", workers=search.get("workers"))
+            told.append(played.episodes)
+        success = [100 * sum(episode.success for episode in episodes) / len(episodes) for episodes in told]
+        score = sum(episode.score for episode in told[0]) / len(told[0])
+        settings = ", ".join(f"{key} {value}" for key, value in search["starts"].get(name, {}).items())
+        lines.append(f"| {name} | {settings} | {success[0]:.1f} | {success[1]:.1f} | {score:.3f} |")
+    return "\n".join(lines) + "\n"
 
 
 def table(search: Mapping[str, Any], out: Path) -> str:
@@ -62,6 +85,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--only", action="append", help="a recipe; may be repeated")
     parser.add_argument("--table", action="store_true", help="make the table and train nothing")
+    parser.add_argument("--starts", action="store_true", help="make the checkpoints to begin from, and their table, alone")
     options = parser.parse_args()
     search = tomllib.loads(options.search.read_text(encoding="utf-8"))
     unknown = set(options.only or ()) - search["recipes"].keys()
@@ -69,6 +93,9 @@ def main() -> None:
         parser.error(f"--only {sorted(unknown)}: choose of {sorted(search['recipes'])}")
     environment = gp.make_environment(search["environment"], **search.get("options", {}))
     options.out.mkdir(parents=True, exist_ok=True)
+    if options.starts:
+        (options.out / "starts.md").write_text(starts_table(search, environment, options.out), encoding="utf-8")
+        return
     for name in () if options.table else options.only or search["recipes"]:
         recipe = search["recipes"][name]
         model = start_model(recipe["from"], search, environment, options.out)

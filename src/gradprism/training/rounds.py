@@ -1,5 +1,6 @@
 """A round of rollouts: which tasks are drawn, how their groups are played, and the rows that training reads of them."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -88,7 +89,7 @@ class Rounds:
                 self.stream = self.stream.over(tasks, (self.count,))
         self.count += 1
         mixed, flat = self._play_groups()
-        taken = mixed + flat[: self._groups - len(mixed)]
+        taken = mixed + flat[: max(0, self._groups - len(mixed))]
         advantages = advantages_of([group.outcomes for group in taken], config, self._summed)
         rows = [
             row
@@ -102,13 +103,17 @@ class Rounds:
     def _play_groups(self) -> tuple[list[Group], list[Group]]:
         """Groups whose episodes earn differently, and zero-variance groups; with dynamic sampling until there are enough of the first.
 
-        Penalties do not count: a group that has failed as one teaches nothing about success, however often each was refused.
+        Penalties do not count: a group that has failed as one teaches nothing about success, however often each was refused. A wave is
+        as large as the share of mixed groups so far makes it need to be, since small ones cost nearly as much; what it has too many of
+        is paid for, and trained on.
         """
         config, mixed, flat = self.config, [], []
         earned = config.model_copy(update=dict.fromkeys(("invalid_penalty", "malformed_penalty", "timeout_penalty"), 0.0))
         most = round(self._groups * config.dynamic_sampling_limit) if config.dynamic_sampling else self._groups
         while (missing := self._groups - len(mixed)) > 0 and len(mixed) + len(flat) < most:
-            tasks = self.stream.draw(min(missing, most - len(mixed) - len(flat)))
+            played = len(mixed) + len(flat)
+            wave = math.ceil(missing * played / max(1, len(mixed))) if played else missing
+            tasks = self.stream.draw(min(wave, most - played))
             # Every process draws numbers of its own.
             seed = config.seed + self.played + RANK_STRIDE * self.stream.rank
             episodes = self.play([task for task in tasks for _ in range(config.rollouts_per_task)], seed)
