@@ -82,6 +82,7 @@ class StubProber:
             norms=np.stack([stub_norms(t.input_ids, len(self.unit_names)) for t in trajectories]),
             loss=np.array([t.response_mask.mean() for t in trajectories]),
             n_response_tokens=np.array([t.n_targets for t in trajectories]),
+            token_losses=[np.ones(t.n_targets, dtype=np.float16) for t in trajectories],
         )
 
 

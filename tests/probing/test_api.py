@@ -44,6 +44,12 @@ def test_a_probe_in_memory_is_the_one_in_a_folder_and_can_be_saved(model, tmp_pa
         np.testing.assert_array_equal(other.turns.norms, here.turns.norms)
         assert list(other.trajectories) == list(other.trajectories) == trajectories
         assert other.usage.tokens_forward == here.run.usage.tokens_forward
+        for index, (loss, n) in enumerate(other.frame.select("loss", "n_response_tokens").iter_rows()):
+            losses = other.token_losses(index)
+            assert losses is not None and losses.shape == (n,) and losses.mean(dtype=float) == pytest.approx(loss, rel=1e-3)
+    for path in (tmp_path / "probe").glob("losses-*"):
+        path.write_bytes(b"torn")
+    assert Probe.load(tmp_path / "probe").token_losses(0) is None
     np.testing.assert_allclose(here.scores(), gini(here.norms))
     scaled = here.norms / np.sqrt([unit.n_parameters for unit in here.units])
     np.testing.assert_allclose(here.scores("gini", normalise="per_parameter"), gini(scaled))

@@ -1,4 +1,5 @@
-"""The files of a probe folder: `manifest.json`, `corpus.jsonl`, and one row per work item in `norms-*.parquet`.
+"""The files of a probe folder: `manifest.json`, `corpus.jsonl`, and one row per work item in `norms-*.parquet`. Beside each of these,
+`losses-*.parquet` has the losses of single tokens, which nothing else depends on.
 
 A work item is a trajectory as a whole (`turn` −1) or one of its assistant turns. Shards are written whole and renamed into place, under
 a name made from the items in them, so any number of processes may write to one folder. A shard that cannot be read counts as not
@@ -12,6 +13,7 @@ from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -33,7 +35,10 @@ from gradprism.trajectories.corpus import SKIPPED
 Kind = Literal["whole", "turns"]
 WHOLE = -1
 CORPUS, RENDERED, RENDERED_NOTE = "corpus.jsonl", "rendered.arrow", "rendered.json"
-PROBE = FolderKind("probe", "units", ("norms-*", "attempts*.jsonl", RENDERED, RENDERED_NOTE, CORPUS, SKIPPED), INFORMATIVE)
+PROBE = FolderKind(
+    "probe", "units", ("norms-*", "losses-*", "attempts*.jsonl", RENDERED, RENDERED_NOTE, CORPUS, SKIPPED), INFORMATIVE
+)
+_LOSSES = pa.schema([("index", pa.int64()), ("losses", pa.list_(pa.float16()))])
 _METADATA_KEY = b"gradprism.probe"
 RESTORE = "give the same `gradprism probe` command again, which restores it"
 
@@ -54,6 +59,7 @@ class ProbeRow:
     """One item: its trajectory's place in the corpus, its measures, and `norms` float32 `[N]` in the order of the manifest's units.
 
     `turn` is −1 for the whole trajectory, else the number of an assistant turn, from 0. `l2` is the gradient's norm over all units.
+    `token_losses` are those of `loss`'s single tokens, float16 `[n_response_tokens]` in nats; None where they are not kept.
     """
 
     index: int
@@ -65,6 +71,7 @@ class ProbeRow:
     loss: float
     l2: float
     norms: NDArray[np.float32]
+    token_losses: NDArray[np.float16] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,10 +127,40 @@ class ProbeFolder:
         # The name says which items are within: written again, they replace themselves.
         name = sha256_json([[row.index, row.turn] for row in rows])[:16]
         path = self.folder / f"norms-{name}.parquet"
-        with atomic_write(path, "wb") as file:
-            # Norms hardly repeat: a dictionary of them costs time and space.
-            pq.write_table(table, file, compression="zstd", write_page_checksum=True, use_dictionary=False)
+        if kept := [(row.index, row.token_losses) for row in rows if row.token_losses is not None]:
+            losses = {"index": [index for index, _ in kept], "losses": [losses for _, losses in kept]}
+            self._write(path.with_name(f"losses-{name}.parquet"), pa.table(losses, schema=_LOSSES))
+        self._write(path, table)
         return path
+
+    def _write(self, path: Path, table: pa.Table) -> None:
+        with atomic_write(path, "wb") as file:
+            # Numbers hardly repeat: a dictionary of them costs time and space.
+            pq.write_table(table, file, compression="zstd", write_page_checksum=True, use_dictionary=False)
+
+    def beside(self, shard: Path) -> list[Path]:
+        """The file of losses that was written with a shard, if there is one."""
+        losses = shard.with_name(shard.name.replace("norms-", "losses-", 1))
+        return [losses] if losses.is_file() else []
+
+    def token_losses(self, index: int) -> NDArray[np.float16] | None:
+        """Losses of a trajectory's response tokens, in nats, float16 `[n_response_tokens]`; None where they are not kept, or torn."""
+        if index not in self._losses:
+            return None
+        path, row = self._losses[index]
+        with contextlib.suppress(pa.ArrowException, OSError):
+            return pq.ParquetFile(path, page_checksum_verification=True).read(["losses"])["losses"][row].values.to_numpy()
+        return None
+
+    @cached_property
+    def _losses(self) -> dict[int, tuple[Path, int]]:
+        """The file and row of each trajectory's losses."""
+        places = {}
+        for path in sorted(self.folder.glob("losses-*.parquet")):
+            with contextlib.suppress(pa.ArrowException, OSError):
+                indices = pq.ParquetFile(path, page_checksum_verification=True).read(["index"])["index"].to_pylist()
+                places |= {index: (path, row) for row, index in enumerate(indices)}
+        return places
 
     def finished(self, set_aside: bool = True) -> NDArray[np.int64]:
         """Sorted `item_code`s of the items that have a row of finite numbers.

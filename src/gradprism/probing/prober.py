@@ -53,11 +53,15 @@ def read_length(trajectory: RenderedTrajectory) -> int:
 
 @dataclass(frozen=True, slots=True)
 class ProbeResult:
-    """`norms` float64 `[n, N]`; `loss` float64 `[n]`, in nats, the mean over `n_response_tokens` int64 `[n]`."""
+    """`norms` float64 `[n, N]`; `loss` float64 `[n]`, in nats, the mean over `n_response_tokens` int64 `[n]`.
+
+    `token_losses` are those of the single tokens, float16 `[n_response_tokens]` for each trajectory, at its `target_positions`.
+    """
 
     norms: NDArray[np.float64]
     loss: NDArray[np.float64]
     n_response_tokens: NDArray[np.int64]
+    token_losses: Sequence[NDArray[np.float16]]
 
 
 class Prober:
@@ -127,8 +131,10 @@ class Prober:
         # On the host, where sums have one order: an atomic add on a GPU has not.
         rows = batch.rows.cpu().numpy()
         count_n = count_n.cpu().numpy()
-        loss_n = np.bincount(rows, weights=loss_R.detach().double().cpu().numpy(), minlength=len(trajectories)) / count_n
-        return ProbeResult((current.squared_nN.sqrt() / scale_n[:, None]).cpu().numpy(), loss_n, count_n)
+        losses = loss_R.detach().double().cpu().numpy()
+        loss_n = np.bincount(rows, weights=losses, minlength=len(trajectories)) / count_n
+        single = np.split(losses.astype(np.float16), np.cumsum(count_n)[:-1])  # rows ascend
+        return ProbeResult((current.squared_nN.sqrt() / scale_n[:, None]).cpu().numpy(), loss_n, count_n, single)
 
     def _run(self, batch: Batch, weight_n: Tensor) -> Tensor:
         """Both passes; the loss of each target row, `[R]`."""

@@ -138,6 +138,10 @@ class Probe:
         """
         return self._files.read("turns")
 
+    def token_losses(self, index: int) -> NDArray[np.float16] | None:
+        """Losses of a trajectory's response tokens, in nats, float16 `[n_response_tokens]`; None for a probe that kept none."""
+        return self._files.token_losses(index)
+
     @property
     def trajectories(self) -> "ProbedTrajectories":
         """Iterable of the probed `Trajectory`s, read from the folder as it is gone through, as often as you like."""

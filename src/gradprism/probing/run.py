@@ -67,6 +67,7 @@ def result_rows(
                 loss=float(result.loss[k]),
                 l2=float(np.linalg.norm(result.norms[k])),
                 norms=norms[k],
+                token_losses=result.token_losses[k] if turn == WHOLE else None,
             )
         )
     return rows, wrong
@@ -111,7 +112,7 @@ class ShardWriter:
             tokens = sum(row.n_tokens for row in self._waiting)  # each is read once, forward and backward
             self._attempt.add(Usage(tokens, tokens))
             if self._mirror is not None:
-                self._mirror.push(shard, self._attempt.path)
+                self._mirror.push(*self._probe.beside(shard), shard, self._attempt.path)
         self._waiting, self._written = [], time.monotonic()
 
 
