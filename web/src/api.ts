@@ -53,6 +53,8 @@ export const paths = {
   more: (id: Id, v: string) => `corpus/${id}/more.bin?v=${v}`,
   /** One text column `preview`, `[n]`: the beginning of each trajectory's first user turn, at most 160 characters. */
   previews: (id: Id, v: string) => `corpus/${id}/previews.bin?v=${v}`,
+  /** `Profiles`. */
+  profile: (id: Id, v: string) => `corpus/${id}/profile.json?v=${v}`,
   /** Columns of a route, in the order of the corpus's rows: see `RouteMeta`. */
   route: (id: Id, route: Id, v: string) => `corpus/${id}/routes/${route}.bin?v=${v}`,
   /** `Trajectory`. In a bundle: `block(trajectoryBlock(id, k))`, of which it is an entry. */
@@ -60,7 +62,7 @@ export const paths = {
   /** `Tokens`. In a bundle: `tokenBlock(id, k)`, where `CorpusMeta.tokens` is true. */
   tokens: (id: Id, row: number, v: string) => `corpus/${id}/tokens/${row}.json?v=${v}`,
   /**
-   * One f32 column `distance`, `[n]`: of each trajectory's profile to that of `row` (see `CorpusMeta.profiles`). In a bundle: computed
+   * One f32 column `distance`, `[n]`: of each trajectory's profile to that of `row` (see `Profiles`). In a bundle: computed
    * from `profiles`.
    */
   distances: (id: Id, row: number, v: string) => `corpus/${id}/distances/${row}.bin?v=${v}`,
@@ -198,8 +200,6 @@ export interface CorpusMeta {
   manifest: Record<string, Json>;
   /** Empty where there are no norms (a route without its probe). */
   units: Unit[];
-  /** Corpus means of `Trajectory.profile`, and their standard deviations, `[N]`. */
-  profiles: { mean: number[]; std: number[]; help: string } | null;
   /** Names of the metric columns, the default first. */
   metrics: string[];
   /** Whether single turns were probed. */
@@ -212,6 +212,15 @@ export interface CorpusMeta {
   costs: Costs;
   /** What can be said of the corpus by itself: cut, unknown tokens, an unfinished probe, … */
   warnings: string[];
+}
+
+/**
+ * A trajectory's profile: its norms over their sum, times N, so that 1 is the share of a matrix where all are alike. `mean` and `std` are the
+ * corpus's, `[N]`; distances are Euclidean between profiles less `mean` and over `std` (a matrix whose `std` is 0 counts for nothing).
+ */
+export interface Profiles {
+  mean: number[];
+  std: number[];
 }
 
 export type Side = "sft" | "none" | "rl";
@@ -321,9 +330,8 @@ export interface Trajectory {
   messages: Message[];
   /** Empty where turns were not probed. */
   turns: TurnScore[];
-  /** Gradient norms `[N]`, and their shares of the row's sum, times N: 1 where all matrices are alike. Empty without a probe. */
+  /** Gradient norms `[N]`, in the order of `CorpusMeta.units`, of which `Profiles` are made. Empty without a probe. */
   norms: number[];
-  profile: number[];
   /** Set where the text is not all here: of a route without its probe, RL's side has prompts only. */
   note: string;
 }
