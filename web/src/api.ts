@@ -544,7 +544,14 @@ export interface ArmView {
   /** Means over seeds; null where it trains nothing. */
   cost: ArmCost | null;
   /** Success on the way: the cost so far, of CPU seconds, wall seconds and FLOPs. */
-  curve: { stage: string; fraction: number; success: number; wall_seconds: number; cpu_seconds: number; flops: number }[];
+  curve: {
+    stage: string;
+    fraction: number;
+    success: number;
+    wall_seconds: number;
+    cpu_seconds: number;
+    flops: number;
+  }[];
 }
 
 export interface ArmCost {
