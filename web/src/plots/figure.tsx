@@ -73,6 +73,11 @@ export function Figure(props: Props) {
     props.draw(painter, light);
     props.overlay?.(painter, light);
   };
+  const saves = [
+    ["PNG", "picture", () => savePng(props.title, both, width, height)],
+    ["SVG", "drawing", () => saveSvg(props.title, both, width, height)],
+    ["CSV", "its numbers", () => download(`${fileName(props.title)}.csv`, csv(props.rows()), "text/csv")],
+  ] as const;
   return (
     <figure class={`figure ${props.className ?? ""}`}>
       <div
@@ -91,27 +96,19 @@ export function Figure(props: Props) {
         <Menu label="⤓" title={`Save “${props.title}”`} className="button quiet small">
           {(close) => (
             <>
-              <button
-                type="button"
-                class="menu-item"
-                onClick={() => (savePng(props.title, both, width, height), close())}
-              >
-                PNG <small>picture</small>
-              </button>
-              <button
-                type="button"
-                class="menu-item"
-                onClick={() => (saveSvg(props.title, both, width, height), close())}
-              >
-                SVG <small>drawing</small>
-              </button>
-              <button
-                type="button"
-                class="menu-item"
-                onClick={() => (download(`${fileName(props.title)}.csv`, csv(props.rows()), "text/csv"), close())}
-              >
-                CSV <small>its numbers</small>
-              </button>
+              {saves.map(([name, what, save]) => (
+                <button
+                  key={name}
+                  type="button"
+                  class="menu-item"
+                  onClick={() => {
+                    save();
+                    close();
+                  }}
+                >
+                  {name} <small>{what}</small>
+                </button>
+              ))}
             </>
           )}
         </Menu>

@@ -116,7 +116,11 @@ export function Grid(props: Props) {
           <div
             role="gridcell"
             class="grid-check"
-            onClick={(event) => (event.stopPropagation(), setActive(index), select(index, event.shiftKey))}
+            onClick={(event) => {
+              event.stopPropagation();
+              setActive(index);
+              select(index, event.shiftKey);
+            }}
           >
             <i class={chosen ? "check on" : "check"} />
           </div>

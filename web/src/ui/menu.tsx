@@ -16,18 +16,18 @@ export function Menu(props: {
   useEffect(() => {
     if (!open) return;
     const away = (event: PointerEvent) => box.current?.contains(event.target as Node) || close();
-    const escape = (event: KeyboardEvent) => {
+    const onEscape = (event: KeyboardEvent) => {
       if (event.key !== "Escape") return;
       event.stopPropagation();
       close();
       button.current?.focus();
     };
     document.addEventListener("pointerdown", away);
-    box.current?.addEventListener("keydown", escape);
+    box.current?.addEventListener("keydown", onEscape);
     const node = box.current;
     return () => {
       document.removeEventListener("pointerdown", away);
-      node?.removeEventListener("keydown", escape);
+      node?.removeEventListener("keydown", onEscape);
     };
   }, [open]);
   return (

@@ -25,13 +25,9 @@ export function Shell({ children }: { children: ComponentChildren }) {
   const theme = THEMES[choice.value];
   return (
     <>
-      <a
-        class="skip"
-        href="#content"
-        onClick={(event) => (event.preventDefault(), document.querySelector<HTMLElement>("main")?.focus())}
-      >
+      <button type="button" class="skip" onClick={toContent}>
         To the content
-      </a>
+      </button>
       <header class="bar">
         <a class="brand" href="#/">
           <Prism /> gradprism <span>studio</span>
@@ -62,6 +58,12 @@ export function Shell({ children }: { children: ComponentChildren }) {
       {help && <Help onClose={() => setHelp(false)} />}
     </>
   );
+}
+
+function toContent(): void {
+  const main = document.querySelector<HTMLElement>("main");
+  main?.setAttribute("tabindex", "-1");
+  main?.focus();
 }
 
 function Crumbs() {

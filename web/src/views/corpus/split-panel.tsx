@@ -321,7 +321,7 @@ function AuditFigures({
   return (
     <details class="audit-figures">
       <summary>
-        Audit{stale && " of the cut at " + number(audit.threshold)}
+        Audit{stale && ` of the cut at ${number(audit.threshold)}`}
         {audit.warnings.length === 0 && <span class="ok"> no warning</span>}
         {error !== null && (
           <span class="muted">

@@ -100,8 +100,7 @@ export function PairPanel({ results, split }: { results: ResultsView; split: str
       }
     >
       <p class="fine">
-        Of {count(rows.length)} tasks {title(first)} does better in {count(better)}, {title(second)} in {count(worse)};
-        alike in {count(rows.length - better - worse)}.
+        {`Of ${count(rows.length)} tasks ${title(first)} does better in ${count(better)}, ${title(second)} in ${count(worse)}; alike in ${count(rows.length - better - worse)}.`}
       </p>
       <div class="columns">
         <div>

@@ -12,7 +12,7 @@ const MOST = 5;
 
 /** The trajectories whose gradients lie most alike, on both sides of the cut. */
 export function NeighboursPanel({ state, row }: { state: CorpusState; row: number }) {
-  const { id, version, profiles } = state.corpus.meta;
+  const { id, version } = state.corpus.meta;
   const [distances, setDistances] = useState<NumberArray | null>(null);
   const [problem, setProblem] = useState<Problem | null>(null);
   useEffect(() => {
@@ -61,7 +61,10 @@ export function NeighboursPanel({ state, row }: { state: CorpusState; row: numbe
           </tbody>
         </table>
       ))}
-      {profiles && <p class="fine">{profiles.help}</p>}
+      <p class="fine">
+        Euclidean distance between profiles: shares of the norms, less the corpus's mean and over its standard
+        deviation.
+      </p>
     </Panel>
   );
 }

@@ -111,7 +111,7 @@ function TrajectoryView({ state, row }: { state: CorpusState; row: number }) {
             </p>
           )}
           <RanksPanel state={state} row={row} />
-          {trajectory && trajectory.profile.length > 0 && <ProfilePanel state={state} trajectory={trajectory} />}
+          {trajectory && trajectory.norms.length > 0 && <ProfilePanel state={state} trajectory={trajectory} />}
           {meta.units.length > 0 && <NeighboursPanel state={state} row={row} />}
           {trajectory && <TaskPanel trajectory={trajectory} />}
         </aside>

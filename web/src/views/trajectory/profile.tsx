@@ -1,10 +1,12 @@
-import { useCallback, useMemo, useRef, useState } from "preact/hooks";
-import type { Trajectory, Unit } from "../../api";
+import { useCallback, useEffect, useMemo, useRef, useState } from "preact/hooks";
+import { type Problem, type Profiles, paths, type Trajectory, type Unit } from "../../api";
 import { number } from "../../core/numbers";
 import { type Draw, Figure } from "../../plots/figure";
 import { drawHeatMap, type HeatMapData, heatCell, heatHeight } from "../../plots/heatmap";
 import { param, set } from "../../router";
-import { Panel, Select } from "../../ui/parts";
+import { problemOf } from "../../source/failed";
+import { source } from "../../source/source";
+import { Panel, ProblemNotice, Select } from "../../ui/parts";
 import type { CorpusState } from "../corpus/state";
 
 const KINDS = [
@@ -15,37 +17,46 @@ const KINDS = [
 
 /** Where the gradient lies: layer by matrix, against the corpus. */
 export function ProfilePanel({ state, trajectory }: { state: CorpusState; trajectory: Trajectory }) {
-  const { meta } = state.corpus;
-  const kind = meta.profiles ? (KINDS.find(([name]) => name === param("heat"))?.[0] ?? "difference") : "norm";
-  const values = useMemo(() => {
-    const { mean, std } = meta.profiles ?? { mean: [], std: [] };
-    if (kind === "norm") return trajectory.norms;
-    return trajectory.profile.map((value, i) =>
-      kind === "difference" ? value - mean[i] : (value - mean[i]) / (std[i] || 1),
+  const { id, version, units } = state.corpus.meta;
+  const [profiles, setProfiles] = useState<Profiles | null>(null);
+  const [problem, setProblem] = useState<Problem | null>(null);
+  const kind = KINDS.find(([name]) => name === param("heat"))?.[0] ?? "difference";
+  useEffect(() => {
+    let current = true;
+    source.json<Profiles>(paths.profile(id, version)).then(
+      (found) => current && setProfiles(found),
+      (error) => current && setProblem(problemOf(error)),
     );
-  }, [kind, trajectory, meta]);
-  const options = meta.profiles ? KINDS : KINDS.slice(2);
+    return () => {
+      current = false;
+    };
+  }, [id, version]);
+  const values = useMemo(() => {
+    if (kind === "norm" || !profiles) return trajectory.norms;
+    const { mean, std } = profiles;
+    const scale = trajectory.norms.length / (trajectory.norms.reduce((sum, norm) => sum + norm, 0) || 1);
+    const less = trajectory.norms.map((norm, i) => norm * scale - mean[i]);
+    return kind === "difference" ? less : less.map((value, i) => (std[i] ? value / std[i] : 0));
+  }, [kind, trajectory, profiles]);
+  const choose = (value: string) => set({ heat: value === "difference" ? null : value }, true);
   return (
     <Panel
       title="Gradient"
       label="Gradient"
-      tools={
-        <Select
-          hideLabel
-          label="Show"
-          value={kind}
-          options={options}
-          onChange={(value) => set({ heat: value === "difference" ? null : value }, true)}
-        />
-      }
+      tools={<Select hideLabel label="Show" value={kind} options={KINDS} onChange={choose} />}
     >
-      <UnitMap
-        title={`Gradient of ${trajectory.id}, ${KINDS.find(([name]) => name === kind)![1]}`}
-        units={meta.units}
-        values={values}
-        centred={kind !== "norm"}
-      />
-      {kind !== "norm" && meta.profiles && <p class="fine">{meta.profiles.help}</p>}
+      {problem && <ProblemNotice problem={problem} />}
+      {profiles && (
+        <UnitMap
+          title={`Gradient of ${trajectory.id}, ${KINDS.find(([name]) => name === kind)![1]}`}
+          units={units}
+          values={values}
+          centred={kind !== "norm"}
+        />
+      )}
+      {kind !== "norm" && (
+        <p class="fine">A matrix's share of the gradient norms, times their number: 1 where all are alike.</p>
+      )}
     </Panel>
   );
 }
