@@ -164,7 +164,8 @@ def _routes(folder: Path) -> None:
 def _results(folder: Path) -> None:
     from rich.console import Console
 
-    from gradprism.reporting.pages import print_tables, write_report
+    from gradprism.reporting.pages import print_tables
+    from gradprism.studio.api import write_report
 
     write_report(folder, folder / "report.html")
     print_tables(folder, Console(file=io.StringIO()))

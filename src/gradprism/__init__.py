@@ -31,13 +31,13 @@ if TYPE_CHECKING:
     from gradprism.exporting.registry import export as export, register_exporter as register_exporter
     from gradprism.models import ModelSpec as ModelSpec
     from gradprism.package_data import shipped as shipped, write_template as write_template
+    from gradprism.pipeline import experiment as experiment, run as run
     from gradprism.probing.api import probe as probe
     from gradprism.probing.callback import ProbeCallback as ProbeCallback
     from gradprism.probing.manifest import ProbeManifest as ProbeManifest, UnitInfo as UnitInfo
     from gradprism.probing.rays import Ray as Ray
     from gradprism.probing.result import Probe as Probe, ProbeRun as ProbeRun
     from gradprism.probing.work import ProbeOptions as ProbeOptions
-    from gradprism.reporting.run import experiment as experiment, run as run
     from gradprism.rollouts.config import RolloutConfig as RolloutConfig
     from gradprism.rollouts.episode import Episode as Episode, StopReason as StopReason, Turn as Turn
     from gradprism.rollouts.player import rollout as rollout
@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from gradprism.routing.stability import audit as audit
     from gradprism.runtime.errors import GradprismError as GradprismError
     from gradprism.runtime.usage import Usage as Usage
+    from gradprism.studio.api import export_studio as export_studio, serve_studio as serve_studio
     from gradprism.training.processes import training_processes as training_processes
     from gradprism.training.rl import train_rl as train_rl
     from gradprism.training.rl_config import RlConfig as RlConfig
@@ -74,13 +75,13 @@ _ROOMS = {
     "exporting.registry": "export register_exporter",
     "models": "ModelSpec",
     "package_data": "shipped write_template",
+    "pipeline": "experiment run",
     "probing.api": "probe",
     "probing.callback": "ProbeCallback",
     "probing.manifest": "ProbeManifest UnitInfo",
     "probing.rays": "Ray",
     "probing.result": "Probe ProbeRun",
     "probing.work": "ProbeOptions",
-    "reporting.run": "experiment run",
     "rollouts.config": "RolloutConfig",
     "rollouts.episode": "Episode StopReason Turn",
     "rollouts.player": "rollout",
@@ -91,6 +92,7 @@ _ROOMS = {
     "routing.stability": "audit",
     "runtime.errors": "GradprismError",
     "runtime.usage": "Usage",
+    "studio.api": "export_studio serve_studio",
     "training.processes": "training_processes",
     "training.rl": "train_rl",
     "training.rl_config": "RlConfig",

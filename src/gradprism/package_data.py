@@ -12,6 +12,7 @@ TEMPLATES = {
     "webshop": ("webshop.toml",),
     "own": ("own.toml", "own_environment.py"),
 }
+MODELS = ("alfworld-tiny", "webshop-tiny")
 EXTRAS = ("alfworld", "webshop")  # templates whose environment needs the extra of the same name
 
 

@@ -21,7 +21,8 @@ COMMANDS = {
     "sft": "Fine-tune a model on trajectories.",
     "rl": "Train a model with GRPO or GiGPO on an environment's tasks.",
     "evaluate": "Play an environment's tasks with a model, the expert or at random, and report success with intervals.",
-    "report": "Render a run folder's results as tables and one HTML page.",
+    "studio": "Show corpora, cuts, trajectories and runs in a browser, or export the pages.",
+    "report": "Render a run folder as tables and one HTML page.",
 }
 # Groups of commands: the module gradprism.cli.<name> holds a Typer `app`.
 GROUPS = {

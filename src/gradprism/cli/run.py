@@ -10,8 +10,9 @@ from rich.console import Console
 import gradprism as gp
 from gradprism.cli.options import AsJson, DryRun, Fresh, Overrides, print_json
 from gradprism.experiments.experiment import Job, job_status
-from gradprism.reporting.pages import REPORT, print_status, print_tables
+from gradprism.reporting.pages import print_status, print_tables
 from gradprism.runtime.progress import tell
+from gradprism.studio.api import REPORT
 
 
 def command(

@@ -154,10 +154,29 @@ def projected_hours(results: Results) -> tuple[float, float]:
 
     The former is its RL over the share of the trajectories that it played. Raises `DataError` where there is none.
     """
+    found = last_routed(results)
+    if found is None:
+        raise DataError(f"{results.name}: tells of no run with a route and RL; give the folder of a finished `gradprism run`")
+    return found.rl_seconds * (found.n_sft + found.n_rl) / found.n_rl / 3600, found.routed_seconds / 3600
+
+
+@dataclass(frozen=True)
+class Routed:
+    """Trajectories to both sides of a run's route, and the wall seconds of its SFT, of its RL, and of both with what was probed again."""
+
+    n_sft: int
+    n_rl: int
+    sft_seconds: float
+    rl_seconds: float
+    routed_seconds: float
+
+
+def last_routed(results: Results) -> Routed | None:
+    """The last run of the results that has a route and RL; None where there is none."""
     for run in reversed([run for arm in results.arms for run in arm.runs]):
         kinds = [(results.stages[name].kind, results.stages[name].wall_seconds) for name in run.stages]
-        rl = sum(seconds for kind, seconds in kinds if kind == "rl")
+        sft, rl = (sum(seconds for kind, seconds in kinds if kind == wanted) for wanted in ("sft", "rl"))
         if rl and run.n_rl and run.n_sft is not None:
             routed = sum(seconds for kind, seconds in kinds if kind in (*TRAINING, "refresh"))
-            return rl * (run.n_sft + run.n_rl) / run.n_rl / 3600, routed / 3600
-    raise DataError(f"{results.name}: tells of no run with a route and RL; give the folder of a finished `gradprism run`")
+            return Routed(run.n_sft, run.n_rl, sft, rl, routed)
+    return None

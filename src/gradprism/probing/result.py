@@ -159,21 +159,32 @@ class Probe:
         """
         return self.measures(normalise, [metric])[metric].to_numpy()
 
-    def measures(self, normalise: str = "none", metrics: str | Sequence[str] = BUILTIN) -> pl.DataFrame:
-        """`frame` with a column for each of `metrics`, from one pass over the norms; raises as `scores` does."""
+    def measures(self, normalise: str = "none", metrics: str | Sequence[str] = BUILTIN, *, strict: bool = True) -> pl.DataFrame:
+        """`frame` with a column for each of `metrics`, from one pass over the norms; raises as `scores` does.
+
+        Unless `strict`, norms that have no concentration have NaN.
+        """
         scales = unit_scales(self.units, normalise)
         names = as_names(metrics)
-        found = score(self._files, [View(name, scales) for name in names], strict=True)
+        found = score(self._files, [View(name, scales) for name in names], strict=strict)
         return found.frame.drop("turn").with_columns(**{name: pl.Series(found.norms[:, k]) for k, name in enumerate(names)})
+
+    def turn_measures(self, metrics: str | Sequence[str] = BUILTIN, *, normalise: str = "none") -> pl.DataFrame:
+        """A row per assistant turn, by trajectory and turn: `index` (the trajectory's), `turn` (from 0), `n_response_tokens`, `loss` (nats)
+        and a column for each of `metrics`, null where one is undefined. Raises as `turns` does, and never holds the norms.
+        """
+        names, scales = as_names(metrics), unit_scales(self.units, normalise)
+        columns = ("index", "turn", "n_response_tokens", "loss")
+        found = score(self._files, [View(name, scales) for name in names], "turns", columns=columns)
+        scores = {name: pl.Series(found.norms[:, k], nan_to_null=True) for k, name in enumerate(names)}
+        return found.frame.with_columns(pl.col("index", "turn").cast(pl.Int64), **scores)
 
     def turn_scores(self, metric: str = "gini", *, normalise: str = "none") -> pl.DataFrame:
         """The concentration of each assistant turn's norms: `index` (the trajectory's), `turn` (from 0) and `score`, by both in order.
 
         A score is null where the metric is undefined. Choices are those of `scores`; raises as `turns` does, and never holds the norms.
         """
-        view = View(metric, unit_scales(self.units, normalise))
-        found = score(self._files, [view], "turns", columns=("index", "turn"))
-        return found.frame.select(pl.col("index", "turn").cast(pl.Int64), score=pl.Series(found.norms[:, 0], nan_to_null=True))
+        return self.turn_measures(metric, normalise=normalise).select("index", "turn", score=metric)
 
     def views(self, views: Sequence[View]) -> NDArray[np.float64]:
         """Scores of parts of the units, or of scaled norms, float64 `[n, views]`, from one pass; NaN where a row has none."""

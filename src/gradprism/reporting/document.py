@@ -1,11 +1,10 @@
-"""Documents of text, tables and figures, written as Markdown, as HTML or to a terminal.
+"""Documents of text, tables and figures, written as Markdown or to a terminal.
 
 Whatever comes from data is escaped here, and nowhere else: a name is never markup, and steers no terminal.
 """
 
-import html
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rich import box
@@ -65,65 +64,6 @@ def _markdown(block: Block) -> str:
 
 def _escape(text: str) -> str:
     return re.sub(r"([\\`*_\[\]<>|])", r"\\\1", printable(text))
-
-
-# The browser itself refuses every request and every script.
-_POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'"
-_STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; color: #222; background: #fff; max-width: 1000px; margin: 2rem auto; padding: 0 1rem; }
-h1, li, p { overflow-wrap: anywhere; }
-h2 { font-size: 1.2rem; margin-top: 2.2rem; border-bottom: 1px solid #ddd; }
-div { overflow-x: auto; }
-table { border-collapse: collapse; font-size: .88rem; font-variant-numeric: tabular-nums; }
-th, td { padding: .3rem .55rem; text-align: right; border-bottom: 1px solid #e6e6e6; vertical-align: top; }
-th.name, td.name { text-align: left; }
-svg { max-width: 100%; height: auto; }
-figcaption { color: #666; font-size: .9rem; }
-""".strip()
-
-
-def page(title: str, blocks: Sequence[Block], figures: Mapping[str, str]) -> str:
-    """One HTML file that asks the network for nothing and runs nothing; `figures` are SVG texts by their names."""
-    body = "\n".join(_html(block, figures) for block in blocks if block)
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{_text(title)} · gradprism</title>\n<style>\n{_STYLE}\n</style></head>\n<body>\n{body}\n</body></html>\n"
-    )
-
-
-def _text(text: str) -> str:
-    return html.escape(printable(text))
-
-
-def _html(block: Block, figures: Mapping[str, str]) -> str:
-    if isinstance(block, Heading):
-        return f"<h{block.level}>{_text(block.text)}</h{block.level}>"
-    if isinstance(block, Figure):
-        svg = figures[block.name]
-        svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
-        return f"<figure>{svg}<figcaption>{_text(block.caption)}</figcaption></figure>"
-    if isinstance(block, str):
-        lines = [_inline(line) for line in block.splitlines() if line]
-        if all(line.startswith("- ") for line in lines):
-            return f"<ul>{''.join(f'<li>{line[2:]}</li>' for line in lines)}</ul>"
-        return f"<p>{'<br>'.join(lines)}</p>"
-
-    def row(tag: str, cells: Sequence[str]) -> str:
-        shown = [
-            f'<{tag} class="name">{_text(cell)}</{tag}>' if i < block.names else f"<{tag}>{_inline(cell)}</{tag}>"
-            for i, cell in enumerate(cells)
-        ]
-        return f"<tr>{''.join(shown)}</tr>"
-
-    rows = "\n".join(row("td", cells) for cells in block.rows)
-    return f"<div><table><thead>{row('th', block.headings)}</thead><tbody>\n{rows}\n</tbody></table></div>"
-
-
-def _inline(text: str) -> str:
-    text = re.sub(r"\*\*(.+?)\*\*", r"<strong>\1</strong>", _text(text))
-    return re.sub(r"`(.+?)`", r"<code>\1</code>", re.sub(r"\*([^*\s][^*]*)\*", r"<em>\1</em>", text))
 
 
 def show(title: str, table: Table, console: Console) -> None:

@@ -10,7 +10,7 @@ from gradprism.experiments.comparison import MAIN_GROUP, Comparison
 from gradprism.experiments.results import shown_results
 from gradprism.experiments.schedule import Status
 from gradprism.reporting.cost_tables import cost_table, ledger_table, saving_lines, training_table, work_table
-from gradprism.reporting.document import Block, Figure, Heading, Table, markdown, page, show
+from gradprism.reporting.document import Block, Figure, Heading, Table, markdown, show
 from gradprism.reporting.figures import FIGURES, draw_figures, drawn_elsewhere
 from gradprism.reporting.numbers import count, duration, mib, percent, points, share, times
 from gradprism.reporting.tables import (
@@ -24,11 +24,11 @@ from gradprism.reporting.tables import (
     success_table,
     sweep_table,
 )
-from gradprism.runtime.errors import ConfigError, DataError, MissingFileError
+from gradprism.runtime.errors import DataError, MissingFileError
 from gradprism.runtime.files import atomic_write
 from gradprism.runtime.progress import printable
 
-TABLES, README, REPORT = "tables.md", "README.md", "report.html"
+TABLES, README = "tables.md", "README.md"
 GROUP_TITLES = {"sweep": "Arms of the sweeps", "refresh": "Routing again while the model changes"}
 
 HOW_TO_READ = (
@@ -262,21 +262,6 @@ def fill_page(folder: Path, path: Path) -> None:
     if filled != text:
         with atomic_write(path) as file:
             file.write(filled)
-
-
-def write_report(folder: Path, path: Path | None = None) -> Path:
-    """Writes all tables and figures of `folder`/results.json as one HTML file (default `folder`/report.html), and returns its path.
-
-    It asks the network for nothing and holds no script. Raises `ConfigError` where `path` is a folder.
-    """
-    path, comparison = path or Path(folder) / REPORT, Comparison(shown_results(folder))
-    if path.is_dir():
-        raise ConfigError(f"{path}: is a folder; --out names the HTML file")
-    figures = draw_figures(comparison)
-    text = page(comparison.results.name, document(comparison, figures), figures)
-    with atomic_write(path, "wb") as file:
-        file.write(text.encode())
-    return path
 
 
 def print_tables(folder: Path, console: Console) -> None:

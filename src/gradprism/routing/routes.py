@@ -140,7 +140,7 @@ class Routes:
             probe = self.sets.probe
         elif not isinstance(probe, Probe):
             probe = Probe.load(probe)
-        if ProbeOrigin.of(probe) != self.routing.probe or len(probe) != len(self.frame):
+        if ProbeOrigin.of(probe.manifest) != self.routing.probe or len(probe) != len(self.frame):
             raise DataError(f"{probe.folder or 'probe'}: is not the probe that was routed; give that one")
         frame = overridden(self.frame, self.routing, as_names(ids), side, reason)
         n = {side: int((frame["route"] == side).sum()) for side in SIDES}
@@ -282,7 +282,7 @@ def route(
         n_none=n["none"],
         n_rl=n["rl"],
         n_undefined_turns=None if turns is None else turns["score"].null_count(),
-        probe=ProbeOrigin.of(probe),
+        probe=ProbeOrigin.of(probe.manifest),
         versions={"gradprism": __version__, "numpy": np.__version__, "polars": pl.__version__},
     )
     return Routes(frame, routing, _sets(probe, frame), tasks.drop("task"))

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from gradprism.concentration import BUILTIN
-from gradprism.probing.result import Probe
+from gradprism.probing.manifest import ProbeManifest
 from gradprism.runtime.errors import ConfigError, DataError, one_line
 from gradprism.runtime.files import read_json
 
@@ -47,9 +47,9 @@ class ProbeOrigin(Value):
     dtype: str = ""
 
     @classmethod
-    def of(cls, probe: Probe) -> Self:
-        """That of a probe."""
-        return cls(**{name: getattr(probe.manifest, name) for name in cls.model_fields})
+    def of(cls, manifest: ProbeManifest) -> Self:
+        """That of a probe by its manifest."""
+        return cls(**{name: getattr(manifest, name) for name in cls.model_fields})
 
 
 class Routing(Value):

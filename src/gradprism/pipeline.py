@@ -7,7 +7,8 @@ from gradprism.environments.pool import default_workers
 from gradprism.experiments.config import ExperimentConfig, load_config
 from gradprism.experiments.experiment import Job, run_job
 from gradprism.experiments.results import Results, has_results
-from gradprism.reporting.pages import write_report, write_tables
+from gradprism.reporting.pages import write_tables
+from gradprism.studio.api import write_report
 
 
 def run(config: ExperimentConfig | Path | str, *, fresh: bool = False) -> Results:
@@ -19,7 +20,7 @@ def run(config: ExperimentConfig | Path | str, *, fresh: bool = False) -> Result
     """
     config = config if isinstance(config, ExperimentConfig) else load_config(config)
     results = run_job(Job(config, config.folder, replace=True, fresh=fresh))
-    write_report(config.folder)
+    write_report(config.folder, models=config.model.path)
     return results
 
 
