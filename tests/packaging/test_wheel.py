@@ -8,6 +8,8 @@ import zipfile
 
 import pytest
 
+from gradprism.studio.static_files import STATIC
+
 PIP = [sys.executable, "-m", "pip", "--disable-pip-version-check", "-q"]
 SMALLER = {
     "sft.epochs": "1",
@@ -52,7 +54,7 @@ def test_the_wheel_is_small_and_holds_what_it_promises(wheel):
     names = zipfile.ZipFile(wheel).namelist()
     for name in ("quickstart.toml", "alfworld-tiny/model.safetensors", "alfworld-quickstart.jsonl", "templates/own_environment.py"):
         assert f"gradprism/data/{name}" in names
-    assert "gradprism/py.typed" in names
+    assert {"gradprism/py.typed", *(f"gradprism/studio/static/{name}" for name in STATIC)} <= set(names)
     assert not [name for name in names if name.startswith("tests/") or "__pycache__" in name]
 
 
