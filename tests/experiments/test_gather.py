@@ -46,19 +46,23 @@ FOUND = {
         "tasks": {"test": [{"id": "a"}, {"id": "b"}]},
     },
 }
+OVERRIDES = ["evaluation.splits={test=2}", "rl.evaluate_tasks=2", "rl.rounds=16", "rl.evaluate_every=4", "evaluations=[]"]
 
 
 @pytest.fixture
 def experiment(tmp_path):
     """Plan and run folder, and a function that leaves an arm's stages as done on a machine in a fresh run folder."""
-    overrides = [f"out={json.dumps(str(tmp_path / 'run'))}", "evaluation.splits={test=2}", "rl.evaluate_tasks=2"]
-    config = load_config(Path("configs/webshop-mini.toml"), overrides)
-    planned, store = Plan(config), Store(tmp_path / "run")
+    config = load_config(Path("configs/webshop-mini.toml"), [*OVERRIDES, f"out={json.dumps(str(tmp_path / 'run'))}"])
+    plan_of_all, store = Plan(config), Store(tmp_path / "run")
 
-    def make(cpu, *arms):
+    def make(cpu, *arms, planned=plan_of_all, split="test"):
         shutil.rmtree(tmp_path / "run", ignore_errors=True)
-        wanted = [run.evaluation for run in planned.runs if run.arm.name in arms and run.seed == 0]
+        runs = [run for run in planned.runs if run.arm.name in arms and run.seed == 0]
+        wanted = [stage for run in runs for stage in (run.evaluation, run.watched) if stage]
         for stage in with_needs(wanted).values():
+            found = dict(FOUND[stage.kind])
+            if stage in [run.watched for run in runs]:
+                found |= {key: {split: found[key]["test"]} for key in ("success", "score", "ends", "tasks")}
             record = {
                 "kind": stage.kind,
                 "key": stage.key,
@@ -70,12 +74,12 @@ def experiment(tmp_path):
                 "machine": {"cpu": cpu},
                 "cost": {"wall_seconds": 10.0, "cpu_seconds": 9.0, "tokens_forward": 10, "tokens_backward": 5},
                 "evaluation_seconds": 2.0 if stage.kind == "rl" else 0.0,
-                "found": FOUND[stage.kind],
+                "found": found,
             }
             store.path(stage).mkdir(parents=True)
             (store.path(stage) / "stage.json").write_text(json.dumps(record))
 
-    return planned, store, make
+    return plan_of_all, store, make
 
 
 def test_an_extension_on_another_machine_leaves_what_was_measured_as_it_was(experiment):
@@ -125,6 +129,71 @@ def test_a_run_tells_what_it_was_trained_on_and_how_its_success_grew(experiment)
     trained = "sft sft/0, sft gini/0, sft gini-refreshed/0"
     assert found.remarks == ["a goal is out of reach", f"{trained}: 9 tokens are cut"]
     assert found.audits == {}, "not all of its probes are done"
+
+
+def test_what_sft_was_trained_on_is_everything_where_rl_alone_is_routed(experiment):
+    planned, store, make = experiment
+    make("A", "all-then-gini")
+    [run] = [run for arm in gather(planned, store).arms for run in arm.runs]
+    assert (run.n_sft, run.n_rl, run.n_none) == (2, 120, None)
+
+
+def of_sampled(planned, store, attempts="0111"):
+    """Leaves the sampled evaluation of Gini's first seed as done: two tasks, two attempts each."""
+    [stage] = [run.further["twice"] for run in planned.runs if run.arm.name == "gini" and run.seed == 0]
+    found = {**FOUND["evaluate"], "success": {"test": attempts}, "score": {"test": [0, 1, 0.5, 1]}}
+    found["tasks"] = {"test": [{"id": i} for i in "aabb"]}
+    record = {"kind": "evaluate", "key": stage.key, "causes": {}, "version": "0", "code": "0", "started": "", "headline": ""}
+    record |= {"machine": {"cpu": "A"}, "cost": {"wall_seconds": 7.0}, "evaluation_seconds": 0.0, "found": found}
+    store.path(stage).mkdir(parents=True)
+    (store.path(stage) / "stage.json").write_text(json.dumps(record))
+    return stage.name
+
+
+def test_a_further_evaluation_is_added_to_its_run_and_kept_with_it(experiment, tmp_path):
+    planned, store, make = experiment
+    further = 'evaluations=[{name="twice", temperature=1, attempts=2, arms=["gini"]}]'
+    config = load_config(Path("configs/webshop-mini.toml"), [*OVERRIDES, f"out={json.dumps(str(store.folder))}", further])
+    planned = Plan(config)
+    make("A", "gini")
+    first = gather(planned, store)
+    [run] = [run for arm in first.arms for run in arm.runs]
+    assert run.sampled == {} and [s.name for s in first.evaluations] == ["twice"]
+    name = of_sampled(planned, store)
+    both = gather(planned, store)
+    [run] = [run for arm in both.arms for run in arm.runs]
+    assert run.sampled["twice"].success == {"test": "0111"} and run.sampled["twice"].score == {"test": [0.5, 0.75]}
+    assert both.stages[name].wall_seconds == 7 and run.evaluation in both.stages
+    assert check_results(both.model_dump(mode="json")) == both
+    # Extended elsewhere, what is known is not made again, and stays.
+    shutil.rmtree(store.folder)
+    assert gather(planned, store, both).arms == both.arms and gather(planned, store, both).stages == both.stages
+    # What is added to a run of earlier results stands beside it.
+    of_sampled(planned, store, "1111")
+    [again] = [run for arm in gather(planned, store, first).arms for run in arm.runs]
+    assert again.sampled["twice"].success == {"test": "1111"} and again.success == run.success
+
+
+def test_a_curve_on_another_split_ends_with_what_was_kept(experiment):
+    _, store, make = experiment
+    for keep, ends in (
+        (False, [("rl", 0.0, 0.1), ("rl", 0.5, 0.6), ("rl", 1.0, 0.7)]),
+        (True, [("rl", 1.0, 0.7), ("kept", 1.0, 0.5)]),
+    ):
+        overrides = [
+            *OVERRIDES,
+            f"out={json.dumps(str(store.folder))}",
+            "rl.evaluate_split=eval",
+            f"rl.keep_best={str(keep).lower()}",
+        ]
+        planned = Plan(load_config(Path("configs/webshop-mini.toml"), overrides))
+        make("A", "grpo", "sft", planned=planned, split="eval")
+        found = gather(planned, store)
+        runs = {arm.name: arm.runs[0] for arm in found.arms if arm.runs}
+        points = [(p.stage, p.fraction, p.success) for p in runs["grpo"].curve]
+        assert points[-len(ends) :] == ends and found.curve_split == "eval"
+        assert [(p.stage, p.success) for p in runs["sft"].curve] == [("sft", 0.5)]
+        assert (runs["grpo"].watched is not None) == keep and runs["sft"].watched in found.stages
 
 
 def test_the_settings_of_a_run_that_another_command_is_at_are_left_as_they_are(experiment, monkeypatch):

@@ -10,10 +10,12 @@ import pytest
 
 from gradprism.environments.webshop.generated import generate_catalogue
 from gradprism.experiments import data_work, model_work
-from gradprism.experiments.config import RouteConfig, load_config
+from gradprism.experiments.arms import RouteConfig
+from gradprism.experiments.config import load_config
 from gradprism.experiments.plan import Plan
 from gradprism.experiments.stage import Store, with_needs
-from gradprism.experiments.stages import Base, Collect, Files, Probe, Refresh, Rl, Route, Sft, World
+from gradprism.experiments.stages import Base, Collect, Files, PassRatesOf, Probe, Refresh, Rl, Route, Sft, World
+from gradprism.routing.routes import Routes
 from gradprism.runtime.errors import ConfigError
 from gradprism.runtime.files import write_json
 from gradprism.trajectories.chat_options import ChatOptions
@@ -50,6 +52,8 @@ def test_every_arm_of_the_issue_is_there(file):
     assert there >= {"inverse-gini", "inverse-cv", "inverse-kurtosis", "magnitude", "loss", "length", "uncertainty"}
     assert there >= {f"{metric}-{share}" for metric in ("gini", "cv") for share in (10, 30, 70, 90)}
     assert there >= {"gini-refreshed", "gini-soft"}
+    assert there >= {"pass-rate-band", "pass-rate-band-reversed", "gini-within-length", "gini-within-type", "gini-per-median"}
+    assert there >= {"all-then-random", "all-then-gini", "all-then-gini-after", "random-full-rounds", "gini-full-rounds"}
     assert all(len(config.seeds_of(arm)) >= 3 for arm in config.arms if arm.name != "base" and arm.group != "sweep")
     assert all(config.seeds_of(arm) == config.seeds for arm in config.arms if arm.group == "table1" and arm.name != "base")
     assert config.evaluation.seed == 0, "evaluations of all arms draw alike"
@@ -60,9 +64,12 @@ def test_what_arms_have_in_common_runs_once():
     count = Counter(stage.kind for stage in all_stages(planned).values())
     assert planned.audit is not None
     assert (count["collect"], count["audit"]) == (1, 1)
-    assert count["probe"] == 1 + len(planned.audit.others), "one for all metrics, and those that the audit compares"
+    after = len(runs_of(planned, "all-then-gini-after"))
+    others = len(planned.audit.others) - 1  # the audit compares with the first seed's probe after SFT, which that arm reads too
+    assert count["probe"] == 1 + others + after, "one for all metrics, those that the audit compares, and those of SFT checkpoints"
     assert planned.audit.labels == ("dtype bfloat16", "cut to 256 tokens", "after sft")
-    assert count["evaluate"] == len(planned.runs)
+    table1 = [run for run in planned.runs if run.arm.group == "table1"]
+    assert count["evaluate"] == len(planned.runs) + 2 * len(table1), "greedy ones, and two further ones of Table 1"
     # Both seeds of Gini are trained on one route; both of the random split have their own.
     assert len({run.route.name for run in runs_of(planned, "gini")}) == 1
     assert len({run.route.name for run in runs_of(planned, "random")}) == 2
@@ -102,7 +109,9 @@ def test_earlier_groups_and_seeds_come_first():
     planned = plan(MINI[0], "seeds=[0, 1]")
     order = list(all_stages(planned))
     last = {run.arm.group: order.index(run.evaluation.name) for run in planned.runs}
-    assert list(last) == ["table1", "controls", "sweep", "refresh"] and sorted(last.values()) == list(last.values())
+    assert list(last) == ["table1", "controls", "order", "rounds", "sweep", "refresh"] and sorted(last.values()) == list(
+        last.values()
+    )
     table1 = [order.index(run.evaluation.name) for run in planned.runs if run.arm.group == "table1"]
     seeds = [run.seed for run in planned.runs if run.arm.group == "table1"]
     assert seeds == sorted(seeds) and table1 == sorted(table1)
@@ -142,12 +151,12 @@ def test_an_arm_whose_share_is_not_known_yet_plays_in_proportion(tmp_path, monke
     assert rounds("grpo", 0, 0) == 30
 
 
-def test_a_threshold_that_leaves_a_side_empty_is_said_before_training_is_paid_for(tmp_path):
+def test_a_threshold_that_leaves_a_side_empty_is_said(tmp_path):
     config = load_config(MINI[0])
     probe = Probe(Base.of(config.model, 1), Files((), None, ()), None)
     make_probe(Store(tmp_path).path(probe) / data_work.PROBE)
-    with pytest.raises(ConfigError, match="nothing scores above 1e\\+09, so RL would have no task"):
-        data_work.route_corpus(Route(probe, RouteConfig(policy="length", threshold=1e9), 0), tmp_path / "out", Store(tmp_path))
+    made = data_work.route_corpus(Route(probe, RouteConfig(policy="length", threshold=1e9), 0), tmp_path / "out", Store(tmp_path))
+    assert made.found.n_rl == 0 and "nothing to play RL leaves its model as it is" in made.headline
     made = data_work.route_corpus(Route(probe, RouteConfig(policy="length", threshold=0.0), 0), tmp_path / "out", Store(tmp_path))
     assert made.found.n_sft == 0 and "nothing to imitate SFT leaves its model as it is" in made.headline
 
@@ -160,6 +169,90 @@ def test_a_threshold_needs_the_corpus_for_its_share():
     assert hpt.stages[0].name == pass_rate.stages[0].name, "the base is asked once"
 
 
+def test_a_band_tells_what_went_to_neither(tmp_path):
+    config = load_config(MINI[0])
+    probe = Probe(Base.of(config.model, 1), Files((), None, ()), None)
+    make_probe(Store(tmp_path).path(probe) / data_work.PROBE)
+    wanted = RouteConfig(policy="length", cuts=(8.0, 16.0), sides=("sft", "rl", "none"))
+    made = data_work.route_corpus(Route(probe, wanted, 0), tmp_path / "out", Store(tmp_path)).found
+    lengths = Routes.load(tmp_path / "out" / data_work.ROUTE).frame["n_response_tokens"].to_list()
+    n = [
+        sum(length <= 8 for length in lengths),
+        sum(8 < length <= 16 for length in lengths),
+        sum(length > 16 for length in lengths),
+    ]
+    assert [made.n_sft, made.n_rl, made.n_none] == n and all(n)
+    assert [sum(side) for side in (made.scores.sft, made.scores.rl, made.scores.none)] == n
+    assert made.scores.cuts == [8, 16] and all(sum(counts) > 0 for counts in made.scores.task_types.values())
+
+
+def test_rl_on_a_part_after_sft_on_everything_is_scored_before_or_after_it():
+    planned = plan(MINI[0], "seeds=[0, 1]")
+    [sft, _], [before, _], after = (runs_of(planned, name) for name in ("sft", "all-then-gini", "all-then-gini-after"))
+    [gini, _] = runs_of(planned, "gini")
+    assert kinds(before) == ["probe", "route", "sft", "rl"] and before.route == gini.route
+    assert names(before)[2] == names(sft)[-1], "SFT on everything, once"
+    for run, trained in zip(after, runs_of(planned, "sft"), strict=True):
+        assert kinds(run) == ["sft", "probe", "route", "rl"] and names(run)[0] == names(trained)[-1]
+        assert run.route.probe.model == run.stages[0] == run.stages[-1].model
+        assert planned.labels[run.route.probe.name] != "probe the base"
+    assert after[0].route != after[1].route
+    assert planned.audit.others[-1] == after[0].route.probe, "which the audit has anyhow"
+
+
+def test_pass_rates_after_sft_are_the_checkpoints():
+    route = "{name='after', sft='all', scored='after_sft', route={policy='pass_rate'}}"
+    planned = plan(
+        MINI[0], "seeds=[0]", f"arms=[{{name='base', sft='none', rl='none'}}, {{name='sft', rl='none', sft='all'}}, {route}]", *BARE
+    )
+    [run] = runs_of(planned, "after")
+    assert kinds(run) == ["sft", "pass-rates", "route", "rl"]
+    assert isinstance(run.route.pass_rates, PassRatesOf) and run.route.pass_rates.model == run.stages[0]
+    assert run.route.probe == planned.probe and planned.audit.pass_rates is None
+
+
+BARE = ["reference_arms=['base']", "claims=[]", "sweeps=[]", "evaluations=[]"]
+BARE += ["sft_then_rl_arm='sft'", "full_rl_arm='sft'"]
+
+
+def test_equal_rounds_are_all_of_them():
+    planned = plan(MINI[0], "rl.rounds=30", "seeds=[0]")
+    full, half = rl_of(planned, "gini-full-rounds"), rl_of(planned, "gini")
+    assert (full.config.rounds, half.config.rounds) == (30, 15) and full.tasks == half.tasks
+
+
+def test_curves_on_the_dev_split_end_with_an_evaluation_of_their_own():
+    overrides = ["seeds=[0]", "rl.rounds=30", "rl.evaluate_every=5"]
+    on_main = plan(MINI[0], *overrides)
+    planned = plan(MINI[0], *overrides, "rl.evaluate_split=''")
+    assert (on_main.curve_split, planned.curve_split) == ("unseen", "dev") and not any(run.watched for run in on_main.runs)
+    watched = {run.arm.name: run.watched for run in planned.runs}
+    assert watched["grpo"] is None and watched["gini"] is None, "RL ends with an evaluation of its own"
+    assert watched["sft"].config.splits == {"dev": 96} and watched["sft"].model == runs_of(planned, "sft")[0].evaluation.model
+    assert watched["gini-10"] and watched["pass-rate-hpt"], "three rounds, and as many as are known later"
+    assert all(run.watched for run in plan(MINI[0], *overrides, "rl.evaluate_split=dev", "rl.keep_best=true").runs)
+    same = {run.evaluation.name for run in on_main.runs if run.arm.rl == "none"}
+    assert same == {run.evaluation.name for run in planned.runs if run.arm.rl == "none"}
+
+
+def test_further_evaluations_wait_for_all_else_and_change_nothing(tmp_path):
+    without, planned = plan(MINI[0], "seeds=[0]", "evaluations=[]"), plan(MINI[0], "seeds=[0]")
+    assert [run.evaluation.name for run in planned.runs] == [run.evaluation.name for run in without.runs]
+    order, further = list(all_stages(planned)), [stage for run in planned.runs for stage in run.further.values()]
+    assert len(further) == 2 * len([run for run in planned.runs if run.arm.group == "table1"])
+    assert {order.index(stage.name) for stage in further} == set(range(len(order) - len(further), len(order)))
+    [at_8] = [run.further["pass-at-8"] for run in runs_of(planned, "gini")]
+    assert (at_8.config.attempts, at_8.config.temperature, at_8.config.splits) == (8, 1.0, {"unseen": 100})
+    [some] = [
+        run.further for run in runs_of(plan(MINI[0], "seeds=[0]", "evaluations=[{name='x', temperature=1, arms=['sft']}]"), "sft")
+    ]
+    assert some["x"].config.splits == planned.evaluation.splits
+    [few] = [run.further for run in runs_of(plan(MINI[0], "seeds=[0]", "evaluation.splits={unseen=96}"), "sft")]
+    assert few["pass-at-8"].config.splits == {"unseen": 96}, "no more than there are"
+    two = plan(MINI[0], "evaluations=[{name='x', temperature=1, arms=['sft'], max_seeds=1}]")
+    assert [bool(run.further) for run in runs_of(two, "sft")] == [True, False, False]
+
+
 def test_a_changed_setting_changes_only_what_depends_on_it():
     before, after = (all_stages(plan(MINI[0], "seeds=[0]", *more)) for more in ([], ["rl.learning_rate=0.001"]))
     same = before.keys() & after.keys()
@@ -167,6 +260,16 @@ def test_a_changed_setting_changes_only_what_depends_on_it():
         *("collect", "probe", "route", "sft", "pass-rates", "refresh", "evaluate", "audit")
     }
     assert {before[name].kind for name in before.keys() - same} == {"rl", "evaluate"}
+
+
+def test_settings_that_came_later_leave_the_keys_of_results_as_they_were():
+    """Of a route, what its stage depends on is what it was before there were cuts and strata."""
+    probe = plan(MINI[0]).probe
+    of, as_before = Route(probe, RouteConfig(metric="cv", rl_share=0.3), 0), {"metric": "cv", "policy": "concentration"}
+    as_before |= {"normalise": "none", "rl_share": 0.3, "threshold": None}
+    assert of.causes["config"] == as_before
+    within = Route(probe, RouteConfig(metric="cv", rl_share=0.3, within=("length",)), 0)
+    assert within.causes["config"] == {**as_before, "within": ["length"]}
 
 
 def test_nothing_that_changes_no_result_changes_a_key():
@@ -210,9 +313,20 @@ def _contents(path):
         (["seeds=[4294967296]"], r"seeds\.0: .*less than 4294967296"),
         (["seeds=[0, 1, 0]"], r"seeds: 0, 1, 0 has one twice"),
         (["arms=[{name='a', route={rl_share=0.3, threshold=1}}]"], r"arms\.0\.route: .*either rl_share or threshold"),
+        (["arms=[{name='a', route={cuts=[0.7, 0.1], sides=['sft', 'rl', 'sft']}}]"], r"arms\.0\.route: .*ascending"),
+        (["arms=[{name='a', route={cuts=[0.1], sides=['sft', 'rl'], threshold=1}}]"], r"arms\.0\.route: .*either cuts"),
+        (["arms=[{name='a', route={cuts=[0.1]}}]"], r"arms\.0\.route: .*sides: 0 given"),
+        (["arms=[{name='a', route={within=['length']}, refresh={after_sft=true}}]"], r"arm a: a refresh cuts what is left"),
+        (["arms=[{name='a', scored='after_sft'}]"], r"arm a: scored after_sft needs sft = all and rl = routed"),
+        (["evaluations=[{name='x', temperature=0}]"], r"evaluations\.0\.temperature: .*greater than 0"),
+        (["evaluations=[{name='x', temperature=1, arms=['nobody']}]"], r"no arm is called nobody"),
+        (["evaluations=[{name='x', temperature=1, groups=['mine']}]"], r"evaluations x: no arm is in group mine"),
+        (["evaluations=[{name='x', temperature=1, splits={dev=3}}]"], r"evaluations x: evaluation.splits has no dev"),
+        (["rl.evaluate_split=hidden"], r"rl\.evaluate_split: environment 'alfworld' has no split 'hidden'"),
+        (["rl.evaluate_tasks=301"], r"rl\.evaluate_tasks: 'unseen', the evaluation's first split, has 300 tasks"),
         (["audit.context_lengths=[4]"], r"audit\.context_lengths\.0: .*greater than or equal to 8"),
         (['corpus.files=["a.jsonl"]'], r"corpus: .*either files or collect"),
-        (["evaluation.splits={hidden=3}", "rl.evaluate_split=hidden", "rl.evaluate_tasks=3"], r"split 'hidden'"),
+        (["evaluation.splits={hidden=3}", "evaluations=[]"], r"evaluation.splits: environment 'alfworld' has no split 'hidden'"),
     ],
 )
 def test_mistakes_are_said_before_anything_runs(overrides, message):

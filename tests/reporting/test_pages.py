@@ -179,6 +179,10 @@ def test_routes_by_task_type_are_shares(results: dict[str, Any]) -> None:
 
     rows = [row[2:] for row in cells(routes_table(comparison(results)))[2:]]
     assert rows == [["Pick", "0", "1", "100.0 %"], ["Pick2", "1", "1", "50.0 %"], ["open", "1", "0", "0.0 %"]]
+    [routing] = results["routes"].values()
+    routing["none"], routing["task_types"]["pick_and_place_simple"] = [0, 2], [0, 1, 3]
+    headings, _, first, *_ = cells(routes_table(comparison(results)))
+    assert headings[-2:] == ["neither", "share to RL"] and first[2:] == ["Pick", "0", "1", "3", "25.0 %"]
 
 
 def test_any_optional_part_may_be_missing(results: dict[str, Any]) -> None:

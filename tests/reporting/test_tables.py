@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from scipy import stats
 
 from gradprism.experiments.comparison import Comparison
 from gradprism.experiments.results import read_results
 from gradprism.experiments.statistics import Interval, holm
-from gradprism.reporting import figures, numbers, pages, tables
+from gradprism.reporting import checks, figures, numbers, pages, tables
 from gradprism.reporting.document import markdown
 from gradprism.runtime.errors import DataError, MissingFileError
 from helpers.experiments import cells, comparison, row_of, synthetic
@@ -113,12 +114,55 @@ def test_claims_are_judged_by_the_p_of_any_trainings(whole: Comparison) -> None:
     unmeasured = row_of(tables.claims_table(whole), "Gini beats CV")
     assert (unmeasured["verdict"], unmeasured["p, any trainings"], unmeasured["seeds"]) == ("not measured yet", "–", "0")
     above, below = Interval(0.1, 0.01, 0.2, 0.05, 2), Interval(-0.1, -0.2, -0.01, 0.05, 2)
-    assert tables.verdict(above, 0.06) == "suggested: holds", "clear by itself, not among so many"
-    assert tables.verdict(below, 0.06) == "suggested: does not hold"
-    assert tables.verdict(Interval(0.1, -0.01, 0.2, 0.05, 2), 0.04) == "cannot be told apart"
-    assert tables.verdict(above, 0.04) == "**holds**"
-    assert tables.verdict(below, 0.04) == "**does not hold**"
-    assert tables.verdict(above, None) == "one seed: not decided"
+    assert tables.verdict(above, 0.06, 0.178) == "cannot be told (17.8 points detectable)", "clear by itself, not among so many"
+    assert tables.verdict(below, 0.06, 0.178) == "cannot be told (17.8 points detectable)"
+    assert tables.verdict(below, 0.06, 1.2) == "cannot be told (nothing detectable)"
+    assert tables.verdict(above, 0.04, 0.178) == "**holds**"
+    assert tables.verdict(below, 0.04, 0.178) == "**does not hold**"
+    assert tables.verdict(above, None, None) == "cannot be told (one seed)"
+
+
+def test_what_a_claim_could_have_detected_is_by_its_own_spread(whole: Comparison) -> None:
+    found = whole.difference("gini", "random")
+    assert found is not None
+    degrees = min(found.degrees, 2)
+    expected = (stats.t.ppf(1 - 0.05 / 4 / 2, degrees) + stats.t.ppf(0.8, degrees)) * found.standard_error
+    assert whole.detectable_between("gini", "random", 4) == pytest.approx(expected)
+    assert comparison(synthetic(seeds=1)).detectable_between("gini", "random", 4) is None
+
+
+def sampled(attempts: int = 4, n: int = 20) -> dict[str, Any]:
+    """With the arm of Gini sampled, of which task t is won in t of so many attempts, more or less by the seed."""
+    results = synthetic()
+    results["evaluations"] = [{"name": "hot", "temperature": 1.0, "attempts": attempts, "splits": {"unseen": n}}]
+    for run in results["arms"][5]["runs"]:
+        won = [[k < (task + run["seed"]) % (attempts + 1) for k in range(attempts)] for task in range(n)]
+        stage = f"evaluate-hot-{run['seed']}"
+        results["stages"][stage] = {"kind": "evaluate"}
+        success = {"unseen": "".join("01"[k] for task in won for k in task)}
+        run["sampled"] = {"hot": {"stage": stage, "success": success, "score": {"unseen": [sum(task) / attempts for task in won]}}}
+    return results
+
+
+def test_sampled_answers_stand_beside_greedy_ones_on_the_same_tasks() -> None:
+    results = sampled()
+    experiment = comparison(results)
+    headings, _, *rows = cells(tables.sampled_table(experiment))
+    assert headings == ["arm", "seeds", "greedy (20)", "at 1", "at 1 less greedy (points)", "pass@4 at 1"]
+    [row] = rows
+    runs = results["arms"][5]["runs"]
+    greedy = [int(run["success"]["unseen"][t]) for run in runs for t in range(20)]
+    hot = [run["sampled"]["hot"]["success"]["unseen"][4 * t : 4 * t + 4] for run in runs for t in range(20)]
+    share = [each.count("1") / 4 for each in hot]
+    assert row[0] == "PRISM, Gini 50:50"
+    assert row[2].startswith(f"{100 * sum(greedy) / 60:.1f} [") and row[3].startswith(f"{100 * sum(share) / 60:.1f} [")
+    assert row[5].startswith(f"{100 * sum('1' in each for each in hot) / 60:.1f} [")
+    assert row[4].startswith(numbers.fixed(100 * (sum(share) - sum(greedy)) / 60).replace("−", "−"))
+    assert tables.sampled_table(experiment, "seen") is None and tables.sampled_table(comparison()) is None
+    assert "## Greedy against sampled" in markdown(pages.document(experiment))
+    results["arms"][5]["runs"][0]["sampled"]["hot"]["success"]["unseen"] += "1"
+    with pytest.raises(DataError, match="arm 'gini', seed 0: hot of 'unseen' has 81 results and 20 scores of 20 tasks"):
+        comparison(results)
 
 
 def test_pairs_are_of_the_seeds_that_both_have_and_the_base_is_everyones() -> None:
@@ -133,28 +177,6 @@ def test_pairs_are_of_the_seeds_that_both_have_and_the_base_is_everyones() -> No
     assert len(a) == len(b) == 2 and (b == experiment.values("base", "unseen")[0]).all()
     arms["gini"]["runs"][0]["seed"], arms["gini"]["runs"][1]["seed"] = 7, 8
     assert comparison(results).difference("gini", "random") is None
-
-
-@pytest.mark.parametrize(
-    ("regime", "expected"),
-    [
-        ({}, [True, True, True]),
-        ({"base_low": 0.5, "base_high": 0.6}, [False, True, True]),
-        ({"ceiling": 0.3}, [True, True, False]),
-    ],
-)
-def test_regime_says_pass_or_fail(regime: dict[str, float], expected: list[bool]) -> None:
-    experiment = comparison({**synthetic(), "regime": regime})
-    assert [met for met, _ in tables.regime(experiment)] == expected
-    text = tables.regime_text(experiment)
-    assert (text.count(": pass."), text.count(": **fail**.")) == (expected.count(True), expected.count(False))
-
-
-def test_one_seed_decides_nothing() -> None:
-    experiment = comparison(synthetic(seeds=1))
-    assert "above the base: +" in (text := tables.regime_text(experiment))
-    assert "points: not known." in text and "by itself: –; as one of the 4 claims, corrected: –." in text
-    assert row_of(tables.claims_table(experiment), "Gini beats a random split")["verdict"] == "one seed: not decided"
 
 
 def test_what_was_drawn_by_chance_is_said() -> None:
@@ -206,7 +228,7 @@ def test_an_unfinished_experiment_shows_what_is_there() -> None:
     text = markdown(pages.document(experiment))
     assert "**Unfinished**, seeds done: PRISM, Gini 50:50 (2 of 3)." in text
     assert row_of(tables.success_table(experiment, ["gini"], "seen"), "PRISM, Gini 50:50")["seeds"] == "1"
-    assert "SFT on all is clearly above the base: –: not known." in text
+    assert "RL on everything is at least as good as SFT on everything: – to sft: not known." in text
     assert tables.main_table(experiment)
     assert markdown(pages.document(comparison({**results, "arms": []})))
 
@@ -225,13 +247,14 @@ def block(name: str) -> str:
 def test_blocks_are_replaced_in_their_places(whole: Comparison) -> None:
     text = f"a {block('detectable')} b\n{block('main')} c\n"
     filled = pages.fill_blocks(text, whole, "R.md")
-    assert filled.startswith(f"a <!-- gradprism: detectable -->{tables.detectable_text(whole)}<!-- /gradprism --> b\n")
+    assert filled.startswith(f"a <!-- gradprism: detectable -->{checks.detectable_text(whole)}<!-- /gradprism --> b\n")
     table = markdown([tables.main_table(whole)]).strip()
     assert filled.endswith(f"<!-- gradprism: main -->\n\n{table}\n\n<!-- /gradprism --> c\n"), "Markdown wants blank lines"
     assert pages.fill_blocks(filled, whole, "R.md") == filled
 
 
-def test_inline_numbers_are_those_of_the_tables(whole: Comparison) -> None:
+def test_inline_numbers_are_those_of_the_tables() -> None:
+    whole = comparison(sampled())
     names = [
         "success gini",
         "success gini seen",
@@ -240,6 +263,8 @@ def test_inline_numbers_are_those_of_the_tables(whole: Comparison) -> None:
         "speedup-flops gini",
         "detectable",
         "score gini",
+        "sampled-success gini hot",
+        "pass-at-k gini hot",
     ]
     filled = pages.fill_blocks("\n".join(f"x {block(name)}" for name in names), whole, "README.md")
     shown = re.findall("-->(.*?)<!--", filled)
@@ -251,6 +276,10 @@ def test_inline_numbers_are_those_of_the_tables(whole: Comparison) -> None:
     assert shown[4] == "1.83×"
     assert re.fullmatch(r"\d+\.\d points", shown[5])
     assert shown[6] == numbers.percent(whole.mean("gini", what="score"))
+    assert shown[7] == numbers.percent(whole.sampled_mean("gini", "hot"), " %")
+    assert shown[8] == numbers.percent(whole.sampled_mean("gini", "hot", any_attempt=True), " %")
+    with pytest.raises(DataError, match=r"block 'pass-at-k gini cold': no 'cold' in results\.json; it has hot"):
+        pages.fill_blocks(block("pass-at-k gini cold"), whole, "README.md")
 
 
 def test_a_prefix_leaves_other_experiments_alone(whole: Comparison) -> None:

@@ -18,7 +18,7 @@ from gradprism.routing.agreement import (
     threshold_standard_error,
 )
 from gradprism.routing.audit import Audit, Cost, audit_split, drawn_by_chance
-from gradprism.routing.split import Routing, choose_threshold, median_threshold, quantile_threshold, split_table
+from gradprism.routing.split import Cut, Routing, choose_threshold, median_threshold, quantile_threshold, split_table
 from helpers.probes import measures_table
 
 # Few distinct values make ties common.
@@ -125,7 +125,7 @@ def test_correlation_ratio_by_hand():
 def audited(score, policy="concentration", cut=None, task_types=None, rl_share=0.5, **columns):
     score = np.asarray(score, dtype=float)
     threshold = choose_threshold(score, rl_share, cut)
-    table = split_table(measures_table(len(score), **columns), score, threshold)
+    table = split_table(measures_table(len(score), **columns), score, Cut((threshold,)))
     n_rl = int((score > threshold).sum())
     routing = Routing(
         policy=policy,

@@ -87,7 +87,7 @@ def test_a_size_that_is_not_known_is_refused(route, tmp_path):
     make_probe(tmp_path / "probe", manifest={"weight_norms": [*range(1, N), None], "n_parameters": None})
     assert_refused(route("--normalise", "per_weight_norm"), "layers.1.6", "could not be read")
     assert_refused(route("--normalise", "per_parameter"), "layers.0.0 has no size to divide by", "probe again")
-    assert_refused(route("--normalise", "by_size"), "choose one of none, per_parameter, per_weight_norm")
+    assert_refused(route("--normalise", "by_size"), "choose one of none, per_parameter, per_weight_norm, per_corpus_median")
 
 
 def test_the_corpus_s_texts_are_passed_on_as_they_are(route, tmp_path):

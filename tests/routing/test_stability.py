@@ -54,10 +54,14 @@ def test_agreement_between_normalisations_and_layers(audit, tmp_path, normalise)
     norms = make_probe(tmp_path / "probe")
     result = audited(audit, "--normalise", normalise)["agreement"]
     sizes = np.arange(1, N + 1)  # √ of the numbers of parameters, and the weights' norms
+    by_median = gini(norms / np.median(norms, axis=0))
     assert result["normalisations"] == {
         "none – per_parameter": agreement(gini(norms), gini(norms / sizes)),
         "none – per_weight_norm": agreement(gini(norms), gini(norms / sizes)),
+        "none – per_corpus_median": agreement(gini(norms), by_median),
         "per_parameter – per_weight_norm": {"spearman": pytest.approx(1), "same_side": 1, "jaccard": 1},
+        "per_parameter – per_corpus_median": agreement(gini(norms / sizes), by_median),
+        "per_weight_norm – per_corpus_median": agreement(gini(norms / sizes), by_median),
     }
     used = norms if normalise == "none" else norms / sizes
     first, second, whole = gini(used[:, :7]), gini(used[:, 7:]), gini(used)
@@ -88,7 +92,8 @@ def test_what_cannot_be_compared_is_noted(audit, tmp_path):
 
     make_probe(tmp_path / "probe", change=no_gradient_in_the_first_layer, manifest={"n_parameters": None})
     result = audited(audit)
-    assert list(result["agreement"]["normalisations"]) == ["none – per_weight_norm"]
+    left = ["none – per_weight_norm", "none – per_corpus_median", "per_weight_norm – per_corpus_median"]
+    assert list(result["agreement"]["normalisations"]) == left
     assert list(result["agreement"]["layers"]) == ["second half – all layers"]
     assert "layers.0.0 has no size to divide by" in result["notes"][0]
     assert (

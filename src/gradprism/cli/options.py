@@ -153,7 +153,7 @@ Policy = Annotated[
         "length, uncertainty, pass_rate (with --pass-rates), or a registered policy."
     ),
 ]
-Normalise = Annotated[str, typer.Option(help="Norms as they are (none), per_parameter or per_weight_norm.")]
+Normalise = Annotated[str, typer.Option(help="Norms as they are (none), per_parameter, per_weight_norm or per_corpus_median.")]
 PassRates = Annotated[
     Path | None,
     typer.Option(metavar="FILE", help="episodes.jsonl of a `gradprism evaluate` of the base model on the corpus's tasks."),

@@ -7,6 +7,7 @@ import typer
 
 import gradprism as gp
 from gradprism.cli import options as o
+from gradprism.runtime.errors import ConfigError
 
 
 def command(
@@ -20,6 +21,14 @@ def command(
     ] = None,
     sft_threshold: Annotated[
         float | None, typer.Option(help="Send to SFT what scores at or below this number, and what lies between to neither.")
+    ] = None,
+    cuts: Annotated[
+        str | None, typer.Option(help="Several numbers in place of a threshold, ascending: 0.1,0.7. Needs --sides.")
+    ] = None,
+    sides: Annotated[str | None, typer.Option(help="Where each range between the cuts goes, lowest first: sft,rl,none.")] = None,
+    within: Annotated[
+        list[str] | None,
+        typer.Option(help="Rank scores within fifths of the response length (length), or within task_type. May be repeated."),
     ] = None,
     normalise: o.Normalise = "none",
     pass_rates: o.PassRates = None,
@@ -39,6 +48,9 @@ def command(
         rl_share=rl_share,
         threshold=threshold,
         sft_threshold=sft_threshold,
+        cuts=_numbers(cuts),
+        sides=[side.strip() for side in sides.split(",")] if sides else (),
+        within=within or (),
         normalise=normalise,
         seed=seed,
         pass_rates=pass_rates,
@@ -48,3 +60,10 @@ def command(
     audit = routes.audit()
     lines = [f"{out}: {routes.routing}", *(f"warning: {warning}" for warning in audit.warnings)]
     o.show({"routing": routes.routing.model_dump(), "audit": audit.to_json()}, "\n".join(lines), as_json)
+
+
+def _numbers(text: str | None) -> list[float]:
+    try:
+        return [float(number) for number in text.split(",")] if text else []
+    except ValueError:
+        raise ConfigError(f"--cuts {text!r}: expected numbers, for example 0.1,0.7") from None

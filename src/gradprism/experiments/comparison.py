@@ -123,6 +123,22 @@ class Comparison:
         """p of two arms' successes for other seeds and tasks, not corrected; None where they have not two seeds in common."""
         return self._paired(training_p, first, second, split)
 
+    def sampled(self, arm: str, evaluation: str, split: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Successes of a further evaluation, `[S, T, attempts]`, and those of the first one on the same tasks, `[S, T]`; S is 0 where no
+        run has it.
+        """
+        [sampling] = [sampling for sampling in self.results.evaluations if sampling.name == evaluation]
+        runs = [run for run in self.runs(arm, split) if evaluation in run.sampled and split in run.sampled[evaluation].success]
+        T = min(sampling.splits.get(split, 0), len(self.results.tasks[split]))
+        many = np.array([list(run.sampled[evaluation].success[split]) for run in runs], dtype=np.float64)
+        greedy = np.array([list(run.success[split][:T]) for run in runs], dtype=np.float64)
+        return many.reshape(len(runs), T, sampling.attempts), greedy.reshape(len(runs), T)
+
+    def sampled_mean(self, arm: str, evaluation: str, split: str | None = None, *, any_attempt: bool = False) -> Interval | None:
+        """Mean success of a further evaluation over attempts, or of any of a task's (pass@k); None where no run has it."""
+        many, _ = self.sampled(arm, evaluation, split or self.splits[0])
+        return interval(many.max(2) if any_attempt else many.mean(2)) if many.size else None
+
     def costs(self, arm: str | None) -> list[Cost]:
         """Cost of each run of an arm; none for an arm without stages (the base)."""
         return [run_cost(run, self.results.stages) for run in self.runs(arm) if run.stages]
@@ -157,3 +173,8 @@ class Comparison:
         ]
         found = [each if comparisons == 1 else at_most(each, S - 1) for each, S in known if S > 1]
         return detectable_difference(found, 0.05 / comparisons) if found else None
+
+    def detectable_between(self, first: str, second: str, comparisons: int = 1) -> float | None:
+        """The same of two arms by the spread of their own difference, as one of so many `comparisons`, by the p for any trainings."""
+        found, S = self.difference(first, second), len(self.pairs(first, second, self.splits[0])[0])
+        return detectable_difference([at_most(found, S - 1)], 0.05 / comparisons) if found and S > 1 else None

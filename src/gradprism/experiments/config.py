@@ -8,26 +8,20 @@ from glob import has_magic
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
+from pydantic import Field, JsonValue, ValidationError, model_validator
 
-from gradprism.concentration import METRICS
 from gradprism.evaluation.config import EvaluationConfig
+from gradprism.experiments.arms import ArmConfig, FurtherEvaluation, RefreshConfig, RouteConfig, Section
 from gradprism.experiments.results import Design
 from gradprism.package_data import resolve_shipped, resolve_shipped_model
-from gradprism.routing.policies import POLICIES
 from gradprism.runtime.errors import ConfigError, MissingFileError, one_line
 from gradprism.runtime.files import parse_json, parse_toml
 from gradprism.training.rl_config import RlConfig
 from gradprism.training.sft_config import SftConfig
 from gradprism.trajectories.chat_options import Calls, ChatOptions, Merge, Thoughts
 
-Data = Literal["none", "routed", "all"]
 Values = dict[str, Any]  # a configuration before it is checked, or as JSON
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class ModelConfig(Section):
@@ -110,74 +104,10 @@ class ProbeConfig(Section):
     batch_tokens: int | None = Field(default=None, ge=1, description="Padded tokens per batch; default by device.")
 
 
-class RouteConfig(Section):
-    """The routing."""
-
-    metric: Annotated[str, AfterValidator(METRICS.checked)] = Field(
-        default="gini", description="Concentration metric: gini, cv, kurtosis or a registered one."
-    )
-    policy: Annotated[str, AfterValidator(POLICIES.checked)] = Field(
-        default="concentration", description="What trajectories are ranked by; see `gradprism route`."
-    )
-    normalise: Literal["none", "per_parameter", "per_weight_norm"] = Field(
-        default="none", description="What norms are divided by before they are compared: nothing, or each matrix's size."
-    )
-    rl_share: float = Field(default=0.5, gt=0, lt=1, description="Share that goes to RL; 0.5 splits at the median.")
-    threshold: float | None = Field(default=None, description="Send what scores above this number to RL, whatever share that is.")
-
-    @model_validator(mode="after")
-    def _one_cut(self) -> Self:
-        if self.threshold is not None and self.rl_share != 0.5:
-            raise ValueError("give either rl_share or threshold")
-        return self
-
-
 class PassRateConfig(Section):
     """Episodes that the base plays for `route.policy = "pass_rate"`, as RL's rollouts would."""
 
     rollouts: int = Field(default=8, ge=1, description="Episodes per task.")
-
-
-class RefreshConfig(Section):
-    """Routing again while the model changes; the threshold stays the first route's."""
-
-    after_sft: bool = Field(
-        default=False,
-        description="Probe what is left for RL on the SFT checkpoint; train by SFT on what now falls below the threshold.",
-    )
-    every_k_steps: int = Field(
-        default=0,
-        ge=0,
-        description="During RL, probe again every so many steps and play only what is above the threshold; 0 for never.",
-    )
-
-
-class ArmConfig(Section):
-    """One way to spend the corpus: what SFT trains on, what RL plays, and how the two are parted."""
-
-    name: str = Field(pattern=r"^[a-z0-9][a-z0-9.-]*$", description="Name, in lower case.")
-    title: str = Field(default="", description="Its title in tables; default the name.")
-    group: str = Field(default="table1", description="Table that it belongs to.")
-    sft: Data = Field(default="routed", description="What SFT trains on: nothing, its part of the route, or everything.")
-    rl: Data = Field(default="routed", description="Whose tasks RL plays; its rounds are that share of `rl.rounds`.")
-    rounds: int | None = Field(default=None, ge=1, description="RL's rounds, where they are not that share.")
-    route: RouteConfig = Field(default=RouteConfig(), description="The route.")
-    refresh: RefreshConfig = Field(default=RefreshConfig(), description="Routing again while the model changes.")
-    algorithm: Literal["grpo", "gigpo"] | None = Field(default=None, description="RL's, where it is not `rl.algorithm`.")
-    max_seeds: int | None = Field(default=None, ge=1, description="Only so many of the experiment's seeds, the first.")
-
-    @property
-    def is_routed(self) -> bool:
-        """Whether it needs a route."""
-        return "routed" in (self.sft, self.rl)
-
-    @model_validator(mode="after")
-    def _refreshes(self) -> Self:
-        if self.refresh.after_sft and not (self.sft != "none" and self.rl == "routed"):
-            raise ValueError(f"arm {self.name}: refresh.after_sft needs an SFT stage and routed RL")
-        if self.refresh != RefreshConfig() and self.route.policy == "pass_rate":
-            raise ValueError(f"arm {self.name}: a refresh probes again, which tells no pass rates")
-        return self
 
 
 class AuditConfig(Section):
@@ -208,6 +138,7 @@ class ExperimentConfig(Design, Section):
     sft: SftConfig = SftConfig()
     rl: RlConfig = RlConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    evaluations: list[FurtherEvaluation] = Field(default=[], description="Further evaluations, on which the first does not depend.")
     seeds: list[Seed] | None = Field(default=None, min_length=1, description="Training seeds of the arms.")
     arms: list[ArmConfig] = Field(default=[], description="Arms, in the order of the tables; earlier groups run first.")
     audit: AuditConfig = AuditConfig()
@@ -243,14 +174,27 @@ class ExperimentConfig(Design, Section):
         if self.arms and (self.route != RouteConfig() or self.refresh != RefreshConfig()):
             raise ValueError("route and refresh are those of a run; with arms, give each its own")
         wanted = {self.base_arm, self.sft_arm, *self.reference_arms, *self.audit.checkpoints}
-        wanted |= {self.full_rl_arm} - {None}
+        wanted |= {self.full_rl_arm, self.sft_then_rl_arm} - {None}
+        wanted |= {name for further in self.evaluations for name in further.arms}
         wanted |= {name for claim in self.claims for name in (claim.better, claim.worse)}
         wanted |= {name for sweep in self.sweeps for name in sweep.arms.values()}
         if missing := wanted - set(names):
             raise ValueError(f"no arm is called {', '.join(sorted(map(str, missing)))}")
+        self._check_evaluations()
         if len(set(self.all_seeds)) < len(self.all_seeds):
             raise ValueError(f"seeds: {', '.join(map(str, self.all_seeds))} has one twice")
         return self
+
+    def _check_evaluations(self) -> None:
+        groups, names = {arm.group for arm in self.all_arms}, [further.name for further in self.evaluations]
+        for further in self.evaluations:
+            where = f"evaluations {further.name}"
+            if names.count(further.name) > 1:
+                raise ValueError(f"{where}: appears twice")
+            if unknown := sorted(set(further.groups) - groups):
+                raise ValueError(f"{where}: no arm is in group {unknown[0]}; choose from {', '.join(sorted(groups))}")
+            if others := sorted(set(further.splits) - set(self.evaluation.splits)):
+                raise ValueError(f"{where}: evaluation.splits has no {others[0]}, and its tasks are of those")
 
     def portable(self, folder: Path) -> Values:
         """The configuration as JSON with paths relative to `folder`, so that it replays from another checkout."""

@@ -157,7 +157,7 @@ def projected_hours(results: Results) -> tuple[float, float]:
     found = last_routed(results)
     if found is None:
         raise DataError(f"{results.name}: tells of no run with a route and RL; give the folder of a finished `gradprism run`")
-    return found.rl_seconds * (found.n_sft + found.n_rl) / found.n_rl / 3600, found.routed_seconds / 3600
+    return found.rl_seconds * (results.trajectories or found.n_sft + found.n_rl) / found.n_rl / 3600, found.routed_seconds / 3600
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ from gradprism.experiments.stages import PROBE, ROUTE, Audit, Audited, Collect, 
 from gradprism.probing.result import Probe
 from gradprism.routing.audit import drawn_by_chance
 from gradprism.routing.routes import Routes, route
+from gradprism.routing.split import Routing as Made
 from gradprism.routing.stability import audit
-from gradprism.runtime.errors import ConfigError
 from gradprism.trajectories.corpus import Corpus as Trajectories
 from gradprism.trajectories.corpus import load_corpus, write_messages_jsonl
 
@@ -56,7 +56,7 @@ def collect_corpus(stage: Collect, folder: Path, store: Store) -> Outcome[Part]:
 
 
 def route_corpus(stage: Route, folder: Path, store: Store) -> Outcome[Routed]:
-    """Writes the route folder; raises `ConfigError` where RL would have no task, before SFT is paid for."""
+    """Writes the route folder."""
     config, rates = stage.config, pass_rates_file(stage.pass_rates, store)
     routes = route(
         probe_folder(stage.probe, store),
@@ -65,47 +65,51 @@ def route_corpus(stage: Route, folder: Path, store: Store) -> Outcome[Routed]:
         normalise=config.normalise,
         rl_share=config.rl_share,
         threshold=config.threshold,
+        cuts=config.cuts,
+        sides=config.sides,
+        within=config.within,
         seed=stage.seed,
         pass_rates=rates,
     )
     made = routes.routing
-    if not made.n_rl:
-        raise ConfigError(f"route: nothing scores above {made.threshold:.4g}, so RL would have no task; choose another threshold")
     routes.save(folder / ROUTE, "replace")
     types = [trajectory.task.get("task_type") for trajectory in Probe.load(probe_folder(stage.probe, store)).trajectories]
-    scores = _scores(routes.frame, made.threshold, types, config.metric, config.policy)
-    what = config.metric if config.policy in ("concentration", "inverse", "soft") else config.policy
-    found = Routed(n_sft=made.n_sft, n_rl=made.n_rl, n_rl_by_chance=drawn_by_chance(routes.frame), scores=scores)
+    scores = _scores(routes.frame, made, types)
+    found = Routed(
+        n_sft=made.n_sft, n_rl=made.n_rl, n_rl_by_chance=drawn_by_chance(routes.frame), n_none=made.n_none, scores=scores
+    )
     empty = "" if made.n_sft else "; warning: with nothing to imitate SFT leaves its model as it is"
-    return Outcome(found, f"{made.n_sft} to SFT, {made.n_rl} to RL at {what} {made.threshold:.4f}{empty}")
+    empty += "" if made.n_rl else "; warning: with nothing to play RL leaves its model as it is"
+    return Outcome(found, f"{made}{empty}")
 
 
-def _scores(table: pl.DataFrame, threshold: float, types: list[str | None], metric: str, policy: str) -> Routing:
-    """Histograms of both sides; bins are closed on the right and end at the threshold, so that none mixes the sides.
+def _scores(table: pl.DataFrame, made: Made, types: list[str | None]) -> Routing:
+    """Histograms of the sides; bins are closed on the right and end at the (first) threshold, so that none mixes the sides of that.
 
     Their width is Freedman and Diaconis's (1981), held between 10 and 60 bins over the range.
     """
-    scores, to_rl = table["score"].to_numpy(), (table["route"] == "rl").to_numpy()
+    scores, route, threshold = table["score"].to_numpy(), table["route"].to_numpy(), made.threshold
+    sides = ("sft", "rl", "none") if made.n_none else ("sft", "rl")
     full = float(np.ptp(scores))
     low, high = np.percentile(scores, [25, 75])
     width = float(np.clip(2 * (high - low) / len(scores) ** (1 / 3), full / 60, full / 10)) or max(abs(threshold), 1.0) / 100
     index = np.ceil((scores - threshold) / width).astype(int) - 1
     # A threshold of the user's own may lie far from all scores.
     bins, first = int(np.ptp(index)) + 1, int(index.min())
-    sft, rl = (np.bincount(index[side] - first, minlength=bins).tolist() for side in (~to_rl, to_rl))
+    counts = {side: np.bincount(index[route == side] - first, minlength=bins).tolist() for side in sides}
     by_type = {
-        str(name): [sum(t == name and side == s for t, s in zip(types, to_rl.tolist(), strict=True)) for side in (False, True)]
+        str(name): [sum(t == name and side == s for t, s in zip(types, route, strict=True)) for side in sides]
         for name in dict.fromkeys(types)
         if name is not None
     }
     return Routing(
-        metric=metric,
-        policy=policy,
+        metric=made.metric,
+        policy=made.policy,
         threshold=threshold,
         start=threshold + first * width,
         width=width,
-        sft=sft,
-        rl=rl,
+        **counts,
+        cuts=list(made.cuts),
         task_types=by_type,
     )
 

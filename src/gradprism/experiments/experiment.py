@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+import numpy as np
+
 from gradprism.experiments.config import ExperimentConfig
 from gradprism.experiments.costs import stage_flops
 from gradprism.experiments.plan import Plan, PlannedRun
@@ -17,6 +19,8 @@ from gradprism.experiments.results import (
     Point,
     Results,
     Run,
+    Sampled,
+    Sampling,
     Stage,
     has_results,
     read_results,
@@ -24,7 +28,7 @@ from gradprism.experiments.results import (
 )
 from gradprism.experiments.schedule import Status, run_stages, status
 from gradprism.experiments.stage import STAGES, AnyStage, Store
-from gradprism.experiments.stages import Refresh, Rl, Sft
+from gradprism.experiments.stages import Evaluate, Refresh, Rl, Sft
 from gradprism.runtime.errors import FolderInUseError, MissingFileError
 from gradprism.runtime.files import is_temporary, read_json, write_json
 from gradprism.runtime.folders import exclusive_lock
@@ -86,7 +90,9 @@ def _prepare(job: Job) -> tuple[Plan, Results, list[AnyStage]]:
         raise MissingFileError(f"{job.out / RESULTS}: no such file, so there is nothing to extend")
     plan = Plan(job.config)
     earlier = read_results(job.out) if job.extend else _empty(job.config)
-    there = set(_reusable(plan, earlier))
+    reusable = _reusable(plan, earlier)
+    there = {name for key, run in reusable.items() for name in (key, *_beside(run))}
+    there |= {run.watched.name for run in plan.runs if run.watched and run.evaluation.name in reusable}
     # An audit that results have, with all probes that are asked for, needs none of them again.
     if plan.audit and earlier.audits and {probe.name for probe in plan.audit.probes} <= earlier.stages.keys():
         there.add(plan.audit.name)
@@ -97,8 +103,20 @@ def _empty(config: ExperimentConfig) -> Results:
     """Results without a run."""
     design = {name: getattr(config, name) for name in Design.model_fields}
     arms = [Arm(name=a.name, title=a.title or a.name, group=a.group, seeds=config.seeds_of(a)) for a in config.all_arms]
-    tasks = {split: [] for split in config.evaluation.splits}
-    return Results(**design, environment=config.environment.name, seeds=config.all_seeds, arms=arms, stages={}, tasks=tasks)
+    splits = config.evaluation.splits
+    further = [
+        Sampling(name=e.name, temperature=e.temperature, attempts=e.attempts, splits=e.tasks_of(config.evaluation))
+        for e in config.evaluations
+    ]
+    return Results(
+        **design,
+        environment=config.environment.name,
+        seeds=config.all_seeds,
+        arms=arms,
+        stages={},
+        tasks={split: [] for split in splits},
+        evaluations=further,
+    )
 
 
 def _check_is_ours(folder: Path) -> None:
@@ -145,16 +163,24 @@ def _reusable(plan: Plan, earlier: Results) -> dict[str, Run]:
     return {run.evaluation: run for arm in earlier.arms for run in arm.runs if run.evaluation in wanted}
 
 
+def _beside(run: Run) -> list[str]:
+    """The stages of a run that are neither of its model nor its first evaluation."""
+    return [*([run.watched] if run.watched else []), *(sampled.stage for sampled in run.sampled.values())]
+
+
 def gather(plan: Plan, store: Store, earlier: Results | None = None) -> Results:
     """The results of all runs that are evaluated; those of `earlier` results stand in for what was not made here."""
     config, audit = plan.config, plan.audit
     earlier = earlier or _empty(config)
-    runs, known = dict(_runs(plan, store)), _reusable(plan, earlier)
-    done = [run for run in plan.runs if run.evaluation.name in runs]
+    known = _reusable(plan, earlier)
+    runs = dict(_runs(plan, store, known))
+    done = [run for run in plan.runs if run.evaluation.name in runs and store.is_done(run.evaluation)]
     audited = [*audit.probes, audit] if audit else []
     made = {stage.name: stage for run in done for stage in (*run.stages, run.evaluation)}
-    made |= {stage.name: stage for stage in audited if store.is_done(stage)}
-    kept = {name for key, run in known.items() if key not in runs for name in [*run.stages, key]}
+    beside = [stage for run in plan.runs for stage in (*([run.watched] if run.watched else []), *run.further.values())]
+    made |= {stage.name: stage for stage in (*audited, *beside) if store.is_done(stage)}
+    kept = {name for key, run in known.items() if key not in {r.evaluation.name for r in done} for name in [*run.stages, key]}
+    kept |= {name for run in runs.values() for name in _beside(run) if name not in made}
     kept |= {stage.name for stage in audited if stage.name not in made and stage.name in earlier.stages}
     probed = store.found(plan.probe) if audit and store.is_done(plan.probe) else None
     model = Model(id=Path(config.model.path).name, parameters=probed.parameters, matmul=probed.matmul) if probed else earlier.model
@@ -165,12 +191,12 @@ def gather(plan: Plan, store: Store, earlier: Results | None = None) -> Results:
             routes[route.name] = store.found(route).scores
         elif route.name in earlier.routes:
             routes[route.name] = earlier.routes[route.name]
-    empty, all_runs = _empty(config), {**known, **runs}
+    empty = _empty(config)
     of_arms = {
         arm.name: [
-            all_runs[run.evaluation.name].model_copy(update={"seed": run.seed})
+            runs[run.evaluation.name].model_copy(update={"seed": run.seed})
             for run in plan.runs
-            if run.arm.name == arm.name and run.evaluation.name in all_runs
+            if run.arm.name == arm.name and run.evaluation.name in runs
         ]
         for arm in config.all_arms
     }
@@ -186,6 +212,7 @@ def gather(plan: Plan, store: Store, earlier: Results | None = None) -> Results:
         "stages": stages,
         "tasks": store.found(done[0].evaluation).tasks if done else earlier.tasks,
         "remarks": _remarks(plan, store, done) or earlier.remarks,
+        "curve_split": None if plan.curve_split == plan.main_split else plan.curve_split,
     }
     return Results.model_validate({**dict(empty), **found})
 
@@ -201,39 +228,68 @@ def _remarks(plan: Plan, store: Store, done: Sequence[PlannedRun]) -> list[str]:
     return [*of_tasks, *(f"{', '.join(of)}: {line}" for line, of in labels.items())]
 
 
-def _runs(plan: Plan, store: Store) -> Iterator[tuple[str, Run]]:
-    """The runs that are evaluated, by the name of their evaluation."""
+def _runs(plan: Plan, store: Store, known: Mapping[str, Run]) -> Iterator[tuple[str, Run]]:
+    """The runs that are evaluated, by the name of their evaluation; those that are `known`, with what was added to them here."""
     for planned in plan.runs:
-        if not store.is_done(planned.evaluation):
-            continue
-        found = store.found(planned.evaluation)
-        routed = store.found(planned.route) if planned.route else None
-        moved = sum(store.found(stage).moved_to_sft for stage in planned.stages if isinstance(stage, Refresh))
-        yield (
-            planned.evaluation.name,
-            Run(
-                seed=planned.seed,
-                success=found.success,
-                score=found.score,
-                ends=found.ends,
-                n_sft=routed.n_sft + moved if routed else None,
-                n_rl=(routed.n_rl - moved or routed.n_rl) if routed else None,  # with nothing left RL plays what it first had
-                n_rl_by_chance=routed.n_rl_by_chance if routed else None,
-                stages=[stage.name for stage in planned.stages],
-                forward_only=[stage.name for stage in planned.forward_only],
-                route=planned.route.name if planned.route else None,
-                evaluation=planned.evaluation.name,
-                curve=_curve(plan, planned, store, next(iter(found.success.values()))),
-            ),
-        )
+        name = planned.evaluation.name
+        before = known.get(name)
+        sampled = {key: kept for key, kept in (before.sampled if before else {}).items() if key in planned.further}
+        sampled = {key: kept for key, kept in sampled.items() if kept.stage == planned.further[key].name}
+        sampled |= {key: _sampled(stage, store) for key, stage in planned.further.items() if store.is_done(stage)}
+        if store.is_done(planned.evaluation):
+            yield name, _run(plan, planned, store).model_copy(update={"sampled": sampled})
+        elif before:
+            yield name, before.model_copy(update={"sampled": sampled})
+
+
+def _run(plan: Plan, planned: PlannedRun, store: Store) -> Run:
+    found, arm = store.found(planned.evaluation), planned.arm
+    routed = store.found(planned.route) if planned.route else None
+    moved = sum(store.found(stage).moved_to_sft for stage in planned.stages if isinstance(stage, Refresh))
+    examples = sum(store.found(stage).examples for stage in planned.stages if isinstance(stage, Sft))
+    watched = planned.watched if planned.watched and store.is_done(planned.watched) else None
+    return Run(
+        seed=planned.seed,
+        success=found.success,
+        score=found.score,
+        ends=found.ends,
+        n_sft=None if routed is None else routed.n_sft + moved if arm.sft == "routed" else examples,
+        n_rl=(routed.n_rl - moved or routed.n_rl) if routed else None,  # with nothing left RL plays what it first had
+        n_rl_by_chance=routed.n_rl_by_chance if routed else None,
+        n_none=routed.n_none or None if routed else None,
+        stages=[stage.name for stage in planned.stages],
+        forward_only=[stage.name for stage in planned.forward_only],
+        route=planned.route.name if planned.route else None,
+        evaluation=planned.evaluation.name,
+        curve=_curve(plan, planned, store, next(iter(found.success.values()))),
+        watched=watched.name if watched else None,
+    )
+
+
+def _sampled(stage: Evaluate, store: Store) -> Sampled:
+    """A further evaluation, with each task's mean score."""
+    found, attempts = store.found(stage), stage.config.attempts
+    scores = {split: np.reshape(values, (-1, attempts)).mean(1).round(4).tolist() for split, values in found.score.items()}
+    return Sampled(stage=stage.name, success=found.success, score=scores)
 
 
 def _curve(plan: Plan, planned: PlannedRun, store: Store, success: str) -> list[Point]:
-    """Success while training, on the first tasks of the first split; the last point is that of the final evaluation."""
-    model, first = planned.evaluation.model, success[: plan.config.rl.evaluate_tasks]
+    """Success while training on the curves' tasks, up to that of the model that was kept.
+
+    The last point is that of the first evaluation, where the curves are on its first split, else of `watched`; without either, RL has
+    ended with one of its own. Where RL kept its best weights, its own last point stays before.
+    """
+    model, config = planned.evaluation.model, plan.config.rl
     before = store.found(model).curve if isinstance(model, Rl) else []
-    last = Point(stage=model.kind if model else "base", fraction=1.0, success=first.count("1") / len(first), tasks=len(first))
-    return [*(point for point in before if point.fraction < 1), last]
+    if plan.curve_split != plan.main_split:
+        if planned.watched is None or not store.is_done(planned.watched):
+            return before
+        success = store.found(planned.watched).success[plan.curve_split]
+    first = success[: config.evaluate_tasks]
+    of_best = isinstance(model, Rl) and config.keep_best
+    kind = "kept" if of_best else model.kind if model else "base"
+    last = Point(stage=kind, fraction=1.0, success=first.count("1") / len(first), tasks=len(first))
+    return [*(point for point in before if of_best or point.fraction < 1), last]
 
 
 def _stages(

@@ -21,6 +21,7 @@ from gradprism.experiments.stages import (
     Evaluated,
     Moved,
     PassRates,
+    PassRatesOf,
     Probe,
     Probed,
     Refresh,
@@ -85,7 +86,7 @@ def play_pass_rates(stage: PassRates, folder: Path, store: Store) -> Outcome[Par
     """Plays every task of the corpus, and writes who succeeded, one line per episode."""
     environment = stage.world.make()
     tasks = [task for task in tasks_of(stage.corpus, store, environment) for _ in range(stage.rollouts)]
-    model, renderer = load(stage.base, None, store)
+    model, renderer = load(stage.base, stage.model if isinstance(stage, PassRatesOf) else None, store)
     with SessionPool(environment, stage.world.workers) as pool, Progress("pass rates", len(tasks)) as progress:
         player = Player(model, renderer, pool, stage.play)
         episodes = player.play(tasks, stage.seed, lambda _: progress.advance(1))
@@ -106,9 +107,7 @@ def train_by_imitation(stage: Sft, folder: Path, store: Store) -> Outcome[Traine
     model, renderer = load(stage.base, stage.model, store, "cpu")  # the trainer places it
     trajectories = routes_of(data, store).sft if isinstance(data, Route | Refresh) else corpus_of(data, store)
     if not trajectories:
-        save_model(model, renderer.tokenizer, folder)
-        nothing = "nothing to train on, the model is the same"
-        return Outcome(Trained(examples=0, history=[], curve=[], warnings=[nothing]), nothing)
+        return _passed_on(model, renderer, folder, "nothing to train on, the model is the same")
     summary = train_sft(
         model,
         renderer.tokenizer,
@@ -123,6 +122,11 @@ def train_by_imitation(stage: Sft, folder: Path, store: Store) -> Outcome[Traine
     line = f"loss {first:.3f} → {last:.3f} on {summary.examples} trajectories"
     found = Trained(examples=summary.examples, history=history, curve=[], warnings=list(summary.warnings))
     return Outcome(found, line, summary.usage, summary.earlier)
+
+
+def _passed_on(model: Any, renderer: Renderer, folder: Path, why: str) -> Outcome[Trained]:
+    save_model(model, renderer.tokenizer, folder)
+    return Outcome(Trained(examples=0, history=[], curve=[], warnings=[why]), why)
 
 
 def _history(rows: Sequence[Mapping[str, float]], name: str) -> list[TrainingStep]:
@@ -159,10 +163,12 @@ def rl_rounds(stage: Rl, played: int, store: Store, environment: Environment) ->
 
 
 def train_by_rl(stage: Rl, folder: Path, store: Store) -> Outcome[Trained]:
-    """Trains by RL."""
+    """Trains by RL; where a route sends nothing to RL, the model is passed on as it is."""
     environment = stage.world.make()
     tasks = rl_tasks(stage, store, environment)
     model, renderer = load(stage.base, stage.model, store, "cpu")
+    if not tasks:
+        return _passed_on(model, renderer, folder, "nothing to play, the model is the same")
     refresh = None
     first = stage.tasks.first if isinstance(stage.tasks, Refresh) else stage.tasks
     if stage.refresh_every and isinstance(first, Route):

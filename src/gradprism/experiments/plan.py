@@ -1,10 +1,12 @@
 """Arms × seeds as stages; what two arms have in common is one stage, and runs once."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from gradprism.environments.protocol import Environment
-from gradprism.experiments.config import ArmConfig, ExperimentConfig
+from gradprism.evaluation.config import EvaluationConfig
+from gradprism.experiments.arms import ArmConfig
+from gradprism.experiments.config import ExperimentConfig
 from gradprism.experiments.stage import AnyStage
 from gradprism.experiments.stages import (
     Audit,
@@ -14,6 +16,7 @@ from gradprism.experiments.stages import (
     Evaluate,
     Files,
     PassRates,
+    PassRatesOf,
     Probe,
     Refresh,
     Rl,
@@ -38,7 +41,8 @@ FORWARD_ONLY = frozenset({"loss", "uncertainty"})
 class PlannedRun:
     """An arm with a seed: the stages that make its model, in order, and the one that evaluates it.
 
-    Of the stages in `forward_only` it needs the forward pass alone.
+    Of the stages in `forward_only` it needs the forward pass alone. `watched` evaluates it where its curve would else not end, `further`
+    are its other evaluations by name.
     """
 
     arm: ArmConfig
@@ -47,23 +51,26 @@ class PlannedRun:
     evaluation: Evaluate
     route: Route | None = None
     forward_only: tuple[AnyStage, ...] = ()
+    watched: Evaluate | None = None
+    further: Mapping[str, Evaluate] = field(default_factory=dict)
 
 
 def _check_splits(config: ExperimentConfig, environment: Environment) -> None:
-    """Raises `ConfigError` for a split that the environment has not, and for curves that would not end where the evaluation does."""
-    collect, splits = config.corpus.collect, config.evaluation.splits
+    """Raises `ConfigError` for a split that the environment has not, and for curves of more tasks than the evaluation has."""
+    collect, splits, rl = config.corpus.collect, config.evaluation.splits, config.rl
     named = {"evaluation.splits": list(splits), "corpus.collect.split": [collect.split] if collect and collect.split else []}
+    named |= {"rl.evaluate_split": [rl.evaluate_split]} if rl.evaluate_every and rl.evaluate_split else {}
     for key, wanted in named.items():
         for split in wanted:
             if split not in environment.splits:
                 has = ", ".join(environment.splits)
                 raise ConfigError(f"{key}: environment {environment.name!r} has no split {split!r}; it has {has}")
             environment.tasks(split, 1)
-    main, rl = next(iter(splits)), config.rl
-    if rl.evaluate_every and (rl.evaluate_split != main or rl.evaluate_tasks > splits[main]):
+    main = next(iter(splits))
+    if rl.evaluate_every and rl.evaluate_split == main and rl.evaluate_tasks > splits[main]:
         raise ConfigError(
-            f"rl.evaluate_split: must be {main!r}, the evaluation's first split, and rl.evaluate_tasks no more than its "
-            f"{splits[main]} tasks, so that curves end where the evaluation does"
+            f"rl.evaluate_tasks: {main!r}, the evaluation's first split, has {splits[main]} tasks there; give no more, so that curves "
+            "end where the evaluation does, or another rl.evaluate_split"
         )
 
 
@@ -79,7 +86,11 @@ class Plan:
         self.base, self.world = Base.of(config.model, config.threads), World.of(config.environment)
         collect = config.corpus.collect
         self.corpus: Corpus = Files.of(config.corpus) if collect is None else Collect(self.world, collect)
-        _check_splits(config, self.world.make())
+        environment = self.world.make()
+        _check_splits(config, environment)
+        self.main_split = next(iter(config.evaluation.splits))
+        watched = config.rl.evaluate_split or environment.dev_split or self.main_split
+        self.curve_split = watched if config.rl.evaluate_every else self.main_split
         # An episode may have as many tokens as a trajectory, unless its own settings say otherwise.
         length = config.model.context_length
         self.rl_config = config.rl.model_copy(update={"context_length": config.rl.context_length or length})
@@ -98,31 +109,39 @@ class Plan:
         self.audit = self._audit() if any(run.route for run in self.runs) else None
 
     def wanted(self, groups: Sequence[str] = ()) -> list[AnyStage]:
-        """The evaluations of the groups' arms (default all), and the audit; raises `ConfigError` for a group that no arm is in."""
+        """The evaluations of the groups' arms (default all), the audit, and the further evaluations, which wait for all else.
+
+        Raises `ConfigError` for a group that no arm is in.
+        """
         known = {run.arm.group for run in self.runs}
         if unknown := sorted(set(groups) - known):
             raise ConfigError(f"--group {unknown[0]}: no arm is in it; choose from {', '.join(sorted(known))}")
-        runs = [run.evaluation for run in self.runs if not groups or run.arm.group in groups]
-        return [*runs, *([self.audit] if self.audit else [])]
+        runs = [run for run in self.runs if not groups or run.arm.group in groups]
+        first = [stage for run in runs for stage in (run.evaluation, *([run.watched] if run.watched else []))]
+        further = [stage for run in runs for stage in run.further.values()]
+        return [*first, *([self.audit] if self.audit else []), *further]
 
     def _told(self, stage: AnyStage, label: str) -> None:
         """Gives the stage, and all that it needs, a label, unless an earlier run has."""
         for need in stage.needs:
-            shared = "the corpus" if isinstance(need, Collect) else "the base" if isinstance(need, Probe) else label
+            of_base = isinstance(need, Probe) and need.model is None
+            shared = "the corpus" if isinstance(need, Collect) else "the base" if of_base else label
             self._told(need, shared)
         self.labels.setdefault(stage.name, f"{stage.kind} {label}")
 
     def _run(self, arm: ArmConfig, seed: int) -> PlannedRun:
         config, stages = self.config, []
-        route = self._route(arm, seed) if arm.is_routed else None
+        own = config.sft if config.seeds is None else config.sft.model_copy(update={"seed": seed})
+        scored = Sft(self.base, own, self.corpus) if arm.scored == "after_sft" else None
+        stages += [scored] if scored else []
+        route = self._route(arm, seed, scored) if arm.is_routed else None
         if route:
-            stages += [] if arm.route.policy in WITHOUT_PROBE else [self.probe]
+            stages += [] if arm.route.policy in WITHOUT_PROBE else [route.probe]
             stages += [route.pass_rates] if route.pass_rates else []
             stages.append(route)
-        model: Sft | Rl | None = None
+        model: Sft | Rl | None = scored
         tasks: Files | Collect | Route | Refresh = route if route and arm.rl == "routed" else self.corpus
-        if arm.sft != "none":
-            own = config.sft if config.seeds is None else config.sft.model_copy(update={"seed": seed})
+        if arm.sft != "none" and not scored:
             model = Sft(self.base, own, route if route and arm.sft == "routed" else self.corpus)
             stages.append(model)
             if arm.refresh.after_sft and route:
@@ -132,28 +151,57 @@ class Plan:
         if arm.rl != "none":
             model = self._rl(arm, seed, tasks, route, model)
             stages.append(model)
-        evaluation = Evaluate(self.base, self.world, self.evaluation, model)
-        self._told(evaluation, f"{arm.name}/{seed}")
-        forward_only = (self.probe,) if route and arm.route.policy in FORWARD_ONLY else ()
-        return PlannedRun(arm, seed, tuple(stages), evaluation, route, forward_only)
+        evaluation = self._evaluation(self.evaluation, model, f"{arm.name}/{seed}")
+        forward_only = (route.probe,) if route and arm.route.policy in FORWARD_ONLY else ()
+        watched = self._watched(model, f"of {arm.name}/{seed} on {self.curve_split}")
+        place = config.seeds_of(arm).index(seed)
+        further = {
+            each.name: self._evaluation(each.of(self.evaluation), model, f"{each.name} of {arm.name}/{seed}")
+            for each in config.evaluations
+            if each.is_of(arm) and (each.max_seeds is None or place < each.max_seeds)
+        }
+        return PlannedRun(arm, seed, tuple(stages), evaluation, route, forward_only, watched, further)
 
-    def _route(self, arm: ArmConfig, seed: int) -> Route:
+    def _evaluation(self, config: EvaluationConfig, model: Sft | Rl | None, label: str) -> Evaluate:
+        stage = Evaluate(self.base, self.world, config, model)
+        self._told(stage, label)
+        return stage
+
+    def _watched(self, model: Sft | Rl | None, label: str) -> Evaluate | None:
+        """The evaluation of the model on the curves' tasks; None where the first evaluation has them, or RL ends with one of its own."""
+        config = self.config.rl
+        if self.curve_split == self.main_split:
+            return None
+        if isinstance(model, Rl):
+            knows = model.share_of is None and not (config.keep_best or config.stop_when)
+            if knows and model.config.rounds % config.evaluate_every == 0:
+                return None
+        tasks = {"splits": {self.curve_split: config.evaluate_tasks}, "start": 0, "task_type": None}
+        return self._evaluation(self.evaluation.model_copy(update=tasks), model, label)
+
+    def _route(self, arm: ArmConfig, seed: int, model: Sft | None) -> Route:
         own_seed = seed if arm.route.policy in SEEDED else self.config.seed
-        rates = self._pass_rates(own_seed) if arm.route.policy == "pass_rate" else None
-        return Route(self.probe, arm.route, own_seed, rates)
+        rates = self._pass_rates(own_seed, model) if arm.route.policy == "pass_rate" else None
+        # What asks for no gradient needs the list of the corpus alone, which the base's probe has.
+        of_base = model is None or arm.route.policy in WITHOUT_PROBE
+        probe = self.probe if of_base else Probe(self.base, self.corpus, self.config.probe.batch_tokens, model)
+        return Route(probe, arm.route, own_seed, rates)
 
-    def _pass_rates(self, seed: int) -> PassRates:
+    def _pass_rates(self, seed: int, model: Sft | None) -> PassRates:
         play = RolloutConfig(**{name: getattr(self.rl_config, name) for name in RolloutConfig.model_fields})
-        return PassRates(self.base, self.corpus, self.world, self.config.pass_rate.rollouts, play, seed)
+        of = (self.base, self.corpus, self.world, self.config.pass_rate.rollouts, play, seed)
+        return PassRates(*of) if model is None else PassRatesOf(*of, model)
 
     def _rl(
         self, arm: ArmConfig, seed: int, tasks: Files | Collect | Route | Refresh, route: Route | None, model: Sft | None
     ) -> Rl:
-        # What a threshold sends to RL, or a refresh leaves, is known once it is routed: RL then takes that share of the rounds.
-        by_threshold = arm.rl == "routed" and arm.route.threshold is not None
+        # What a threshold or cuts send to RL, or a refresh leaves, is known once it is routed: RL then takes that share of the rounds.
+        by_threshold = arm.rl == "routed" and not arm.route.share_is_known
         share = arm.route.rl_share if arm.rl == "routed" and not by_threshold else 1.0
         share_of = self.corpus if by_threshold else route if isinstance(tasks, Refresh) else None
-        values = self.rl_config.shortened(arm.rounds or max(1, round(self.config.rl.rounds * share))).model_dump()
+        whole = self.config.rl.rounds
+        rounds = whole if arm.rounds == "full" else arm.rounds or max(1, round(whole * share))
+        values = self.rl_config.shortened(rounds).model_dump()
         values |= {} if self.config.seeds is None else {"seed": seed}
         values |= {} if arm.algorithm is None else {"algorithm": arm.algorithm}
         refresh_every = arm.refresh.every_k_steps if arm.rl == "routed" else 0
@@ -178,7 +226,8 @@ class Plan:
         for name in config.audit.checkpoints:
             first = next(run for run in self.runs if run.arm.name == name)
             add(f"after {name}", self.base, first.evaluation.model)
-        rates = next((run.route.pass_rates for run in self.runs if run.route and run.route.pass_rates), None)
+        of_routes = [run.route.pass_rates for run in self.runs if run.route]
+        rates = next((rates for rates in of_routes if rates and not isinstance(rates, PassRatesOf)), None)
         metrics = metrics_with(*(run.arm.route.metric for run in self.runs if run.route))
         audit = Audit(self.probe, tuple(labels), tuple(seen.values())[1:], tuple(metrics), config.seed, rates)
         self._told(audit, "of the probes")

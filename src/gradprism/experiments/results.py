@@ -92,7 +92,10 @@ class Task(Part):
 
 
 class Point(Part):
-    """Success on the first `tasks` of the first split when `fraction` of the training by `stage` was done."""
+    """Success on the first `tasks` of the curves' split when `fraction` of the training by `stage` was done.
+
+    Stage `kept`: of the weights that RL ended with, where those are the best evaluation's and not the last ones.
+    """
 
     stage: str
     fraction: Share
@@ -108,10 +111,19 @@ class Ends(Part):
     failures: int
 
 
+class Sampled(Part):
+    """A further evaluation of a run: by split the successes of every attempt, those of a task side by side, and every task's mean score."""
+
+    stage: str
+    success: dict[str, Outcomes]
+    score: dict[str, list[float]]
+
+
 class Run(Part):
     """An arm with one seed: success and score of every task by split, what it was trained on, and the stages that made its model.
 
-    Of the stages in `forward_only` it needs the forward pass alone. `ends` by split.
+    Of the stages in `forward_only` it needs the forward pass alone. `ends` by split. `sampled`: further evaluations by their names.
+    `watched` is the stage of the evaluation with which its curve ends, where that is another one.
     """
 
     seed: int
@@ -121,11 +133,14 @@ class Run(Part):
     n_sft: int | None = None
     n_rl: int | None = None
     n_rl_by_chance: int | None = None
+    n_none: int | None = None
     stages: list[str] = []
     forward_only: list[str] = []
     route: str | None = None
     evaluation: str | None = None
     curve: list[Point] = []
+    watched: str | None = None
+    sampled: dict[str, Sampled] = {}
 
 
 class Arm(Part):
@@ -139,8 +154,8 @@ class Arm(Part):
 
 
 class Routing(Part):
-    """Scores of a route: bins of `width` from `start` on with the trajectories in each to SFT and to RL, and
-    both numbers by task type."""
+    """Scores of a route: bins of `width` from `start` on with the trajectories in each to SFT, to RL and, of a route by several `cuts`,
+    to neither; and these numbers by task type."""
 
     metric: str
     policy: str
@@ -149,6 +164,8 @@ class Routing(Part):
     width: float
     sft: list[int]
     rl: list[int]
+    none: list[int] = []
+    cuts: list[float] = []
     task_types: dict[str, list[int]] = {}
 
 
@@ -204,28 +221,58 @@ class Sweep(Part):
 
 
 class Regime(Part):
-    """Where arms can be told apart: the base is weak but not hopeless, and no arm has reached the ceiling."""
+    """Where arms can be told apart, as in the paper: the base is weak but not hopeless, and no arm has reached the ceiling."""
 
     base_low: float = 0.05
     base_high: float = 0.20
     ceiling: float = 0.95
 
 
+class Bars(Part):
+    """What RL must do before its arms say anything of routing: gains of RL over the base and of RL after SFT over SFT, and the most that
+    it may have fallen from its best evaluation when it ends; fractions."""
+
+    rl_gain: float = 0.20
+    sft_then_rl_gain: float = 0.08
+    collapse: float = 0.03
+
+
+class Power(Part):
+    """What is assumed of arms before they are run, to say which difference they can detect: the standard deviation of an arm's success
+    over training seeds, that over tasks of the difference of two arms, and the success around which they lie; fractions."""
+
+    seed_sd: Share = 0.04
+    task_sd: Share = 0.20
+    success: Share = 0.50
+
+
+class Sampling(Part):
+    """A further evaluation: how it was sampled, and the number of tasks of each split, the first of those of `tasks`."""
+
+    name: str
+    temperature: float
+    attempts: int = 1
+    splits: dict[str, int]
+
+
 class Design(BaseModel):
     """The question of an experiment: its arms by their parts, the claims and sweeps, and where it can show anything.
 
-    `base_arm` trains nothing, `sft_arm` is SFT on everything, `full_rl_arm` RL on everything, to which costs are compared; every other
-    arm is tested against the `reference_arms`.
+    `base_arm` trains nothing, `sft_arm` is SFT on everything, `full_rl_arm` RL on everything, to which costs are compared,
+    `sft_then_rl_arm` both on everything; every other arm is tested against the `reference_arms`.
     """
 
     name: str = Field(description="Name; the run folder is `runs/<name>` unless `out` says otherwise.")
     base_arm: str = Field(default="base", description="Arm that trains nothing.")
     sft_arm: str = Field(default="sft", description="Arm of SFT on everything.")
     full_rl_arm: str | None = Field(default=None, description="Arm of RL on everything, to which costs are compared.")
+    sft_then_rl_arm: str | None = Field(default=None, description="Arm of SFT on everything, then RL on everything.")
     reference_arms: list[str] = Field(default=["base"], description="Arms that every other is tested against.")
     claims: list[Claim] = Field(default=[], description="Claims to check.")
     sweeps: list[Sweep] = Field(default=[], description="Arms along an axis.")
     regime: Regime = Regime()
+    bars: Bars = Bars()
+    power: Power | None = Field(default=None, description="What is assumed beforehand, for the difference that can be detected.")
 
 
 class Results(Design, Part):
@@ -243,6 +290,8 @@ class Results(Design, Part):
     routes: dict[str, Routing] = {}
     stages: dict[str, Stage]
     tasks: dict[str, list[Task]] = Field(min_length=1)
+    evaluations: list[Sampling] = []
+    curve_split: str | None = None  # of the curves, where it is not the main one
     remarks: list[str] = []  # the environment's about these tasks, and warnings of the trainings
 
     @model_validator(mode="after")
@@ -267,9 +316,23 @@ class Results(Design, Part):
                 for split, values in [*run.success.items(), *run.score.items()]:
                     if split not in self.tasks or len(values) != len(self.tasks[split]):
                         yield f"{where}: {split!r} has {len(values)} results, tasks {len(self.tasks.get(split, []))}"
-                for stage in [*run.stages, *([run.evaluation] if run.evaluation else [])]:
+                yield from self._of_sampled(run, where)
+                of_sampled = [sampled.stage for sampled in run.sampled.values()]
+                for stage in filter(None, [*run.stages, run.evaluation, run.watched, *of_sampled]):
                     if stage not in self.stages:
                         yield f"{where}: stage {stage!r} is not among the stages"
+
+    def _of_sampled(self, run: Run, where: str) -> Iterator[str]:
+        known = {sampling.name: sampling for sampling in self.evaluations}
+        for name, sampled in run.sampled.items():
+            if name not in known:
+                yield f"{where}: evaluation {name!r} is not among the evaluations"
+                continue
+            for split, values in sampled.success.items():
+                n = min(known[name].splits.get(split, 0), len(self.tasks.get(split, [])))
+                found = (len(values), len(sampled.score.get(split, [])))
+                if found != (n * known[name].attempts, n):
+                    yield f"{where}: {name} of {split!r} has {found[0]} results and {found[1]} scores of {n} tasks"
 
 
 def read_results(folder: Path) -> Results:

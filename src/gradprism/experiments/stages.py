@@ -15,12 +15,12 @@ from gradprism.checkpoints import check_trainable
 from gradprism.environments.protocol import Environment
 from gradprism.environments.registry import make_environment
 from gradprism.evaluation.config import EvaluationConfig
+from gradprism.experiments.arms import RouteConfig
 from gradprism.experiments.config import (
     CollectConfig,
     CorpusConfig,
     EnvironmentConfig,
     ModelConfig,
-    RouteConfig,
 )
 from gradprism.experiments.results import (
     Ends,
@@ -196,12 +196,21 @@ class PassRates(Stage[Part]):
     seed: int
 
 
+@dataclass(frozen=True)
+class PassRatesOf(PassRates):
+    """Those of a checkpoint."""
+
+    model: "Sft"
+
+
 class Routed(Part):
-    """Sizes of both sides, how many of RL's were drawn among equal pass rates (None without them), and the scores."""
+    """Sizes of both sides and of what goes to neither, how many of RL's were drawn among equal pass rates (None without them), and the
+    scores."""
 
     n_sft: int
     n_rl: int
     n_rl_by_chance: int | None
+    n_none: int = 0
     scores: Routing
 
 
@@ -266,7 +275,7 @@ class Refresh(Stage[Moved]):
 
 @dataclass(frozen=True)
 class Rl(Stage[Trained]):
-    """RL of the model, or the base, on the RL side of a route or on every task of a corpus.
+    """RL of the model, or the base, on the RL side of a route or on every task of a corpus; with nothing to play the model stays as it is.
 
     `share_of`: its rounds are for the tasks of that, of which only the share that `tasks` holds are played. Every `refresh_every` rounds
     what is left is probed and routed again.

@@ -154,7 +154,8 @@ class Probe:
     def scores(self, metric: str = "gini", *, normalise: str = "none") -> NDArray[np.float64]:
         """The concentration of each trajectory's norms, float64 `[n]`, by a registered metric (`gradprism.concentration`).
 
-        `normalise` scales each unit's norm first: `none` as in the paper, `per_parameter` by 1/√(entries), `per_weight_norm` by 1/‖W‖.
+        `normalise` scales each unit's norm first: `none` as in the paper, `per_parameter` by 1/√(entries), `per_weight_norm` by 1/‖W‖,
+        `per_corpus_median` by 1/the median of the unit's norms over this corpus.
         Raises `ConfigError` for an unknown choice and `DataError`, with the trajectory, for norms that have no concentration.
         """
         return self.measures(normalise, [metric])[metric].to_numpy()
@@ -164,7 +165,7 @@ class Probe:
 
         Unless `strict`, norms that have no concentration have NaN.
         """
-        scales = unit_scales(self.units, normalise)
+        scales = self.unit_scales(normalise)
         names = as_names(metrics)
         found = score(self._files, [View(name, scales) for name in names], strict=strict)
         return found.frame.drop("turn").with_columns(**{name: pl.Series(found.norms[:, k]) for k, name in enumerate(names)})
@@ -173,7 +174,7 @@ class Probe:
         """A row per assistant turn, by trajectory and turn: `index` (the trajectory's), `turn` (from 0), `n_response_tokens`, `loss` (nats)
         and a column for each of `metrics`, null where one is undefined. Raises as `turns` does, and never holds the norms.
         """
-        names, scales = as_names(metrics), unit_scales(self.units, normalise)
+        names, scales = as_names(metrics), self.unit_scales(normalise)
         columns = ("index", "turn", "n_response_tokens", "loss")
         found = score(self._files, [View(name, scales) for name in names], "turns", columns=columns)
         scores = {name: pl.Series(found.norms[:, k], nan_to_null=True) for k, name in enumerate(names)}
@@ -185,6 +186,10 @@ class Probe:
         A score is null where the metric is undefined. Choices are those of `scores`; raises as `turns` does, and never holds the norms.
         """
         return self.turn_measures(metric, normalise=normalise).select("index", "turn", score=metric)
+
+    def unit_scales(self, normalise: str) -> NDArray[np.float64] | None:
+        """Factors by which `scores` scales the units' norms, float64 `[N]`; None for `none`."""
+        return unit_scales(self._files, normalise)
 
     def views(self, views: Sequence[View]) -> NDArray[np.float64]:
         """Scores of parts of the units, or of scaled norms, float64 `[n, views]`, from one pass; NaN where a row has none."""

@@ -8,12 +8,13 @@ from numpy.typing import NDArray
 
 from gradprism.concentration import METRICS, UndefinedError
 from gradprism.probing.folder import Kind, ProbeFolder, ProbeTable, Shard
-from gradprism.probing.manifest import UnitInfo
 from gradprism.runtime.errors import ConfigError, DataError
 
-NORMALISATIONS = ("none", "per_parameter", "per_weight_norm")
+NORMALISATIONS = ("none", "per_parameter", "per_weight_norm", "per_corpus_median")
 # Norms are measured so many at a time, which a processor's second-level cache holds with what is made of them.
 _ENTRIES = 1 << 14
+# Norms that are in memory at once for their medians: 256 MiB.
+_MEDIAN_ENTRIES = 1 << 26
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,16 +50,24 @@ def score(
     return probe.read(kind, of_shard, columns)
 
 
-def unit_scales(units: Sequence[UnitInfo], normalise: str) -> NDArray[np.float64] | None:
+def unit_scales(probe: ProbeFolder, normalise: str) -> NDArray[np.float64] | None:
     """The factor of each unit's norm, float64 `[N]`, or None for `none`, the paper's choice.
 
-    `per_parameter`: 1/√(number of parameters); `per_weight_norm`: 1/‖W‖. Raises `ConfigError` for another choice, and for a unit
-    whose size the probe does not tell.
+    `per_parameter`: 1/√(number of parameters); `per_weight_norm`: 1/‖W‖; `per_corpus_median`: 1/the median of the unit's norms over the
+    corpus, by which no matrix counts for its size or place. Raises `ConfigError` for another choice, and for a unit that has nothing to
+    divide by.
     """
     if normalise not in NORMALISATIONS:
         raise ConfigError(f"normalise {normalise!r}: choose one of {', '.join(NORMALISATIONS)}")
     if normalise == "none":
         return None
+    units = probe.manifest.unit_infos
+    if normalise == "per_corpus_median":
+        medians = median_norms(probe)
+        if not medians.all():
+            unit = units[int(np.argmin(medians))]
+            raise ConfigError(f"normalise {normalise}: half of the corpus has no gradient in {unit.name}; choose another")
+        return 1 / medians
     by_count = normalise == "per_parameter"
     sizes = [unit.n_parameters if by_count else unit.weight_norm for unit in units]
     for unit, size in zip(units, sizes, strict=True):
@@ -67,6 +76,17 @@ def unit_scales(units: Sequence[UnitInfo], normalise: str) -> NDArray[np.float64
             raise ConfigError(f"normalise {normalise}: {unit.name} has no size to divide by ({why}); probe again, or choose none")
     numbers = np.array(sizes, dtype=np.float64)
     return 1 / (np.sqrt(numbers) if by_count else numbers)
+
+
+def median_norms(probe: ProbeFolder) -> NDArray[np.float64]:
+    """The median over the corpus of each unit's norms, float64 `[N]`; in several passes where they would not fit into memory."""
+    n, N = probe.manifest.n_trajectories, len(probe.manifest.unit_infos)
+    step, medians = max(1, _MEDIAN_ENTRIES // n), np.empty(N)
+    for start in range(0, N, step):
+        part = slice(start, start + step)
+        norms = np.concatenate([shard.norms for shard in probe.scan("whole", lambda shard, part=part: shard.norms[:, part].copy())])
+        medians[part] = np.median(norms, axis=0, overwrite_input=True)
+    return medians
 
 
 def finite_scores(given: object, n: int, who: str) -> NDArray[np.float64]:

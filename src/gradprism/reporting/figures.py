@@ -202,7 +202,7 @@ def _draw_curves(figure: Figure, comparison: Comparison) -> bool:
     if target is not None:
         axes.axhline(100 * target, color=INK, linewidth=0.8, linestyle="--", zorder=1, label="where full RL ends")
     axes.set_xlabel("FLOPs so far, of full RL's whole")
-    axes.set_ylabel(f"{comparison.splits[0]} success, % (mean over seeds)")
+    axes.set_ylabel(f"{comparison.results.curve_split or comparison.splits[0]} success, % (mean over seeds)")
     axes.set_xlim(left=0)
     axes.set_ylim(bottom=0)
     _grid(axes)
@@ -221,12 +221,17 @@ def _draw_scores(figure: Figure, comparison: Comparison) -> bool:
     figure.set_size_inches(WIDTH, 2.6 * len(data))
     for axes, routing in zip(figure.subplots(len(data), squeeze=False)[:, 0], data, strict=True):
         left = [routing.start + k * routing.width for k in range(len(routing.sft))]
-        below = [0] * len(left)
-        for name, counts, colour in (("SFT", routing.sft, COLOURS[0]), ("RL", routing.rl, COLOURS[1])):
-            label = f"{name} ({sum(counts)})"
-            axes.bar(left, counts, routing.width, below, align="edge", color=colour, edgecolor="white", linewidth=0.5, label=label)
-            below = counts
-        axes.axvline(routing.threshold, color=INK, linewidth=1, linestyle="--", label=f"threshold {routing.threshold:.4g}")
+        below = np.zeros(len(left))
+        parts = (("SFT", routing.sft, COLOURS[0]), ("RL", routing.rl, COLOURS[1]), ("neither", routing.none, COLOURS[7]))
+        for name, counts, colour in parts:
+            if name != "neither" or counts:
+                label = f"{name} ({sum(counts)})"
+                axes.bar(
+                    left, counts, routing.width, below, align="edge", color=colour, edgecolor="white", linewidth=0.5, label=label
+                )
+                below = below + counts
+        for cut in routing.cuts or [routing.threshold]:
+            axes.axvline(cut, color=INK, linewidth=1, linestyle="--", label=f"{'cut' if routing.cuts else 'threshold'} {cut:.4g}")
         axes.set_xlabel(routing.metric if routing.policy == "concentration" else f"{routing.policy} ({routing.metric})")
         axes.set_ylabel("trajectories")
         axes.legend(frameon=False, fontsize=8)

@@ -9,6 +9,7 @@ from rich.console import Console
 from gradprism.experiments.comparison import MAIN_GROUP, Comparison
 from gradprism.experiments.results import shown_results
 from gradprism.experiments.schedule import Status
+from gradprism.reporting.checks import bars_text, detectable_text, regime_text
 from gradprism.reporting.cost_tables import cost_table, ledger_table, saving_lines, training_table, work_table
 from gradprism.reporting.document import Block, Figure, Heading, Table, markdown, show
 from gradprism.reporting.figures import FIGURES, draw_figures, drawn_elsewhere
@@ -16,11 +17,10 @@ from gradprism.reporting.numbers import count, duration, mib, percent, points, s
 from gradprism.reporting.tables import (
     audit_blocks,
     claims_table,
-    detectable_text,
     difference_table,
     main_table,
-    regime_text,
     routes_table,
+    sampled_table,
     success_table,
     sweep_table,
 )
@@ -29,7 +29,12 @@ from gradprism.runtime.files import atomic_write
 from gradprism.runtime.progress import printable
 
 TABLES, README = "tables.md", "README.md"
-GROUP_TITLES = {"sweep": "Arms of the sweeps", "refresh": "Routing again while the model changes"}
+GROUP_TITLES = {
+    "order": "SFT on everything, then RL on a part",
+    "rounds": "Half of the tasks with all of RL's rounds",
+    "sweep": "Arms of the sweeps",
+    "refresh": "Routing again while the model changes",
+}
 
 HOW_TO_READ = (
     "Brackets are 95 % intervals for other training seeds and other tasks (crossed random effects, Student's t), each by itself. With one "
@@ -45,13 +50,18 @@ ONE_SEED = (
     "column."
 )
 CLAIMS_NOTE = (
-    "A claim holds where p for any trainings, corrected over the claims, is below 0.05. It is suggested where only the interval, which is "
-    "not corrected, is clear of zero: of a dozen claims of no effect one is suggested in about every second experiment. After the "
-    "correction three seeds decide next to nothing, whatever their interval; with one seed nothing is decided."
+    "A claim holds, or does not, where p for any trainings, corrected over the claims, is below 0.05. Else it cannot be told: in "
+    "parentheses is the difference that four of five experiments with such a spread would have found, as one of these claims. An interval "
+    "by itself, which is not corrected, says less: of a dozen claims of no effect one is clear of zero in about every second experiment."
+)
+SAMPLED_NOTE = (
+    "Success in % of the same models on the same tasks, whose number is in parentheses, by greedy answers, by answers sampled at a "
+    "temperature, and in any of k sampled attempts (pass@k). Differences are paired by task and seed."
 )
 TRAINING_NOTE = (
-    "Success in % on the tasks of the curves, the first of the evaluation's, means over seeds. The highest point of a mean curve is that "
-    "of several, and so flatters. Score 0: the share of all evaluated episodes that ended with nothing."
+    "Success in % on the tasks of the curves, means over seeds. The highest point of a mean curve is that of several, and so flatters. "
+    "The end is that of the training, also where the best weights were kept. Score 0: the share of all evaluated episodes that ended with "
+    "nothing."
 )
 COST_NOTE = (
     "Means over seeds; in parentheses the range over seeds. Evaluations are not in the times. Wall clocks are of machines that may have "
@@ -79,9 +89,13 @@ def document(comparison: Comparison, figures: Collection[str] = ()) -> list[Bloc
     else:
         blocks += ["\n".join(f"- {line}" for line in results.remarks)] if results.remarks else []
         blocks += [HOW_TO_READ, Heading("Does the experiment lie where something can be seen?"), regime_text(comparison)]
+        blocks += [Heading("Does RL do what it must?"), bars_text(comparison)]
     blocks += [Heading("Table 1: success in %"), *_success(comparison, main), *drawn("success")]
     if results.claims:
         blocks += [Heading("Claims"), claims_table(comparison), CLAIMS_NOTE]
+    tables = [(split, sampled_table(comparison, split)) for split in comparison.splits]
+    sampled = [block for split, table in tables if table for block in (Heading(f"{split.capitalize()} tasks", 3), table)]
+    blocks += [Heading("Greedy against sampled"), SAMPLED_NOTE, *sampled] if sampled else []
     for group in dict.fromkeys(arm.group for arm in results.arms if arm.group != MAIN_GROUP):
         blocks += [Heading(GROUP_TITLES.get(group, group.capitalize())), *_success(comparison, comparison.of_group(group))]
     for sweep in results.sweeps:
@@ -135,7 +149,8 @@ def run_lines(comparison: Comparison) -> list[str]:
         lines += [f"Success on {split} tasks ({episodes} episodes each; 95 % intervals): {', '.join(steps)}."] if steps else []
     routed = [run for arm in comparison.arms for run in comparison.runs(arm) if run.n_rl is not None]
     if routed:
-        lines.append(f"{routed[-1].n_sft} trajectories went to SFT, {routed[-1].n_rl} to RL.")
+        neither = f", {routed[-1].n_none} to neither" if routed[-1].n_none else ""
+        lines.append(f"{routed[-1].n_sft} trajectories went to SFT, {routed[-1].n_rl} to RL{neither}.")
     stages = comparison.results.stages.values()
     probe = sum(stage.wall_seconds for stage in stages if stage.kind == "probe")
     if (whole := sum(stage.wall_seconds for stage in stages)) and probe:
@@ -159,25 +174,34 @@ _TABLES: dict[str, Callable[[Comparison], Block | None]] = {
     "main": main_table,
     "claims": claims_table,
     "regime": regime_text,
+    "bars": bars_text,
+    "sampled": sampled_table,
     "cost": cost_table,
     "training": training_table,
 }
-# Name: how many arms follow, whether a split may, and the number of the comparison, the arms and the split.
-_NUMBERS: dict[str, tuple[int, bool, Callable[..., str]]] = {
-    "success": (1, True, lambda c, arm, split: percent(c.mean(arm, split), " %")),
-    "score": (1, True, lambda c, arm, split: percent(c.mean(arm, split, "score"))),
-    "difference": (2, True, lambda c, arm, other, split: points(c.difference(arm, other, split), " points")),
-    "speedup": (1, False, lambda c, arm, _: times(c.speedup(arm))),
-    "speedup-flops": (1, False, lambda c, arm, _: times(c.speedup(arm, "flops"))),
-    "detectable": (0, False, lambda c, _: detectable_text(c)),
+# Name: what its words are ("arm", "evaluation"), whether a split may follow, and the number of the comparison, the words and the split.
+_NUMBERS: dict[str, tuple[tuple[str, ...], bool, Callable[..., str]]] = {
+    "success": (("arm",), True, lambda c, arm, split: percent(c.mean(arm, split), " %")),
+    "score": (("arm",), True, lambda c, arm, split: percent(c.mean(arm, split, "score"))),
+    "difference": (("arm", "arm"), True, lambda c, arm, other, split: points(c.difference(arm, other, split), " points")),
+    "sampled-success": (("arm", "evaluation"), True, lambda c, arm, name, split: percent(c.sampled_mean(arm, name, split), " %")),
+    "pass-at-k": (
+        ("arm", "evaluation"),
+        True,
+        lambda c, arm, name, split: percent(c.sampled_mean(arm, name, split, any_attempt=True), " %"),
+    ),
+    "speedup": (("arm",), False, lambda c, arm, _: times(c.speedup(arm))),
+    "speedup-flops": (("arm",), False, lambda c, arm, _: times(c.speedup(arm, "flops"))),
+    "detectable": ((), False, lambda c, _: detectable_text(c)),
 }
 
 
 def fill_blocks(text: str, comparison: Comparison, source: str, prefix: str = "") -> str:
     """`text` with what stands between `<!-- gradprism: NAME -->` and `<!-- /gradprism -->` filled in; errors name the file `source`.
 
-    Blocks are `main`, `claims`, `regime`, `cost`, `training`, and within a line `success ARM [SPLIT]`, `score ARM [SPLIT]`, `speedup ARM`,
-    `difference ARM ARM [SPLIT]`, `speedup-flops ARM`, `detectable`. With a prefix, only blocks whose names begin with it are filled
+    Blocks are `main`, `claims`, `regime`, `bars`, `sampled`, `cost`, `training`, and within a line `success ARM [SPLIT]`,
+    `score ARM [SPLIT]`, `difference ARM ARM [SPLIT]`, `sampled-success ARM EVALUATION [SPLIT]`, `pass-at-k ARM EVALUATION [SPLIT]`,
+    `speedup ARM`, `speedup-flops ARM`, `detectable`. With a prefix, only blocks whose names begin with it are filled
     ("PREFIX success gini"), so that one file can show several experiments. (A line that begins with a marker is HTML to Markdown:
     begin it with a word.)
 
@@ -203,15 +227,21 @@ def _block(name: str, comparison: Comparison, source: str) -> str:
     if what in _TABLES and not words:
         block = _TABLES[what](comparison)
         return markdown([block]) if block else ""
-    n_arms, may_split, text = _NUMBERS.get(what, (-1, False, str))
-    if not 0 <= n_arms <= len(words) <= n_arms + may_split:
+    number = _NUMBERS.get(what)
+    if number is None or not len(number[0]) <= len(words) <= len(number[0]) + number[1]:
         raise DataError(f"{source}: no block is called {printable(name)!r}; see docs/experiments.md for those that are")
-    for place, word in enumerate(words):
-        known = list(comparison.arms) if place < n_arms else comparison.splits
+    kinds, _, text = number
+    names = {
+        "arm": list(comparison.arms),
+        "evaluation": [e.name for e in comparison.results.evaluations],
+        "split": comparison.splits,
+    }
+    for kind, word in zip((*kinds, "split"), words, strict=False):
+        known = names[kind]
         if word not in known:
             where = f"{source}: block {printable(name)!r}"
             raise DataError(f"{where}: no {printable(word)!r} in results.json; it has {', '.join(known)}")
-    return text(comparison, *words[:n_arms], next(iter(words[n_arms:]), None))
+    return text(comparison, *words[: len(kinds)], next(iter(words[len(kinds) :]), None))
 
 
 # --- files and the terminal

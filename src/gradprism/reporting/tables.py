@@ -1,4 +1,4 @@
-"""Tables of results: success, differences, claims, regime, sweeps, audits and routes."""
+"""Tables of results: success, differences, claims, sweeps, audits and routes."""
 
 from collections.abc import Iterable, Sequence
 from typing import TypeVar
@@ -7,7 +7,7 @@ import numpy as np
 
 from gradprism.experiments.comparison import MAIN_GROUP, Comparison
 from gradprism.experiments.results import Agreement, Run, Sweep
-from gradprism.experiments.statistics import Interval, holm
+from gradprism.experiments.statistics import Interval, holm, interval
 from gradprism.reporting.document import Block, Table
 from gradprism.reporting.numbers import optional, p_value, percent, points, share, times
 
@@ -38,11 +38,15 @@ def in_order(task_types: Iterable[str]) -> list[str]:
 
 
 def trained_on(runs: Sequence[Run]) -> str:
-    """`1540 / 1540`: trajectories to SFT and tasks to RL; a range where seeds differ, and how many of RL's were drawn among equals."""
+    """`1540 / 1540`: trajectories to SFT and tasks to RL; a range where seeds differ, how many of RL's were drawn among equals, and how
+    many went to neither.
+    """
     sides = [_range([run.n_sft for run in runs]), _range([run.n_rl for run in runs])]
     drawn = [run.n_rl_by_chance for run in runs]
     by_chance = f" ({_range(drawn)} by chance)" if any(drawn) else ""
-    return "–" if sides == ["–", "–"] else " / ".join(sides) + by_chance
+    left = [run.n_none for run in runs]
+    neither = f", neither {_range(left)}" if any(left) else ""
+    return "–" if sides == ["–", "–"] else " / ".join(sides) + by_chance + neither
 
 
 def _range(numbers: Sequence[int | None]) -> str:
@@ -116,43 +120,6 @@ def main_table(comparison: Comparison) -> Table:
     return Table(headings, rows)
 
 
-def regime(comparison: Comparison) -> list[tuple[bool | None, str]]:
-    """Conditions under which the experiment could show anything: each met or not (None for not known), and a sentence."""
-    results, split = comparison.results, comparison.splits[0]
-    limits, base, sft = results.regime, results.base_arm, results.sft_arm
-    at_base, gain = comparison.mean(base), comparison.difference(sft, base)
-    best = max(((m.mean, comparison.title(arm)) for arm in comparison.arms if (m := comparison.mean(arm))), default=None)
-    of_base = f"The base succeeds on {100 * limits.base_low:g}–{100 * limits.base_high:g} % of {split} tasks"
-    highest = "–" if best is None else f"the highest is {best[1]} with {100 * best[0]:.1f} %"
-    return [
-        (
-            None if at_base is None else limits.base_low <= at_base.mean <= limits.base_high,
-            f"{of_base}: {percent(at_base, ' %')}",
-        ),
-        (
-            None if gain is None or len(comparison.runs(sft)) < 2 else gain.sign > 0,  # one seed says nothing of others
-            f"SFT on all is clearly above the base: {points(gain, ' points')}",
-        ),
-        (None if best is None else best[0] <= limits.ceiling, f"No arm is above {100 * limits.ceiling:g} %: {highest}"),
-    ]
-
-
-def regime_text(comparison: Comparison) -> str:
-    """The regime's conditions as a list, and the difference that the experiment can detect."""
-    said = {True: "pass", False: "**fail**", None: "not known"}
-    lines = [f"- {sentence}: {said[met]}." for met, sentence in regime(comparison)]
-    alone = f"- Detectable difference (80 % power, two-sided 5 %) of one comparison by itself: {detectable_text(comparison)}"
-    n = len(comparison.results.claims)
-    lines.append(f"{alone}; as one of the {n} claims, corrected: {detectable_text(comparison, n)}." if n else f"{alone}.")
-    return "\n".join(lines) + "\n"
-
-
-def detectable_text(comparison: Comparison, comparisons: int = 1) -> str:
-    """`5.9 points`."""
-    detectable = comparison.detectable(comparisons)
-    return "–" if detectable is None else f"{100 * detectable:.1f} points"
-
-
 def claims_table(comparison: Comparison) -> Table:
     """Each claim's difference on the main split, its p values (Holm's over the claims), and whether it is borne out."""
     claims = comparison.results.claims
@@ -162,21 +129,53 @@ def claims_table(comparison: Comparison) -> Table:
     for i, claim in enumerate(claims):
         found = comparison.difference(claim.better, claim.worse)
         seeds = len(comparison.pairs(claim.better, claim.worse, comparison.splits[0])[0])
-        cells = [verdict(found, of_trainings.get(i)), points(found), p_value(of_models.get(i)), p_value(of_trainings.get(i))]
+        detectable = comparison.detectable_between(claim.better, claim.worse, len(claims))
+        said = verdict(found, of_trainings.get(i), detectable)
+        cells = [said, points(found), p_value(of_models.get(i)), p_value(of_trainings.get(i))]
         rows.append([claim.text, *cells, str(seeds)])
     return Table(["claim", "verdict", "difference (points)", *_P, "seeds"], rows)
 
 
-def verdict(found: Interval | None, p: float | None) -> str:
-    """Verdict on a claim by the interval of "better less worse" and its corrected p for any trainings."""
+def verdict(found: Interval | None, p: float | None, detectable: float | None) -> str:
+    """Verdict on a claim by the sign of "better less worse" and its corrected p for any trainings.
+
+    Where that decides nothing, with the difference that would have been found in four of five such experiments.
+    """
     if found is None:
         return "not measured yet"
     if p is None:
-        return "one seed: not decided"
-    said = {1: "holds", -1: "does not hold"}.get(found.sign)
-    if said is None:
-        return "cannot be told apart"
-    return f"**{said}**" if p < 0.05 else f"suggested: {said}"
+        return "cannot be told (one seed)"
+    if p < 0.05:
+        return "**holds**" if found.mean > 0 else "**does not hold**"
+    if detectable is None:
+        return "cannot be told"
+    return f"cannot be told ({f'{100 * detectable:.1f} points' if detectable < 1 else 'nothing'} detectable)"
+
+
+def sampled_table(comparison: Comparison, split: str | None = None) -> Table | None:
+    """Success by greedy answers against that by sampled ones, and pass@k, of the arms that have both; None where none has.
+
+    All are of the same tasks, the first of the split (default the main one); differences are paired by task and seed.
+    """
+    split = split or comparison.splits[0]
+    samplings = [s for s in comparison.results.evaluations if split in s.splits]
+    rows = []
+    for arm in comparison.arms:
+        cells = []
+        for sampling in samplings:
+            sampled, greedy = comparison.sampled(arm, sampling.name, split)
+            mean = interval(sampled.mean(2)) if sampled.size else None
+            less = interval(sampled.mean(2) - greedy) if sampled.size else None
+            cells += [percent(interval(greedy) if sampled.size else None), percent(mean), points(less)]
+            cells += [percent(interval(sampled.max(2)) if sampled.size else None)] if sampling.attempts > 1 else []
+        if any(cell != "–" for cell in cells):
+            rows.append([comparison.title(arm), str(len(comparison.runs(arm))), *cells])
+    headings = ["arm", "seeds"]
+    for sampling in samplings:
+        at = f"at {sampling.temperature:g}"
+        headings += [f"greedy ({sampling.splits[split]})", at, f"{at} less greedy (points)"]
+        headings += [f"pass@{sampling.attempts} {at}"] if sampling.attempts > 1 else []
+    return Table(headings, rows) if rows else None
 
 
 def sweep_table(comparison: Comparison, sweep: Sweep) -> Table:
@@ -192,12 +191,15 @@ def sweep_table(comparison: Comparison, sweep: Sweep) -> Table:
 def routes_table(comparison: Comparison) -> Table | None:
     """Routes by task type; None where no route tells them."""
     rows = []
+    leaves_out = any(routing.none for routing in comparison.results.routes.values())
     for routing in comparison.results.routes.values():
         types = routing.task_types if len(routing.task_types) > 1 else {}
         for name in in_order(types):
-            sft, rl = types[name]
-            rows.append([routing.policy, routing.metric, short_name(name), str(sft), str(rl), share(rl / (sft + rl))])
-    return Table(["policy", "metric", "task type", "SFT", "RL", "share to RL"], rows, 3) if rows else None
+            sft, rl, *neither = types[name]
+            cells = [str(sft), str(rl), *([str(sum(neither))] if leaves_out else []), share(rl / sum(types[name]))]
+            rows.append([routing.policy, routing.metric, short_name(name), *cells])
+    headings = ["policy", "metric", "task type", "SFT", "RL", *(["neither"] if leaves_out else []), "share to RL"]
+    return Table(headings, rows, 3) if rows else None
 
 
 def audit_blocks(comparison: Comparison) -> list[Block]:

@@ -101,7 +101,8 @@ class Audit(Value):
         """Tables, single figures, notes and warnings as plain text."""
         made = self.routing
         cut = {"median": "median split", "quantile": f"{made.rl_share} to RL", "fixed": f"cut at {made.threshold:.6g}"}
-        yield f"{made.n_trajectories} trajectories, {made.policy} of {made.metric}, {cut[made.threshold_rule]}"
+        within = f" within {' and '.join(made.within)}" if made.within else ""
+        yield f"{made.n_trajectories} trajectories, {made.policy} of {made.metric}{within}, {cut.get(made.threshold_rule, made.cut_text)}"
         rows = [(name, _number(rho), *self._split(name)) for name, rho in self.spearman.items()]
         yield from _table(("The score against", "Spearman", "its split: RL", "same side", "Jaccard"), rows)
         if self.task_type_eta_squared is not None:
@@ -142,7 +143,7 @@ def audit_split(table: pl.DataFrame, routing: Routing, tasks: pl.DataFrame | Non
     ranked = table.select(pl.col("score", *names.values(), *metrics).rank("average")).to_dict()
     ranks = {name: column.to_numpy() for name, column in ranked.items()}
     confounds = {name: ranks[column] for name, column in names.items()}
-    share = {"median": 0.5, "quantile": routing.rl_share, "fixed": None}[routing.threshold_rule]
+    share = {"median": 0.5, "quantile": routing.rl_share}.get(routing.threshold_rule)
     error = None if share is None else threshold_standard_error(score, share, routing.seed)
     types = None if tasks is None or tasks["task_type"].null_count() else tasks["task_type"]
     found = Audit(
@@ -161,14 +162,17 @@ def audit_split(table: pl.DataFrame, routing: Routing, tasks: pl.DataFrame | Non
         ),
         warnings=(),
     )
-    # Soft and pass-rate scores are spread by chance: what they rank by is asked.
-    source = {"soft": routing.metric, "pass_rate": "pass_rate"}.get(routing.policy, "score")
+    # Soft and pass-rate scores are spread by chance, and ranks within strata evenly: what they rank by is asked.
+    by_metric = routing.policy in _BY_METRIC and (routing.within or routing.policy == "soft")
+    source = "pass_rate" if routing.policy == "pass_rate" else routing.metric if by_metric else "score"
     warnings = [*_saturation(table[source].to_numpy(), "pass rates" if source == "pass_rate" else "scores")]
     if not warnings and routing.policy != "random":
         warnings += _unstable(found.share_within_one_standard_error)
     warnings += [*_one_sided(routing), *_by_chance(found.rl_by_chance, routing.n_rl)]
     if routing.policy in _BY_METRIC:
-        warnings += _follows({name: correlation(ranks[source], column) for name, column in confounds.items()})
+        # Within strata it is the rank there that routes, and that is to follow nothing.
+        asked = ranks["score" if routing.within and routing.policy != "soft" else source]
+        warnings += _follows({name: correlation(asked, column) for name, column in confounds.items()})
     if unnamed := 0 if tasks is None else int((to_rl & ~tasks["named"].to_numpy()).sum()):
         warnings.append(f"{unnamed} of {routing.n_rl} RL trajectories name no task, so no environment can set theirs up")
     return found.model_copy(update={"warnings": tuple(warnings)})
@@ -210,7 +214,9 @@ def _one_sided(routing: Routing) -> Iterator[str]:
     if most == n:
         left = "there is nothing to train on" if stage == "neither" else "the other stage has nothing to train on"
         yield f"all {n} trajectories go to {stage}: {left}"
-    elif routing.threshold_rule == "fixed" and most >= ALMOST_ALL * n:
+    elif routing.threshold_rule == "cuts" and not (routing.n_sft and routing.n_rl):
+        yield f"of {n} trajectories none goes to {'RL' if routing.n_sft else 'SFT'}: it has nothing to train on"
+    elif routing.threshold_rule in ("fixed", "cuts") and most >= ALMOST_ALL * n:
         yield f"{most} of {n} trajectories go to {stage} at this threshold: choose another, or the median"
 
 

@@ -1,4 +1,4 @@
-"""A route: every trajectory of a probe to SFT or to RL, with the reasons; in memory, and as a folder of five files."""
+"""A route: every trajectory of a probe to SFT, to RL or to neither, with the reasons; in memory, and as a folder of five files."""
 
 import json
 import shutil
@@ -22,6 +22,7 @@ from gradprism.routing.policies import POLICIES, PolicyContext, policy_scores
 from gradprism.routing.sets import FileSets, ProbeSets, RlTask
 from gradprism.routing.split import (
     SIDES,
+    Cut,
     ProbeOrigin,
     Routing,
     Side,
@@ -32,6 +33,7 @@ from gradprism.routing.split import (
     split_table,
     turn_statistics,
 )
+from gradprism.routing.strata import check_strata, rank_within, strata
 from gradprism.routing.tasks import PassRates, read_tasks
 from gradprism.runtime.errors import ConfigError, DataError, MissingFileError, one_line
 from gradprism.runtime.files import atomic_write, is_temporary, write_json
@@ -50,10 +52,10 @@ _FILES = _TABLE, _SFT, _RL, _ROUTING, _AUDIT = "routes.parquet", "sft.jsonl", "r
 class Routes:
     """The decision of a route, for n trajectories in the corpus's order.
 
-    `frame` has a row per trajectory: `id`, `score`, `rank` (from 1), `margin` (score − threshold), `route` (`sft`, `rl` or `none`), and
-    what the probe measured: `n_tokens`, `n_response_tokens`, `n_turns`, `loss`, `l2`, the metrics, `pass_rate` where rates were given,
-    `turn_score_mean`, `_std`, `_min`, `_max` and `turn_of_max` (from 0) of its own turns' scores where they were asked for, and
-    `override` and `reason` where there are overrides.
+    `frame` has a row per trajectory: `id`, `score`, `rank` (from 1), `margin` (score − threshold, or − the nearest of several cuts),
+    `route` (`sft`, `rl` or `none`), and what the probe measured: `n_tokens`, `n_response_tokens`, `n_turns`, `loss`, `l2`, the metrics,
+    `pass_rate` where rates were given, `turn_score_mean`, `_std`, `_min`, `_max` and `turn_of_max` (from 0) of its own turns' scores
+    where they were asked for, and `override` and `reason` where there are overrides.
     `routing` says how the route was made.
     """
 
@@ -221,12 +223,18 @@ def route(
     rl_share: float = 0.5,
     threshold: float | None = None,
     sft_threshold: float | None = None,
+    cuts: Sequence[float] = (),
+    sides: Sequence[str] = (),
+    within: Sequence[str] = (),
     normalise: str = "none",
     seed: int = 0,
     pass_rates: str | Path | Mapping[str, float] | None = None,
     per_turn: bool = False,
 ) -> Routes:
     """Routes every trajectory of a complete probe: those with high scores to RL, the others to SFT (PRISM, arXiv 2601.07224).
+
+    With `cuts` each range of scores goes to its own side: `cuts=(0.1, 0.7), sides=("sft", "rl", "none")` with pass rates plays what is won
+    sometimes, imitates what is hardly ever won, and leaves out what is solved.
 
     A million trajectories of 28 units take less than 1 GB.
 
@@ -237,7 +245,11 @@ def route(
         rl_share: Share of the trajectories that go to RL, 0 to 1, those of the highest scores; at 0.5, what is above the median.
         threshold: Number above which scores go to RL, in place of a share.
         sft_threshold: Number at or below which scores go to SFT; what lies between it and the threshold goes to neither. Default: no gap.
-        normalise: Scale of the norms before the metric: none, per_parameter or per_weight_norm (see `Probe.scores`).
+        cuts: Numbers, ascending, that part the scores into ranges, in place of a share or thresholds; a score equal to one lies below it.
+        sides: The side of each range, lowest first: sft, rl or none; one more than there are cuts.
+        within: Rank scores among trajectories of their kind alone: of a fifth of the response `length`s, of a `task_type`, or both. The
+            scores are then these ranks, as fractions of their stratum.
+        normalise: Scale of the norms before the metric: none, per_parameter, per_weight_norm or per_corpus_median (see `Probe.scores`).
         seed: Of policies by chance, and of the audit's bootstrap.
         pass_rates: Rates, 0 to 1, by task id, or an `episodes.jsonl` of `gradprism evaluate` with an episode of each trajectory's task;
             for the policy `pass_rate`, and for the audit.
@@ -251,6 +263,10 @@ def route(
     _ = METRICS[metric], POLICIES[policy]  # both are known, before anything is read
     if seed < 0:
         raise ConfigError(f"seed {seed}: must be 0 or more")
+    check_strata(within)
+    several = Cut.of(cuts, sides) if cuts or sides else None
+    if several and not (threshold is None and sft_threshold is None and rl_share == 0.5):
+        raise ConfigError("cuts and thresholds or an RL share exclude each other; give one")
     if not isinstance(probe, Probe):
         probe = Probe.load(probe)
     rates = None if pass_rates is None else PassRates.of(pass_rates)
@@ -263,18 +279,26 @@ def route(
         measures = measures.with_columns(rates.column(measures["id"], tasks["task"]))
     if turns is not None:
         measures = measures.hstack(turn_statistics(turns, len(measures)))
-    score = policy_scores(policy, measures, PolicyContext(metric, seed, threshold is not None))
-    cut = choose_threshold(score, rl_share, threshold)
-    frame = split_table(measures, score, cut, low := check_sft_threshold(sft_threshold, cut))
+    given = several is not None or threshold is not None
+    # Ranks within strata have an order of their own, so that equal scores are to be drawn apart all the same.
+    score = policy_scores(policy, measures, PolicyContext(metric, seed, given and not within))
+    if within:
+        score = rank_within(score, strata(within, measures, tasks))
+    high = several.at[0] if several else choose_threshold(score, rl_share, threshold)
+    low = check_sft_threshold(sft_threshold, high)
+    frame = split_table(measures, score, several or Cut.between(low, high))
     n = {side: int((frame["route"] == side).sum()) for side in SIDES}
     routing = Routing(
         policy=policy,
         metric=metric,
         normalise=normalise,
-        threshold_rule="fixed" if threshold is not None else "median" if rl_share == 0.5 else "quantile",
-        threshold=cut,
+        within=tuple(within),
+        threshold_rule="cuts" if several else "fixed" if given else "median" if rl_share == 0.5 else "quantile",
+        threshold=high,
         sft_threshold=low,
-        rl_share=None if threshold is not None or rl_share == 0.5 else rl_share,
+        cuts=several.at if several else (),
+        sides=several.sides if several else (),
+        rl_share=None if given or rl_share == 0.5 else rl_share,
         seed=seed,
         pass_rates_sha256=rates and rates.sha256,
         n_trajectories=len(frame),

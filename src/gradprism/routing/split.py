@@ -1,11 +1,14 @@
 """A split of scored trajectories: how it was made, where scores are cut, and its table.
 
 Trajectories at or below the threshold go to SFT, those above it to RL. With a second, lower threshold for SFT, what lies between the two
-goes to neither. An override sends a trajectory elsewhere than its score does, for a reason that is kept.
+goes to neither. More generally several cuts part the scores into ranges, each with a side of its own. An override sends a trajectory
+elsewhere than its score does, for a reason that is kept.
 """
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Self, get_args
 
@@ -21,6 +24,42 @@ from gradprism.runtime.files import read_json
 
 Side = Literal["sft", "none", "rl"]
 SIDES: tuple[Side, ...] = get_args(Side)
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """Numbers at which scores are cut, ascending, and the side of each range between them, one more: a score belongs to the range above
+    a number where it is greater."""
+
+    at: tuple[float, ...]
+    sides: tuple[Side, ...] = ("sft", "rl")
+
+    @classmethod
+    def of(cls, at: Sequence[float], sides: Sequence[str]) -> Self:
+        """Raises `ConfigError` for anything that is no cut."""
+        if not at or not all(map(math.isfinite, at)) or any(a >= b for a, b in itertools.pairwise(at)):
+            raise ConfigError(f"cuts {', '.join(map(str, at)) or 'none'}: give numbers on the score's scale, ascending")
+        if unknown := [side for side in sides if side not in SIDES]:
+            raise ConfigError(f"sides {unknown[0]!r}: choose from {', '.join(SIDES)}")
+        if len(sides) != len(at) + 1:
+            raise ConfigError(
+                f"sides: {len(sides)} given for {len(at)} cuts; name one for each of the {len(at) + 1} ranges, lowest first"
+            )
+        return cls(tuple(map(float, at)), tuple(sides))  # pyright: ignore[reportArgumentType] # each is one of SIDES
+
+    @classmethod
+    def between(cls, low: float | None, high: float) -> Self:
+        """SFT at or below `low` (None: the same as `high`), RL above `high`, and neither between them."""
+        return cls((high,)) if low is None or low == high else cls((low, high), SIDES)
+
+    def route(self, scores: NDArray[np.float64]) -> NDArray[np.str_]:
+        """The side of each score, `[n]`."""
+        return np.array(self.sides)[np.searchsorted(self.at, scores, side="left")]
+
+    def margins(self, scores: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Each score less the number that is nearest to it, `[n]`."""
+        distances = scores[:, None] - np.array(self.at)
+        return np.take_along_axis(distances, np.abs(distances).argmin(1, keepdims=True), 1)[:, 0]
 
 
 class Value(BaseModel):
@@ -56,16 +95,21 @@ class Routing(Value):
     """The making of a route, and the numbers of trajectories that went where: the contents of `routing.json`.
 
     Scores above `threshold` went to RL. `threshold_rule` says where that is from: the scores' median, the quantile of an `rl_share`
-    (None for the other two), or a number that was given (`fixed`). Scores at or below `sft_threshold`, which None sets equal to it, went to
-    SFT, and `n_none` to neither. The numbers are those after the `n_overrides`. `n_undefined_turns` is None where turns were not asked for.
+    (None for the others), or a number that was given (`fixed`). Scores at or below `sft_threshold`, which None sets equal to it, went to
+    SFT, and `n_none` to neither. Where several numbers were given with the sides of their ranges (rule `cuts`), `cuts` and `sides` are
+    they, and `threshold` is the first. `within`: the strata in which scores were ranked. The numbers are those after the `n_overrides`.
+    `n_undefined_turns` is None where turns were not asked for.
     """
 
     policy: str = "concentration"
     metric: str = "gini"
     normalise: str = "none"
-    threshold_rule: Literal["median", "quantile", "fixed"] = "median"
+    within: tuple[str, ...] = ()
+    threshold_rule: Literal["median", "quantile", "fixed", "cuts"] = "median"
     threshold: float
     sft_threshold: float | None = None
+    cuts: tuple[float, ...] = ()
+    sides: tuple[Side, ...] = ()
     rl_share: float | None = None
     seed: int = 0
     pass_rates_sha256: str | None = None
@@ -79,12 +123,25 @@ class Routing(Value):
     versions: Mapping[str, str] = {}
 
     def __str__(self) -> str:
-        neither = f", {self.n_none} to neither" if self.n_none else ""
-        cut = f"threshold {self.threshold:.6g}"
-        if self.sft_threshold is not None:
-            cut = f"thresholds {self.sft_threshold:.6g} and {self.threshold:.6g}"
+        neither = f", {self.n_none} to neither" if self.n_none or "none" in self.sides else ""
+        within = f" within {' and '.join(self.within)}" if self.within else ""
         overridden = f", {self.n_overrides} overridden" if self.n_overrides else ""
-        return f"{self.n_sft} to SFT, {self.n_rl} to RL{neither}; {self.policy} of {self.metric}, {cut}{overridden}"
+        return (
+            f"{self.n_sft} to SFT, {self.n_rl} to RL{neither}; {self.policy} of {self.metric}{within}, {self.cut_text}{overridden}"
+        )
+
+    @property
+    def cut(self) -> Cut:
+        """Where scores are cut."""
+        return Cut(self.cuts, self.sides) if self.cuts else Cut.between(self.sft_threshold, self.threshold)
+
+    @property
+    def cut_text(self) -> str:
+        """`threshold 0.35`, `thresholds 0.3 and 0.35`, `cuts 0.1, 0.7 (sft, rl, none)`."""
+        if self.cuts:
+            return f"cuts {', '.join(f'{cut:.6g}' for cut in self.cuts)} ({', '.join(self.sides)})"
+        low = "" if self.sft_threshold is None else f"s {self.sft_threshold:.6g} and"
+        return f"threshold{low} {self.threshold:.6g}"
 
 
 def metrics_with(*chosen: str) -> list[str]:
@@ -154,21 +211,12 @@ def _between(low: np.float64, high: np.float64) -> float:
     return float(middle if middle < high else low)
 
 
-def sides(score: NDArray[np.float64], threshold: float, sft_threshold: float | None = None) -> list[Side]:
-    """The side of each score, `[n]`: `rl` above the threshold, `sft` at or below `sft_threshold` (None: the same), else `none`."""
-    low = threshold if sft_threshold is None else sft_threshold
-    return np.where(score > threshold, "rl", np.where(score <= low, "sft", "none")).tolist()
-
-
-def split_table(
-    measures: pl.DataFrame, score: NDArray[np.float64], threshold: float, sft_threshold: float | None = None
-) -> pl.DataFrame:
-    """The table of a split: `id`, `score`, `rank` (from 1), `margin` (score − threshold), `route` (see `sides`), and the measures."""
+def split_table(measures: pl.DataFrame, score: NDArray[np.float64], cut: Cut) -> pl.DataFrame:
+    """The table of a split: `id`, `score`, `rank` (from 1), `margin` (to the nearest cut), `route` (its side), and the measures."""
     rank = np.empty(len(score), dtype=np.int64)
     rank[np.argsort(score, kind="stable")] = np.arange(1, len(score) + 1)
-    route = sides(score, threshold, sft_threshold)
-    decision = pl.DataFrame({"id": measures["id"], "score": score, "rank": rank, "margin": score - threshold, "route": route})
-    return decision.hstack(measures.drop("id", "index", strict=False))
+    columns = {"score": score, "rank": rank, "margin": cut.margins(score), "route": cut.route(score).tolist()}
+    return pl.DataFrame({"id": measures["id"], **columns}).hstack(measures.drop("id", "index", strict=False))
 
 
 def overridden(table: pl.DataFrame, routing: Routing, ids: Sequence[str], side: Side | None, reason: str) -> pl.DataFrame:
@@ -191,6 +239,6 @@ def overridden(table: pl.DataFrame, routing: Routing, ids: Sequence[str], side: 
         override=pl.when(chosen).then(pl.lit(side, pl.String)).otherwise("override"),
         reason=pl.when(chosen).then(pl.lit(None if side is None else reason.strip(), pl.String)).otherwise("reason"),
     )
-    by_score = pl.Series(sides(table["score"].to_numpy(), routing.threshold, routing.sft_threshold))
+    by_score = pl.Series(routing.cut.route(table["score"].to_numpy()).tolist())
     table = table.with_columns(route=pl.coalesce("override", by_score))
     return table if table["override"].count() else table.drop("override", "reason")

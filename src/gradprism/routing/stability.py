@@ -10,7 +10,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from gradprism.probing.result import Probe
-from gradprism.probing.scores import NORMALISATIONS, View, unit_scales
+from gradprism.probing.scores import NORMALISATIONS, View
 from gradprism.routing.agreement import Agreement, agreement
 from gradprism.routing.audit import Agreements, Audit, Cost, ProbeAgreement
 from gradprism.routing.policies import PolicyContext, policy_scores
@@ -99,8 +99,8 @@ def _normalisations(probe: Probe, metric: str, notes: list[str]) -> dict[str, Vi
     views = {}
     for name in NORMALISATIONS:
         try:
-            views[name] = View(metric, unit_scales(probe.units, name))
-        except ConfigError as error:  # the manifest does not tell the sizes
+            views[name] = View(metric, probe.unit_scales(name))
+        except ConfigError as error:  # there is nothing to divide by
             notes.append(f"no comparison of normalisations with {name}: {error}")
     return views
 
@@ -115,7 +115,7 @@ def _layers(probe: Probe, metric: str, normalise: str, notes: list[str]) -> dict
     if min(part.sum() for part in parts.values()) < _FEWEST_UNITS:
         notes.append(f"no comparison of layers: half of the {len(layers)} has fewer than {_FEWEST_UNITS} matrices")
         return {}
-    scales = unit_scales(probe.units, normalise)
+    scales = probe.unit_scales(normalise)
     return {name: View(metric, scales, np.flatnonzero(part)) for name, part in parts.items()}
 
 

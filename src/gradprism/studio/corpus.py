@@ -17,10 +17,10 @@ from gradprism.concentration import BUILTIN
 from gradprism.probing.manifest import ProbeManifest
 from gradprism.probing.prepared import Prepared
 from gradprism.probing.result import Probe
-from gradprism.probing.scores import NORMALISATIONS, View, unit_scales
+from gradprism.probing.scores import NORMALISATIONS, View
 from gradprism.routing.audit import Audit, audit_split
 from gradprism.routing.routes import Routes
-from gradprism.routing.split import ProbeOrigin, Routing, median_threshold, split_table
+from gradprism.routing.split import Cut, ProbeOrigin, Routing, median_threshold, split_table
 from gradprism.runtime.errors import ConfigError, DataError, GradprismError
 from gradprism.studio.columns import Column, category, measure, text
 from gradprism.studio.folders import Folder
@@ -35,7 +35,7 @@ _MEASURES = {
     "loss": ("loss", "Mean cross-entropy of the response tokens, nats."),
     "l2": ("gradient norm", "L2 norm of the gradient over all matrices."),
 }
-_SCALED = {"per_parameter": "per parameter", "per_weight_norm": "per weight norm"}
+_SCALED = {"per_parameter": "per parameter", "per_weight_norm": "per weight norm", "per_corpus_median": "per corpus median"}
 _TURN_FIGURES = ("mean", "std", "min", "max")
 # Rows whose distances are computed at once, so that what is made of them stays in a processor's cache.
 _ROWS = 2048
@@ -207,8 +207,8 @@ class Corpus:
         for normalise in NORMALISATIONS:
             for metric in BUILTIN:
                 try:
-                    views[_name(metric, normalise)] = View(metric, unit_scales(probe.units, normalise))
-                except ConfigError:  # sizes that are not known
+                    views[_name(metric, normalise)] = View(metric, probe.unit_scales(normalise))
+                except ConfigError:  # there is nothing to divide by
                     continue
         del views[DEFAULT]
         scores = probe.views(list(views.values()))
@@ -250,7 +250,7 @@ class Corpus:
         names = [metric for metric in BUILTIN if not np.isnan(self.metric(metric).values).any()]
         base = self.frame.select("id", *_MEASURES).with_columns(**{one: pl.Series(self.metric(one).values) for one in names})
         metric = name.partition("/")[0]
-        table = split_table(base.with_columns(**{metric: pl.Series(scores)}), scores, cut)
+        table = split_table(base.with_columns(**{metric: pl.Series(scores)}), scores, Cut((cut,)))
         n_rl = int((table["route"] == "rl").sum())
         routing = Routing(
             metric=metric,

@@ -14,7 +14,7 @@ from gradprism.experiments.results import read_results
 from gradprism.probing.manifest import ProbeManifest
 from gradprism.routing.audit import Audit
 from gradprism.routing.routes import Routes
-from gradprism.routing.split import SIDES, Side, sides
+from gradprism.routing.split import SIDES
 from gradprism.runtime.errors import DataError, GradprismError
 from gradprism.studio.columns import Column, category, measure, text
 from gradprism.studio.corpus import DEFAULT, Corpus
@@ -155,7 +155,7 @@ def route_columns(routes: Routes) -> list[Column]:
     """The columns of a route, in the corpus's order."""
     frame, routing = routes.frame, routes.routing
     score = frame["score"].to_numpy()
-    cut: list[Side] = sides(score, routing.threshold, routing.sft_threshold)
+    cut = routing.cut.route(score).tolist()
     reasons = frame["reason"].fill_null("").to_list() if "reason" in frame.columns else [""] * len(frame)
     made = [
         measure("score", f"{routing.policy} score", score, "The policy's score, which is cut.", kind="metric"),

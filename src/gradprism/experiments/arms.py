@@ -1,0 +1,145 @@
+"""The arms of an experiment: what each trains on, how its trajectories are routed, and how its model is evaluated besides."""
+
+from typing import Annotated, ClassVar, Literal, Self
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveInt, model_validator
+
+from gradprism.concentration import METRICS
+from gradprism.evaluation.config import EvaluationConfig
+from gradprism.routing.policies import POLICIES
+from gradprism.routing.split import Cut, Side
+from gradprism.routing.strata import Stratum, check_strata
+
+Data = Literal["none", "routed", "all"]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class RouteConfig(Section):
+    """The routing."""
+
+    added: ClassVar[frozenset[str]] = frozenset(
+        ("cuts", "sides", "within")
+    )  # since there are results, which their defaults change not
+
+    metric: Annotated[str, AfterValidator(METRICS.checked)] = Field(
+        default="gini", description="Concentration metric: gini, cv, kurtosis or a registered one."
+    )
+    policy: Annotated[str, AfterValidator(POLICIES.checked)] = Field(
+        default="concentration", description="What trajectories are ranked by; see `gradprism route`."
+    )
+    normalise: Literal["none", "per_parameter", "per_weight_norm", "per_corpus_median"] = Field(
+        default="none",
+        description="What norms are divided by before they are compared: nothing, each matrix's size, or its median over the corpus.",
+    )
+    rl_share: float = Field(default=0.5, gt=0, lt=1, description="Share that goes to RL; 0.5 splits at the median.")
+    threshold: float | None = Field(default=None, description="Send what scores above this number to RL, whatever share that is.")
+
+    cuts: tuple[float, ...] = Field(
+        default=(), description="Several numbers in place of a threshold, ascending, that part the scores into ranges."
+    )
+    sides: tuple[Side, ...] = Field(default=(), description="Where each range goes, lowest first: sft, rl or none.")
+    within: tuple[Stratum, ...] = Field(
+        default=(), description="Rank scores within fifths of the response length (length), within the task_type, or both."
+    )
+
+    @model_validator(mode="after")
+    def _one_cut(self) -> Self:
+        if self.threshold is not None and self.rl_share != 0.5:
+            raise ValueError("give either rl_share or threshold")
+        if self.cuts or self.sides:
+            Cut.of(self.cuts, self.sides)
+            if self.threshold is not None or self.rl_share != 0.5:
+                raise ValueError("give either cuts, or rl_share or threshold")
+        check_strata(self.within)
+        return self
+
+    @property
+    def share_is_known(self) -> bool:
+        """Whether RL's share of the corpus is known before it is routed."""
+        return self.threshold is None and not self.cuts
+
+
+class RefreshConfig(Section):
+    """Routing again while the model changes; the threshold stays the first route's."""
+
+    after_sft: bool = Field(
+        default=False,
+        description="Probe what is left for RL on the SFT checkpoint; train by SFT on what now falls below the threshold.",
+    )
+    every_k_steps: int = Field(
+        default=0,
+        ge=0,
+        description="During RL, probe again every so many steps and play only what is above the threshold; 0 for never.",
+    )
+
+
+class ArmConfig(Section):
+    """One way to spend the corpus: what SFT trains on, what RL plays, and how the two are parted."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9.-]*$", description="Name, in lower case.")
+    title: str = Field(default="", description="Its title in tables; default the name.")
+    group: str = Field(default="table1", description="Table that it belongs to.")
+    sft: Data = Field(default="routed", description="What SFT trains on: nothing, its part of the route, or everything.")
+    rl: Data = Field(default="routed", description="Whose tasks RL plays; its rounds are that share of `rl.rounds`.")
+    rounds: Annotated[int, Field(ge=1)] | Literal["full"] | None = Field(
+        default=None, description="RL's rounds, where they are not that share; full: all of `rl.rounds`."
+    )
+    scored: Literal["base", "after_sft"] = Field(
+        default="base", description="What the route's scores are of: the base, or the checkpoint of SFT on everything."
+    )
+    route: RouteConfig = Field(default=RouteConfig(), description="The route.")
+    refresh: RefreshConfig = Field(default=RefreshConfig(), description="Routing again while the model changes.")
+    algorithm: Literal["grpo", "gigpo"] | None = Field(default=None, description="RL's, where it is not `rl.algorithm`.")
+    max_seeds: int | None = Field(default=None, ge=1, description="Only so many of the experiment's seeds, the first.")
+
+    @property
+    def is_routed(self) -> bool:
+        """Whether it needs a route."""
+        return "routed" in (self.sft, self.rl)
+
+    @model_validator(mode="after")
+    def _refreshes(self) -> Self:
+        if self.refresh.after_sft and not (self.sft != "none" and self.rl == "routed"):
+            raise ValueError(f"arm {self.name}: refresh.after_sft needs an SFT stage and routed RL")
+        if self.refresh != RefreshConfig() and self.route.policy == "pass_rate":
+            raise ValueError(f"arm {self.name}: a refresh probes again, which tells no pass rates")
+        if self.refresh != RefreshConfig() and (
+            self.route.cuts or self.route.within or self.route.normalise == "per_corpus_median"
+        ):
+            raise ValueError(
+                f"arm {self.name}: a refresh cuts what is left at the first route's threshold, which cuts, within and per_corpus_median "
+                "have not"
+            )
+        if self.scored == "after_sft" and (self.sft != "all" or self.rl != "routed" or self.refresh.after_sft):
+            raise ValueError(f"arm {self.name}: scored after_sft needs sft = all and rl = routed, and no refresh.after_sft")
+        return self
+
+
+class FurtherEvaluation(Section):
+    """An evaluation beside the greedy one, on tasks of that: sampled, or several attempts per task for pass@k."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9.-]*$", description="Name, in lower case.")
+    temperature: float = Field(gt=0, description="Sampling temperature.")
+    attempts: int = Field(default=1, ge=1, description="Episodes per task; with several, pass@k says who solves it in any of them.")
+    splits: dict[str, PositiveInt] = Field(
+        default={}, description="Tasks per split, the first of the evaluation's, at most those; default all of its tasks."
+    )
+    groups: list[str] = Field(default=[], description="Only arms of these groups.")
+    arms: list[str] = Field(default=[], description="Only these arms, and those of `groups`.")
+    max_seeds: int | None = Field(default=None, ge=1, description="Only so many of each arm's seeds, the first.")
+
+    def is_of(self, arm: ArmConfig) -> bool:
+        """Whether the arm is evaluated so."""
+        return not (self.groups or self.arms) or arm.group in self.groups or arm.name in self.arms
+
+    def tasks_of(self, config: EvaluationConfig) -> dict[str, int]:
+        """Its numbers of tasks, of those that the first evaluation has."""
+        return {split: min(n, config.splits[split]) for split, n in (self.splits or config.splits).items()}
+
+    def of(self, config: EvaluationConfig) -> EvaluationConfig:
+        """Its settings, those of the first evaluation for the rest."""
+        own = {"temperature": self.temperature, "attempts": self.attempts, "splits": self.tasks_of(config)}
+        return config.model_copy(update=own)
