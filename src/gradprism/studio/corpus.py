@@ -57,7 +57,8 @@ class Profiles:
     def of(cls, norms: NDArray[np.float32]) -> "Profiles":
         """Of norms `[n, N]`; a trajectory whose norms are all zero, or so large that they have no sum, has the mean profile."""
         n, N = norms.shape
-        scale = N / norms.sum(axis=1, dtype=np.float64)
+        with np.errstate(divide="ignore"):
+            scale = N / norms.sum(axis=1, dtype=np.float64)
         scale[~np.isfinite(scale)] = 0
         total, squares = np.zeros(N), np.zeros(N)
         for part in _parts(n):

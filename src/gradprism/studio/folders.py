@@ -48,7 +48,7 @@ class Problem:
     def of(cls, error: Exception) -> "Problem":
         """Of an error of this package, whose line says both."""
         message, _, hint = str(error).rpartition("; ")
-        return cls(message, hint) if message else cls(hint)
+        return cls(message, hint) if message else cls(hint, "give the command again that wrote it")
 
 
 @dataclass(frozen=True, slots=True)
