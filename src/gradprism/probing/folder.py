@@ -162,6 +162,18 @@ class ProbeFolder:
                 places |= {index: (path, row) for row, index in enumerate(indices)}
         return places
 
+    @property
+    def has_turns(self) -> bool:
+        """Whether a shard tells of a single turn; says nothing of whether all are there."""
+        for path in self.folder.glob("norms-*.parquet"):
+            with contextlib.suppress(pa.ArrowException, OSError):
+                about = pq.read_metadata(path)
+                column = about.schema.names.index("turn")
+                found = [about.row_group(group).column(column).statistics for group in range(about.num_row_groups)]
+                if any(one is not None and one.has_min_max and one.max > WHOLE for one in found):
+                    return True
+        return False
+
     def finished(self, set_aside: bool = True) -> NDArray[np.int64]:
         """Sorted `item_code`s of the items that have a row of finite numbers.
 

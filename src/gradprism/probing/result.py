@@ -138,6 +138,11 @@ class Probe:
         """
         return self._files.read("turns")
 
+    @property
+    def has_turns(self) -> bool:
+        """Whether single turns were probed, all of them or some."""
+        return self._files.has_turns
+
     def token_losses(self, index: int) -> NDArray[np.float16] | None:
         """Losses of a trajectory's response tokens, in nats, float16 `[n_response_tokens]`; None for a probe that kept none."""
         return self._files.token_losses(index)

@@ -4,7 +4,9 @@ A `Corpus` is a snapshot: once its files change, another takes its place. Parts 
 """
 
 import threading
+from collections import defaultdict
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, TypeVar
@@ -96,7 +98,7 @@ class Corpus:
     version: str
     probe: Probe | None = None
     routes: Routes | None = None
-    _lock: threading.RLock = field(default_factory=threading.RLock)
+    _locks: dict[str, threading.RLock] = field(default_factory=lambda: defaultdict(threading.RLock))
     _kept: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
@@ -109,10 +111,25 @@ class Corpus:
 
     def _once(self, name: str, make: Callable[[], T]) -> T:
         """What `make` gives, made once; those that ask for it meanwhile wait."""
-        with self._lock:
+        with self._locks[name]:
             if name not in self._kept:
                 self._kept[name] = make()
             return self._kept[name]
+
+    def begin(self) -> None:
+        """Reads texts and norms side by side, of which the first picture is made; raises as both do."""
+        with ThreadPoolExecutor(1) as pool:  # texts keep the interpreter, norms do not
+            reading = pool.submit(lambda: self.texts)
+            _ = self.frame
+            reading.result()
+
+    def warm(self) -> None:
+        """Makes all that pages ask for, in the order in which they do; raises as they would."""
+        self.begin()
+        self.columns()
+        self.more()
+        if self.probe is not None:
+            _ = self.profiles
 
     # --- what it is made of
 
@@ -169,7 +186,7 @@ class Corpus:
     def has_turns(self) -> bool:
         """Whether single turns were probed."""
         try:
-            return self.probe is not None and len(self.turns) > 0
+            return self.probe is not None and self.probe.has_turns and len(self.turns) > 0
         except GradprismError:  # not all of them
             return False
 

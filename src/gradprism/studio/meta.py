@@ -30,6 +30,7 @@ def corpus_meta(
     corpus: Corpus, routes: Sequence[Folder], run: Folder | None, tokenizer: Tokenizer | None, device_tflops: float | None
 ) -> dict[str, Any]:
     """`CorpusMeta` of `web/src/api.ts`; `run` is the one that the probe is a stage of."""
+    corpus.begin()
     frame, hint = corpus.frame, tokens_problem(corpus, tokenizer)
     metrics = [DEFAULT, *(name for name in BUILTIN if name != DEFAULT)]
     manifest = corpus.manifest

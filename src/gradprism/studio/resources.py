@@ -23,6 +23,7 @@ from gradprism.studio.folders import RESULTS, Folder, Problem, Tree
 from gradprism.studio.meta import audit_view, corpus_meta, load_routes, read_only_because, route_columns, route_meta
 from gradprism.studio.results import results_view
 from gradprism.studio.runs import Parts, episode_list, episode_view, is_running, log_view, run_view
+from gradprism.studio.summaries import summary
 from gradprism.studio.trajectory import Tokenisers, tokens_view, trajectory_view
 
 API = 1
@@ -164,12 +165,12 @@ class Resources:
 
     def _entry(self, folder: Folder, origins: Sequence[tuple[Folder, ProbeOrigin]]) -> dict[str, Any]:
         about: dict[str, Any] = {"id": folder.id, "kind": folder.kind, "name": folder.name, "path": folder.shown}
-        corpus, problem, summary, version, modified = None, None, "", "", 0.0
+        corpus, problem, told, version, modified = None, None, "", "", 0.0
         try:
             version, modified = folder.version(), folder.modified()
+            told = self.once("summary", folder, lambda: summary(folder))
             if folder.kind in ("probe", "route"):
                 corpus = folder.id
-                summary = str(self.routing(folder)) if folder.kind == "route" else self._probe_summary(folder)
                 if folder.kind == "route" and (probe := self.probe_of(folder, origins)) is not None:
                     corpus = probe.id
         except GradprismError as error:
@@ -179,7 +180,7 @@ class Resources:
             "modified": modified,
             "version": version,
             "running": is_running(folder),
-            "summary": summary,
+            "summary": told,
             "problem": problem,
             "corpus": corpus,
             "run": (folder.parent or folder.id) if folder.kind in ("run", "training", "evaluation") else None,
@@ -187,13 +188,12 @@ class Resources:
             "parent": folder.parent,
         }
 
-    def _probe_summary(self, folder: Folder) -> str:
-        def make() -> str:
-            manifest = ProbeFolder(folder.path).manifest
-            model = Path(manifest.model).name or manifest.model_class
-            return f"{manifest.n_trajectories} trajectories, {len(manifest.units)} matrices of {model}"
-
-        return self.once("summary", folder, make)
+    def warm(self) -> None:
+        """Reads the corpus that was written last, so that its pages need not wait; what is wrong with it they say themselves."""
+        corpora = [folder for folder in self.tree.all() if folder.kind == "probe"]
+        with contextlib.suppress(GradprismError):
+            if corpora:
+                self.corpus(max(corpora, key=Folder.modified).id).warm()
 
     def override(self, corpus_id: str, route_id: str, rows: Sequence[int], side: Any, reason: str, version: str) -> dict[str, Any]:
         """Overrides a route and gives its new `RouteMeta`; raises `ConfigError` for what cannot be, and `ChangedError`."""

@@ -189,6 +189,7 @@ def serve(resources: Resources, port: int | None = None, browser: bool = True) -
     """
     listening = _listen(port)
     number = listening.getsockname()[1]
+    threading.Thread(target=resources.warm, daemon=True).start()
     token = secrets.token_urlsafe(24)
     address = f"http://{HOST}:{number}/?token={token}"
     config = uvicorn.Config(make_app(resources, token, number), log_level="error", access_log=False, server_header=False)
