@@ -308,7 +308,7 @@ def _contents(path):
         (["full_rl_arm=ppo"], r"no arm is called ppo"),
         (['claims=[{text="x", better="gini", worse="nobody"}]'], r"no arm is called nobody"),
         (["seeds=[]"], r"seeds: "),
-        (["arms=[]"], r"no arm is called cv, cv-10"),
+        (["arms=[]"], r"no arm is called all-then-gini"),
         (["seeds=[-1]"], r"seeds\.0: .*greater than or equal to 0"),
         (["seeds=[4294967296]"], r"seeds\.0: .*less than 4294967296"),
         (["seeds=[0, 1, 0]"], r"seeds: 0, 1, 0 has one twice"),

@@ -9,7 +9,8 @@ import pytest
 from scipy import stats
 
 from gradprism.experiments.comparison import Comparison
-from gradprism.experiments.results import read_results
+from gradprism.experiments.power import detectable
+from gradprism.experiments.results import Power, read_results
 from gradprism.experiments.statistics import Interval, holm
 from gradprism.reporting import checks, figures, numbers, pages, tables
 from gradprism.reporting.document import markdown
@@ -120,6 +121,23 @@ def test_claims_are_judged_by_the_p_of_any_trainings(whole: Comparison) -> None:
     assert tables.verdict(above, 0.04, 0.178) == "**holds**"
     assert tables.verdict(below, 0.04, 0.178) == "**does not hold**"
     assert tables.verdict(above, None, None) == "cannot be told (one seed)"
+
+
+def test_claims_are_corrected_within_their_families() -> None:
+    results = {**synthetic(), "power": {"seed_sd": 0.04, "task_sd": 0.2, "success": 0.4}}
+    for claim, family in zip(results["claims"], ("main", "main", "further", "further"), strict=True):
+        claim["family"] = family
+    found = comparison(results)
+    rows = cells(tables.claims_table(found))
+    assert rows[0][-1] == "family" and [row[-1] for row in rows[2:]] == ["main", "main", "further", "further"]
+    main = [p for claim in results["claims"][:2] if (p := found.training_p(claim["better"], claim["worse"])) is not None]
+    assert [row[4] for row in rows[2:4]] == [numbers.p_value(p) for p in holm(main)]
+    assert rows[4][4] == numbers.p_value(found.training_p("sft", "grpo")), "the only one of its family that is measured"
+    text = checks.power_found(found)
+    before = detectable(Power(seed_sd=0.04, task_sd=0.2, success=0.4), 3, 60, 2)
+    assert before and f"as one of 2 main claims {100 * before.in_family:.1f} points were expected" in text
+    assert text in markdown(pages.document(found))
+    assert "as one of the 2 main claims, corrected: " in checks.regime_text(found)
 
 
 def test_what_a_claim_could_have_detected_is_by_its_own_spread(whole: Comparison) -> None:

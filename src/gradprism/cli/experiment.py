@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.console import Console
 
 import gradprism as gp
 from gradprism.cli import options as o
@@ -11,6 +12,9 @@ from gradprism.cli.help import Command, Group, new_app
 from gradprism.cli.run import print_job
 from gradprism.environments.pool import default_workers
 from gradprism.experiments.experiment import Job
+from gradprism.experiments.results import Power
+from gradprism.reporting.checks import power_lines, power_tables
+from gradprism.reporting.document import show
 from gradprism.reporting.pages import fill_page, tables_are_current, write_tables
 from gradprism.runtime.errors import DataError
 from gradprism.runtime.progress import tell
@@ -81,6 +85,29 @@ def status(
 ) -> None:
     """Shows what is done, running and pending, and the time left; the same as a dry run."""
     print_job(_job(config, set_, jobs, results, group, extend), as_json)
+
+
+@app.command("power", cls=Command)
+def power(
+    config: Config,
+    set_: o.Overrides = None,
+    seed_sd: Annotated[
+        float | None, typer.Option(min=0, max=100, help="Points by which an arm's success varies over training seeds.")
+    ] = None,
+    task_sd: Annotated[
+        float | None, typer.Option(min=0, max=100, help="Points by which the difference of two arms varies over tasks.")
+    ] = None,
+    success: Annotated[float | None, typer.Option(min=0, max=100, help="Success around which arms lie, in percent.")] = None,
+) -> None:
+    """Shows the difference that each claim could detect, before anything is run; assumptions default to those of `[power]`."""
+    resolved = gp.load_config(config, set_ or [])
+    given = {"seed_sd": seed_sd, "task_sd": task_sd, "success": success}
+    assumed = (resolved.power or Power()).model_copy(update={k: v / 100 for k, v in given.items() if v is not None})
+    tell(power_lines(assumed))
+    of_claims, by_seeds = power_tables(resolved, assumed)
+    if resolved.claims:
+        show("Detectable difference of each claim, points", of_claims, Console())
+    show("By the number of training seeds, points", by_seeds, Console())
 
 
 @app.command("tables", cls=Command)

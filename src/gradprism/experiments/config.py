@@ -179,7 +179,8 @@ class ExperimentConfig(Design, Section):
         wanted |= {name for claim in self.claims for name in (claim.better, claim.worse)}
         wanted |= {name for sweep in self.sweeps for name in sweep.arms.values()}
         if missing := wanted - set(names):
-            raise ValueError(f"no arm is called {', '.join(sorted(map(str, missing)))}")
+            names = sorted(map(str, missing))
+            raise ValueError(f"no arm is called {', '.join(names[:4])}{f' and {len(names) - 4} more' if len(names) > 4 else ''}")
         self._check_evaluations()
         if len(set(self.all_seeds)) < len(self.all_seeds):
             raise ValueError(f"seeds: {', '.join(map(str, self.all_seeds))} has one twice")

@@ -206,11 +206,12 @@ class MetricAudit(Part):
 
 
 class Claim(Part):
-    """A claim to be checked: arm `better` succeeds more often than arm `worse`."""
+    """A claim to be checked: arm `better` succeeds more often than arm `worse`. p values are corrected over the claims of its `family`."""
 
     text: str
     better: str
     worse: str
+    family: str = ""
 
 
 class Sweep(Part):

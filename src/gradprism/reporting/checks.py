@@ -5,6 +5,10 @@ from dataclasses import dataclass
 
 from gradprism.experiments import costs
 from gradprism.experiments.comparison import Comparison
+from gradprism.experiments.config import ExperimentConfig
+from gradprism.experiments.power import detectable, families, seeds_of_claim
+from gradprism.experiments.results import Power
+from gradprism.reporting.document import Table
 from gradprism.reporting.numbers import percent, points
 
 _SAID = {True: "pass", False: "**fail**", None: "not known"}
@@ -96,8 +100,9 @@ def _does_not_collapse(comparison: Comparison, arms: Sequence[str]) -> Check:
 def regime_text(comparison: Comparison) -> str:
     """The regime's conditions as a list, and the difference that the experiment can detect."""
     alone = f"- Detectable difference (80 % power, two-sided 5 %) of one comparison by itself: {detectable_text(comparison)}"
-    n = len(comparison.results.claims)
-    last = f"{alone}; as one of the {n} claims, corrected: {detectable_text(comparison, n)}." if n else f"{alone}."
+    sizes = families(comparison.results.claims)
+    among = [f"as one of the {n} {name} claims, corrected: {detectable_text(comparison, n)}" for name, n in sizes.items()]
+    last = "; ".join([alone, *among]).replace("  claims", " claims") + "."
     return "\n".join([*map(str, regime(comparison)), last]) + "\n"
 
 
@@ -110,3 +115,44 @@ def detectable_text(comparison: Comparison, comparisons: int = 1) -> str:
     """`5.9 points`."""
     detectable = comparison.detectable(comparisons)
     return "–" if detectable is None else f"{100 * detectable:.1f} points"
+
+
+def power_lines(power: Power) -> str:
+    """What is assumed beforehand, in a sentence."""
+    return (
+        f"Assumed: success around {100 * power.success:g} %, a standard deviation of {100 * power.seed_sd:g} points over an arm's training "
+        f"seeds, and of {100 * power.task_sd:g} points over tasks of the difference of two arms. Detectable: found in 80 % of experiments, "
+        "two-sided 5 %."
+    )
+
+
+def power_tables(config: ExperimentConfig, power: Power, seeds: Sequence[int] = (2, 3, 4, 5, 8, 10)) -> tuple[Table, Table]:
+    """Before an experiment is run: the difference that each claim could detect, and that any number of training seeds would, in points."""
+    tasks, sizes = next(iter(config.evaluation.splits.values())), families(config.claims)
+    of_claims = []
+    for claim in config.claims:
+        S = seeds_of_claim(config, claim)
+        found = detectable(power, S, tasks, sizes[claim.family])
+        cells = [f"{100 * value:.1f}" for value in (found.alone, found.in_family)] if found else ["–", "–"]
+        of_claims.append([claim.text, claim.family or "–", str(S), *cells])
+    by_seeds = []
+    for S in seeds:
+        found = {n: detectable(power, S, tasks, n) for n in dict.fromkeys([1, *sizes.values()])}
+        cells = [f"{100 * each.in_family:.1f}" for n, each in found.items() if each and n > 1]
+        by_seeds.append([str(S), *(f"{100 * each.alone:.1f}" for n, each in found.items() if each and n == 1), *cells])
+    headings = ["seeds", "alone", *(f"one of {n} claims" for n in dict.fromkeys(sizes.values()) if n > 1)]
+    return Table(["claim", "family", "seeds", "alone", "in its family"], of_claims, 2), Table(headings, by_seeds)
+
+
+def power_found(comparison: Comparison) -> str:
+    """What was assumed beforehand, what it let one expect, and what was found, in a paragraph."""
+    results = comparison.results
+    power = results.power or Power()
+    S, T = len(results.seeds), len(results.tasks[comparison.splits[0]])
+    said = []
+    for name, n in families(results.claims).items():
+        before, after = detectable(power, S, T, n), comparison.detectable(n)
+        expected = f"{100 * before.in_family:.1f}" if before else "–"
+        found = "–" if after is None else f"{100 * after:.1f}"
+        said.append(f"as one of {n} {name} claims {expected} points were expected, {found} found".replace("  ", " "))
+    return f"Beforehand, for {S} seeds and {T} tasks: {'; '.join(said)}. {power_lines(power)}"

@@ -9,7 +9,7 @@ from rich.console import Console
 from gradprism.experiments.comparison import MAIN_GROUP, Comparison
 from gradprism.experiments.results import shown_results
 from gradprism.experiments.schedule import Status
-from gradprism.reporting.checks import bars_text, detectable_text, regime_text
+from gradprism.reporting.checks import bars_text, detectable_text, power_found, regime_text
 from gradprism.reporting.cost_tables import cost_table, ledger_table, saving_lines, training_table, work_table
 from gradprism.reporting.document import Block, Figure, Heading, Table, markdown, show
 from gradprism.reporting.figures import FIGURES, draw_figures, drawn_elsewhere
@@ -50,9 +50,10 @@ ONE_SEED = (
     "column."
 )
 CLAIMS_NOTE = (
-    "A claim holds, or does not, where p for any trainings, corrected over the claims, is below 0.05. Else it cannot be told: in "
-    "parentheses is the difference that four of five experiments with such a spread would have found, as one of these claims. An interval "
-    "by itself, which is not corrected, says less: of a dozen claims of no effect one is clear of zero in about every second experiment."
+    "A claim holds, or does not, where p for any trainings, corrected over the claims of its family, is below 0.05. Else it cannot be "
+    "told: in parentheses is the difference that four of five experiments with such a spread would have found, as one of these claims. An "
+    "interval by itself, which is not corrected, says less: of a dozen claims of no effect one is clear of zero in about every second "
+    "experiment."
 )
 SAMPLED_NOTE = (
     "Success in % of the same models on the same tasks, whose number is in parentheses, by greedy answers, by answers sampled at a "
@@ -93,6 +94,7 @@ def document(comparison: Comparison, figures: Collection[str] = ()) -> list[Bloc
     blocks += [Heading("Table 1: success in %"), *_success(comparison, main), *drawn("success")]
     if results.claims:
         blocks += [Heading("Claims"), claims_table(comparison), CLAIMS_NOTE]
+        blocks += [power_found(comparison)] if results.power else []
     tables = [(split, sampled_table(comparison, split)) for split in comparison.splits]
     sampled = [block for split, table in tables if table for block in (Heading(f"{split.capitalize()} tasks", 3), table)]
     blocks += [Heading("Greedy against sampled"), SAMPLED_NOTE, *sampled] if sampled else []

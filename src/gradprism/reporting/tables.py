@@ -6,6 +6,7 @@ from typing import TypeVar
 import numpy as np
 
 from gradprism.experiments.comparison import MAIN_GROUP, Comparison
+from gradprism.experiments.power import families
 from gradprism.experiments.results import Agreement, Run, Sweep
 from gradprism.experiments.statistics import Interval, holm, interval
 from gradprism.reporting.document import Block, Table
@@ -121,19 +122,22 @@ def main_table(comparison: Comparison) -> Table:
 
 
 def claims_table(comparison: Comparison) -> Table:
-    """Each claim's difference on the main split, its p values (Holm's over the claims), and whether it is borne out."""
-    claims = comparison.results.claims
-    of_models = _corrected({i: comparison.p(claim.better, claim.worse) for i, claim in enumerate(claims)})
-    of_trainings = _corrected({i: comparison.training_p(claim.better, claim.worse) for i, claim in enumerate(claims)})
+    """Each claim's difference on the main split, its p values (Holm's over its family), and whether it is borne out."""
+    claims, of_models, of_trainings = comparison.results.claims, dict[int, float](), dict[int, float]()
+    sizes = families(claims)
+    for family in sizes:
+        own = {i: claim for i, claim in enumerate(claims) if claim.family == family}
+        of_models |= _corrected({i: comparison.p(claim.better, claim.worse) for i, claim in own.items()})
+        of_trainings |= _corrected({i: comparison.training_p(claim.better, claim.worse) for i, claim in own.items()})
     rows = []
     for i, claim in enumerate(claims):
         found = comparison.difference(claim.better, claim.worse)
         seeds = len(comparison.pairs(claim.better, claim.worse, comparison.splits[0])[0])
-        detectable = comparison.detectable_between(claim.better, claim.worse, len(claims))
+        detectable = comparison.detectable_between(claim.better, claim.worse, sizes[claim.family])
         said = verdict(found, of_trainings.get(i), detectable)
-        cells = [said, points(found), p_value(of_models.get(i)), p_value(of_trainings.get(i))]
-        rows.append([claim.text, *cells, str(seeds)])
-    return Table(["claim", "verdict", "difference (points)", *_P, "seeds"], rows)
+        cells = [said, points(found), p_value(of_models.get(i)), p_value(of_trainings.get(i)), str(seeds)]
+        rows.append([claim.text, *cells, *([claim.family or "–"] if len(sizes) > 1 else [])])
+    return Table(["claim", "verdict", "difference (points)", *_P, "seeds", *(["family"] if len(sizes) > 1 else [])], rows)
 
 
 def verdict(found: Interval | None, p: float | None, detectable: float | None) -> str:

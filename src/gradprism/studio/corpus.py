@@ -19,7 +19,7 @@ from gradprism.concentration import BUILTIN
 from gradprism.probing.manifest import ProbeManifest
 from gradprism.probing.prepared import Prepared
 from gradprism.probing.result import Probe
-from gradprism.probing.scores import NORMALISATIONS, View
+from gradprism.probing.scores import View
 from gradprism.routing.audit import Audit, audit_split
 from gradprism.routing.routes import Routes
 from gradprism.routing.split import Cut, ProbeOrigin, Routing, median_threshold, split_table
@@ -37,7 +37,7 @@ _MEASURES = {
     "loss": ("loss", "Mean cross-entropy of the response tokens, nats."),
     "l2": ("gradient norm", "L2 norm of the gradient over all matrices."),
 }
-_SCALED = {"per_parameter": "per parameter", "per_weight_norm": "per weight norm", "per_corpus_median": "per corpus median"}
+_SCALED = {"per_parameter": "per parameter", "per_weight_norm": "per weight norm"}
 _TURN_FIGURES = ("mean", "std", "min", "max")
 # Rows whose distances are computed at once, so that what is made of them stays in a processor's cache.
 _ROWS = 2048
@@ -222,7 +222,7 @@ class Corpus:
             names = [name for name in BUILTIN if name != DEFAULT and name in self.frame.columns]
             return [_metric(name, self.frame[name].to_numpy()) for name in names]
         probe, views = self._probe, dict[str, View]()
-        for normalise in NORMALISATIONS:
+        for normalise in ("none", *_SCALED):
             for metric in BUILTIN:
                 try:
                     views[_name(metric, normalise)] = View(metric, probe.unit_scales(normalise))
