@@ -87,7 +87,7 @@ def test_a_trajectory_is_what_was_probed(kept):
         assert [m["weight"] for m in view["messages"] if m["role"] == "assistant"] == [
             m.weight for m in trajectory.messages if m.role == "assistant"
         ]
-        np.testing.assert_allclose(view["norms"], probe.norms[row], rtol=1e-4)
+        np.testing.assert_allclose(view["norms"], probe.norms[row], rtol=1e-3)
         turns = probe.turn_measures().filter(pl.col("index") == row)
         assert [turn["turn"] for turn in view["turns"]] == turns["turn"].to_list()
         np.testing.assert_allclose([turn["scores"]["cv"] for turn in view["turns"]], turns["cv"])
@@ -104,7 +104,7 @@ def test_distances_are_between_standardised_profiles(kept):
     profile = probe.norms.astype(float) / probe.norms.sum(axis=1, keepdims=True, dtype=float) * len(probe.units)
     z = (profile - profile.mean(axis=0)) / profile.std(axis=0)
     np.testing.assert_allclose(asked.columns("distances/4.bin")["distance"], cdist(z[4:5], z)[0], atol=1e-4)
-    np.testing.assert_allclose(asked.columns("profiles.bin")["profile"].reshape(z.shape), z, atol=1e-4)
+    np.testing.assert_allclose(asked.columns("profiles.bin")["profile"].reshape(z.shape), z, rtol=1e-3, atol=1e-4)
     told = asked.json("profile.json")
     np.testing.assert_allclose(told["mean"], profile.mean(axis=0))
     np.testing.assert_allclose(told["std"], profile.std(axis=0), rtol=1e-5)

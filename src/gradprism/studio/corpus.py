@@ -3,6 +3,7 @@
 A `Corpus` is a snapshot: once its files change, another takes its place. Parts that cost are made when they are first asked for.
 """
 
+import contextlib
 import threading
 from collections import defaultdict
 from collections.abc import Callable
@@ -223,11 +224,9 @@ class Corpus:
             return [_metric(name, self.frame[name].to_numpy()) for name in names]
         probe, views = self._probe, dict[str, View]()
         for normalise in ("none", *_SCALED):
-            for metric in BUILTIN:
-                try:
-                    views[_name(metric, normalise)] = View(metric, probe.unit_scales(normalise))
-                except ConfigError:  # there is nothing to divide by
-                    continue
+            with contextlib.suppress(ConfigError):  # there is nothing to divide by
+                scales = probe.unit_scales(normalise)
+                views |= {_name(metric, normalise): View(metric, scales) for metric in BUILTIN}
         del views[DEFAULT]
         scores = probe.views(list(views.values()))
         made = [_metric(name, scores[:, k]) for k, name in enumerate(views)]

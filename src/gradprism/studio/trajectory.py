@@ -18,7 +18,7 @@ from gradprism.studio.corpus import Corpus
 from gradprism.trajectories.record import Message, Trajectory
 
 _PROMPT_ONLY = "Of RL's side a route folder has the prompts alone: name the probe's folder as well to see whole trajectories."
-_DIGITS = 5  # of a norm
+_DIGITS = 4  # of a norm
 _LONGEST_CHARACTER = 4  # tokens that a character may be spread over
 
 
@@ -150,7 +150,7 @@ def tokens_view(corpus: Corpus, row: int, tokenizer: Tokenizer | None) -> dict[s
     if kept is not None and len(kept) == len(targets):
         losses = [None] * len(pieces)
         for place, loss in zip(targets.tolist(), kept.tolist(), strict=True):
-            losses[place] = round(loss, 4)
+            losses[place] = round(loss, 3)
     return {
         "row": row,
         "text": "".join(pieces),
