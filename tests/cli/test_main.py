@@ -1,5 +1,7 @@
 """The entry point: what becomes of mistakes."""
 
+import json
+
 import pytest
 
 from helpers.cli import assert_refused
@@ -28,3 +30,13 @@ def test_a_model_that_is_not_shipped_is_told_with_those_that_are(cli, tmp_path):
     for words in (["probe", "--data", "x", "--model"], ["evaluate", "--agent"], ["evaluate", "--model"]):
         result = cli(*words, "shipped:nope", "--out", tmp_path / "o")
         assert_refused(result, "shipped:nope: is no model that comes with gradprism; choose one of alfworld-tiny, webshop-tiny")
+
+
+def test_sft_takes_the_shipped_corpus(cli, tmp_path):
+    words = ("sft", "--model", "shipped:alfworld-tiny", "--out", tmp_path / "o", "--data")
+    assert_refused(
+        cli(*words, "shipped:nope"), "shipped:nope: does not come with gradprism; choose one of alfworld-quickstart.jsonl"
+    )
+    code, out, _ = cli(*words, "shipped:alfworld-quickstart.jsonl", "--dry-run", "--json")
+    assert code == 0 and json.loads(out)["trajectories"]["value"] == 564
+    assert not (tmp_path / "o").exists()

@@ -5,15 +5,18 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from gradprism.experiments import experiment as module
+from gradprism.experiments import model_work, plan
 from gradprism.experiments.comparison import Comparison
 from gradprism.experiments.config import load_config
-from gradprism.experiments.experiment import CONFIG, LOCK, Job, gather, run_job
+from gradprism.experiments.experiment import CONFIG, LOCK, Job, gather, job_status, run_job
 from gradprism.experiments.plan import Plan
 from gradprism.experiments.results import Machine, check_results
 from gradprism.experiments.stage import Store, with_needs
-from gradprism.runtime.errors import FolderInUseError
+from gradprism.runtime.errors import FolderInUseError, MissingDependencyError
 from gradprism.runtime.folders import exclusive_lock
 
 FOUND = {
@@ -204,3 +207,35 @@ def test_the_settings_of_a_run_that_another_command_is_at_are_left_as_they_are(e
         with pytest.raises(FolderInUseError, match="the experiment is being run by process"):
             run_job(Job(planned.config, store.folder))
         assert "another command" in (store.folder / CONFIG).read_text()
+
+
+def test_the_state_of_an_experiment_is_told_where_its_environment_is_not_installed(experiment, monkeypatch):
+    planned, store, make = experiment
+    make("A", "sft")
+    monkeypatch.setattr(module, "run_stages", lambda *_: None)
+    job = Job(planned.config, store.folder / "results")
+    run_job(job)
+    before = job_status(job)
+
+    def missing(*_, **__):
+        raise MissingDependencyError("WebShop is not installed")
+
+    monkeypatch.setattr(plan, "make_environment", missing)
+    assert job_status(job) == before and {stage.kind for stage in before.done} == {"collect", "sft", "evaluate"}
+    with pytest.raises(MissingDependencyError, match="is not installed"):
+        run_job(job)
+    other = planned.config.model_copy(
+        update={"environment": planned.config.environment.model_copy(update={"options": {"seed": 1}})}
+    )
+    with pytest.raises(MissingDependencyError, match="is not installed"):
+        job_status(Job(other, store.folder / "results"))
+
+
+def test_rl_without_a_task_passes_its_model_on(experiment, monkeypatch):
+    planned, store, _ = experiment
+    monkeypatch.setattr(model_work, "tasks_of", lambda *_: [])
+    rl = next(run.stages[-1] for run in planned.runs if run.arm.name == "grpo")
+    done = model_work.train_by_rl(rl, store.folder / "out", store)
+    assert done.found.examples == 0 and done.found.warnings == ["nothing to play, the model is the same"]
+    passed, base = (load_file(folder / "model.safetensors") for folder in (store.folder / "out", Path("models/webshop-tiny")))
+    assert passed.keys() == base.keys() and all(torch.equal(passed[name], base[name].float()) for name in base)

@@ -22,11 +22,14 @@ def command(
     config: SftConfig,
     chat: o.Chat,
     model: o.Model,
-    data: Annotated[list[Path], typer.Option(help="Trajectories, for example ROUTE_FOLDER/sft.jsonl. May be repeated.")],
+    data: Annotated[
+        list[str],
+        typer.Option(help="Trajectories, for example ROUTE_FOLDER/sft.jsonl. May be repeated.", parser=o.shipped_file),
+    ],
     out: Annotated[Path, typer.Option(help="Folder for the model, its log and its checkpoints.")],
     eval_data: Annotated[
-        list[Path] | None,
-        typer.Option(help="Held-out trajectories, for the loss alone, in place of --eval-share."),
+        list[str] | None,
+        typer.Option(help="Held-out trajectories, for the loss alone, in place of --eval-share.", parser=o.shipped_file),
     ] = None,
     format_: o.Format = None,
     map_: o.Map = None,

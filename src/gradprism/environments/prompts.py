@@ -7,9 +7,10 @@ import re
 from collections.abc import Sequence
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from gradprism.environments.protocol import Step
+from gradprism.runtime.settings import Settings
 
 _ACTION = re.compile(r"<action>(.*?)</action>", re.DOTALL)
 TAGS = (
@@ -18,10 +19,8 @@ TAGS = (
 )
 
 
-class PromptTemplate(BaseModel):
+class PromptTemplate(Settings):
     """The way in which steps are shown and actions are read; the defaults show bare observations and take bare actions."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     system: str = Field(default="", description="System message; none if empty.")
     history: int | None = Field(

@@ -2,19 +2,20 @@
 
 from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveInt, model_validator
+from pydantic import AfterValidator, Field, PositiveInt, model_validator
 
 from gradprism.concentration import METRICS
 from gradprism.evaluation.config import EvaluationConfig
 from gradprism.routing.policies import POLICIES
 from gradprism.routing.split import Cut, Side
 from gradprism.routing.strata import Stratum, check_strata
+from gradprism.runtime.settings import Settings
 
 Data = Literal["none", "routed", "all"]
 
 
-class Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+class Section(Settings):
+    """A part of the configuration."""
 
 
 class RouteConfig(Section):

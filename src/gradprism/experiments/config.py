@@ -1,12 +1,11 @@
 """The configuration of runs and experiments: a TOML file, `--set` overrides, and the resolved form that replays it."""
 
-import difflib
 import os
 from collections.abc import Sequence
 from datetime import date
 from glob import has_magic
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, JsonValue, ValidationError, model_validator
 
@@ -16,6 +15,7 @@ from gradprism.experiments.results import Design
 from gradprism.package_data import resolve_shipped, resolve_shipped_model
 from gradprism.runtime.errors import ConfigError, MissingFileError, one_line
 from gradprism.runtime.files import parse_json, parse_toml
+from gradprism.runtime.settings import wrong_setting
 from gradprism.training.rl_config import RlConfig
 from gradprism.training.sft_config import SftConfig
 from gradprism.trajectories.chat_options import Calls, ChatOptions, Merge, Thoughts
@@ -236,13 +236,7 @@ def build_config(values: Values, base: Path, source: str) -> ExperimentConfig:
     try:
         config = ExperimentConfig.model_validate(values)
     except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(map(str, first["loc"]))
-        where, message = f"{key}: " if key else "", first["msg"].removeprefix("Value error, ")
-        if first["type"] == "extra_forbidden":
-            raise ConfigError(f"{source}: {where}no such setting{_meant(first['loc'])}") from None
-        got = "" if isinstance(first["input"], dict) else f"; got {first['input']!r}"  # a whole section says nothing
-        raise ConfigError(f"{source}: {where}{message}{got}"[:500]) from None
+        raise ConfigError(f"{source}: {wrong_setting(error, ExperimentConfig)}"[:500]) from None
     template = config.model.chat_template
     paths = {
         "path": _resolve(resolve_shipped_model(config.model.path), base),
@@ -255,19 +249,6 @@ def build_config(values: Values, base: Path, source: str) -> ExperimentConfig:
             "corpus": config.corpus.model_copy(update={"files": files}),
         }
     )
-
-
-def _meant(place: tuple[int | str, ...]) -> str:
-    """A known setting that is spelt nearly like the last word of `place`, as a question; else all that are known there."""
-    model: Any = ExperimentConfig
-    for word in place[:-1]:
-        if isinstance(word, str) and word in getattr(model, "model_fields", {}):
-            kind: Any = model.model_fields[word].annotation
-            kinds = [kind, *get_args(kind)]
-            model = next((one for one in kinds if hasattr(one, "model_fields")), None)
-    known = sorted(getattr(model, "model_fields", {}))
-    near = difflib.get_close_matches(str(place[-1]), known, n=1)
-    return f"; did you mean {near[0]}?" if near else f"; known: {', '.join(known)}"
 
 
 def _resolve(name: str, base: Path) -> str:

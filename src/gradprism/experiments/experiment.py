@@ -9,7 +9,7 @@ import numpy as np
 
 from gradprism.experiments.config import ExperimentConfig
 from gradprism.experiments.costs import stage_flops
-from gradprism.experiments.plan import Plan, PlannedRun
+from gradprism.experiments.plan import Plan, PlannedRun, Surroundings
 from gradprism.experiments.results import (
     RESULTS,
     Arm,
@@ -29,11 +29,11 @@ from gradprism.experiments.results import (
 from gradprism.experiments.schedule import Status, run_stages, status
 from gradprism.experiments.stage import STAGES, AnyStage, Store
 from gradprism.experiments.stages import Evaluate, Refresh, Rl, Sft
-from gradprism.runtime.errors import FolderInUseError, MissingFileError
+from gradprism.runtime.errors import FolderInUseError, MissingDependencyError, MissingFileError
 from gradprism.runtime.files import is_temporary, read_json, write_json
 from gradprism.runtime.folders import exclusive_lock
 
-CONFIG, LOCK = "config.json", ".experiment.tmp"
+CONFIG, ENVIRONMENT, LOCK = "config.json", "environment.json", ".experiment.tmp"
 README = "README.md"  # of a results folder, written by hand
 
 
@@ -63,7 +63,8 @@ def run_job(job: Job) -> Results:
     """
     for folder in {job.config.folder, job.out}:
         _check_is_ours(folder)
-    plan, earlier, wanted = _prepare(job)
+    plan = Plan(job.config)
+    earlier, wanted = _prepare(job, plan)
     store = Store(job.config.folder, job.fresh)
     if not job.replace:
         _check_nothing_is_lost(job, plan, store, earlier)
@@ -71,6 +72,7 @@ def run_job(job: Job) -> Results:
         return _write(job, plan, earlier)
     with exclusive_lock(store.folder, LOCK, "the experiment is being run"):
         write_json(store.folder / CONFIG, job.config.model_dump(mode="json"), sort_keys=False)
+        write_json(store.folder / ENVIRONMENT, plan.surroundings.model_dump())
         try:
             run_stages(store, wanted, plan.labels, job.jobs, job.config.threads)
         finally:
@@ -79,16 +81,26 @@ def run_job(job: Job) -> Results:
 
 
 def job_status(job: Job) -> Status:
-    """The stages that are done, running and pending; trains nothing."""
-    plan, _, wanted = _prepare(job)
+    """The stages that are done, running and pending; trains nothing, and of an experiment that was run before it needs no environment."""
+    try:
+        plan = Plan(job.config)
+    except MissingDependencyError:
+        plan = Plan(job.config, _surroundings_told(job.config))
+    _, wanted = _prepare(job, plan)
     return status(Store(job.config.folder, job.fresh), wanted, plan.labels, job.jobs or 1)
 
 
-def _prepare(job: Job) -> tuple[Plan, Results, list[AnyStage]]:
-    """The plan, the results that are extended (else empty ones), and the stages that are wanted."""
+def _surroundings_told(config: ExperimentConfig) -> Surroundings | None:
+    """What the run folder tells of the environment; None where it tells nothing, or of another one."""
+    path, named = config.folder / ENVIRONMENT, config.environment
+    told = Surroundings.model_validate(read_json(path)) if path.is_file() else None
+    return told if told and (told.name, told.options) == (named.name, named.options) else None
+
+
+def _prepare(job: Job, plan: Plan) -> tuple[Results, list[AnyStage]]:
+    """The results that are extended (else empty ones), and the stages that are wanted."""
     if job.extend and not has_results(job.out):
         raise MissingFileError(f"{job.out / RESULTS}: no such file, so there is nothing to extend")
-    plan = Plan(job.config)
     earlier = read_results(job.out) if job.extend else _empty(job.config)
     reusable = _reusable(plan, earlier)
     there = {name for key, run in reusable.items() for name in (key, *_beside(run))}
@@ -96,7 +108,7 @@ def _prepare(job: Job) -> tuple[Plan, Results, list[AnyStage]]:
     # An audit that results have, with all probes that are asked for, needs none of them again.
     if plan.audit and earlier.audits and {probe.name for probe in plan.audit.probes} <= earlier.stages.keys():
         there.add(plan.audit.name)
-    return plan, earlier, [stage for stage in plan.wanted(job.groups) if stage.name not in there]
+    return earlier, [stage for stage in plan.wanted(job.groups) if stage.name not in there]
 
 
 def _empty(config: ExperimentConfig) -> Results:

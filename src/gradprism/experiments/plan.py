@@ -4,9 +4,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from gradprism.environments.protocol import Environment
+from gradprism.environments.registry import make_environment
 from gradprism.evaluation.config import EvaluationConfig
 from gradprism.experiments.arms import ArmConfig
 from gradprism.experiments.config import ExperimentConfig
+from gradprism.experiments.results import Part
 from gradprism.experiments.stage import AnyStage
 from gradprism.experiments.stages import (
     Audit,
@@ -55,6 +57,22 @@ class PlannedRun:
     further: Mapping[str, Evaluate] = field(default_factory=dict)
 
 
+class Surroundings(Part):
+    """What an experiment depends on of an environment that is made of these options: its contents by hash, and its dev split."""
+
+    name: str
+    options: dict[str, str | int | float | bool]
+    contents: dict[str, str]
+    dev_split: str
+
+
+def _look_around(config: ExperimentConfig) -> Surroundings:
+    named = config.environment
+    environment = make_environment(named.name, **named.options)
+    _check_splits(config, environment)
+    return Surroundings(name=named.name, options=named.options, contents=environment.contents(), dev_split=environment.dev_split)
+
+
 def _check_splits(config: ExperimentConfig, environment: Environment) -> None:
     """Raises `ConfigError` for a split that the environment has not, and for curves of more tasks than the evaluation has."""
     collect, splits, rl = config.corpus.collect, config.evaluation.splits, config.rl
@@ -78,18 +96,19 @@ class Plan:
     """The runs of all arms and seeds as stages: those of earlier groups first, and within a group a seed at a time.
 
     `probe` is the one that they share, `audit` its audit (None where nothing is routed), `labels` tell a person of a stage by its name.
-    Raises `ConfigError` for files, splits or models that cannot work, before anything is paid for.
+    `surroundings` are what the keys depend on of the environment. Where they are given, of a plan that was made before, the environment
+    is not asked: its packages may not be here. Raises `ConfigError` for files, splits or models that cannot work, before anything is paid
+    for.
     """
 
-    def __init__(self, config: ExperimentConfig) -> None:
+    def __init__(self, config: ExperimentConfig, surroundings: Surroundings | None = None) -> None:
         self.config, self.labels = config, dict[str, str]()
-        self.base, self.world = Base.of(config.model, config.threads), World.of(config.environment)
+        self.surroundings = surroundings or _look_around(config)
+        self.base, self.world = Base.of(config.model, config.threads), World.of(config.environment, self.surroundings.contents)
         collect = config.corpus.collect
         self.corpus: Corpus = Files.of(config.corpus) if collect is None else Collect(self.world, collect)
-        environment = self.world.make()
-        _check_splits(config, environment)
         self.main_split = next(iter(config.evaluation.splits))
-        watched = config.rl.evaluate_split or environment.dev_split or self.main_split
+        watched = config.rl.evaluate_split or self.surroundings.dev_split or self.main_split
         self.curve_split = watched if config.rl.evaluate_every else self.main_split
         # An episode may have as many tokens as a trajectory, unless its own settings say otherwise.
         length = config.model.context_length

@@ -85,15 +85,15 @@ class World:
     workers: int | None = field(compare=False)
 
     @classmethod
-    def of(cls, config: EnvironmentConfig) -> Self:
+    def of(cls, config: EnvironmentConfig, contents_told: Mapping[str, str] | None = None) -> Self:
         """Reads the hashes of files; of a folder, which may hold gigabytes, the names and sizes of its files count.
 
-        The environment's own contents (`Environment.contents`) count as well.
+        The environment's own contents (`Environment.contents`) count as well; where they are told, the environment is not made.
         """
         named = {key: Path(value) for key, value in config.options.items() if isinstance(value, str) and Path(value).exists()}
         contents = {key: sha256_file(path) if path.is_file() else _listing(path) for key, path in named.items()}
         options = {key: value for key, value in config.options.items() if key not in named}
-        contents |= make_environment(config.name, **config.options).contents()
+        contents |= make_environment(config.name, **config.options).contents() if contents_told is None else contents_told
         return cls(config.name, options, contents, {key: str(path) for key, path in named.items()}, config.workers)
 
     def make(self) -> Environment:

@@ -1,14 +1,13 @@
 """Settings of how episodes are sampled and where they end: declared once, for RL, for evaluation and for pass rates."""
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from gradprism.environments.prompts import PromptTemplate
+from gradprism.runtime.settings import Settings
 
 
-class RolloutConfig(BaseModel):
+class RolloutConfig(Settings):
     """Sampling and the limits of episodes."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     max_steps: int = Field(default=20, ge=1, description="Actions per episode.")
     max_action_tokens: int = Field(default=16, ge=1, description="Tokens per action.")

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import ClassVar, Literal, Self
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from gradprism.checkpoints import is_adapter
 from gradprism.environments.prompts import PromptTemplate
@@ -17,7 +17,6 @@ from gradprism.training.settings import TrainingConfig
 class RlConfig(RolloutConfig, TrainingConfig):
     """Settings of the RL stage; those of its rollouts are `RolloutConfig`'s."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
     # Settings that came when there were results already; at their defaults they change none.
     added: ClassVar[frozenset[str]] = frozenset(
         (

@@ -3,9 +3,10 @@
 import importlib.util
 from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from gradprism.runtime.errors import MissingDependencyError
+from gradprism.runtime.settings import Settings
 
 ALL_LINEAR = "all-linear"
 Tracker = Literal["tensorboard", "trackio", "wandb"]
@@ -17,10 +18,8 @@ _MODULES: dict[str, tuple[str, ...]] = {
 }
 
 
-class LoraSettings(BaseModel):
+class LoraSettings(Settings):
     """Settings of LoRA (arXiv 2106.09685); without a rank all weights are trained."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     lora_rank: int | None = Field(default=None, ge=1, description="Train LoRA adapters of this rank; default: all weights.")
     lora_alpha: float | None = Field(default=None, gt=0, description="Adapters count alpha / rank times; default twice the rank.")
