@@ -28,6 +28,7 @@ from gradprism.studio.trajectory import Tokenisers, tokens_view, trajectory_view
 
 API = 1
 JSON, BINARY = "application/json", "application/octet-stream"
+_WARM_RESULTS = 4
 _CORPORA = 4  # that are held at once: one hundred thousand trajectories of 252 matrices take a quarter of a GiB
 T = TypeVar("T")
 
@@ -189,11 +190,18 @@ class Resources:
         }
 
     def warm(self) -> None:
-        """Reads the corpus that was written last, so that its pages need not wait; what is wrong with it they say themselves."""
-        corpora = [folder for folder in self.tree.all() if folder.kind == "probe"]
+        """Reads the corpus that was written last, and some results, so that pages need not wait; what is wrong they say themselves."""
+        folders = self.tree.all()
         with contextlib.suppress(GradprismError):
-            if corpora:
+            if corpora := [folder for folder in folders if folder.kind == "probe"]:
                 self.corpus(max(corpora, key=Folder.modified).id).warm()
+        for folder in [folder for folder in folders if folder.kind == "results"][:_WARM_RESULTS]:
+            with contextlib.suppress(GradprismError):
+                self.results(folder)
+
+    def results(self, folder: Folder) -> dict[str, Any]:
+        """`ResultsView` of `web/src/api.ts`, whose statistics take seconds."""
+        return self.once("results", folder, lambda: results_view(folder))
 
     def override(self, corpus_id: str, route_id: str, rows: Sequence[int], side: Any, reason: str, version: str) -> dict[str, Any]:
         """Overrides a route and gives its new `RouteMeta`; raises `ConfigError` for what cannot be, and `ChangedError`."""
@@ -342,7 +350,7 @@ def _results(self: Resources, query: Mapping[str, str], id: str) -> Answer:
     folder = self.tree.folder(id)
     if not (folder.kind in ("run", "results") and (folder.path / RESULTS).is_file()):
         raise MissingFileError(f"{folder.shown}: holds no {RESULTS}; it is written when something is done")
-    view = self.once("results", folder, lambda: results_view(folder))
+    view = self.results(folder)
     return _json(view, view["version"])
 
 
