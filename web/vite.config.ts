@@ -60,7 +60,9 @@ export default defineConfig({
     modulePreload: false,
     cssCodeSplit: false,
     // Names without hashes: git shows a change of a built file as a change.
-    rollupOptions: { output: { entryFileNames: "app.js", assetFileNames: "app[extname]", codeSplitting: false } },
+    rollupOptions: {
+      output: { format: "iife", entryFileNames: "app.js", assetFileNames: "app[extname]", codeSplitting: false },
+    },
   },
   plugins: [buildRecord()],
   server: { proxy: { "/api": "http://127.0.0.1:8642" } },

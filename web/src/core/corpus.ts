@@ -23,6 +23,7 @@ export class Corpus {
   private readonly orders = new Map<string, Uint32Array>();
   private readonly rankings = new Map<string, Float64Array>();
   private readonly routeColumns = new Map<string, Promise<ReadonlyMap<string, LoadedColumn>>>();
+  private nShared: number | undefined;
   private ids: ReadonlyMap<string, number> | undefined;
 
   constructor(readonly meta: CorpusMeta) {
@@ -46,6 +47,26 @@ export class Corpus {
 
   id(row: number): string {
     return this.text("id")?.at(row) ?? String(row);
+  }
+
+  /** An id without the folders that all ids begin with. */
+  shortId(row: number): string {
+    const id = this.id(row);
+    return this.shared > 0 ? `…${id.slice(this.shared)}` : id;
+  }
+
+  /** How many letters all ids begin with, up to a slash. */
+  private get shared(): number {
+    if (this.nShared === undefined) {
+      let prefix = this.n > 1 ? this.id(0) : "";
+      for (let row = 1; row < this.n && prefix; row++) {
+        const id = this.id(row);
+        while (!id.startsWith(prefix))
+          prefix = prefix.slice(0, Math.max(0, prefix.lastIndexOf("/", prefix.length - 2) + 1));
+      }
+      this.nShared = prefix.endsWith("/") ? prefix.length - 1 : 0;
+    }
+    return this.nShared;
   }
 
   category(name: string, row: number): string | null {

@@ -21,6 +21,10 @@ interface Axes {
   xLabel?: string;
   yLabel?: string;
   xText?: (value: number) => string;
+  /** Ticks where they are wanted; else round values. */
+  xTicks?: readonly number[];
+  /** The values of x are whole numbers. */
+  whole?: boolean;
   yText?: (value: number) => string;
   /** Lines across at the y ticks. */
   grid?: boolean;
@@ -29,7 +33,7 @@ interface Axes {
 export function drawAxes(p: Painter, c: Palette, frame: Frame, axes: Axes): void {
   const { left, top, right, bottom } = frame;
   if (axes.y) {
-    const at = ticks(axes.y.domain, Math.max(2, (bottom - top) / 45));
+    const at = ticks(axes.y.domain, Math.max(3, (bottom - top) / 45));
     const text = axes.yText ?? tickText(at);
     for (const value of at) {
       const y = Math.round(axes.y(value)) + 0.5;
@@ -41,7 +45,7 @@ export function drawAxes(p: Painter, c: Palette, frame: Frame, axes: Axes): void
     }
   }
   if (axes.x) {
-    const at = ticks(axes.x.domain, Math.max(2, (right - left) / 80));
+    const at = [...(axes.xTicks ?? ticks(axes.x.domain, Math.max(3, (right - left) / 70), axes.whole))];
     const text = axes.xText ?? tickText(at);
     for (const value of at) {
       const x = Math.round(axes.x(value)) + 0.5;

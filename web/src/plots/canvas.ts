@@ -51,7 +51,7 @@ export class CanvasPainter implements Painter {
     c.globalAlpha = 1;
   }
 
-  /** Squares blended pixel by pixel: a canvas takes some ten times as long for 100,000 rectangles of its own. */
+  /** Discs blended pixel by pixel: a canvas takes some ten times as long for 100,000 shapes of its own. */
   dots({ x, y, group, colours, radius, opacity }: Dots): void {
     const w = Math.round(this.width * this.scale);
     const h = Math.round(this.height * this.scale);
@@ -60,27 +60,27 @@ export class CanvasPainter implements Painter {
     const rgb = colours.map(parseColour);
     const alpha = Math.round(opacity * 256);
     const pixels = sums.data;
+    const disc = discOf(side, w);
     for (let i = 0; i < x.length; i++) {
       const left = Math.round(x[i] * this.scale - side / 2);
       const top = Math.round(y[i] * this.scale - side / 2);
       if (!(left >= 0 && top >= 0 && left + side <= w && top + side <= h)) continue;
       const [r, g, b] = rgb[group[i]];
-      for (let row = top; row < top + side; row++) {
-        let at = (row * w + left) * 4;
-        for (let column = 0; column < side; column++, at += 4) {
-          // Source over, with the colour not premultiplied: opaque enough after a few points that lie on top of each other.
-          const under = pixels[at + 3];
-          if (under === 0) {
-            pixels[at] = r;
-            pixels[at + 1] = g;
-            pixels[at + 2] = b;
-            pixels[at + 3] = Math.min(255, alpha);
-          } else {
-            pixels[at] += ((r - pixels[at]) * alpha) >> 8;
-            pixels[at + 1] += ((g - pixels[at + 1]) * alpha) >> 8;
-            pixels[at + 2] += ((b - pixels[at + 2]) * alpha) >> 8;
-            pixels[at + 3] = under + (((255 - under) * alpha) >> 8);
-          }
+      const start = (top * w + left) * 4;
+      for (let k = 0; k < disc.length; k++) {
+        // Source over, with the colour not premultiplied: opaque enough after a few points that lie on top of each other.
+        const at = start + disc[k];
+        const under = pixels[at + 3];
+        if (under === 0) {
+          pixels[at] = r;
+          pixels[at + 1] = g;
+          pixels[at + 2] = b;
+          pixels[at + 3] = Math.min(255, alpha);
+        } else {
+          pixels[at] += ((r - pixels[at]) * alpha) >> 8;
+          pixels[at + 1] += ((g - pixels[at + 1]) * alpha) >> 8;
+          pixels[at + 2] += ((b - pixels[at + 2]) * alpha) >> 8;
+          pixels[at + 3] = under + (((255 - under) * alpha) >> 8);
         }
       }
     }
@@ -131,6 +131,18 @@ function layer(w: number, h: number): ImageData {
   if (kept?.width === w && kept.height === h) kept.data.fill(0);
   else kept = new ImageData(w, h);
   return kept;
+}
+
+/** Offsets in a picture `width` pixels wide of the pixels of a disc, from the corner of the square about it. */
+function discOf(side: number, width: number): Int32Array {
+  const offsets: number[] = [];
+  const centre = (side - 1) / 2;
+  const reach = side < 3 ? Number.POSITIVE_INFINITY : (side / 2) ** 2;
+  for (let y = 0; y < side; y++) {
+    for (let x = 0; x < side; x++)
+      if ((x - centre) ** 2 + (y - centre) ** 2 <= reach) offsets.push((y * width + x) * 4);
+  }
+  return Int32Array.from(offsets);
 }
 
 /** Red, green, blue of `#rrggbb`. */

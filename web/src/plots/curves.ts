@@ -22,6 +22,8 @@ export interface CurvesData {
   yLabel?: string;
   yText?: (value: number) => string;
   xText?: (value: number) => string;
+  xTicks?: readonly number[];
+  whole?: boolean;
   /** Values that the y axis shows at least. */
   include?: readonly number[];
   marks?: readonly { x: number; label: string; colour: (c: Palette) => string }[];

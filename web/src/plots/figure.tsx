@@ -16,14 +16,15 @@ interface Props {
   /** What it shows, in a sentence with its numbers, for those who do not see it. */
   description: string;
   height: number;
+  /** Where its place is higher than that, it fills the place. */
+  fill?: boolean;
   draw: Draw;
   /** Drawn on a canvas above, without the rest being drawn again: what follows the pointer. */
   overlay?: Draw;
   rows: () => Rows;
-  className?: string;
   onPointer?: (event: PointerEvent, x: number, y: number) => void;
   onLeave?: () => void;
-  onSize?: (width: number) => void;
+  onSize?: (width: number, height: number) => void;
   cursor?: string;
   children?: ComponentChildren;
 }
@@ -36,11 +37,14 @@ export function Figure(props: Props) {
   const [width, setWidth] = useState(0);
   const [ratio, setRatio] = useState(window.devicePixelRatio || 1);
   const colours = palette.value;
-  const { height, onSize } = props;
+  const [room, setRoom] = useState(0);
+  const { onSize } = props;
+  const height = props.fill ? Math.max(props.height, room) : props.height;
 
   useLayoutEffect(() => {
     const measure = () => {
       setWidth(Math.floor(box.current!.clientWidth));
+      setRoom(Math.floor(box.current!.clientHeight));
       setRatio(window.devicePixelRatio || 1);
     };
     measure();
@@ -49,8 +53,8 @@ export function Figure(props: Props) {
     return () => observer.disconnect();
   }, []);
   useEffect(() => {
-    if (width) onSize?.(width);
-  }, [width, onSize]);
+    if (width) onSize?.(width, height);
+  }, [width, height, onSize]);
   useLayoutEffect(() => {
     if (width) paint(base.current!, props.draw, width, height, ratio, colours);
   }, [props.draw, width, height, ratio, colours]);
@@ -79,11 +83,11 @@ export function Figure(props: Props) {
     ["CSV", "its numbers", () => download(`${fileName(props.title)}.csv`, csv(props.rows()), "text/csv")],
   ] as const;
   return (
-    <figure class={`figure ${props.className ?? ""}`}>
+    <figure class={`figure ${props.fill ? "fill" : ""}`}>
       <div
         ref={box}
         class="figure-box"
-        style={{ height: `${height}px`, cursor: props.cursor }}
+        style={{ [props.fill ? "minHeight" : "height"]: `${props.height}px`, cursor: props.cursor }}
         role="img"
         aria-label={`${props.title}. ${props.description}`}
         {...listeners}

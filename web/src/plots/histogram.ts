@@ -10,13 +10,13 @@ export interface Bins {
   count: number;
 }
 
-/** Bins over a range: by Freedman and Diaconis's rule, but 20 to 80, so that bars can be hit with a pointer. */
+/** Bins over a range: by Freedman and Diaconis's rule, but 24 to 80, so that bars can be hit with a pointer. */
 export function binsFor(ascending: ArrayLike<number>, low: number, high: number): Bins {
   const n = ascending.length;
   if (n === 0 || !(high > low)) return { start: low - 0.5, width: 1, count: 1 };
   const quartile = (share: number) => ascending[Math.min(n - 1, Math.floor(share * n))];
   const rule = (2 * (quartile(0.75) - quartile(0.25))) / Math.cbrt(n);
-  const count = Math.max(20, Math.min(80, rule > 0 ? Math.ceil((high - low) / rule) : 40));
+  const count = Math.max(24, Math.min(80, rule > 0 ? Math.ceil((1.25 * (high - low)) / rule) : 40));
   return { start: low, width: (high - low) / count, count };
 }
 

@@ -13,11 +13,11 @@ export function linear(domain: readonly [number, number], range: readonly [numbe
   return Object.assign(scale, { invert: (pixel: number) => d0 + (pixel - range[0]) / slope, domain });
 }
 
-/** Round values that divide a domain into about `count` steps. */
-export function ticks([low, high]: readonly [number, number], count = 5): number[] {
+/** Round values that divide a domain into about `count` steps; `whole` numbers where those are asked for. */
+export function ticks([low, high]: readonly [number, number], count = 5, whole = false): number[] {
   const width = high - low;
   if (!(width > 0) || !Number.isFinite(width)) return [low];
-  const rough = width / count;
+  const rough = whole ? Math.max(1, width / count) : width / count;
   const power = 10 ** Math.floor(Math.log10(rough));
   const step = power * [1, 2, 5, 10].find((factor) => factor * power >= rough * 0.999)!;
   const first = Math.ceil(low / step - 1e-9);

@@ -21,6 +21,8 @@ interface Props {
   selected?: ReadonlySet<number>;
   onSelect?: (rows: ReadonlySet<number>) => void;
   rowHeight?: number;
+  /** Below which it is scrolled sideways. */
+  minWidth?: string;
   height: string;
   empty: ComponentChildren;
 }
@@ -144,7 +146,7 @@ export function Grid(props: Props) {
       aria-multiselectable={props.onSelect ? true : undefined}
       aria-activedescendant={count ? `${name}-${at}` : undefined}
       tabIndex={0}
-      style={{ height: props.height }}
+      style={{ height: props.height, "--grid-width": props.minWidth ?? "44rem" }}
       onScroll={(event) => setTop(event.currentTarget.scrollTop)}
       onKeyDown={onKey}
     >

@@ -16,6 +16,7 @@ const PAGES = [
 
 /** The folder that a click on its name opens: the page that says most of it. */
 function mainLink(entry: Entry): string | null {
+  if (entry.kind === "evaluation" && entry.run) return link(["run", entry.run, "episodes", entry.id]);
   const order =
     entry.kind === "run" || entry.kind === "results"
       ? (["results", "run", "corpus"] as const)

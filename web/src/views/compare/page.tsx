@@ -23,7 +23,9 @@ const moveColours = (c: Palette): string[] => [c.sft, c.rl, c.low, c.high];
 export function ComparePage() {
   const [a, b] = [useCorpus(param("a")), useCorpus(param("b") ?? param("a"))];
   const corpora = entries.value.filter((entry) => entry.corpus);
-  const options = [...new Map(corpora.map((entry) => [entry.corpus!, entry.name])).entries()];
+  // A corpus is a probe with its routes: it goes by the probe's name, where that is among them.
+  const probes = corpora.filter((entry) => entry.kind === "probe");
+  const options = [...new Map([...corpora, ...probes].map((entry) => [entry.corpus!, entry.name])).entries()];
   const problem = a.problem ?? b.problem;
   return (
     <main class="page">
@@ -397,7 +399,11 @@ function Movers(props: {
         label: "id",
         width: "minmax(140px, 2fr)",
         sortable: false,
-        render: (i) => <span class="mono">{first.id(pairs.a[i])}</span>,
+        render: (i) => (
+          <span class="mono" title={first.id(pairs.a[i])}>
+            {first.shortId(pairs.a[i])}
+          </span>
+        ),
       },
       {
         key: "task",

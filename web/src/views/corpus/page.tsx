@@ -118,7 +118,7 @@ function CorpusView({ state }: { state: CorpusState }) {
       {state.route.value?.warnings.map((line) => (
         <Notice key={line}>{line}</Notice>
       ))}
-      <div class="columns">
+      <div class="columns even">
         <div>
           <SplitPanel state={state} />
           <StrataPanel state={state} />

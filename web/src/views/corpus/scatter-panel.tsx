@@ -72,9 +72,9 @@ function Scatter({
   const { group, colours, legend } = useGroups(state, colourBy);
   const [lasso, setLasso] = useState<number[]>([]);
   const [hover, setHover] = useState<number | null>(null);
-  const width = useRef(0);
-  const onSize = useCallback((w: number) => {
-    width.current = w;
+  const size = useRef<readonly [number, number]>([0, HEIGHT]);
+  const onSize = useCallback((w: number, h: number) => {
+    size.current = [w, h];
   }, []);
   const data = useMemo<ScatterData>(() => {
     const own = cuts[0] < cuts[1] ? cuts : [cuts[1]];
@@ -112,12 +112,12 @@ function Scatter({
     },
     [data, lasso, polygon, hover, x, y],
   );
-  const place = useMemo(() => ({ at: null as null | ReturnType<typeof positions>, width: 0 }), [data]);
+  const place = useMemo(() => ({ at: null as null | ReturnType<typeof positions>, size: size.current }), [data]);
 
   const nearest = (px: number, py: number): number | null => {
-    if (!place.at || place.width !== width.current) {
-      place.at = positions(data, width.current, HEIGHT);
-      place.width = width.current;
+    if (!place.at || place.size !== size.current) {
+      place.at = positions(data, ...size.current);
+      place.size = size.current;
     }
     let [best, distance] = [-1, NEAR * NEAR];
     for (let i = 0; i < rows.length; i++) {
@@ -127,7 +127,7 @@ function Scatter({
     return best < 0 ? null : rows[best];
   };
   const onPointer = (event: PointerEvent, px: number, py: number) => {
-    const frame = scatterFrame(width.current, HEIGHT);
+    const frame = scatterFrame(...size.current);
     const corner = [Math.min(frame.right, Math.max(frame.left, px)), Math.min(frame.bottom, Math.max(frame.top, py))];
     if (event.type === "pointerdown" && event.button === 0) {
       (event.currentTarget as Element).setPointerCapture(event.pointerId);
@@ -143,7 +143,7 @@ function Scatter({
         if (row !== null) openTrajectory(state, row);
         return;
       }
-      const scales = scatterScales(data, width.current, HEIGHT);
+      const scales = scatterScales(data, ...size.current);
       const values = corners.map((v, i) => Number((i % 2 ? scales.y : scales.x).invert(v).toPrecision(4)));
       const others = state.filters.value.filter((filter) => filter.kind !== "lasso");
       state.setFilters(toggled(others, { kind: "lasso", x: x.name, y: y.name, polygon: values }));
@@ -158,6 +158,7 @@ function Scatter({
       title={`${y.label} against ${x.label} of ${state.corpus.meta.name}`}
       description={`${rows.length} trajectories${rho === null ? "" : `, Spearman ${number(rho, 2)} over all`}.`}
       height={HEIGHT}
+      fill
       draw={draw}
       overlay={overlay}
       onPointer={onPointer}

@@ -294,19 +294,28 @@ function useColumns(state: CorpusState): GridColumn[] {
         if (name === "id")
           return {
             ...base,
-            width: "minmax(140px, 1.4fr)",
-            render: (row) => <span class="mono">{state.corpus.id(row)}</span>,
+            width: "minmax(160px, 2.2fr)",
+            render: (row) => (
+              <span class="mono" title={state.corpus.id(row)}>
+                {state.corpus.shortId(row)}
+              </span>
+            ),
           };
         if (isText(column))
           return {
             ...base,
-            width: "minmax(160px, 3fr)",
+            width: "minmax(160px, 2.5fr)",
             sortable: name !== "preview",
             render: (row) => column.at(row),
           };
         if (column.kind === "category")
           return { ...base, width: "minmax(90px, 1fr)", render: (row) => categoryAt(column, row) ?? "–" };
-        return { ...base, width: "92px", numeric: true, render: (row) => number(column.data[row]) };
+        return {
+          ...base,
+          width: `${Math.max(84, 7 * column.label.length + 26)}px`,
+          numeric: true,
+          render: (row) => number(column.data[row]),
+        };
       }),
     [names.join(), sides, overrides, complete],
   );

@@ -29,7 +29,9 @@ export function CostPanel({ results, split }: { results: ResultsView; split: str
     () => results.arms.filter((arm) => arm.success[split] && (arm.cost?.[kind] ?? 0) > 0),
     [results, split, kind],
   );
-  const unit = kind === "flops" ? 1 : 3600;
+  const most = Math.max(0, ...arms.map((arm) => arm.cost![kind]));
+  const [unit, unitName] =
+    kind === "flops" ? [1, ""] : most < 300 ? [1, ", s"] : most < 5400 ? [60, ", min"] : [3600, ", h"];
   const scales = useCallback(
     (w: number) => {
       const frame = frameOf(w, HEIGHT, { left: 54, top: 10, right: 16, bottom: 40 });
@@ -49,7 +51,7 @@ export function CostPanel({ results, split }: { results: ResultsView; split: str
       drawAxes(p, c, frame, {
         x,
         y,
-        xLabel: unit === 1 ? label : `${label}, hours`,
+        xLabel: label + unitName,
         yLabel: `success in ${split}`,
         yText: (v) => percent(v, 0),
       });
@@ -71,7 +73,7 @@ export function CostPanel({ results, split }: { results: ResultsView; split: str
         p.text(text, start, mean, { fill: c.text, baseline: "middle", halo: c.panel, size: 10 });
       }
     },
-    [scales, arms, kind, label, split, unit],
+    [scales, arms, kind, label, split, unit, unitName],
   );
   const overlay = useCallback<Draw>(
     (p, c) => {

@@ -6,19 +6,34 @@ import { Panel } from "../../ui/parts";
 export function DocumentPanel({ blocks }: { blocks: readonly Block[] }) {
   if (blocks.length === 0) return null;
   return (
-    <Panel label="All tables" className="document">
-      <details open>
-        <summary>All tables</summary>
-        {blocks.map((block, i) => (
-          <BlockView key={i} block={block} />
-        ))}
-      </details>
+    <Panel label="Tables" title="Tables" className="document">
+      {sections(blocks).map(({ title, blocks: own }, i) => (
+        <details key={i}>
+          <summary>{title}</summary>
+          {own.map((block, j) => (
+            <BlockView key={j} block={block} />
+          ))}
+        </details>
+      ))}
     </Panel>
   );
 }
 
+/** The blocks below each heading of the first two levels. */
+function sections(blocks: readonly Block[]): { title: string; blocks: Block[] }[] {
+  const found: { title: string; blocks: Block[] }[] = [];
+  for (const block of blocks) {
+    if (block.type === "heading" && block.level <= 2) found.push({ title: block.text, blocks: [] });
+    else {
+      if (found.length === 0) found.push({ title: "Summary", blocks: [] });
+      found[found.length - 1].blocks.push(block);
+    }
+  }
+  return found.filter((section) => section.blocks.length > 0);
+}
+
 function BlockView({ block }: { block: Block }) {
-  if (block.type === "heading") return block.level <= 2 ? <h3>{block.text}</h3> : <h4>{block.text}</h4>;
+  if (block.type === "heading") return <h3>{block.text}</h3>;
   if (block.type === "paragraph") return <p>{marked(block.text)}</p>;
   if (block.type === "list") {
     return (

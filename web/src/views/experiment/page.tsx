@@ -56,12 +56,11 @@ export const splitOf = (results: ResultsView): string => {
   return wanted && results.splits.includes(wanted) ? wanted : results.splits[0];
 };
 
-/** The arms' colours by what they are: a route by concentration, a control, one stage alone. */
+/** The arms' colours by what they are: a split corpus, one stage on all of it, or nothing. */
 export function armColour(arm: ArmView): (c: Palette) => string {
-  if (arm.n_sft && arm.n_rl) return (c) => c.accent;
-  if (arm.n_rl) return (c) => c.rl;
-  if (arm.n_sft) return (c) => c.sft;
-  return (c) => c.muted;
+  if (arm.n_sft !== null && arm.n_rl !== null) return (c) => c.accent;
+  const last = arm.curve.at(-1)?.stage;
+  return last === "rl" ? (c) => c.rl : last === "sft" ? (c) => c.sft : (c) => c.muted;
 }
 
 function Experiment({ results }: { results: ResultsView }) {
@@ -104,13 +103,13 @@ function Experiment({ results }: { results: ResultsView }) {
       <div class="columns">
         <div>
           <ArmsPanel results={results} split={split} />
+          {results.sweeps.length > 0 && <SweepsPanel results={results} split={split} />}
         </div>
         <div>
           {results.claims.length > 0 && <ClaimsPanel results={results} />}
           <CostPanel results={results} split={split} />
         </div>
       </div>
-      {results.sweeps.length > 0 && <SweepsPanel results={results} split={split} />}
       <PairPanel results={results} split={split} />
       {Object.keys(results.routes).length > 0 && <RoutesPanel results={results} />}
       {results.heat_map && <HeatPanel results={results} />}
@@ -134,8 +133,8 @@ function ArmsPanel({ results, split }: { results: ResultsView; split: string }) 
   const rows = arms.map((arm, i): IntervalRow => {
     const { mean, low, high } = arm[measure][split];
     return {
-      ...{ label: arm.title, mean, low, high },
-      colour: armColour(arm),
+      label: arm.title,
+      marks: [{ mean, low, high, colour: armColour(arm) }],
       apart: i > 0 && arms[i - 1].group !== arm.group,
       note: measure === "difference" ? points(mean) : percent(mean),
     };
@@ -167,7 +166,7 @@ function ArmsPanel({ results, split }: { results: ResultsView; split: string }) 
       <Figure
         title={`${measure} in ${split} of ${results.name}`}
         description={arms.map((arm) => `${arm.title} ${percent(arm[measure][split].mean)}`).join(", ")}
-        height={intervalsHeight(rows.length)}
+        height={intervalsHeight(rows)}
         draw={draw}
         rows={() => [
           ["arm", "mean", "low", "high"],
@@ -180,10 +179,10 @@ function ArmsPanel({ results, split }: { results: ResultsView; split: string }) 
         ]}
       >
         <div class="legend">
-          <Key name="SFT and RL" colour="accent" />
-          <Key name="SFT alone" colour="sft" />
-          <Key name="RL alone" colour="rl" />
-          <Key name="neither" colour="muted" />
+          <Key name="split" colour="accent" />
+          <Key name="SFT on all" colour="sft" />
+          <Key name="RL on all" colour="rl" />
+          <Key name="untrained" colour="muted" />
         </div>
       </Figure>
       <p class="fine">
@@ -206,7 +205,8 @@ export function Key({ name, colour }: { name: string; colour: string }) {
   );
 }
 
-const points = (value: number): string => `${value > 0 ? "+" : ""}${number(100 * value, 3)}`;
+const plain = (value: number): string => (100 * value).toFixed(1).replace("-", "−");
+const points = (value: number): string => `${value > 0 ? "+" : ""}${plain(value)}`;
 
 function ClaimsPanel({ results }: { results: ResultsView }) {
   const title = (name: string) => results.arms.find((arm) => arm.name === name)?.title ?? name;
@@ -239,7 +239,7 @@ function ClaimsPanel({ results }: { results: ResultsView }) {
               </th>
               <td class="nowrap">
                 {claim.difference
-                  ? `${points(claim.difference.mean)} [${number(100 * claim.difference.low, 3)}, ${number(100 * claim.difference.high, 3)}]`
+                  ? `${points(claim.difference.mean)} [${plain(claim.difference.low)}, ${plain(claim.difference.high)}]`
                   : "–"}
               </td>
               <td>{number(claim.p, 2)}</td>
@@ -298,7 +298,10 @@ function SweepFigure({
         },
       ],
       xLabel: numeric ? sweep.title : "",
-      xText: numeric ? undefined : (value) => (Number.isInteger(value) ? (known[value]?.value ?? "") : ""),
+      xTicks: x.length <= 8 ? x : undefined,
+      xText: numeric
+        ? (value) => number(value)
+        : (value) => (Number.isInteger(value) ? (known[value]?.value ?? "") : ""),
       yText: (value) => percent(value, 0),
     };
   }, [known, numeric, sweep]);

@@ -1,5 +1,6 @@
 import { useEffect, useMemo, useState } from "preact/hooks";
 import { type Episode, type EpisodeList, type Problem, paths } from "../../api";
+import { agentNames } from "../../core/agents";
 import { csv, download } from "../../core/download";
 import { count, number, percent } from "../../core/numbers";
 import { visible } from "../../core/plain";
@@ -43,11 +44,12 @@ export function EpisodesPage({
       </main>
     );
   if (!list || !run) return <Loading what="the episodes" />;
-  const agent = run.evaluations.find((other) => other.id === evaluation)?.agent ?? evaluation;
+  const agent = run.evaluations.find((other) => other.id === evaluation)?.agent ?? "";
+  const name = agentNames(run).get(agent) ?? evaluation;
   const n = episode === undefined ? null : Number(episode);
   return (
     <main class="page">
-      <Head title={`Episodes of ${agent}`} facts={[`${count(list.n)} episodes`, run.name]} />
+      <Head title={`Episodes of ${name}`} facts={[`${count(list.n)} episodes`, run.name]} />
       <EpisodesView {...{ list, id, evaluation }} n={n !== null && n >= 0 && n < list.n ? n : null} />
     </main>
   );

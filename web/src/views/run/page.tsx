@@ -1,5 +1,6 @@
 import { useEffect, useState } from "preact/hooks";
-import { type Problem, paths, type RunView, type Stage, type SuccessRow } from "../../api";
+import { type Evaluation, type Problem, paths, type RunView, type Stage, type SuccessRow } from "../../api";
+import { agentNames, inOrder } from "../../core/agents";
 import { quoted } from "../../core/commands";
 import { count, duration, number, percent, short } from "../../core/numbers";
 import { type Draw, Figure } from "../../plots/figure";
@@ -7,6 +8,7 @@ import { drawIntervals, type IntervalRow, intervalsHeight } from "../../plots/in
 import { link, param, set } from "../../router";
 import { problemOf } from "../../source/failed";
 import { source } from "../../source/source";
+import { type Palette, palette } from "../../theme";
 import { Head } from "../../ui/head";
 import { Loading, Notice, Panel, ProblemNotice, Select } from "../../ui/parts";
 import { runEntry } from "../folders";
@@ -163,30 +165,29 @@ function Success({ run }: { run: RunView }) {
   const types = [
     ...new Set(run.evaluations.flatMap((e) => e.rows.filter((row) => row.split === split).map((row) => row.task_type))),
   ];
-  const rowOf = (evaluation: RunView["evaluations"][number], type: string) =>
+  const evaluations = inOrder(run);
+  const names = agentNames(run);
+  const colourOf = (agent: string) => (c: Palette) =>
+    agent === "base" ? c.muted : agent.startsWith("sft") ? c.sft : agent.startsWith("rl") ? c.rl : c.accent;
+  const rowOf = (evaluation: Evaluation, type: string) =>
     evaluation.rows.find((row) => row.split === split && row.task_type === type);
-  const rows = types.flatMap((type) =>
-    run.evaluations.map((evaluation, i): IntervalRow => {
+  const rows = types.map((type, i): IntervalRow => {
+    const marks = evaluations.map((evaluation) => {
       const row = rowOf(evaluation, type);
-      return {
-        label: `${type === "all" ? "all tasks" : type} · ${evaluation.agent}`,
-        mean: row ? row[measure] : null,
-        low: row ? (measure === "score" ? row.score_low : row.low) : null,
-        high: row ? (measure === "score" ? row.score_high : row.high) : null,
-        colour: (c) => [c.muted, c.sft, c.rl, c.accent][Math.min(i, 3)],
-        bold: type === "all",
-        apart: i === 0 && type !== types[0],
-        note: row ? `${percent(row[measure])} of ${count(row.episodes)}` : "–",
-      };
-    }),
-  );
+      if (!row) return null;
+      const [low, high] = measure === "score" ? [row.score_low, row.score_high] : [row.low, row.high];
+      return { mean: row[measure], low, high, colour: colourOf(evaluation.agent) };
+    });
+    const last = rowOf(evaluations[evaluations.length - 1], type);
+    return {
+      ...{ label: type === "all" ? "all tasks" : type, marks, bold: type === "all", apart: i === 1 },
+      note: last ? `${percent(last[measure])} of ${count(last.episodes)}` : "",
+    };
+  });
   const draw: Draw = (p, c) =>
     drawIntervals(p, c, {
-      rows,
-      label: `${measure} in ${split}, 95 % intervals`,
-      text: (v) => percent(v, 0),
-      include: [0],
-      labelWidth: Math.min(260, p.width * 0.42),
+      ...{ rows, label: `${measure} in ${split}, 95 % intervals`, text: (v) => percent(v, 0), include: [0] },
+      labelWidth: Math.min(220, p.width * 0.4),
     });
   return (
     <Panel
@@ -216,7 +217,7 @@ function Success({ run }: { run: RunView }) {
       <Figure
         title={`${measure} in ${split} of ${run.name}`}
         description={describeRows(run, split)}
-        height={intervalsHeight(rows.length)}
+        height={intervalsHeight(rows)}
         draw={draw}
         rows={() => successRows(run)}
       />
@@ -237,11 +238,14 @@ function Success({ run }: { run: RunView }) {
             </tr>
           </thead>
           <tbody>
-            {run.evaluations.map((evaluation) => {
+            {evaluations.map((evaluation) => {
               const row = rowOf(evaluation, "all");
               return (
                 <tr key={evaluation.id}>
-                  <th>{evaluation.agent}</th>
+                  <th title={evaluation.agent}>
+                    <i class="key" style={{ background: colourOf(evaluation.agent)(palette.value) }} />
+                    {names.get(evaluation.agent)}
+                  </th>
                   <td>
                     {count(evaluation.episodes)}
                     {evaluation.total !== null &&

@@ -111,12 +111,14 @@ function Multiple({ name, log, training, title }: { name: string; log: Log; trai
       RELATED[alarm.name]?.some((part) => name === part || name.endsWith(part)),
     );
     return {
-      curves: sparse
-        ? [{ label: name, x, y, colour, points: y.length < 60 }]
-        : [
-            { label: name, x, y, colour, faint: true },
-            { label: `mean of ${WINDOW}`, x, y: mean, colour },
-          ],
+      whole: true,
+      curves:
+        sparse || SMOOTH.includes(name)
+          ? [{ label: name, x, y, colour, points: y.length < 60 }]
+          : [
+              { label: name, x, y, colour, faint: true },
+              { label: `mean of ${WINDOW}`, x, y: mean, colour },
+            ],
       xLabel: "",
       marks: raised.map((alarm) => ({ x: alarm.round, label: alarm.name, colour: (c) => c.warning })),
     };
@@ -162,6 +164,8 @@ function Multiple({ name, log, training, title }: { name: string; log: Log; trai
     </div>
   );
 }
+
+const SMOOTH = ["learning_rate", "epoch"]; // set by a schedule: a mean would show what was never so
 
 // The figures that each alarm is about.
 const RELATED: Record<string, readonly string[]> = {

@@ -50,9 +50,9 @@ export function NeighboursPanel({ state, row }: { state: CorpusState; row: numbe
               <tr key={other}>
                 <th>
                   <a class="mono" href={trajectoryLink(state, other)}>
-                    {state.corpus.id(other)}
+                    {state.corpus.shortId(other)}
                   </a>
-                  <small class="muted">{state.corpus.category("task_type", other)}</small>
+                  <TaskType type={state.corpus.category("task_type", other)} id={state.corpus.id(other)} />
                 </th>
                 <td>{number(distances![other], 3)}</td>
                 <td>{number(state.score.value?.data[other])}</td>
@@ -67,6 +67,11 @@ export function NeighboursPanel({ state, row }: { state: CorpusState; row: numbe
       </p>
     </Panel>
   );
+}
+
+/** The task's type, where the id does not say it. */
+function TaskType({ type, id }: { type: string | null; id: string }) {
+  return type === null || id.includes(type) ? null : <small class="muted">{type}</small>;
 }
 
 function nearest(distances: NumberArray, sides: Uint8Array, side: number, self: number): number[] {
