@@ -1,4 +1,4 @@
-// Numbers as people read them; a value that is missing is a dash.
+// Numbers as people read them, with their unit on one line; a value that is missing is a dash.
 
 const DASH = "–";
 const GROUPS = new Intl.NumberFormat("en-US");
@@ -20,7 +20,7 @@ export function number(value: number | null | undefined, digits = 4): string {
 export function percent(share: number | null | undefined, decimals = 1): string {
   return share === null || share === undefined || Number.isNaN(share)
     ? DASH
-    : `${minus((100 * share).toFixed(decimals))} %`;
+    : `${minus((100 * share).toFixed(decimals))}\u00a0%`;
 }
 
 /** Large counts with a letter, for narrow places: 12.3k, 4.56M. */
@@ -41,17 +41,17 @@ export function short(value: number | null | undefined): string {
 /** 48 s, 12.5 min, 3.2 h. */
 export function duration(seconds: number | null | undefined): string {
   if (seconds === null || seconds === undefined || Number.isNaN(seconds)) return DASH;
-  if (seconds < 0.95) return `${trimmed(seconds.toPrecision(2))} s`;
-  if (seconds < 90) return `${trimmed(seconds.toPrecision(3))} s`;
-  if (seconds < 5400) return `${(seconds / 60).toFixed(1)} min`;
+  if (seconds < 0.95) return `${trimmed(seconds.toPrecision(2))}\u00a0s`;
+  if (seconds < 90) return `${trimmed(seconds.toPrecision(3))}\u00a0s`;
+  if (seconds < 5400) return `${(seconds / 60).toFixed(1)}\u00a0min`;
   const hours = seconds / 3600;
-  return hours < 100 ? `${hours.toFixed(1)} h` : `${count(hours)} h`;
+  return hours < 100 ? `${hours.toFixed(1)}\u00a0h` : `${count(hours)}\u00a0h`;
 }
 
 export function bytes(value: number): string {
-  if (value < 1000) return `${value} B`;
-  if (value < 1e6) return `${(value / 1e3).toFixed(1)} kB`;
-  return `${(value / 1e6).toFixed(1)} MB`;
+  if (value < 1000) return `${value}\u00a0B`;
+  if (value < 1e6) return `${(value / 1e3).toFixed(1)}\u00a0kB`;
+  return `${(value / 1e6).toFixed(1)}\u00a0MB`;
 }
 
 export function ago(seconds: number): string {

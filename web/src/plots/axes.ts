@@ -41,7 +41,7 @@ export function drawAxes(p: Painter, c: Palette, frame: Frame, axes: Axes): void
       p.text(text(value), left - 6, y, { fill: c.muted, align: "end", baseline: "middle" });
     }
     if (axes.yLabel) {
-      p.text(axes.yLabel, 11, (top + bottom) / 2, { fill: c.muted, align: "middle", baseline: "middle", rotate: -90 });
+      p.text(axes.yLabel, 8, (top + bottom) / 2, { fill: c.muted, align: "middle", baseline: "middle", rotate: -90 });
     }
   }
   if (axes.x) {

@@ -84,11 +84,10 @@ export class CanvasPainter implements Painter {
         }
       }
     }
-    const canvas = document.createElement("canvas");
-    canvas.width = w;
-    canvas.height = h;
-    canvas.getContext("2d")!.putImageData(sums, 0, 0);
-    this.context.drawImage(canvas, 0, 0, this.width, this.height);
+    between.canvas.width = w;
+    between.canvas.height = h;
+    between.putImageData(sums, 0, 0);
+    this.context.drawImage(between.canvas, 0, 0, this.width, this.height);
   }
 
   circle(x: number, y: number, radius: number, fill: string, stroke?: string): void {
@@ -124,6 +123,8 @@ export class CanvasPainter implements Painter {
   }
 }
 
+// Pixels can be put on a canvas, but only a canvas can be drawn over what is there.
+const between = document.createElement("canvas").getContext("2d")!;
 let kept: ImageData | undefined;
 
 /** An empty picture of that size; the last one is used again, since a new one is 4 MB of garbage a frame. */

@@ -55,7 +55,7 @@ export interface HistogramData {
 }
 
 export const histogramFrame = (width: number, height: number) =>
-  frameOf(width, height, { left: 46, top: 18, right: 14, bottom: 38 });
+  frameOf(width, height, { left: 54, top: 18, right: 14, bottom: 38 });
 
 export function histogramScale(bins: Bins, width: number, height: number): Scale {
   const frame = histogramFrame(width, height);

@@ -23,7 +23,8 @@ interface Props {
   rowHeight?: number;
   /** Below which it is scrolled sideways. */
   minWidth?: string;
-  height: string;
+  /** It is as high as its rows, and no higher than this. */
+  maxHeight: string;
   empty: ComponentChildren;
 }
 
@@ -146,7 +147,7 @@ export function Grid(props: Props) {
       aria-multiselectable={props.onSelect ? true : undefined}
       aria-activedescendant={count ? `${name}-${at}` : undefined}
       tabIndex={0}
-      style={{ height: props.height, "--grid-width": props.minWidth ?? "44rem" }}
+      style={{ maxHeight: props.maxHeight, "--grid-width": props.minWidth ?? "44rem" }}
       onScroll={(event) => setTop(event.currentTarget.scrollTop)}
       onKeyDown={onKey}
     >

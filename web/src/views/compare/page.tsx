@@ -462,7 +462,7 @@ function Movers(props: {
         onOpen={(i) =>
           go(["corpus", first.meta.id, "trajectory", first.id(pairs.a[i])], { m: metricOfSide("a", first) })
         }
-        height="max(300px, 50vh)"
+        maxHeight="max(300px, 50vh)"
         empty="Nobody changed sides."
       />
     </Panel>

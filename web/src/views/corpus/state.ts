@@ -37,6 +37,10 @@ export class CorpusState {
     const sha = corpus.meta.manifest.corpus_sha256;
     this.tags = new Tags(typeof sha === "string" && sha ? sha.slice(0, 16) : corpus.meta.id);
     effect(() => {
+      // What the first letter of a search would wait for.
+      if (corpus.complete.value) window.setTimeout(() => this.searchable(), 400);
+    });
+    effect(() => {
       const route = this.route.value;
       if (!route) {
         this.routeColumns.value = new Map();

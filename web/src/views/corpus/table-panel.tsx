@@ -60,7 +60,7 @@ export function TablePanel({ state }: { state: CorpusState }) {
         onSelect={(selected) => {
           state.selected.value = selected;
         }}
-        height="max(360px, min(70vh, 900px))"
+        maxHeight="max(360px, min(70vh, 900px))"
         empty="No trajectory passes these filters."
       />
       <p class="fine keys">

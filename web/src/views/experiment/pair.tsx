@@ -137,7 +137,7 @@ export function PairPanel({ results, split }: { results: ResultsView; split: str
           </table>
         </div>
         <div>
-          <Grid label="Tasks" rows={shown} columns={columns} height="340px" minWidth="30rem" empty="No tasks." />
+          <Grid label="Tasks" rows={shown} columns={columns} maxHeight="340px" minWidth="30rem" empty="No tasks." />
         </div>
       </div>
     </Panel>

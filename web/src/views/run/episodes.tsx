@@ -195,11 +195,12 @@ function EpisodesView({
           <Grid
             label="Episodes"
             rows={rows}
-            columns={n === null ? grid : grid.filter((column) => column.key !== "split")}
+            columns={n === null ? grid : grid.filter((column) => FEW.includes(column.key))}
+            minWidth={n === null ? undefined : "20rem"}
             sort={sort}
             onSort={(name) => set({ sort: sort.name === name && !sort.down ? `-${name}` : name }, true)}
             onOpen={open}
-            height={n === null ? "max(360px, 72vh)" : "max(360px, 80vh)"}
+            maxHeight={n === null ? "max(360px, 72vh)" : "max(360px, 80vh)"}
             empty="No episode passes these filters."
           />
         </Panel>
@@ -208,6 +209,8 @@ function EpisodesView({
     </div>
   );
 }
+
+const FEW = ["n", "success", "id", "score", "steps"]; // columns beside an open episode
 
 function compare(a: string | number | boolean | null, b: string | number | boolean | null): number {
   if (a === b) return 0;
