@@ -8,6 +8,7 @@ import "./styles/grid.css";
 import "./styles/views.css";
 import { applyTheme } from "./theme";
 import { Shell } from "./ui/shell";
+import { showAllText } from "./ui/shown";
 import { ComparePage } from "./views/compare/page";
 import { CorpusPage } from "./views/corpus/page";
 import { ExperimentPage } from "./views/experiment/page";
@@ -43,6 +44,7 @@ function App() {
   );
 }
 
+showAllText();
 applyTheme();
 follow();
 // An exported page of one folder opens on it.

@@ -1,3 +1,4 @@
+import { visible } from "../core/plain";
 import { type Dots, FONT, FONT_SIZE, type Painter, type TextStyle } from "./painter";
 
 const BASELINES = { top: "top", middle: "middle", bottom: "bottom", alphabetic: "alphabetic" } as const;
@@ -103,7 +104,8 @@ export class CanvasPainter implements Painter {
     }
   }
 
-  text(text: string, x: number, y: number, style: TextStyle): void {
+  text(given: string, x: number, y: number, style: TextStyle): void {
+    const text = visible(given);
     const c = this.context;
     c.font = `${style.bold ? "600 " : ""}${style.size ?? FONT_SIZE}px ${FONT}`;
     c.textAlign = style.align === "middle" ? "center" : (style.align ?? "start");

@@ -1,3 +1,4 @@
+import { visible } from "../core/plain";
 import { type Dots, FONT, FONT_SIZE, type Painter, type TextStyle } from "./painter";
 
 const DY = { top: "0.8em", middle: "0.35em", bottom: "-0.2em", alphabetic: "0" };
@@ -59,7 +60,7 @@ export class SvgPainter implements Painter {
       : "";
     this.parts.push(
       `<text x="${r(x)}" y="${r(y)}" dy="${DY[style.baseline ?? "alphabetic"]}" text-anchor="${style.align ?? "start"}" ` +
-        `font-size="${style.size ?? FONT_SIZE}" fill="${style.fill}"${weight}${halo}${turn}>${escaped(text)}</text>`,
+        `font-size="${style.size ?? FONT_SIZE}" fill="${style.fill}"${weight}${halo}${turn}>${escaped(visible(text))}</text>`,
     );
   }
 

@@ -1,6 +1,6 @@
 import { useState } from "preact/hooks";
 import { bytes } from "../core/numbers";
-import { beginning, visible } from "../core/plain";
+import { beginning } from "../core/plain";
 
 const FIRST = 3000;
 const STEP = 50_000;
@@ -20,7 +20,7 @@ export function Folded({
   const left = text.length - shown.length;
   return (
     <>
-      <pre class={className}>{visible(shown)}</pre>
+      <pre class={className}>{shown}</pre>
       {left > 0 && (
         <button type="button" class="button small" onClick={() => setLength(shown.length + STEP)}>
           Show {left > STEP ? `${bytes(STEP)} more` : "the rest"} <small>({bytes(left)} left)</small>

@@ -3,7 +3,6 @@ import { type Episode, type EpisodeList, type Problem, paths } from "../../api";
 import { agentNames } from "../../core/agents";
 import { csv, download } from "../../core/download";
 import { count, number, percent } from "../../core/numbers";
-import { visible } from "../../core/plain";
 import { go, link, param, params, set } from "../../router";
 import { problemOf } from "../../source/failed";
 import { source } from "../../source/source";
@@ -241,7 +240,7 @@ function EpisodeView({ id, evaluation, n }: { id: string; evaluation: string; n:
         label="Episode"
         title={
           <>
-            <span class="mono">{visible(episode.id)}</span>{" "}
+            <span class="mono">{episode.id}</span>{" "}
             <span class={episode.success ? "ok" : "muted"}>{episode.success ? "success" : "no success"}</span>
           </>
         }
@@ -260,7 +259,7 @@ function EpisodeView({ id, evaluation, n }: { id: string; evaluation: string; n:
             .filter(Boolean)
             .join(" · ")}
         </p>
-        {episode.failure && <ProblemNotice problem={{ message: visible(episode.failure), hint: "" }} />}
+        {episode.failure && <ProblemNotice problem={{ message: episode.failure, hint: "" }} />}
         <dl class="reward">
           <div>
             <dt>score</dt>

@@ -1,7 +1,6 @@
 import { useMemo } from "preact/hooks";
 import type { Message, ToolCall, Trajectory, TurnScore } from "../../api";
 import { count, number } from "../../core/numbers";
-import { visible } from "../../core/plain";
 import { mixed } from "../../plots/heatmap";
 import { palette } from "../../theme";
 import { Folded } from "../../ui/folded";
@@ -114,7 +113,7 @@ function Turn({ message, score, metric }: { message: Message; score?: Scored; me
       <div class="turn-body">
         <header>
           <span class="role">{message.role}</span>
-          {message.name && <span class="mono">{visible(message.name)}</span>}
+          {message.name && <span class="mono">{message.name}</span>}
           {message.turn !== null && <span class="muted">turn {message.turn + 1}</span>}
           {message.role === "assistant" && !counted && <span class="tag">masked</span>}
           {counted && message.weight !== 1 && <span class="tag">weight {number(message.weight)}</span>}
@@ -145,8 +144,8 @@ function Call({ call }: { call: ToolCall }) {
   return (
     <div class="call">
       <div class="call-name">
-        <span class="tag">call</span> <span class="mono">{visible(call.name)}</span>
-        {call.id && <small class="muted"> {visible(call.id)}</small>}
+        <span class="tag">call</span> <span class="mono">{call.name}</span>
+        {call.id && <small class="muted"> {call.id}</small>}
       </div>
       {given && given !== "{}" && <Folded text={given} />}
     </div>

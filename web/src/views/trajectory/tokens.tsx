@@ -1,7 +1,6 @@
 import { useEffect, useMemo, useState } from "preact/hooks";
 import { type Problem, paths, type Tokens } from "../../api";
 import { count, number } from "../../core/numbers";
-import { visible } from "../../core/plain";
 import { problemOf } from "../../source/failed";
 import { source } from "../../source/source";
 import { Loading, Notice, ProblemNotice } from "../../ui/parts";
@@ -41,7 +40,7 @@ function TokenText({ tokens, hint }: { tokens: Tokens; hint: string }) {
   const spans = useMemo(() => {
     const result = [];
     for (let i = 0; i < Math.min(n, shown); i++) {
-      const text = visible(tokens.text.slice(starts[i], starts[i] + tokens.lengths[i]));
+      const text = tokens.text.slice(starts[i], starts[i] + tokens.lengths[i]);
       const loss = tokens.losses[i] ?? null;
       const strength = loss === null ? 0 : Math.round(100 * Math.min(1, loss / reach));
       result.push(
@@ -99,5 +98,5 @@ function measured(tokens: Tokens) {
 function saying(tokens: Tokens, starts: Uint32Array, i: number, own: number): string {
   const text = JSON.stringify(tokens.text.slice(starts[i], starts[i] + tokens.lengths[i]));
   const loss = tokens.losses[i] ?? null;
-  return `token ${i}: ${visible(text)} · ${own ? (loss === null ? "in the response" : `${number(loss, 3)} nats, p ${number(Math.exp(-loss), 2)}`) : "masked"}`;
+  return `token ${i}: ${text} · ${own ? (loss === null ? "in the response" : `${number(loss, 3)} nats, p ${number(Math.exp(-loss), 2)}`) : "masked"}`;
 }
