@@ -18,7 +18,9 @@ def served(*folders, options=()):
 
 def settle(page):
     """Waits until what was changed is drawn."""
-    page.evaluate("new Promise(done => requestAnimationFrame(() => setTimeout(() => requestAnimationFrame(() => setTimeout(done)))))")
+    page.evaluate(
+        "new Promise(done => requestAnimationFrame(() => setTimeout(() => requestAnimationFrame(() => setTimeout(done)))))"
+    )
 
 
 class Pages:

@@ -14,7 +14,7 @@ const light = {
   wash: "#ecebfa",
   sft: "#2767ac",
   sftWash: "#e6eff9",
-  rl: "#b8500a",
+  rl: "#ad4a08",
   rlWash: "#fcede1",
   neither: "#878b91",
   good: "#1f7a3d",
@@ -49,7 +49,7 @@ const dark: Palette = {
   badWash: "#43211f",
   low: "#c78bd3",
   high: "#6cc68a",
-  loss: "#c98f12",
+  loss: "#7d5500",
 };
 export const LIGHT: Palette = light;
 

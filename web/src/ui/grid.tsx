@@ -166,7 +166,11 @@ export function Grid(props: Props) {
               {column.sortable === false || !props.onSort ? (
                 column.label
               ) : (
-                <button type="button" onClick={() => props.onSort!(column.key)}>
+                <button
+                  type="button"
+                  aria-label={column.label ? undefined : column.title}
+                  onClick={() => props.onSort!(column.key)}
+                >
                   {column.label}
                   <span aria-hidden="true">{sorted ? (props.sort!.down ? " ↓" : " ↑") : ""}</span>
                 </button>

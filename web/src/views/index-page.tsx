@@ -80,22 +80,25 @@ export function IndexPage() {
           />
         }
       >
-        <table class="facts folders">
-          <thead>
-            <tr>
-              <th>name</th>
-              <th>kind</th>
-              <th class="wide">what it holds</th>
-              <th>pages</th>
-              <th>changed</th>
-            </tr>
-          </thead>
-          <tbody>
-            {rows.map(({ entry, depth }) => (
-              <FolderRow key={entry.id} entry={entry} depth={depth} />
-            ))}
-          </tbody>
-        </table>
+        <div class="wide-table">
+          {" "}
+          <table class="facts folders">
+            <thead>
+              <tr>
+                <th>name</th>
+                <th>kind</th>
+                <th class="wide">what it holds</th>
+                <th>pages</th>
+                <th>changed</th>
+              </tr>
+            </thead>
+            <tbody>
+              {rows.map(({ entry, depth }) => (
+                <FolderRow key={entry.id} entry={entry} depth={depth} />
+              ))}
+            </tbody>
+          </table>
+        </div>
         {rows.length === 0 && (
           <p class="fine">
             {text

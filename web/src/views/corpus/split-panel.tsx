@@ -245,37 +245,40 @@ function SidesTable({ state }: { state: CorpusState }) {
           <i key={side} class={side} style={{ width: `${(100 * sides[i].n) / Math.max(1, n)}%` }} />
         ))}
       </div>
-      <table class="facts sides" aria-label="What goes where">
-        <thead>
-          <tr>
-            <th />
-            <th>trajectories</th>
-            <th>share</th>
-            {shown && <th>of the shown</th>}
-            <th>tokens</th>
-            <th>response</th>
-            {anyHours && <th title={costs.rl?.source ?? costs.sft?.source}>expected time</th>}
-          </tr>
-        </thead>
-        <tbody>
-          {names.map(
-            ([side, name], i) =>
-              (side !== "none" || sides[i].n > 0) && (
-                <tr key={side} data-side={side}>
-                  <th>
-                    <span class={`side ${side}`}>{name}</span>
-                  </th>
-                  <td class="n">{count(sides[i].n)}</td>
-                  <td>{percent(sides[i].n / Math.max(1, n))}</td>
-                  {shown && <td>{count(shown[i].n)}</td>}
-                  <td>{short(sides[i].tokens)}</td>
-                  <td>{short(sides[i].response)}</td>
-                  {anyHours && <td class="time">{duration(hours(side, sides[i]))}</td>}
-                </tr>
-              ),
-          )}
-        </tbody>
-      </table>
+      <div class="wide-table">
+        {" "}
+        <table class="facts sides" aria-label="What goes where">
+          <thead>
+            <tr>
+              <th />
+              <th>trajectories</th>
+              <th>share</th>
+              {shown && <th>of the shown</th>}
+              <th>tokens</th>
+              <th>response</th>
+              {anyHours && <th title={costs.rl?.source ?? costs.sft?.source}>expected time</th>}
+            </tr>
+          </thead>
+          <tbody>
+            {names.map(
+              ([side, name], i) =>
+                (side !== "none" || sides[i].n > 0) && (
+                  <tr key={side} data-side={side}>
+                    <th>
+                      <span class={`side ${side}`}>{name}</span>
+                    </th>
+                    <td class="n">{count(sides[i].n)}</td>
+                    <td>{percent(sides[i].n / Math.max(1, n))}</td>
+                    {shown && <td>{count(shown[i].n)}</td>}
+                    <td>{short(sides[i].tokens)}</td>
+                    <td>{short(sides[i].response)}</td>
+                    {anyHours && <td class="time">{duration(hours(side, sides[i]))}</td>}
+                  </tr>
+                ),
+            )}
+          </tbody>
+        </table>
+      </div>
       <p class="fine">
         {costs.rl === null
           ? "Hours of RL are not known: name a run with a ledger, or give --device-tflops."
