@@ -1,5 +1,6 @@
 """Pages of the studio in a browser, and the server that they come from."""
 
+import re
 import subprocess
 import sys
 from contextlib import contextmanager
@@ -10,6 +11,7 @@ def served(*folders, options=()):
     """The address at which `gradprism studio` answers for folders."""
     command = [sys.executable, "-m", "gradprism", "studio", *map(str, folders), "--no-browser", "--port", "0", *options]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as server:
+        assert server.stdout
         try:
             yield server.stdout.readline().strip()
         finally:
@@ -21,6 +23,13 @@ def settle(page):
     page.evaluate(
         "new Promise(done => requestAnimationFrame(() => setTimeout(() => requestAnimationFrame(() => setTimeout(done)))))"
     )
+
+
+def parameter(page, name):
+    """What the address says of a parameter, once it follows the page; None where it says nothing."""
+    page.wait_for_timeout(400)
+    found = re.search(rf"[?&]{name}=([^&]+)", page.url)
+    return found and found[1]
 
 
 class Pages:

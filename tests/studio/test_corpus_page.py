@@ -9,7 +9,7 @@ import pytest
 from playwright.sync_api import expect
 
 import gradprism as gp
-from helpers.studio_pages import served, settle
+from helpers.studio_pages import parameter, served, settle
 
 N = 12
 
@@ -79,8 +79,7 @@ def test_a_share_sets_the_cut_as_route_does(pages, kept_tree):
     page.get_by_label("RL share").press("Enter")
     assert counts(page) == {"sft": 9, "rl": 3}
     routed = gp.route(kept_tree / "probe", rl_share=0.25)
-    cut = float(re.search(r"[?&]t=([^&]+)", page.evaluate("new Promise(d => setTimeout(() => d(location.hash), 400))"))[1])
-    assert cut == routed.routing.threshold
+    assert float(parameter(page, "t") or "nan") == routed.routing.threshold
 
 
 def test_warnings_follow_the_cut(pages):
@@ -93,7 +92,7 @@ def test_a_stratum_filters_and_its_chip_takes_it_back(pages):
     assert shown_rows(page) == N
     page.locator(".strata-table").get_by_role("button", name="s1", exact=True).click()
     assert page.locator(".chip").inner_text().startswith("source: s1")
-    assert shown_rows(page) == 4 and "f=" in page.evaluate("new Promise(d => setTimeout(() => d(location.hash), 400))")
+    assert shown_rows(page) == 4 and parameter(page, "f") == "task.source=s1"
     page.reload()
     page.locator(".chip").get_by_role("button").click()
     expect(page.locator(".table .grid-row")).to_have_count(N)
