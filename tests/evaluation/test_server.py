@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import gradprism as gp
+from gradprism.environments.demonstrations import collect
 from gradprism.environments.registry import make_environment
 from gradprism.evaluation.agents import ServerAgent
 from gradprism.evaluation.config import EvaluationConfig
@@ -13,10 +14,12 @@ from gradprism.models import load_model
 from gradprism.rollouts import server as module
 from gradprism.rollouts.generator import CachedGenerator
 from gradprism.rollouts.server import Server, ServerGenerator
+from gradprism.routing.routes import Routes
 from gradprism.runtime.errors import ModelError
 from gradprism.trajectories.rendering import Renderer, load_tokenizer
 from helpers.cli import assert_refused
 from helpers.completions_server import serving
+from helpers.probes import make_probe
 
 MODEL = "models/alfworld-tiny"
 PLAY = EvaluationConfig(splits={"dev": 6}, max_steps=6, context_length=1024)
@@ -76,6 +79,30 @@ def test_the_command_line_goes_on_and_refuses_another_server_in_one_line(greedy,
         assert cli(*ask, "--served-name", "served")[0] == 0 and len(server.asked) == asked
         assert_refused(cli(*play, "--agent", "expert", "--server", server.url), "--server needs --model")
     assert_refused(cli(*ask, "--served-name", "served"), "does not tell its models", "start it, or correct the address")
+
+
+def test_a_corpus_is_routed_by_the_pass_rates_of_a_server(greedy, cli, tmp_path):
+    answer, decode, _ = greedy
+    environment = make_environment("alfworld", difficulty="tiny")
+    corpus = collect(environment, environment.tasks("train", 6), max_steps=15, workers=1)
+    make_probe(tmp_path / "probe", trajectories=corpus)
+    play = ["evaluate", "--env-option", "difficulty=tiny", "--max-steps", 12, "--attempts", 2, "--temperature", 1, "--workers", 1]
+    with serving(answer, decode) as server:
+        ask = [*play, "--model", MODEL, "--server", server.url, "--served-name", "served", "--out", tmp_path / "base"]
+        code, out, _ = cli(*ask, "--tasks", tmp_path / "probe" / "corpus.jsonl", "--json")
+    assert code == 0 and [row["episodes"] for row in json.loads(out)["rows"] if row["task_type"] == "all"] == [12]
+    options = ("--policy", "pass_rate", "--pass-rates", tmp_path / "base" / "episodes.jsonl")
+    assert cli("route", tmp_path / "probe", "--out", tmp_path / "route", *options, "--threshold", 0)[0] == 0
+    won = [json.loads(line) for line in (tmp_path / "base" / "episodes.jsonl").read_text().splitlines()]
+    rates = {e["id"]: sum(other["success"] for other in won if other["id"] == e["id"]) / 2 for e in won}
+    frame = Routes.load(tmp_path / "route").frame
+    assert frame["pass_rate"].to_list() == [rates[t.task["id"]] for t in corpus]
+    assert frame["route"].to_list() == ["rl" if rate else "sft" for rate in frame["pass_rate"]]
+    # A route's own RL tasks will do as well; what names no task is told by its line.
+    (tmp_path / "bad.jsonl").write_text('{"id": "a", "messages": []}\n')
+    assert_refused(
+        cli(*play, "--agent", "expert", "--out", tmp_path / "o", "--tasks", tmp_path / "bad.jsonl"), "bad.jsonl:1: no task"
+    )
 
 
 def test_answers_that_are_none_are_told(greedy, monkeypatch):

@@ -18,7 +18,7 @@ from pathlib import Path
 import transformers.models.llama.modeling_llama
 import transformers.models.qwen3.modeling_qwen3  # noqa: F401
 
-from gradprism.cli import probe, sft  # noqa: F401
+from gradprism.cli import evaluate, probe, sft  # noqa: F401
 from gradprism.cli.main import main
 from gradprism.probing import api, run  # noqa: F401
 from gradprism.probing.prober import Prober, ProbeResult

@@ -54,7 +54,8 @@ def test_every_command_and_option_that_a_page_shows_exists(page):
     for words in commands_shown(page.read_text()):
         name = (
             words[:2]
-            if words[0] in commands.GROUPS and words[1] in ("run", "status", "tables", "verl", "replay", "serve", "generate")
+            if words[0] in commands.GROUPS
+            and words[1] in ("run", "status", "power", "tables", "verl", "replay", "serve", "generate")
             else words[:1]
         )
         if name == ["experiment"]:

@@ -14,6 +14,7 @@ from gradprism.evaluation.summary import solved_text
 from gradprism.rollouts.server import Server
 from gradprism.runtime.errors import ConfigError
 from gradprism.training.rl_config import other_prompt
+from gradprism.training.tasks import read_tasks
 from gradprism.trajectories.chat_options import other_options
 
 
@@ -41,6 +42,12 @@ def command(
         list[str] | None, typer.Option(help="Split to play; may be repeated. Default: the environment's own choice.")
     ] = None,
     count: Annotated[int | None, typer.Option(min=1, help="Tasks of each split; default all there are, or 96.")] = None,
+    tasks: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Play the tasks of this corpus (PROBE_FOLDER/corpus.jsonl) or rl.jsonl, in place of splits."
+        ),
+    ] = None,
     dtype: o.Dtype = "float32",
     device: o.Device = "auto",
     workers: o.Workers = None,
@@ -49,10 +56,14 @@ def command(
     config_set: ConfigSet = None,
     as_json: o.AsJson = False,
 ) -> None:
-    """The same tasks in the same order every time; greedy unless a temperature is set. Kill it, and the same command goes on."""
+    """The same tasks in the same order every time; greedy unless a temperature is set. Kill it, and the same command goes on.
+
+    Several devices: torchrun or accelerate launch, whose processes share the tasks.
+    """
     if (agent is None) == (model is None):
         raise ConfigError("give either --agent (expert, random or a model) or --model")
     environment = gp.make_environment(env, **o.environment_options(data_dir, env_option))
+    to_play = None if tasks is None else read_tasks(tasks, environment, of_corpus=True)
     splits = {}
     for name in split or environment.evaluation_splits:
         size = environment.size(name)  # an unknown split is said before a model is loaded
@@ -66,7 +77,17 @@ def command(
     if server is not None:
         player = ServerAgent(Server(server, served_name or name), gp.ModelSpec(name, chat_template=chat))
     remarks = [] if scripted else _remarks(name, config, chat)
-    evaluation = gp.evaluate(player, environment, config, out=out, workers=workers, on_existing=on_existing, remarks=remarks)
+    evaluation = gp.evaluate(
+        player,
+        environment,
+        config,
+        tasks=to_play,
+        out=out,
+        workers=workers,
+        on_existing=on_existing,
+        remarks=remarks,
+        together=True,
+    )
     lines = []
     for row in evaluation.rows:
         interval = f"[{100 * row.low:.1f}, {100 * row.high:.1f}]"

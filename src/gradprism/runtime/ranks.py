@@ -24,6 +24,11 @@ _PART = 1 << 20  # the store refuses values of many megabytes
 _CONNECT = timedelta(minutes=30)
 
 
+def processes_here() -> int:
+    """Number of the launcher's processes that share this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
 @dataclass(slots=True)
 class Ranks:
     """One of `world` processes: its number `rank`, and its number `local_rank` on its own machine."""

@@ -56,11 +56,6 @@ def decide(ranks: Ranks | None, function: Callable[[], _T]) -> _T:
     return value
 
 
-def processes_here() -> int:
-    """Number of the launcher's processes that share this machine."""
-    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-
-
 def fsdp_version() -> int:
     """The version of FSDP with which accelerate's configuration shards models, 1 or 2; 0 where it does not."""
     if os.environ.get("ACCELERATE_USE_FSDP", "").lower() != "true":

@@ -23,6 +23,7 @@ from gradprism.runtime.errors import ConfigError, ModelError
 from gradprism.runtime.files import sha256_json
 from gradprism.runtime.folders import Manifest, OnExisting
 from gradprism.runtime.progress import say
+from gradprism.runtime.ranks import processes_here
 from gradprism.runtime.usage import Usage
 from gradprism.training.batches import Batch, make_batch
 from gradprism.training.doctor import Doctor
@@ -30,7 +31,7 @@ from gradprism.training.frame import training_frame
 from gradprism.training.head import add_head, score_tokens
 from gradprism.training.loop import Loop, constant, cosine
 from gradprism.training.loss import policy_loss, sampling_correction
-from gradprism.training.processes import fsdp_version, processes_here
+from gradprism.training.processes import fsdp_version
 from gradprism.training.rl_config import RlConfig
 from gradprism.training.rounds import Rounds, figures_of
 from gradprism.training.rows import Row, row_weight, split_rows

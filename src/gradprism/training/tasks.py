@@ -17,8 +17,10 @@ def as_tasks(tasks: Iterable[Task | RlTask], environment: Environment) -> list[T
     return list({task.id: task for task in found}.values())
 
 
-def read_tasks(path: Path | str, environment: Environment) -> list[Task]:
-    """The tasks of a route folder's `rl.jsonl`, without repeats; raises `DataError` naming the line that has none."""
+def read_tasks(path: Path | str, environment: Environment, *, of_corpus: bool = False) -> list[Task]:
+    """The tasks of a route folder's `rl.jsonl`, or of a corpus in the `messages` format, without repeats; raises `DataError` naming the
+    line that has none.
+    """
     path = Path(path)
     if not path.is_file():
         raise MissingFileError(f"{path}: no such file; give the rl.jsonl of a route folder")
@@ -27,7 +29,7 @@ def read_tasks(path: Path | str, environment: Environment) -> list[Task]:
         for number, line in enumerate(file, 1):
             try:
                 record = parse_json(line)
-                if "messages" in record:
+                if "messages" in record and not of_corpus:
                     raise DataError(f"{path}:{number}: is a trajectory of the SFT side; give the rl.jsonl of a route folder")
                 task = environment.task(record["task"])
             except DataError:
