@@ -23,7 +23,7 @@ export function link(path: readonly string[], params: Params = {}): string {
     if (value !== null && value !== undefined && value !== "") query.set(name, String(value));
   }
   // What an address need not escape is easier to read, and to shorten by hand.
-  const text = query.toString().replaceAll("%2C", ",").replaceAll("%3A", ":").replaceAll("%2F", "/");
+  const text = query.toString().replace(/%(2C|3A|2F|3D|3B)/g, (code) => decodeURIComponent(code));
   return `#/${path.map(encodeURIComponent).join("/")}${text ? `?${text}` : ""}`;
 }
 
