@@ -49,7 +49,14 @@ FOUND = {
         "tasks": {"test": [{"id": "a"}, {"id": "b"}]},
     },
 }
-OVERRIDES = ["evaluation.splits={test=2}", "rl.evaluate_tasks=2", "rl.rounds=16", "rl.evaluate_every=4", "evaluations=[]"]
+OVERRIDES = [
+    "evaluation.splits={test=2}",
+    "rl.evaluate_split=test",
+    "rl.evaluate_tasks=2",
+    "rl.rounds=16",
+    "rl.evaluate_every=4",
+    "evaluations=[]",
+]
 
 
 @pytest.fixture
@@ -197,6 +204,19 @@ def test_a_curve_on_another_split_ends_with_what_was_kept(experiment):
         assert points[-len(ends) :] == ends and found.curve_split == "eval"
         assert [(p.stage, p.success) for p in runs["sft"].curve] == [("sft", 0.5)]
         assert (runs["grpo"].watched is not None) == keep and runs["sft"].watched in found.stages
+
+
+def test_curves_of_earlier_results_on_another_split_are_left_out(experiment):
+    _, store, make = experiment
+    overrides = [*OVERRIDES, f"out={json.dumps(str(store.folder))}"]
+    on_eval = Plan(load_config(Path("configs/webshop-mini.toml"), [*overrides, "rl.evaluate_split=eval"]))
+    on_test = Plan(load_config(Path("configs/webshop-mini.toml"), [*overrides, "rl.evaluate_split=test"]))
+    make("A", "sft", planned=on_eval, split="eval")
+    first = gather(on_eval, store)
+    shutil.rmtree(store.folder)
+    kept, other = ([run for arm in gather(of, store, first).arms for run in arm.runs] for of in (on_eval, on_test))
+    assert kept[0].curve and kept[0].watched
+    assert other[0].success == kept[0].success and (other[0].curve, other[0].watched) == ([], None)
 
 
 def test_the_settings_of_a_run_that_another_command_is_at_are_left_as_they_are(experiment, monkeypatch):

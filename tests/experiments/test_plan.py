@@ -68,8 +68,8 @@ def test_what_arms_have_in_common_runs_once():
     others = len(planned.audit.others) - 1  # the audit compares with the first seed's probe after SFT, which that arm reads too
     assert count["probe"] == 1 + others + after, "one for all metrics, those that the audit compares, and those of SFT checkpoints"
     assert planned.audit.labels == ("dtype bfloat16", "cut to 256 tokens", "after sft")
-    table1 = [run for run in planned.runs if run.arm.group == "table1"]
-    assert count["evaluate"] == len(planned.runs) + 2 * len(table1), "greedy ones, and two further ones of Table 1"
+    evaluations = [stage for run in planned.runs for stage in (run.evaluation, run.watched, *run.further.values()) if stage]
+    assert count["evaluate"] == len({stage.name for stage in evaluations}) > len(planned.runs)
     # Both seeds of Gini are trained on one route; both of the random split have their own.
     assert len({run.route.name for run in runs_of(planned, "gini")}) == 1
     assert len({run.route.name for run in runs_of(planned, "random")}) == 2
@@ -222,8 +222,15 @@ def test_equal_rounds_are_all_of_them():
 
 
 def test_curves_on_the_dev_split_end_with_an_evaluation_of_their_own():
-    overrides = ["seeds=[0]", "rl.rounds=30", "rl.evaluate_every=5"]
-    on_main = plan(MINI[0], *overrides)
+    overrides = [
+        "seeds=[0]",
+        "rl.rounds=30",
+        "rl.evaluate_every=5",
+        "rl.evaluate_tasks=96",
+        "rl.keep_best=false",
+        "rl.stop_when=[]",
+    ]
+    on_main = plan(MINI[0], *overrides, "rl.evaluate_split=unseen")
     planned = plan(MINI[0], *overrides, "rl.evaluate_split=''")
     assert (on_main.curve_split, planned.curve_split) == ("unseen", "dev") and not any(run.watched for run in on_main.runs)
     watched = {run.arm.name: run.watched for run in planned.runs}
@@ -235,22 +242,23 @@ def test_curves_on_the_dev_split_end_with_an_evaluation_of_their_own():
     assert same == {run.evaluation.name for run in planned.runs if run.arm.rl == "none"}
 
 
-def test_further_evaluations_wait_for_all_else_and_change_nothing(tmp_path):
-    without, planned = plan(MINI[0], "seeds=[0]", "evaluations=[]"), plan(MINI[0], "seeds=[0]")
+def test_further_evaluations_wait_for_all_else_and_change_nothing():
+    eight = "evaluations=[{name='k', temperature=1, attempts=8, splits={unseen=100}, groups=['table1'], arms=['length']}]"
+    planned = plan(MINI[0], "seeds=[0]", "evaluation.splits={unseen=300}", eight)
+    without = plan(MINI[0], "seeds=[0]", "evaluation.splits={unseen=300}", "evaluations=[]")
     assert [run.evaluation.name for run in planned.runs] == [run.evaluation.name for run in without.runs]
     order, further = list(all_stages(planned)), [stage for run in planned.runs for stage in run.further.values()]
-    assert len(further) == 2 * len([run for run in planned.runs if run.arm.group == "table1"])
+    assert len(further) == 1 + len([run for run in planned.runs if run.arm.group == "table1"])
     assert {order.index(stage.name) for stage in further} == set(range(len(order) - len(further), len(order)))
-    [at_8] = [run.further["pass-at-8"] for run in runs_of(planned, "gini")]
+    [at_8] = [run.further["k"] for run in runs_of(planned, "gini")]
     assert (at_8.config.attempts, at_8.config.temperature, at_8.config.splits) == (8, 1.0, {"unseen": 100})
-    [some] = [
-        run.further for run in runs_of(plan(MINI[0], "seeds=[0]", "evaluations=[{name='x', temperature=1, arms=['sft']}]"), "sft")
+    every = plan(MINI[0], "evaluations=[{name='x', temperature=1, max_seeds=1}]", "evaluation.splits={unseen=96}")
+    assert [bool(run.further) for run in runs_of(every, "sft")] == [
+        run.seed == every.config.seeds[0] for run in runs_of(every, "sft")
     ]
-    assert some["x"].config.splits == planned.evaluation.splits
-    [few] = [run.further for run in runs_of(plan(MINI[0], "seeds=[0]", "evaluation.splits={unseen=96}"), "sft")]
-    assert few["pass-at-8"].config.splits == {"unseen": 96}, "no more than there are"
-    two = plan(MINI[0], "evaluations=[{name='x', temperature=1, arms=['sft'], max_seeds=1}]")
-    assert [bool(run.further) for run in runs_of(two, "sft")] == [True, False, False]
+    assert runs_of(every, "sft")[0].further["x"].config.splits == {"unseen": 96}, "all of the first evaluation's tasks"
+    [few] = [run.further for run in runs_of(plan(MINI[0], "seeds=[0]", "evaluation.splits={unseen=96}", eight), "sft")]
+    assert few["k"].config.splits == {"unseen": 96}, "no more than there are"
 
 
 def test_a_changed_setting_changes_only_what_depends_on_it():
@@ -322,8 +330,11 @@ def _contents(path):
         (["evaluations=[{name='x', temperature=1, arms=['nobody']}]"], r"no arm is called nobody"),
         (["evaluations=[{name='x', temperature=1, groups=['mine']}]"], r"evaluations x: no arm is in group mine"),
         (["evaluations=[{name='x', temperature=1, splits={dev=3}}]"], r"evaluations x: evaluation.splits has no dev"),
-        (["rl.evaluate_split=hidden"], r"rl\.evaluate_split: environment 'alfworld' has no split 'hidden'"),
-        (["rl.evaluate_tasks=301"], r"rl\.evaluate_tasks: 'unseen', the evaluation's first split, has 300 tasks"),
+        (["rl.evaluate_split=hidden", "rl.evaluate_every=5"], r"rl\.evaluate_split: environment 'alfworld' has no split 'hidden'"),
+        (
+            ["rl.evaluate_split=unseen", "rl.evaluate_every=5", "rl.evaluate_tasks=301", "evaluation.splits={unseen=300}"],
+            r"rl\.evaluate_tasks: 'unseen', the evaluation's first split, has 300 tasks",
+        ),
         (["audit.context_lengths=[4]"], r"audit\.context_lengths\.0: .*greater than or equal to 8"),
         (['corpus.files=["a.jsonl"]'], r"corpus: .*either files or collect"),
         (["evaluation.splits={hidden=3}", "evaluations=[]"], r"evaluation.splits: environment 'alfworld' has no split 'hidden'"),

@@ -251,7 +251,9 @@ def _runs(plan: Plan, store: Store, known: Mapping[str, Run]) -> Iterator[tuple[
         if store.is_done(planned.evaluation):
             yield name, _run(plan, planned, store).model_copy(update={"sampled": sampled})
         elif before:
-            yield name, before.model_copy(update={"sampled": sampled})
+            # A curve on another split than today's would stand beside curves that it does not compare with.
+            same = before.watched == (planned.watched.name if planned.watched else None)
+            yield name, before.model_copy(update={"sampled": sampled, **({} if same else {"curve": [], "watched": None})})
 
 
 def _run(plan: Plan, planned: PlannedRun, store: Store) -> Run:
