@@ -122,7 +122,7 @@ def power_lines(power: Power) -> str:
     return (
         f"Assumed: success around {100 * power.success:g} %, a standard deviation of {100 * power.seed_sd:g} points over an arm's training "
         f"seeds, and of {100 * power.task_sd:g} points over tasks of the difference of two arms. Detectable: found in 80 % of experiments, "
-        "two-sided 5 %."
+        "two-sided 5 %; none: no difference of success is as large."
     )
 
 
@@ -133,15 +133,19 @@ def power_tables(config: ExperimentConfig, power: Power, seeds: Sequence[int] = 
     for claim in config.claims:
         S = seeds_of_claim(config, claim)
         found = detectable(power, S, tasks, sizes[claim.family])
-        cells = [f"{100 * value:.1f}" for value in (found.alone, found.in_family)] if found else ["–", "–"]
+        cells = [_points(value) for value in (found.alone, found.in_family)] if found else ["–", "–"]
         of_claims.append([claim.text, claim.family or "–", str(S), *cells])
     by_seeds = []
     for S in seeds:
         found = {n: detectable(power, S, tasks, n) for n in dict.fromkeys([1, *sizes.values()])}
-        cells = [f"{100 * each.in_family:.1f}" for n, each in found.items() if each and n > 1]
-        by_seeds.append([str(S), *(f"{100 * each.alone:.1f}" for n, each in found.items() if each and n == 1), *cells])
+        cells = [_points(each.in_family) for n, each in found.items() if each and n > 1]
+        by_seeds.append([str(S), *(_points(each.alone) for n, each in found.items() if each and n == 1), *cells])
     headings = ["seeds", "alone", *(f"one of {n} claims" for n in dict.fromkeys(sizes.values()) if n > 1)]
     return Table(["claim", "family", "seeds", "alone", "in its family"], of_claims, 2), Table(headings, by_seeds)
+
+
+def _points(fraction: float) -> str:
+    return f"{100 * fraction:.1f}" if fraction < 1 else "none"
 
 
 def power_found(comparison: Comparison) -> str:
@@ -152,7 +156,6 @@ def power_found(comparison: Comparison) -> str:
     said = []
     for name, n in families(results.claims).items():
         before, after = detectable(power, S, T, n), comparison.detectable(n)
-        expected = f"{100 * before.in_family:.1f}" if before else "–"
-        found = "–" if after is None else f"{100 * after:.1f}"
+        expected, found = _points(before.in_family) if before else "–", "–" if after is None else _points(after)
         said.append(f"as one of {n} {name} claims {expected} points were expected, {found} found".replace("  ", " "))
     return f"Beforehand, for {S} seeds and {T} tasks: {'; '.join(said)}. {power_lines(power)}"
