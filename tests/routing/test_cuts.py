@@ -133,8 +133,8 @@ def test_strata_that_are_not_there(cli, tmp_path):
     route = ("route", tmp_path / "probe", "--out", tmp_path / "out")
     assert_refused(cli(*route, "--within", "colour"), "within 'colour': choose from length, task_type")
     assert_refused(cli(*route, "--within", "length", "--within", "length"), "within length: is given twice")
-    with pytest.raises(ConfigError, match="within 'l'"):
-        route_probe(tmp_path / "probe", within="length")
+    one, two = (route_probe(tmp_path / "probe", within=within).frame for within in ("length", ["length"]))
+    assert one.equals(two), "a bare string is one name"
     table = measures_table(3)
     with pytest.raises(DataError, match="trajectory 't1': its task names no type"):
         strata(("task_type",), table, pl.DataFrame({"task_type": ["a", None, "b"]}))

@@ -225,7 +225,7 @@ def route(
     sft_threshold: float | None = None,
     cuts: Sequence[float] = (),
     sides: Sequence[str] = (),
-    within: Sequence[str] = (),
+    within: str | Sequence[str] = (),
     normalise: str = "none",
     seed: int = 0,
     pass_rates: str | Path | Mapping[str, float] | None = None,
@@ -263,7 +263,7 @@ def route(
     _ = METRICS[metric], POLICIES[policy]  # both are known, before anything is read
     if seed < 0:
         raise ConfigError(f"seed {seed}: must be 0 or more")
-    check_strata(within)
+    check_strata(within := as_names(within))
     several = Cut.of(cuts, sides) if cuts or sides else None
     if several and not (threshold is None and sft_threshold is None and rl_share == 0.5):
         raise ConfigError("cuts and thresholds or an RL share exclude each other; give one")
@@ -292,7 +292,7 @@ def route(
         policy=policy,
         metric=metric,
         normalise=normalise,
-        within=tuple(within),
+        within=within,
         threshold_rule="cuts" if several else "fixed" if given else "median" if rl_share == 0.5 else "quantile",
         threshold=high,
         sft_threshold=low,
