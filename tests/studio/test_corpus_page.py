@@ -40,7 +40,7 @@ def test_the_slider_moves_the_cut_and_the_link_keeps_it(pages, kept_tree):
     cut = float(page.get_by_label("cut, exactly").input_value())
     expected = int((scores(kept_tree) > cut).sum())
     assert counts(page) == {"sft": N - expected, "rl": expected} and expected < 6
-    page.wait_for_url(re.compile(r"[?&]t="))
+    page.wait_for_url(re.compile(r"[?&]cut="))
     page.reload()
     page.locator(".sides td.n").first.wait_for()
     assert counts(page) == {"sft": N - expected, "rl": expected}
@@ -67,7 +67,7 @@ def test_a_cut_is_dragged_in_the_histogram(pages, kept_tree):
 
 def test_two_cuts_leave_the_middle_to_neither(pages, kept_tree):
     ordered = scores(kept_tree)
-    page = pages.corpus(f"?t={(ordered[8] + ordered[9]) / 2}&s={(ordered[3] + ordered[4]) / 2}")
+    page = pages.corpus(f"?cut={(ordered[3] + ordered[4]) / 2},{(ordered[8] + ordered[9]) / 2}")
     assert counts(page) == {"sft": 4, "none": 5, "rl": 3}
     page.get_by_role("button", name="The lines that make what is shown").click()
     assert "--sft-threshold" in page.locator(".command pre").first.inner_text()
@@ -79,11 +79,11 @@ def test_a_share_sets_the_cut_as_route_does(pages, kept_tree):
     page.get_by_label("RL share").press("Enter")
     assert counts(page) == {"sft": 9, "rl": 3}
     routed = gp.route(kept_tree / "probe", rl_share=0.25)
-    assert float(parameter(page, "t") or "nan") == routed.routing.threshold
+    assert float(parameter(page, "cut") or "nan") == routed.routing.threshold
 
 
 def test_warnings_follow_the_cut(pages):
-    page = pages.corpus("?t=99")
+    page = pages.corpus("?cut=99")
     assert page.locator(".audit .notice").first.inner_text().startswith(f"All {N} trajectories go to SFT")
 
 

@@ -43,7 +43,7 @@ NAMELESS = """() => [...document.querySelectorAll('button, a, input, select')]
 
 def visit(pages):
     """Each kind of page in turn, with its name."""
-    page = pages.corpus("?f=task.source=s1&t=0.27&s=0.26")
+    page = pages.corpus("?f=task.source=s1&cut=0.26,0.27")
     yield "corpus", page
     page.locator(".table .grid-row").first.click()
     page.locator(".turn").first.wait_for()

@@ -242,6 +242,11 @@ export interface RouteMeta {
   /** Below `threshold` where what lies between goes to neither; else equal to it. */
   sft_threshold: number;
   threshold_rule: string;
+  /** In general: numbers at which scores are cut, ascending, and the side of each range, one more; a score belongs above where it is greater. */
+  cuts: number[];
+  sides: Side[];
+  /** Strata in which scores were ranked, `length` or `task_type`; scores are then fractions of their stratum. */
+  within: string[];
   n_sft: number;
   n_none: number;
   n_rl: number;

@@ -1,6 +1,7 @@
 // The lines of a shell or of Python that make what a page shows.
 import type { CorpusMeta, RouteMeta } from "../api";
 import type { Command } from "../ui/command";
+import { type Cut, SIDES, usualSides } from "./cut";
 
 /** A word as a POSIX shell takes it. */
 export const quoted = (word: string): string =>
@@ -19,35 +20,26 @@ export function metricOf(column: string): { metric: string; normalise: string } 
   return { metric: column, normalise: "none" };
 }
 
-export interface Cut {
-  column: string;
-  low: number;
-  high: number;
-  /** Where nobody has moved the cut from the median. */
-  atMedian: boolean;
-}
-
-export function routeCommands(meta: CorpusMeta, cut: Cut, route: RouteMeta | null): Command[] {
-  const { metric, normalise } = route ? route : metricOf(cut.column);
-  const policy = route?.policy ?? "concentration";
-  const [high, low] = [String(cut.high), String(cut.low)];
+/** `cut` is null where it is the median, which both lines take by themselves. */
+export function routeCommands(meta: CorpusMeta, column: string, cut: Cut | null, route: RouteMeta | null): Command[] {
+  const { metric, normalise } = route ? route : metricOf(column);
   const shell = [`gradprism route ${quoted(meta.path)}`, `--metric ${quoted(metric)}`];
   const python = [text(meta.path), text(metric)];
-  if (policy !== "concentration") {
-    shell.push(`--policy ${quoted(policy)}`);
-    python.push(`policy=${text(policy)}`);
-  }
-  if (normalise !== "none") {
-    shell.push(`--normalise ${normalise}`);
-    python.push(`normalise=${text(normalise)}`);
-  }
-  if (!cut.atMedian) {
-    shell.push(`--threshold ${high}`);
-    python.push(`threshold=${high}`);
-  }
-  if (cut.low !== cut.high) {
-    shell.push(`--sft-threshold ${low}`);
-    python.push(`sft_threshold=${low}`);
+  const add = (option: string, name: string, value: string, code = value) => {
+    shell.push(`--${option} ${quoted(value)}`);
+    python.push(`${name}=${code}`);
+  };
+  if (route && route.policy !== "concentration") add("policy", "policy", route.policy, text(route.policy));
+  if (normalise !== "none") add("normalise", "normalise", normalise, text(normalise));
+  for (const stratum of route?.within ?? []) shell.push(`--within ${stratum}`);
+  if (route?.within.length) python.push(`within=(${route.within.map((stratum) => `${text(stratum)},`).join(" ")})`);
+  if (cut && cut.at.length <= 2 && String(cut.sides) === String(usualSides(cut.at.length))) {
+    if (cut.at.length === 2) add("sft-threshold", "sft_threshold", String(cut.at[0]));
+    add("threshold", "threshold", String(cut.at[cut.at.length - 1]));
+  } else if (cut) {
+    const sides = cut.sides.map((code) => SIDES[code]);
+    add("cuts", "cuts", cut.at.join(","), `(${cut.at.map((at) => `${at},`).join(" ")})`);
+    add("sides", "sides", sides.join(","), `(${sides.map(text).join(", ")})`);
   }
   return [
     {

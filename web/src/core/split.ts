@@ -1,15 +1,17 @@
 // What goes where at a cut: sides of rows, and what each side amounts to.
 import type { Costs } from "../api";
 import type { NumberArray, NumericColumn } from "../source/columns";
+import type { Cut } from "./cut";
 
-/** Codes of the three sides, in this order everywhere. */
-export const SIDES = ["sft", "none", "rl"] as const;
-export type Cuts = readonly [sft: number, rl: number];
-
-/** The side of each row: at or below the first cut SFT, above the second RL; what has no score goes to neither, overrides where they say. */
-export function sidesAt(score: NumberArray, [sft, rl]: Cuts, overrides: ReadonlyMap<number, number>): Uint8Array {
+/** The side of each row: that of its score's range; what has no score goes to neither, overrides where they say. */
+export function sidesAt(score: NumberArray, cut: Cut, overrides: ReadonlyMap<number, number>): Uint8Array {
   const sides = new Uint8Array(score.length);
-  for (let i = 0; i < score.length; i++) sides[i] = score[i] <= sft ? 0 : score[i] > rl ? 2 : 1;
+  const { at } = cut;
+  for (let i = 0; i < score.length; i++) {
+    let range = 0;
+    while (range < at.length && score[i] > at[range]) range++;
+    sides[i] = Number.isNaN(score[i]) ? 1 : cut.sides[range];
+  }
   for (const [row, side] of overrides) sides[row] = side;
   return sides;
 }

@@ -1,6 +1,8 @@
+import { type Cut, SIDE_NAMES } from "../core/cut";
 import { countUpTo } from "../core/statistics";
 import type { Palette } from "../theme";
 import { drawAxes, frameOf } from "./axes";
+import { sideColours } from "./colours";
 import type { Painter } from "./painter";
 import { linear, type Scale } from "./scales";
 
@@ -50,8 +52,7 @@ export interface HistogramData {
   /** Ascending values of the rows that filters leave. */
   shown: ArrayLike<number>;
   filtered: boolean;
-  /** At or below the first to SFT, above the second to RL. */
-  cuts: readonly [number, number];
+  cut: Cut;
 }
 
 export const histogramFrame = (width: number, height: number) =>
@@ -80,18 +81,15 @@ export function drawHistogram(p: Painter, c: Palette, data: HistogramData): void
     const from = lowerBound(data.shown, low);
     const to = i === count - 1 ? data.shown.length : lowerBound(data.shown, high);
     const within = (value: number) => Math.min(to, Math.max(from, countUpTo(data.shown, value)));
-    const [a, b] = [within(data.cuts[0]), within(data.cuts[1])];
+    const ends = [from, ...data.cut.at.map(within), to];
     let base = frame.bottom;
-    for (const [n, colour] of [
-      [a - from, c.sft],
-      [b - a, c.neither],
-      [to - b, c.rl],
-    ] as const) {
-      if (n <= 0) continue;
+    data.cut.sides.forEach((side, k) => {
+      const n = ends[k + 1] - ends[k];
+      if (n <= 0) return;
       const height = frame.bottom - y(n);
-      p.rect(left, base - height, right - left, height, colour);
+      p.rect(left, base - height, right - left, height, sideColours(c)[side]);
       base -= height;
-    }
+    });
   }
 }
 
@@ -105,15 +103,21 @@ export function drawCuts(p: Painter, c: Palette, data: HistogramData, brush: rea
     p.line([a, frame.top, a, frame.bottom], c.accent);
     p.line([b, frame.top, b, frame.bottom], c.accent);
   }
-  const two = data.cuts[0] !== data.cuts[1];
-  for (const [i, cut] of (two ? data.cuts : data.cuts.slice(0, 1)).entries()) {
-    const at = Math.min(frame.right, Math.max(frame.left, x(cut)));
+  const places = data.cut.at.map((cut) => Math.min(frame.right, Math.max(frame.left, x(cut))));
+  for (const at of places) {
     p.line([at, frame.top - 6, at, frame.bottom], c.text, 1.5);
     p.polygon([at - 5, frame.top - 12, at + 5, frame.top - 12, at, frame.top - 4], c.text);
-    const left = { fill: c.sft, bold: true, align: "end", baseline: "middle", halo: c.panel } as const;
-    if (i === 0 && at - frame.left > 40) p.text("← SFT", at - 9, frame.top - 8, left);
-    if (i === (two ? 1 : 0) && frame.right - at > 34) {
-      p.text("RL →", at + 9, frame.top - 8, { ...left, fill: c.rl, align: "start" });
-    }
   }
+  // Each range's side, where its name fits: the outer ones beside their cuts, the others in their middle.
+  const ends = [frame.left, ...places, frame.right];
+  const last = data.cut.sides.length - 1;
+  data.cut.sides.forEach((side, i) => {
+    const name = SIDE_NAMES[side];
+    const room = ends[i + 1] - ends[i] - 18;
+    const style = { fill: sideColours(c)[side], bold: true, baseline: "middle", halo: c.panel } as const;
+    if (room < 7 * name.length) return;
+    if (i === 0) p.text(`← ${name}`, ends[1] - 9, frame.top - 8, { ...style, align: "end" });
+    else if (i === last) p.text(`${name} →`, ends[i] + 9, frame.top - 8, { ...style, align: "start" });
+    else p.text(name, (ends[i] + ends[i + 1]) / 2, frame.top - 8, { ...style, align: "middle" });
+  });
 }

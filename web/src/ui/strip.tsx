@@ -3,8 +3,8 @@ import { palette } from "../theme";
 
 const [W, H] = [120, 20];
 
-/** A small histogram of all, with a mark where one stands, and a line at a cut; places are shares of its width. */
-export function Strip({ counts, at, cut }: { counts: Uint32Array; at: number; cut: number | null }) {
+/** A small histogram of all, with a mark where one stands, and a line at each cut; places are shares of its width. */
+export function Strip({ counts, at, cuts }: { counts: Uint32Array; at: number; cuts: readonly number[] }) {
   const canvas = useRef<HTMLCanvasElement>(null);
   const c = palette.value;
   useLayoutEffect(() => {
@@ -22,10 +22,8 @@ export function Strip({ counts, at, cut }: { counts: Uint32Array; at: number; cu
       context.fillRect(i * width, H - height, width - 0.5, height);
     });
     context.globalAlpha = 1;
-    if (cut !== null) {
-      context.fillStyle = c.muted;
-      context.fillRect(cut * W - 0.5, 3, 1, H - 3);
-    }
+    context.fillStyle = c.muted;
+    for (const cut of cuts) context.fillRect(cut * W - 0.5, 3, 1, H - 3);
     if (!Number.isNaN(at)) {
       const x = Math.min(W - 3, Math.max(3, at * W));
       context.fillStyle = c.accent;
@@ -34,6 +32,6 @@ export function Strip({ counts, at, cut }: { counts: Uint32Array; at: number; cu
       context.arc(x, 3.5, 3, 0, 2 * Math.PI);
       context.fill();
     }
-  }, [counts, at, cut, c]);
+  }, [counts, at, cuts, c]);
   return <canvas ref={canvas} class="spark" style={{ width: `${W}px`, height: `${H}px` }} aria-hidden="true" />;
 }

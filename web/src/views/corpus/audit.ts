@@ -1,5 +1,6 @@
 import { useEffect, useState } from "preact/hooks";
 import { type Audit, type Problem, paths } from "../../api";
+import { cutOf, sameCut } from "../../core/cut";
 import { problemOf } from "../../source/failed";
 import { source } from "../../source/source";
 import type { CorpusState } from "./state";
@@ -17,11 +18,12 @@ const WAIT = 350; // ms that the slider rests before an audit is asked for
 export function useAudit(state: CorpusState): Audited {
   const [found, setFound] = useState<Audited>({ audit: null, problem: null, stale: true });
   const column = state.metric.value;
-  const threshold = state.cuts.value[1];
+  const cut = state.cut.value;
+  const threshold = cut.at[cut.at.length - 1];
   const { id, version, metrics } = state.corpus.meta;
   const route = state.route.value;
   useEffect(() => {
-    if (route && threshold === route.threshold) {
+    if (route && sameCut(cut, cutOf(route))) {
       setFound({ audit: route.audit, problem: null, stale: false });
       return;
     }
@@ -42,6 +44,6 @@ export function useAudit(state: CorpusState): Audited {
       current = false;
       window.clearTimeout(timer);
     };
-  }, [id, version, column, threshold, route]);
+  }, [id, version, column, threshold, cut, route]);
   return found;
 }

@@ -1,8 +1,9 @@
 import type { ComponentChildren } from "preact";
 import { useEffect, useMemo, useState } from "preact/hooks";
 import type { Problem } from "../../api";
-import { type Cut, routeCommands } from "../../core/commands";
+import { routeCommands } from "../../core/commands";
 import { type Corpus, forgetCorpus, loadCorpus } from "../../core/corpus";
+import { sameCut } from "../../core/cut";
 import { count, short } from "../../core/numbers";
 import { link, param, params } from "../../router";
 import { problemOf } from "../../source/failed";
@@ -86,11 +87,13 @@ export function CorpusPage({ id }: { id: string }) {
 
 function CorpusView({ state }: { state: CorpusState }) {
   const { meta } = state.corpus;
-  const [low, high] = state.cuts.value;
-  const cut: Cut = { column: state.metric.value, low, high, atMedian: low === high && high === state.median.value };
+  const cut = state.cut.value;
+  const column = state.metric.value;
+  const route = state.route.value;
+  const isGiven = sameCut(cut, state.given.value);
   const commands = useMemo(
-    () => routeCommands(meta, cut, state.route.value),
-    [meta, low, high, cut.column, cut.atMedian, state.route.value],
+    () => routeCommands(meta, column, isGiven && !route ? null : cut, route),
+    [meta, column, cut, isGiven, route],
   );
   const others = entries.value.filter((entry) => entry.corpus && entry.corpus !== meta.id);
   return (

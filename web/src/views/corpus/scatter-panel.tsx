@@ -67,7 +67,7 @@ function Scatter({
   colourBy: string;
 }) {
   const rows = state.shownRows.value;
-  const cuts = state.cuts.value;
+  const cuts = state.cut.value.at;
   const metric = state.metric.value;
   const { group, colours, legend } = useGroups(state, colourBy);
   const [lasso, setLasso] = useState<number[]>([]);
@@ -77,15 +77,14 @@ function Scatter({
     size.current = [w, h];
   }, []);
   const data = useMemo<ScatterData>(() => {
-    const own = cuts[0] < cuts[1] ? cuts : [cuts[1]];
     return {
       ...{ x: x.data, y: y.data, rows, group, colours },
       xLabel: x.label,
       yLabel: y.label,
       xDomain: padded(...extent(x.data)),
       yDomain: padded(...extent(y.data)),
-      xCuts: x.name === metric ? own : [],
-      yCuts: y.name === metric ? own : [],
+      xCuts: x.name === metric ? cuts : [],
+      yCuts: y.name === metric ? cuts : [],
     };
   }, [x, y, rows, group, colours, cuts, metric]);
   const rho = useMemo(
@@ -193,12 +192,12 @@ function useGroups(state: CorpusState, colourBy: string) {
   const c = palette.value;
   const sides = state.sides.value;
   const column = colourBy === "side" ? undefined : state.numeric(colourBy);
-  const two = state.cuts.value[0] < state.cuts.value[1];
+  const neither = state.totals.value[1].n > 0;
   return useMemo(() => {
     if (!column?.values) {
       const legend: [string, string][] = [
         ["SFT", c.sft],
-        ...(two ? [["neither", c.neither] as [string, string]] : []),
+        ...(neither ? [["neither", c.neither] as [string, string]] : []),
         ["RL", c.rl],
       ];
       return { group: sides, colours: [c.sft, c.neither, c.rl], legend };
@@ -211,5 +210,5 @@ function useGroups(state: CorpusState, colourBy: string) {
       CATEGORY_COLOURS[i],
     ]);
     return { group, colours: CATEGORY_COLOURS, legend };
-  }, [column, sides, c, two]);
+  }, [column, sides, c, neither]);
 }

@@ -2,19 +2,10 @@
 import { computed, effect, type ReadonlySignal, signal } from "@preact/signals";
 import type { RouteMeta } from "../../api";
 import type { Corpus } from "../../core/corpus";
+import { type Cut, cutOf, parseCut, SIDES, usualSides } from "../../core/cut";
 import { applyFilter, type Filter, filterText, parseFilters } from "../../core/filters";
 import { number, short } from "../../core/numbers";
-import {
-  byCategory,
-  byQuarter,
-  type Cuts,
-  type Division,
-  SIDES,
-  type Stratum,
-  sidesAt,
-  strataOf,
-  totals,
-} from "../../core/split";
+import { byCategory, byQuarter, type Division, type Stratum, sidesAt, strataOf, totals } from "../../core/split";
 import { Tags } from "../../core/tags";
 import { param, set } from "../../router";
 import { isText, type LoadedColumn, type NumericColumn } from "../../source/columns";
@@ -75,14 +66,12 @@ export class CorpusState {
 
   readonly ascending = computed(() => (this.score.value ? this.sorted(this.score.value) : new Float64Array()));
 
-  private readonly high = computed(() => finite(param("t")) ?? this.route.value?.threshold ?? this.median.value);
+  /** The route's cut, or the median: where nobody has moved it. */
+  readonly given = computed<Cut>(() =>
+    this.route.value ? cutOf(this.route.value) : { at: [this.median.value], sides: usualSides(1) },
+  );
 
-  private readonly low = computed(() => {
-    const high = this.high.value;
-    return Math.min(high, finite(param("s")) ?? (param("t") ? high : (this.route.value?.sft_threshold ?? high)));
-  });
-
-  readonly cuts = computed<Cuts>(() => [this.low.value, this.high.value]);
+  readonly cut = computed<Cut>(() => parseCut(param("cut"), param("sides")) ?? this.given.value);
 
   readonly median = computed(() => medianOf(this.ascending.value));
 
@@ -105,7 +94,7 @@ export class CorpusState {
 
   readonly sides = computed(() => {
     const score = this.score.value;
-    return score ? sidesAt(score.data, this.cuts.value, this.overrides.value) : new Uint8Array(this.corpus.n).fill(1);
+    return score ? sidesAt(score.data, this.cut.value, this.overrides.value) : new Uint8Array(this.corpus.n).fill(1);
   });
 
   readonly totals = computed(() => totals(this.sides.value, this.data("n_tokens"), this.data("n_response_tokens")));
@@ -315,11 +304,6 @@ export class CorpusState {
     const division = this.division.value;
     return division ? strataOf(division, this.sides.value, this.strataMask.value) : [];
   });
-}
-
-function finite(text: string | undefined): number | null {
-  const value = text ? Number(text) : Number.NaN;
-  return Number.isFinite(value) ? value : null;
 }
 
 /** As `gradprism route` takes it: half-way between the two middle values, which it separates. */

@@ -22,9 +22,12 @@ export function StrataPanel({ state }: { state: CorpusState }) {
     [strata],
   );
   const sparks = useSparks(state);
-  const [low, high] = state.cuts.value;
   const [start, end] = extent(state.ascending.value);
-  const place = (value: number) => (value - start) / (end - start || 1);
+  const cut = state.cut.value;
+  const placed = useMemo(
+    () => ({ ...cut, at: cut.at.map((value) => (value - start) / (end - start || 1)) }),
+    [cut, start, end],
+  );
   const options = [...state.categories.value, ...state.numbers.value].map(
     (column) => [column.name, column.label] as const,
   );
@@ -85,7 +88,7 @@ export function StrataPanel({ state }: { state: CorpusState }) {
                   <SideBar sides={stratum.sides} />
                 </td>
                 <td class="spark-cell">
-                  <Spark counts={sparks.get(stratum.label)} cuts={[place(low), place(high)]} />
+                  <Spark counts={sparks.get(stratum.label)} cut={placed} />
                 </td>
               </tr>
             );

@@ -1,9 +1,9 @@
 import { useEffect, useMemo, useRef, useState } from "preact/hooks";
 import { type Problem, paths } from "../../api";
+import { SIDES } from "../../core/cut";
 import { csv, download, fileName } from "../../core/download";
 import { describe, type Filter } from "../../core/filters";
 import { count, number } from "../../core/numbers";
-import { SIDES } from "../../core/split";
 import { param, set } from "../../router";
 import { categoryAt, decodeColumns, isText, type NumericColumn } from "../../source/columns";
 import { problemOf } from "../../source/failed";

@@ -1,8 +1,8 @@
 import { useEffect, useState } from "preact/hooks";
 import { type Problem, paths, type Trajectory } from "../../api";
 import { quoted } from "../../core/commands";
+import { SIDES } from "../../core/cut";
 import { count, number } from "../../core/numbers";
-import { SIDES } from "../../core/split";
 import { go, link, param, params, set } from "../../router";
 import { isText } from "../../source/columns";
 import { problemOf } from "../../source/failed";
@@ -103,13 +103,7 @@ function TrajectoryView({ state, row }: { state: CorpusState; row: number }) {
           )}
         </Panel>
         <aside>
-          {score && (
-            <p class="where">
-              {state.label(score.name)} <strong>{number(score.data[row])}</strong>,{" "}
-              {number(Math.abs(score.data[row] - state.cuts.value[1]), 3)}{" "}
-              {score.data[row] > state.cuts.value[1] ? "above" : "below"} the cut at {number(state.cuts.value[1])}
-            </p>
-          )}
+          {score && <Where name={state.label(score.name)} value={score.data[row]} cuts={state.cut.value.at} />}
           <RanksPanel state={state} row={row} />
           {trajectory && trajectory.norms.length > 0 && <ProfilePanel state={state} trajectory={trajectory} />}
           {meta.units.length > 0 && <NeighboursPanel state={state} row={row} />}
@@ -117,6 +111,17 @@ function TrajectoryView({ state, row }: { state: CorpusState; row: number }) {
         </aside>
       </div>
     </main>
+  );
+}
+
+/** How far a score is from the nearest cut. */
+function Where({ name, value, cuts }: { name: string; value: number; cuts: readonly number[] }) {
+  const nearest = [...cuts].sort((a, b) => Math.abs(a - value) - Math.abs(b - value))[0];
+  return (
+    <p class="where">
+      {name} <strong>{number(value)}</strong>, {number(Math.abs(value - nearest), 3)}{" "}
+      {value > nearest ? "above" : "below"} the cut at {number(nearest)}
+    </p>
   );
 }
 

@@ -51,7 +51,7 @@ function RankRow({ state, row, name, metric }: { state: CorpusState; row: number
             type="button"
             class="link"
             title={`Cut by ${column.label}`}
-            onClick={() => set({ m: name, route: null, t: null, s: null }, true)}
+            onClick={() => set({ m: name, route: null, cut: null, sides: null }, true)}
           >
             {column.label}
           </button>
@@ -61,7 +61,7 @@ function RankRow({ state, row, name, metric }: { state: CorpusState; row: number
       </th>
       <td>{number(value)}</td>
       <td class="spark-cell">
-        <Strip counts={counts} at={place(value)} cut={cut ? place(state.cuts.value[1]) : null} />
+        <Strip counts={counts} at={place(value)} cuts={cut ? state.cut.value.at.map(place) : []} />
       </td>
       <td title={`rank ${number(rank)} of ${count(sorted.length)}`}>{count(rank)}</td>
       <td>{percent((rank - 0.5) / sorted.length, 0)}</td>
