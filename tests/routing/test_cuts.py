@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import polars as pl
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gradprism.concentration import gini
@@ -27,6 +27,7 @@ BAND = ("sft", "rl", "none")
 few = st.sampled_from([0.0, 0.1, 0.25, 0.5, 0.7, 0.9, 1.0])
 
 
+@settings(deadline=None)  # the machine may be busy
 @given(st.lists(few, min_size=1, max_size=30), st.lists(few, min_size=1, max_size=3, unique=True).map(sorted), st.data())
 def test_a_score_belongs_to_the_range_above_the_cuts_that_are_smaller(scores, cuts, data):
     sides = data.draw(st.lists(st.sampled_from(BAND), min_size=len(cuts) + 1, max_size=len(cuts) + 1))
@@ -94,6 +95,7 @@ def test_a_side_that_cuts_leave_empty_is_said(cli, tmp_path):
     assert_refused(cli(*route, "--cuts", "0.1", "--sides", "sft,rl", "--rl-share", "0.2"), "exclude each other")
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(few, st.sampled_from("ab"), st.integers(0, 3)), min_size=1, max_size=25))
 def test_ranks_are_among_those_of_the_same_kind(rows):
     kinds = pl.DataFrame({"task_type": [kind for _, kind, _ in rows], "length": [number for *_, number in rows]})
