@@ -18,7 +18,7 @@ from gradprism.routing.split import SIDES
 from gradprism.runtime.errors import DataError, GradprismError
 from gradprism.studio.columns import Column, category, measure, text
 from gradprism.studio.corpus import DEFAULT, Corpus
-from gradprism.studio.folders import CONFIG, STAGES, Folder, Problem
+from gradprism.studio.folders import CONFIG, RESULTS, STAGES, Folder, Problem
 from gradprism.studio.trajectory import tokens_problem
 
 # What is assumed of RL where no run tells: rollouts per task, each played (2 FLOPs per parameter and token) and trained on (6).
@@ -93,9 +93,9 @@ def _costs(corpus: Corpus, run: Folder | None, device_tflops: float | None) -> d
 
 def _by_run(run: Folder | None) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
     """Rates by the run's results, where they tell of a route and of RL."""
-    if run is not None and (run.path / "results.json").is_file():
+    if run is not None and (run.path / RESULTS).is_file():
         with contextlib.suppress(GradprismError):
-            found = last_routed(read_results(run.path))
+            found = last_routed(read_results(run.below(RESULTS).parent))
             if found is not None:
                 source = f"{run.name}: RL on {found.n_rl} tasks took {found.rl_seconds:.0f} s"
                 sft = f"{run.name}: SFT on {found.n_sft} trajectories took {found.sft_seconds:.0f} s"
