@@ -39,7 +39,7 @@ export const intervalsHeight = (rows: readonly IntervalRow[]): number => rows.le
 
 export function drawIntervals(p: Painter, c: Palette, data: IntervalsData): void {
   const noted = data.rows.some((row) => row.note);
-  const frame = frameOf(p.width, p.height, { left: data.labelWidth, top: 8, right: noted ? 96 : 14, bottom: 40 });
+  const frame = frameOf(p.width, p.height, { left: data.labelWidth, top: 8, right: noted ? 120 : 14, bottom: 40 });
   const marks = data.rows.flatMap((row) => row.marks.filter((mark) => mark !== null));
   const ends = [...marks.flatMap((mark) => [mark.low, mark.high]), ...(data.include ?? [])];
   const x = linear(padded(Math.min(...ends), Math.max(...ends)), [frame.left + 4, frame.right - 4]);

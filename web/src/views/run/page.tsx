@@ -181,7 +181,9 @@ function Success({ run }: { run: RunView }) {
     const last = rowOf(evaluations[evaluations.length - 1], type);
     return {
       ...{ label: type === "all" ? "all tasks" : type, marks, bold: type === "all", apart: i === 1 },
-      note: last ? `${percent(last[measure])} of ${count(last.episodes)}` : "",
+      note: last
+        ? `${names.get(evaluations[evaluations.length - 1].agent)} ${percent(last[measure])} of ${count(last.episodes)}`
+        : "",
     };
   });
   const draw: Draw = (p, c) =>
