@@ -1,22 +1,28 @@
 """How fast the studio is with 100,000 trajectories of 252 matrices: makes such a probe folder, serves it, and asks a browser.
 
-    python benchmarks/studio.py --out /tmp/studio [--trajectories 100000] [--layers 36]
+    python benchmarks/studio.py --out /tmp/studio [--trajectories 100000] [--layers 36] [--export PROBE --model MODEL]
 
-Prints a line of JSON: seconds to the first picture and until all columns are there, milliseconds per move of the slider and per filter
-(until the next frame is drawn), and the server's peak memory. The folder is made once, and used again.
+Prints a line of JSON: seconds to the first picture and until all columns are there; milliseconds per move of the slider and per filter
+until the next frame is drawn, and (`_cpu_ms`) of all processes of the browser, which other work on the machine does not lengthen; and the
+server's peak memory. The folder is made once, and used again. With `--export` it is the size of that probe's pages as one file, and the
+seconds until they show the corpus.
 """
 
 import argparse
 import json
+import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+import psutil
 from playwright.sync_api import Page, sync_playwright
 
+import gradprism as gp
 from gradprism.probing.folder import WHOLE, ProbeFolder, ProbeRow
 from gradprism.probing.manifest import ProbeManifest, Totals
 from gradprism.runtime.files import sha256_file, write_json
@@ -74,11 +80,18 @@ def _row(i: int, turns: int, norms: np.ndarray, random: np.random.Generator) -> 
     )
 
 
+@contextmanager
+def opened() -> Iterator[Page]:
+    """A page of a browser without a window."""
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=FLAGS)
+        yield browser.new_page(viewport={"width": 1440, "height": 1000})
+        browser.close()
+
+
 def measure(address: str) -> dict[str, float]:
     """Seconds and milliseconds that a browser takes with the one corpus at `address`."""
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path="/usr/bin/chromium", args=FLAGS)
-        page = browser.new_page(viewport={"width": 1440, "height": 1000})
+    with opened() as page:
         page.goto(address)
         page.locator(".folders tbody a").first.wait_for()
         corpus = page.locator(".folders .pages a").first.get_attribute("href")
@@ -93,16 +106,48 @@ def measure(address: str) -> dict[str, float]:
         page.locator(".grid-head", has_text="kurtosis").wait_for(timeout=120_000)
         page.locator(".grid-head", has_text="beginning").wait_for(timeout=120_000)
         found["all_columns_s"] = time.perf_counter() - began
-        found["slider_ms"] = max(_moves(page))
-        found["slider_median_ms"] = float(np.median(list(_moves(page))))
-        found["filter_ms"] = max(_filters(page))
+        page.wait_for_timeout(1000)
+        for name, act in (("slider", _moves), ("filter", _filters)):
+            with _processors() as seconds:
+                times = list(act(page))
+            found |= {f"{name}_ms": max(times), f"{name}_median_ms": float(np.median(times))}
+            found[f"{name}_cpu_ms"] = 1000 * seconds[0] / len(times)
         page.locator(".scatter select").nth(1).select_option("l2")
         page.evaluate(_FRAME)
         found["sort_ms"] = _timed(
             page, "() => document.querySelector('.grid-head [role=columnheader]:nth-child(3) button').click()"
         )
-        browser.close()
     return {name: round(value, 3 if name.endswith("_s") else 1) for name, value in found.items()}
+
+
+@contextmanager
+def _processors() -> Iterator[list[float]]:
+    """Gives the seconds that the browser's processes work within, all together."""
+
+    def worked() -> float:
+        children = psutil.Process().children(recursive=True)
+        times = [child.cpu_times() for child in children if "chrom" in child.name()]
+        return sum(time.user + time.system for time in times)
+
+    seconds, before = [0.0], worked()
+    yield seconds
+    seconds[0] = worked() - before
+
+
+def measure_export(probe: Path, models: list[str], out: Path) -> dict[str, float]:
+    """Megabytes of a probe's pages as one file, and seconds until a browser shows them."""
+    made = gp.export_studio(probe, out, models=models)
+    with opened() as page:
+        began = time.perf_counter()
+        page.goto(made.absolute().as_uri())
+        page.locator(".sides td.n").first.wait_for()
+        page.evaluate(_FRAME)
+        seconds = time.perf_counter() - began
+    return {
+        "trajectories": len(gp.Probe.load(probe)),
+        "export_mb": round(made.stat().st_size / 1e6, 1),
+        "opens_s": round(seconds, 2),
+    }
 
 
 # Until the next frame has been drawn.
@@ -139,7 +184,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--trajectories", type=int, default=100_000)
     parser.add_argument("--layers", type=int, default=36)
+    parser.add_argument("--export", type=Path)
+    parser.add_argument("--model", action="append", default=[])
     given = parser.parse_args()
+    if given.export:
+        given.out.mkdir(parents=True, exist_ok=True)
+        print(json.dumps(measure_export(given.export, given.model, given.out / "export.html")))
+        return
     folder = given.out / f"probe-{given.trajectories}x{7 * given.layers}"
     make_probe(folder, given.trajectories, given.layers)
     command = [sys.executable, "-m", "gradprism", "studio", str(folder), "--no-browser"]

@@ -58,30 +58,34 @@ export class CanvasPainter implements Painter {
     const h = Math.round(this.height * this.scale);
     const side = Math.max(1, Math.round(2 * radius * this.scale));
     const sums = layer(w, h);
-    const rgb = colours.map(parseColour);
-    const alpha = Math.round(opacity * 256);
-    const pixels = sums.data;
+    const words = new Int32Array(sums.data.buffer); // a pixel each: alpha, blue, green, red
+    const own = Uint32Array.from(colours, (colour) => {
+      const [r, g, b] = parseColour(colour);
+      return (b << 16) | (g << 8) | r;
+    });
+    const alpha = Math.round(opacity * 255);
+    const rest = 256 - alpha;
     const disc = discOf(side, w);
+    const half = side / 2 - 0.5;
     for (let i = 0; i < x.length; i++) {
-      const left = Math.round(x[i] * this.scale - side / 2);
-      const top = Math.round(y[i] * this.scale - side / 2);
+      const left = Math.floor(x[i] * this.scale - half);
+      const top = Math.floor(y[i] * this.scale - half);
       if (!(left >= 0 && top >= 0 && left + side <= w && top + side <= h)) continue;
-      const [r, g, b] = rgb[group[i]];
-      const start = (top * w + left) * 4;
+      const start = top * w + left;
+      const colour = own[group[i]];
+      const redBlue = (colour & 0xff00ff) * alpha;
+      const green = (colour & 0xff00) * alpha;
       for (let k = 0; k < disc.length; k++) {
-        // Source over, with the colour not premultiplied: opaque enough after a few points that lie on top of each other.
+        // Source over, with colours that are not premultiplied: opaque enough after a few points that lie on top of each other.
         const at = start + disc[k];
-        const under = pixels[at + 3];
-        if (under === 0) {
-          pixels[at] = r;
-          pixels[at + 1] = g;
-          pixels[at + 2] = b;
-          pixels[at + 3] = Math.min(255, alpha);
-        } else {
-          pixels[at] += ((r - pixels[at]) * alpha) >> 8;
-          pixels[at + 1] += ((g - pixels[at + 1]) * alpha) >> 8;
-          pixels[at + 2] += ((b - pixels[at + 2]) * alpha) >> 8;
-          pixels[at + 3] = under + (((255 - under) * alpha) >> 8);
+        const under = words[at];
+        if (under === 0) words[at] = colour | (alpha << 24);
+        else {
+          const mixed =
+            ((((under & 0xff00ff) * rest + redBlue) >>> 8) & 0xff00ff) |
+            ((((under & 0xff00) * rest + green) >>> 8) & 0xff00);
+          const depth = under >>> 24;
+          words[at] = mixed | ((depth + (((255 - depth) * alpha) >> 8)) << 24);
         }
       }
     }
@@ -142,8 +146,7 @@ function discOf(side: number, width: number): Int32Array {
   const centre = (side - 1) / 2;
   const reach = side < 3 ? Number.POSITIVE_INFINITY : (side / 2) ** 2;
   for (let y = 0; y < side; y++) {
-    for (let x = 0; x < side; x++)
-      if ((x - centre) ** 2 + (y - centre) ** 2 <= reach) offsets.push((y * width + x) * 4);
+    for (let x = 0; x < side; x++) if ((x - centre) ** 2 + (y - centre) ** 2 <= reach) offsets.push(y * width + x);
   }
   return Int32Array.from(offsets);
 }
