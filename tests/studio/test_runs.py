@@ -35,6 +35,11 @@ def test_a_run_while_it_runs(tmp_path):
     [alarm] = trainings["rl"]["alarms"]
     assert (alarm["name"], alarm["round"]) == ("refused", 10) and alarm["remedy"].startswith("set invalid_penalty")
     assert view["warnings"] == [f"weights {ATTACK}"]
+    told = f"raised in round 10 and still true, refused: {alarm['what']}; {alarm['remedy']}"
+    summary = {"steps": 12, "warnings": [told, "text was cut"]}
+    (tmp_path / "run" / "stages" / "rl-0123456789abcdef" / "summary.json").write_text(json.dumps(summary))
+    [rl] = [training for training in get(resources, f"run/{run['id']}.json")["trainings"] if training["kind"] == "rl"]
+    assert rl["warnings"] == ["text was cut"] and rl["alarms"] == [alarm]
     log = get(resources, f"run/{run['id']}/log/{trainings['rl']['id']}.json")["columns"]
     assert log["step"][:4] == [1, 1, 2, 2] and log["success"][:3] == [0.2, None, 0.2] and log["loss"][:2] == [None, 0.1]
     assert trainings["rl"]["figures"][:2] == ["loss", "success"]

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import re
 import threading
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -57,6 +58,7 @@ class Resources:
     tokenisers: Tokenisers = field(init=False)
     _corpora: dict[str, Corpus] = field(default_factory=dict)
     _kept: dict[tuple[str, str], tuple[str, Any]] = field(default_factory=dict)
+    _making: dict[tuple[str, str], threading.Lock] = field(default_factory=lambda: defaultdict(threading.Lock))
     _lock: threading.RLock = field(default_factory=threading.RLock)
 
     def __post_init__(self) -> None:
@@ -73,16 +75,15 @@ class Resources:
         raise MissingFileError(f"{path[:200]!r}: no such resource; load the page again")
 
     def once(self, kind: str, folder: Folder, make: Callable[[], T]) -> T:
-        """What `make` gives of a folder, made once for each of its versions."""
-        version = folder.version()
+        """What `make` gives of a folder, made once for each of its versions; those that ask for it meanwhile wait."""
+        version, key = folder.version(), (kind, folder.id)
         with self._lock:
-            kept = self._kept.get((kind, folder.id))
-        if kept is not None and kept[0] == version:
+            making = self._making[key]
+        with making:
+            kept = self._kept.get(key)
+            if kept is None or kept[0] != version:
+                kept = self._kept[key] = (version, make())
             return kept[1]
-        made = make()
-        with self._lock:
-            self._kept[kind, folder.id] = (version, made)
-        return made
 
     # --- folders
 

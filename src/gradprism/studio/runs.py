@@ -161,7 +161,8 @@ def _training(folder: Folder) -> dict[str, Any]:
             for row in rows:
                 if "episodes" in row:
                     doctor.add(row)
-        alarms = [{**_alarm(alarm), "round": doctor.raised[alarm.name]} for alarm in doctor.alarms()]
+        raised = doctor.alarms()
+        warnings = [line for line in summary.get("warnings", []) if not any(line.endswith(str(alarm)) for alarm in raised)]
         figures = dict.fromkeys(name for row in rows for name in row)
         order = [*(name for name in _FIRST if name in figures), *(name for name in figures if name not in (*_FIRST, "step"))]
         return {
@@ -170,14 +171,10 @@ def _training(folder: Folder) -> dict[str, Any]:
             "kind": kind,
             "steps": int(_last(rows, "step") or 0),
             "total_steps": summary.get("steps") or _total_steps(folder),
-            "alarms": alarms,
-            "warnings": list(summary.get("warnings", [])),
+            "alarms": [{**asdict(alarm), "round": doctor.raised[alarm.name]} for alarm in raised],
+            "warnings": warnings,  # those that are no alarm
             "figures": order,
         }
-
-
-def _alarm(alarm: Any) -> dict[str, str]:
-    return asdict(alarm)
 
 
 def _rows(folder: Folder) -> list[dict[str, Any]]:
