@@ -8,16 +8,10 @@ export const quoted = (word: string): string =>
   /^[\w@%+=:,./-]+$/.test(word) ? word : `'${word.replaceAll("'", `'\\''`)}'`;
 const text = (value: string): string => JSON.stringify(value);
 
-const NORMALISATIONS = ["per_parameter", "per_weight_norm"];
-
-/** A metric column's metric, and how its norms were scaled: `gini_per_parameter` is `gini` of norms per parameter. */
-export function metricOf(column: string): { metric: string; normalise: string } {
-  for (const normalise of NORMALISATIONS) {
-    for (const separator of ["_", ".", " ", "/", ":"]) {
-      if (column.endsWith(separator + normalise)) return { metric: column.slice(0, -normalise.length - 1), normalise };
-    }
-  }
-  return { metric: column, normalise: "none" };
+/** A metric column's metric, and how its norms were scaled: `gini/per_parameter` is `gini` of norms per parameter. */
+function metricOf(column: string): { metric: string; normalise: string } {
+  const [metric, normalise = "none"] = column.split("/");
+  return { metric, normalise };
 }
 
 /** `cut` is null where it is the median, which both lines take by themselves. */
@@ -50,4 +44,19 @@ export function routeCommands(meta: CorpusMeta, column: string, cut: Cut | null,
     { label: "Audit", text: `gradprism audit ${quoted(meta.path)} --metric ${quoted(metric)}` },
     { label: "This page as one file", text: `gradprism studio ${quoted(meta.path)} --export studio.html` },
   ];
+}
+
+/** What an override does, in Python; `side` is null where overrides are taken back. */
+export function overrideCommand(
+  probe: string,
+  route: string,
+  ids: readonly string[],
+  side: string | null,
+  reason: string,
+): Command {
+  const given = [text(route), JSON.stringify(ids), side === null ? "None" : text(side), text(reason), text(probe)];
+  return {
+    label: "The same in Python",
+    text: `import gradprism as gp\n\ngp.Routes.override_folder(${given.join(", ")})`,
+  };
 }

@@ -52,12 +52,7 @@ export class BundleSource implements Source {
 
   private async open(name: string): Promise<ArrayBuffer> {
     const text = await this.read(name);
-    if (text === undefined)
-      throw new Failed(
-        `${name} is not in this exported page`,
-        "export it again, or open the folder with `gradprism studio`",
-        404,
-      );
+    if (text === undefined) throw missing(name);
     const stream = new Blob([fromBase64(text) as BlobPart]).stream().pipeThrough(new DecompressionStream("gzip"));
     return new Response(stream).arrayBuffer();
   }
@@ -123,6 +118,11 @@ function addScript(src: string, done: () => void, failed: (reason: Failed) => vo
   };
   script.onerror = () => failed(new Failed(`${src} is not beside this page`, "keep the exported folder together", 404));
   document.head.append(script);
+}
+
+function missing(name: string): Failed {
+  const what = /\/(trajectories|tokens)\//.test(name) ? "the texts are" : `${name} is`;
+  return new Failed(`${what} not in this exported page`, "open the folder with `gradprism studio`", 404);
 }
 
 function blockOf(name: string): { block: string; entry: number } | null {

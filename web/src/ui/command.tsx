@@ -20,7 +20,8 @@ export function CopyCommand({ commands }: { commands: Command[] }) {
   );
 }
 
-function Line({ label, text }: Command) {
+/** A line with its name, and a button that copies it. */
+export function Line({ label, text }: Command) {
   const [said, say] = useState("");
   const copy = async () => {
     say((await copyText(text)) ? "Copied" : "Select it and copy");

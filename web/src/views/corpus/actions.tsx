@@ -1,9 +1,11 @@
 import { useState } from "preact/hooks";
 import { type Problem, paths, type RouteMeta, type Side } from "../../api";
+import { overrideCommand } from "../../core/commands";
 import { download, fileName } from "../../core/download";
 import { count } from "../../core/numbers";
 import { problemOf } from "../../source/failed";
 import { source } from "../../source/source";
+import { Line } from "../../ui/command";
 import { Menu } from "../../ui/menu";
 import { ProblemNotice, Segments } from "../../ui/parts";
 import type { CorpusState } from "./state";
@@ -99,6 +101,8 @@ const SIDE_OPTIONS = [
   ["undo", "as cut"],
 ] as const;
 
+const MOST_IDS = 50; // in the line for Python
+
 function OverrideForm({ state, rows, close }: { state: CorpusState; rows: number[]; close: () => void }) {
   const [side, setSide] = useState("rl");
   const [reason, setReason] = useState("");
@@ -115,6 +119,7 @@ function OverrideForm({ state, rows, close }: { state: CorpusState; rows: number
       </Why>
     );
   }
+  const ids = rows.slice(0, MOST_IDS).map((row) => state.corpus.id(row));
   if (route.read_only) return <ProblemNotice problem={route.read_only} />;
   const send = async () => {
     setBusy(true);
@@ -164,6 +169,9 @@ function OverrideForm({ state, rows, close }: { state: CorpusState; rows: number
         {busy ? "Writing …" : side === "undo" ? "Take overrides back" : "Override"}
       </button>
       {problem && <ProblemNotice problem={problem} />}
+      {rows.length <= MOST_IDS && (
+        <Line {...overrideCommand(state.corpus.meta.path, route.path, ids, side === "undo" ? null : side, reason)} />
+      )}
     </form>
   );
 }
