@@ -137,7 +137,7 @@ def test_results_show_arms_claims_and_any_two_arms(results_address, pages_of):
     page = found.open()
     page.locator(".folders tbody a").first.wait_for()
     page = found.open(link(page, "experiment"))
-    page.locator(".claims tbody tr").first.wait_for()
+    page.locator(".claims tbody tr").first.wait_for(timeout=90_000)  # statistics of 28 arms
     results = gp.read_results(RESULTS)
     assert page.locator(".claims tbody tr").count() == len(results.claims)
     arms = {arm.name: arm for arm in results.arms}
