@@ -11,6 +11,8 @@ from playwright.sync_api import expect
 import gradprism as gp
 from helpers.studio_pages import parameter, served, settle
 
+pytestmark = pytest.mark.slow  # a browser, and a server of its own
+
 N = 12
 
 

@@ -11,6 +11,8 @@ import gradprism as gp
 from helpers.studio import ATTACK
 from helpers.studio_pages import served, settle
 
+pytestmark = pytest.mark.slow  # a browser, and a server of its own
+
 RESULTS = Path(__file__).parents[2] / "results" / "alfworld-mini"
 SHOWN_ATTACK = ATTACK.replace("\x1b", "␛").replace("\u202e", "⟨U+202E⟩")
 

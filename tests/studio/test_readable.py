@@ -2,6 +2,8 @@
 
 import pytest
 
+pytestmark = pytest.mark.slow  # a browser, and a server of its own
+
 # Texts whose contrast with what is behind them is below 4.5 (3 where they are large), as `text: contrast`.
 FAINT = """() => {
   const parse = text => {
