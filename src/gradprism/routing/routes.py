@@ -161,7 +161,10 @@ class Routes:
             others = [path for path in folder.iterdir() if path.name not in _FILES and not is_temporary(path.name)]
             with atomic_folder(folder, "replace", _ROUTING, "route folder") as new:
                 for path in others:
-                    (shutil.copytree if path.is_dir() else shutil.copy2)(path, new / path.name)
+                    if path.is_dir() and not path.is_symlink():
+                        shutil.copytree(path, new / path.name, symlinks=True)
+                    else:
+                        shutil.copy2(path, new / path.name, follow_symlinks=False)
                 routes._write(new)
         return Routes.load(folder)
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from gradprism.runtime.errors import DataError, GradprismError, MissingFileError
+from gradprism.runtime.errors import ConfigError, DataError, GradprismError, MissingFileError
 from gradprism.runtime.files import is_temporary, read_json
 from gradprism.runtime.folders import MANIFEST
 
@@ -66,7 +66,7 @@ class Folder:
     def version(self) -> str:
         """Hash of the names, sizes, times and inodes of its files; raises `MissingFileError`, and `DataError` for a link that leads out."""
         told = [f"{path.name} {about.st_size} {about.st_mtime_ns} {about.st_ino}" for path, about in self._files()]
-        return hashlib.sha256("\n".join(told).encode()).hexdigest()[:16]
+        return hashlib.sha256(os.fsencode("\n".join(told))).hexdigest()[:16]
 
     def modified(self) -> float:
         """When one of its files was last written, in seconds since 1970."""
@@ -100,7 +100,11 @@ class Folder:
 
 def check_within(path: Path, root: Path, shown: str) -> None:
     """Raises `DataError` where `path` is, by way of a link, not within `root`."""
-    if not path.resolve().is_relative_to(root):
+    try:
+        within = path.resolve().is_relative_to(root)
+    except (OSError, RuntimeError):  # of links in a circle
+        raise DataError(f"{shown}: {path.name} is a link that leads nowhere; delete it") from None
+    if not within:
         raise DataError(f"{shown}: {path.name} is a link that leads out of {root.name}; name the folder that it leads to as well")
 
 
@@ -115,6 +119,8 @@ class Tree:
 
     def __post_init__(self) -> None:
         for root in self.roots:
+            if not is_text(f"{root}{Path(root).resolve()}"):
+                raise ConfigError(f"{root!a}: its name is not UTF-8; give the folder another one")
             if not Path(root).expanduser().is_dir():
                 raise MissingFileError(
                     f"{root}: no such folder; name probe, route, run or results folders, or a folder that holds some"
@@ -186,7 +192,13 @@ class _Walk:
                 return
             parent = id if kind == "run" else parent
         for entry in entries:
-            if entry.name.startswith(".") or entry.name in _SKIPPED or not entry.is_dir():
+            if entry.name.startswith(".") or entry.name in _SKIPPED or not _is_folder(entry):
+                continue
+            if not is_text(entry.name):
+                told = Problem(
+                    f"{self._shown(name)}: the name of a folder in it, {entry.name!a}, is not UTF-8", "give it another name"
+                )
+                self.problems.append(told)
                 continue
             below = f"{name}/{entry.name}" if name else entry.name
             if entry.is_symlink() and not Path(entry.path).resolve().is_relative_to(self.root):
@@ -199,6 +211,22 @@ class _Walk:
 
     def _shown(self, name: str) -> str:
         return str(Path(self.given) / name) if name else self.given
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
+
+
+def is_text(name: str) -> bool:
+    """Whether a file's name can be told: it need not be UTF-8."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _kind(path: Path, names: Sequence[str], root: Path) -> Kind | None:

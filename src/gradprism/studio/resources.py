@@ -248,7 +248,7 @@ def _meta(self: Resources, query: Mapping[str, str], id: str) -> Answer:
 def _is_whole(corpus: Corpus, folder: Folder) -> bool:
     """Whether a route can be read; the index says what is wrong with one that cannot."""
     try:
-        load_routes(corpus, folder)
+        load_routes(corpus, folder).audit()
     except GradprismError:
         return corpus.folder == folder
     return True

@@ -1,12 +1,12 @@
 """Runs, trainings and evaluations as their pages show them, while they are being written too."""
 
 import contextlib
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import psutil
 
 from gradprism.evaluation.summary import summarise
@@ -101,7 +101,7 @@ def _broken(path: Path, remedy: str) -> Any:
         yield
     except GradprismError:
         raise
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, ArithmeticError) as error:
         why = " ".join(str(error).split())[:120]
         raise DataError(f"{path}: is of another version or broken ({type(error).__name__}: {why}); {remedy}") from None
 
@@ -123,7 +123,7 @@ def _running_stages(parts: Parts) -> list[dict[str, Any]]:
         with contextlib.suppress(GradprismError, KeyError, TypeError):  # it has ended meanwhile
             marker = read_json(path)
             alive = False
-            with contextlib.suppress(psutil.NoSuchProcess):
+            with contextlib.suppress(psutil.Error, ValueError, OverflowError):  # the last: no number of a process
                 alive = psutil.Process(marker["pid"]).create_time() == marker["created"]
             inside = [folder for folder in parts.within if folder.path.is_relative_to(run.path / STAGES / name)]
             state = "running" if alive else "stopped"
@@ -135,7 +135,7 @@ def _running_stages(parts: Parts) -> list[dict[str, Any]]:
 def _progress(folders: Sequence[Folder]) -> dict[str, Any] | None:
     """How far the first of the folders is that tells it."""
     for folder in folders:
-        with contextlib.suppress(GradprismError, KeyError, TypeError):
+        with contextlib.suppress(GradprismError, KeyError, TypeError, ValueError, AttributeError, ArithmeticError):
             if folder.kind == "probe":
                 probe = ProbeFolder(folder.path)
                 done = int((item_of(probe.finished(set_aside=False))[1] == WHOLE).sum())
@@ -202,7 +202,7 @@ def log_view(folder: Folder) -> dict[str, Any]:
 
 
 def _number(value: Any) -> float | None:
-    return float(value) if isinstance(value, int | float) and np.isfinite(value) else None
+    return float(value) if isinstance(value, int | float) and abs(value) <= sys.float_info.max else None
 
 
 # --- evaluations
@@ -223,6 +223,13 @@ def _total_episodes(folder: Folder) -> int | None:
 def _evaluation(folder: Folder, records: Mapping[str, Record]) -> dict[str, Any]:
     episodes, manifest = _episodes(folder), read_json(folder.below(MANIFEST))
     summary = read_json(folder.below("summary.json")) if (folder.path / "summary.json").is_file() else {}
+    with _broken(folder.path, "evaluate again with --on-existing replace"):
+        return _evaluated(folder, records, episodes, manifest, summary)
+
+
+def _evaluated(
+    folder: Folder, records: Mapping[str, Record], episodes: Sequence[Episode], manifest: Any, summary: Any
+) -> dict[str, Any]:
     record = records.get(folder.path.parent.name)
     causes = record.causes if record else None
     model = causes.get("model") if isinstance(causes, dict) else None
@@ -274,7 +281,7 @@ def _episode(number: int, episode: Episode) -> dict[str, Any]:
         {"observation": turn.observation, "action": turn.action, "valid": turn.valid, "reward": turn.reward}
         for turn in episode.turns
     ]
-    numbers = {key: float(value) for key, value in episode.details.items() if isinstance(value, int | float)}
+    numbers = {key: told for key, value in episode.details.items() if (told := _number(value)) is not None}
     return {
         "n": number,
         "id": episode.task.id,

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from gradprism.experiments.results import read_results
 from gradprism.probing.folder import ProbeFolder
-from gradprism.routing.split import Routing
+from gradprism.routing.routes import Routes
 from gradprism.runtime.errors import DataError
 from gradprism.runtime.files import read_json, read_jsonl
 from gradprism.runtime.folders import MANIFEST
@@ -15,7 +15,7 @@ def summary(folder: Folder) -> str:
     """`564 trajectories, 28 matrices of alfworld-tiny`; raises `DataError` for a folder that cannot be read."""
     try:
         return _SUMMARIES[folder.kind](folder)
-    except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
+    except (KeyError, TypeError, AttributeError, IndexError, ValueError, ArithmeticError) as error:
         if isinstance(error, DataError):
             raise
         raise DataError(f"{folder.shown}: is of another version; give the command again that wrote it") from None
@@ -28,7 +28,9 @@ def _probe(folder: Folder) -> str:
 
 
 def _route(folder: Folder) -> str:
-    return str(Routing.read(folder.below("routing.json")))
+    routes = Routes.load(folder.path)
+    routes.audit()  # all that the corpus's page needs of it
+    return str(routes.routing)
 
 
 def _run(folder: Folder) -> str:

@@ -1,7 +1,7 @@
 """One trajectory as its page shows it: turns with calls and results, what each is worth in the loss, norms, and tokens with losses."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -83,6 +83,8 @@ class Tokenisers:
 
     models: Sequence[str] = ()
     roots: Sequence[Path] = ()
+    # Those of manifests by their files: when that was written, fingerprint and tokenizer. A large one takes a second to open.
+    _opened: dict[Path, tuple[int, tuple[str, Tokenizer | None]]] = field(default_factory=dict, compare=False)
 
     def find(self, corpus: Corpus) -> Tokenizer | None:
         """That of the corpus's probe, known by its fingerprint; None where none of them is it."""
@@ -104,14 +106,30 @@ class Tokenisers:
 
     def _named(self, corpus: Corpus) -> Tokenizer | None:
         """That of the model that the manifest names, where its folder lies below a root."""
-        wanted, path = (
-            getattr(corpus.manifest, "tokenizer_sha256", ""),
-            Path(corpus.manifest.model or ".").resolve() / "tokenizer.json",
-        )
-        if not wanted or not any(path.resolve().is_relative_to(root) for root in self.roots) or not path.is_file():
+        wanted = getattr(corpus.manifest, "tokenizer_sha256", "")
+        if not wanted:
             return None
+        try:
+            path = (Path(corpus.manifest.model or ".") / "tokenizer.json").resolve()
+            if not any(path.is_relative_to(root) for root in self.roots) or not path.is_file():
+                return None
+            written = path.stat().st_mtime_ns
+        except (OSError, RuntimeError, ValueError):  # no name of a folder
+            return None
+        kept = self._opened.get(path)
+        if kept is None or kept[0] != written:
+            kept = self._opened[path] = (written, _opened(path))
+        fingerprint, tokenizer = kept[1]
+        return tokenizer if fingerprint == wanted else None
+
+
+def _opened(path: Path) -> tuple[str, Tokenizer | None]:
+    """Fingerprint and tokenizer of a file; of one that cannot be read neither."""
+    try:
         tokenizer = Tokenizer.from_file(str(path))
-        return tokenizer if _fingerprint(tokenizer) == wanted else None
+        return _fingerprint(tokenizer), tokenizer
+    except Exception:  # its library raises nothing narrower
+        return "", None
 
 
 def _fingerprint(tokenizer: Tokenizer) -> str:

@@ -25,7 +25,7 @@ export function routeCommands(meta: CorpusMeta, column: string, cut: Cut | null,
   };
   if (route && route.policy !== "concentration") add("policy", "policy", route.policy, text(route.policy));
   if (normalise !== "none") add("normalise", "normalise", normalise, text(normalise));
-  for (const stratum of route?.within ?? []) shell.push(`--within ${stratum}`);
+  for (const stratum of route?.within ?? []) shell.push(`--within ${quoted(stratum)}`);
   if (route?.within.length) python.push(`within=(${route.within.map((stratum) => `${text(stratum)},`).join(" ")})`);
   if (cut && cut.at.length <= 2 && String(cut.sides) === String(usualSides(cut.at.length))) {
     if (cut.at.length === 2) add("sft-threshold", "sft_threshold", String(cut.at[0]));

@@ -65,7 +65,7 @@ export class BundleSource implements Source {
     for (let k = 0; k * BLOCK < n; k++) {
       const entries = await this.json<Json[]>(trajectoryBlock(id, k));
       entries.forEach((entry, i) => {
-        if (hasText(entry.messages, wanted)) rows.push(k * BLOCK + i);
+        if (entry.id.toLowerCase().includes(wanted) || hasText(entry.messages, wanted)) rows.push(k * BLOCK + i);
       });
     }
     return asColumn("row", "u32", new Uint32Array(rows));
@@ -138,6 +138,7 @@ function blockOf(name: string): { block: string; entry: number } | null {
 }
 
 interface Json {
+  id: string;
   messages: { content: string; reasoning: string; tool_calls: unknown[] }[];
 }
 
