@@ -69,9 +69,7 @@ def test_entry_points_of_an_installed_package_are_found_by_the_command_line(tmp_
     (about / "METADATA").write_text("Metadata-Version: 2.1\nName: my_package\nVersion: 1.0\n")
     [lines] = re.findall(r"```toml\n\[project\.(.*?)```", PAGE, flags=re.DOTALL)
     (about / "entry_points.txt").write_text("[" + lines.removeprefix("entry-points.").replace('"', ""))
-    code = (
-        "import numpy as np; from gradprism.concentration import METRICS; print(METRICS['hoyer'](np.ones((1, 4))), list(METRICS))"
-    )
+    code = "import numpy as np; from gradprism.concentration import METRICS; print(METRICS['peak'](np.ones((1, 4))), list(METRICS))"
     environment = {**os.environ, "PYTHONPATH": f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}"}
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
-    assert result.stdout.startswith("[0.]") and "hoyer" in result.stdout, result.stderr
+    assert result.stdout.startswith("[0.25]") and "peak" in result.stdout, result.stderr

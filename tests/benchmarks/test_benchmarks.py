@@ -7,6 +7,8 @@ import torch
 from torch import nn
 
 import probe_cost
+import score_cost
+from gradprism.concentration import METRICS
 from gradprism.probing.prober import Prober
 from gradprism.trajectories.rendering import RenderedTrajectory
 from peers.case import RESPONSE_SHARE, Sizes, build_case, build_model, response_mask
@@ -233,3 +235,8 @@ def test_norms_that_are_not_autograds_are_not_timed(capsys, monkeypatch):
 def test_mistakes_are_answered_with_one_line(arguments, words, capsys):
     assert probe_cost.main(arguments) == 2
     assert words in capsys.readouterr().err
+
+
+def test_every_metric_is_priced():
+    taken = score_cost.seconds_of(np.random.default_rng(0).random((10, 14)), layers=2, repeats=3)
+    assert taken.keys() == set(METRICS) and all(len(seconds) == 3 for seconds in taken.values())

@@ -237,7 +237,7 @@ def test_what_pass_rates_leave_to_chance_is_counted_and_warned_of():
     won = audited(jittered, policy="pass_rate", pass_rate=rates, cut=0.0)
     assert (won.rl_by_chance, won.warnings) == (0, ())
     assert audited(jittered, pass_rate=rates).rl_by_chance is None
-    assert drawn_by_chance(measures_table(4)) is None
+    assert drawn_by_chance(measures_table(4), "concentration") is None
 
 
 def test_a_confound_is_warned_of_unless_it_was_asked_for():

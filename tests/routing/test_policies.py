@@ -3,6 +3,7 @@ from fractions import Fraction
 from typing import get_args
 
 import numpy as np
+import polars as pl
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -11,7 +12,8 @@ from hypothesis.extra import numpy as hnp
 from gradprism.cli.options import Metric, Normalise, Policy
 from gradprism.concentration import METRICS
 from gradprism.probing.scores import NORMALISATIONS
-from gradprism.routing.policies import POLICIES, PolicyContext, policy_scores, register_policy
+from gradprism.routing.audit import drawn_by_chance
+from gradprism.routing.policies import FROM_PASS_RATES, POLICIES, PolicyContext, policy_scores, register_policy
 from gradprism.routing.split import choose_threshold, median_threshold, quantile_threshold
 from gradprism.runtime.errors import ConfigError, DataError
 from helpers.probes import measures_table as table
@@ -111,7 +113,7 @@ def test_policies_rank_by_what_they_say():
     ):
         np.testing.assert_array_equal(scored(name, t, "cv", 0), sign * t[column].to_numpy())
     assert set(POLICIES) == {
-        *("concentration", "inverse", "soft", "random", "magnitude", "loss", "length", "uncertainty", "pass_rate")
+        *("concentration", "inverse", "soft", "random", "magnitude", "loss", "length", "uncertainty", "pass_rate", "learnability")
     }
     with pytest.raises(ConfigError, match="policy 'best': choose one of concentration, inverse"):
         scored("best", t)
@@ -177,6 +179,32 @@ def test_pass_rates_rank_first_and_chance_among_equals(wins, seed, share):
     assert ((score > 0) == (wins > 0)).all()  # a threshold of 0: what was ever won
 
 
+@given(hnp.arrays(np.int64, st.integers(1, 60), elements=st.integers(0, 6)), st.integers(0, 100), st.floats(0, 1))
+def test_learnability_ranks_by_wins_times_losses(wins, seed, share):
+    t = table(len(wins), pass_rate=wins / 6)
+    score, exact = scored("learnability", t, "gini", seed), wins * (6 - wins)
+    assert len(set(score)) == len(score)
+    to_rl = score > quantile_threshold(score, share)
+    assert to_rl.sum() == int(share * len(wins) + 1e-9)
+    assert max(exact[~to_rl], default=0) <= min(exact[to_rl], default=9)
+    np.testing.assert_allclose(scored("learnability", t, fixed_threshold=True), exact / 36, atol=1e-12)
+
+
+def test_a_third_and_two_thirds_are_equally_learnable_and_drawn_by_chance():
+    t = table(40, pass_rate=[1 / 3, 2 / 3] * 20)
+    assert len(set(scored("learnability", t, fixed_threshold=True))) == 1
+    split = route_by_median(scored("learnability", t, "gini", 0))
+    assert split.sum() == 20 and 0 < split[::2].sum() < 20
+    routed = t.with_columns(route=pl.Series(np.where(split, "rl", "sft")))
+    assert drawn_by_chance(routed, "learnability") == 20
+
+
+@pytest.mark.parametrize("policy", FROM_PASS_RATES)
+def test_without_pass_rates_it_is_said_which_file_to_give(policy):
+    with pytest.raises(ConfigError, match=f"^policy {policy}: needs pass rates; give --pass-rates, the episodes.jsonl"):
+        scored(policy, table(4))
+
+
 def test_equal_pass_rates_are_split_by_the_seed():
     t = table(40, pass_rate=np.zeros(40))
     splits = [route_by_median(scored("pass_rate", t, "gini", seed)) for seed in (0, 1)]
@@ -200,11 +228,6 @@ def test_a_threshold_that_is_a_number_draws_no_equals_apart():
     np.testing.assert_array_equal(scored("loss", t, fixed_threshold=True), t["loss"].to_numpy())
     with pytest.raises(ConfigError, match="needs pass rates"):
         scored("pass_rate", table(4), fixed_threshold=True)
-
-
-def test_pass_rates_that_were_not_given():
-    with pytest.raises(ConfigError, match=r"needs pass rates; give --pass-rates, the episodes\.jsonl"):
-        scored("pass_rate", table(), "gini", 0)
 
 
 def test_a_policy_of_a_user_s_own(monkeypatch):

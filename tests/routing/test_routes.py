@@ -7,7 +7,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from gradprism.concentration import METRICS, coefficient_of_variation, gini, kurtosis
+from gradprism.concentration import BUILTIN, METRICS, coefficient_of_variation, gini, kurtosis, theil_parts
 from gradprism.probing.folder import ProbeRow
 from gradprism.probing.result import Probe
 from gradprism.routing.policies import POLICIES
@@ -30,7 +30,15 @@ def route(cli, tmp_path):
     return lambda *arguments, out="routes": cli("route", tmp_path / "probe", "--out", tmp_path / out, *arguments)
 
 
-@pytest.mark.parametrize(("metric", "function"), [("gini", gini), ("cv", coefficient_of_variation), ("kurtosis", kurtosis)])
+@pytest.mark.parametrize(
+    ("metric", "function"),
+    [
+        ("gini", gini),
+        ("cv", coefficient_of_variation),
+        ("kurtosis", kurtosis),
+        ("theil_kinds", lambda norms: theil_parts(norms, np.arange(N) % 7)[0]),
+    ],
+)
 def test_the_route_folder(route, tmp_path, metric, function):
     norms = make_probe(tmp_path / "probe")
     code, out, err = route("--metric", metric, "--json")
@@ -176,6 +184,9 @@ def test_pass_rates_are_the_share_of_a_task_s_episodes_that_were_won(route, tmp_
     assert route("--policy", "pass_rate", "--pass-rates", episodes, "--threshold", "0", out="won")[0] == 0
     won = pl.read_parquet(tmp_path / "won" / "routes.parquet")
     assert ((won["route"] == "rl") == (won["pass_rate"] > 0)).all()
+    assert route("--policy", "learnability", "--pass-rates", episodes, "--threshold", "0.2", out="learnable")[0] == 0
+    learnable = pl.read_parquet(tmp_path / "learnable" / "routes.parquet")
+    assert ((learnable["route"] == "rl") == (abs(learnable["pass_rate"] - 0.5) < 0.05**0.5)).all()
     # Another policy takes them for its audit alone.
     assert route("--pass-rates", episodes, out="gini")[0] == 0
     assert "success" in json.loads((tmp_path / "gini" / "audit.json").read_text())["split_by"]
@@ -321,7 +332,7 @@ def test_a_failed_write_leaves_the_old_folder(route, tmp_path, monkeypatch):
 def test_bad_choices_are_one_line(route, tmp_path):
     assert_refused(route(), "probe: no such folder")
     make_probe(tmp_path / "probe")
-    assert_refused(route("--metric", "entropy"), "metric 'entropy': choose one of gini, cv, kurtosis")
+    assert_refused(route("--metric", "size"), "metric 'size': choose one of gini, cv, kurtosis")
     assert_refused(route("--policy", "best"), "policy 'best'")
     assert_refused(route("--threshold", "nan"), "must be a number on the score's scale")
     assert_refused(route("--threshold", "0.3", "--rl-share", "0.4"), "exclude each other")
@@ -387,7 +398,8 @@ def test_other_metrics_that_are_registered_are_left_alone(route, tmp_path, monke
     monkeypatch.setattr(METRICS, "_points", lambda: {"missing": broken_import})
     make_probe(tmp_path / "probe")
     assert route("--metric", "cv")[0] == 0
-    assert set(METRICS) - set(pl.read_parquet(tmp_path / "routes" / "routes.parquet").columns) == {"broken", "missing"}
+    assert {"broken", "missing"} < set(METRICS)
+    assert set(METRICS) & set(pl.read_parquet(tmp_path / "routes" / "routes.parquet").columns) == set(BUILTIN)
     assert audit(tmp_path / "probe", compare=[tmp_path / "probe"]).agreement.metrics.keys() == {
         "gini – cv",
         "gini – kurtosis",

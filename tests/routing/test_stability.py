@@ -218,7 +218,7 @@ def test_bad_choices_are_one_line(audit, tmp_path):
     assert_refused(audit(), "probe: no such folder")
     make_probe(tmp_path / "probe", rows=15)
     assert_refused(audit(), "6 of 21 trajectories are not probed yet")
-    assert_refused(audit("--metric", "entropy"), "metric 'entropy': choose one of gini, cv, kurtosis")
+    assert_refused(audit("--metric", "size"), "metric 'size': choose one of gini, cv, kurtosis")
     assert_refused(audit("--policy", "best"), "policy 'best'")
     assert_refused(audit("--normalise", "by_size"), "choose one of none, per_parameter, per_weight_norm")
 

@@ -145,12 +145,19 @@ DeviceTflops = Annotated[
 
 # What routes and audits are made of; a test keeps the names in step with `routing.policies` and `concentration`.
 ProbeFolder = Annotated[Path, typer.Argument(metavar="DIR", help="Probe folder.")]
-Metric = Annotated[str, typer.Option(help="Concentration of the norms: gini, cv, kurtosis, or a registered metric.")]
+Metric = Annotated[
+    str,
+    typer.Option(
+        help="Concentration of the norms: gini, cv, kurtosis; hoyer, participation, entropy, theil, top_tenth; of layers' or kinds' totals "
+        "gini_layers, gini_kinds; theil between and within them theil_layers, theil_in_layers, theil_kinds, theil_in_kinds; or a "
+        "registered metric."
+    ),
+]
 Policy = Annotated[
     str,
     typer.Option(
         help="What goes to RL: concentration (high metrics), inverse, soft (by chance, in proportion to rank), random, magnitude, loss, "
-        "length, uncertainty, pass_rate (with --pass-rates), or a registered policy."
+        "length, uncertainty, pass_rate or learnability (both with --pass-rates), or a registered policy."
     ),
 ]
 Normalise = Annotated[str, typer.Option(help="Norms as they are (none), per_parameter, per_weight_norm or per_corpus_median.")]

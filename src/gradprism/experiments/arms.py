@@ -6,7 +6,7 @@ from pydantic import AfterValidator, Field, PositiveInt, model_validator
 
 from gradprism.concentration import METRICS
 from gradprism.evaluation.config import EvaluationConfig
-from gradprism.routing.policies import POLICIES
+from gradprism.routing.policies import FROM_PASS_RATES, POLICIES
 from gradprism.routing.split import Cut, Side
 from gradprism.routing.strata import Stratum, check_strata
 from gradprism.runtime.settings import Settings
@@ -105,7 +105,7 @@ class ArmConfig(Section):
     def _refreshes(self) -> Self:
         if self.refresh.after_sft and not (self.sft != "none" and self.rl == "routed"):
             raise ValueError(f"arm {self.name}: refresh.after_sft needs an SFT stage and routed RL")
-        if self.refresh != RefreshConfig() and self.route.policy == "pass_rate":
+        if self.refresh != RefreshConfig() and self.route.policy in FROM_PASS_RATES:
             raise ValueError(f"arm {self.name}: a refresh probes again, which tells no pass rates")
         if self.refresh != RefreshConfig() and (
             self.route.cuts or self.route.within or self.route.normalise == "per_corpus_median"

@@ -105,7 +105,7 @@ class ProbeConfig(Section):
 
 
 class PassRateConfig(Section):
-    """Episodes that the base plays for `route.policy = "pass_rate"`, as RL's rollouts would."""
+    """Episodes that the base plays for `route.policy = "pass_rate"` or `"learnability"`, as RL's rollouts would."""
 
     rollouts: int = Field(default=8, ge=1, description="Episodes per task.")
 

@@ -76,7 +76,11 @@ def route_corpus(stage: Route, folder: Path, store: Store) -> Outcome[Routed]:
     types = [trajectory.task.get("task_type") for trajectory in Probe.load(probe_folder(stage.probe, store)).trajectories]
     scores = _scores(routes.frame, made, types)
     found = Routed(
-        n_sft=made.n_sft, n_rl=made.n_rl, n_rl_by_chance=drawn_by_chance(routes.frame), n_none=made.n_none, scores=scores
+        n_sft=made.n_sft,
+        n_rl=made.n_rl,
+        n_rl_by_chance=drawn_by_chance(routes.frame, made.policy),
+        n_none=made.n_none,
+        scores=scores,
     )
     empty = "" if made.n_sft else "; warning: with nothing to imitate SFT leaves its model as it is"
     empty += "" if made.n_rl else "; warning: with nothing to play RL leaves its model as it is"

@@ -27,14 +27,15 @@ from gradprism.experiments.stages import (
     World,
 )
 from gradprism.rollouts.config import RolloutConfig
+from gradprism.routing.policies import FROM_PASS_RATES
 from gradprism.routing.split import metrics_with
 from gradprism.runtime.errors import ConfigError
 from gradprism.training.rl_config import RlConfig
 
 # Policies whose routes differ from seed to seed; all others route alike for every training seed.
-SEEDED = frozenset({"random", "soft", "pass_rate"})
+SEEDED = frozenset({"random", "soft", *FROM_PASS_RATES})
 # Policies that look at no gradient: whoever routes so pays for no probe, though here the probe lists the corpus for them too.
-WITHOUT_PROBE = frozenset({"random", "length", "pass_rate"})
+WITHOUT_PROBE = frozenset({"random", "length", *FROM_PASS_RATES})
 # Policies that need a probe's losses alone, and so no backward pass: their arms are charged for a forward pass.
 FORWARD_ONLY = frozenset({"loss", "uncertainty"})
 
@@ -200,7 +201,7 @@ class Plan:
 
     def _route(self, arm: ArmConfig, seed: int, model: Sft | None) -> Route:
         own_seed = seed if arm.route.policy in SEEDED else self.config.seed
-        rates = self._pass_rates(own_seed, model) if arm.route.policy == "pass_rate" else None
+        rates = self._pass_rates(own_seed, model) if arm.route.policy in FROM_PASS_RATES else None
         # What asks for no gradient needs the list of the corpus alone, which the base's probe has.
         of_base = model is None or arm.route.policy in WITHOUT_PROBE
         probe = self.probe if of_base else Probe(self.base, self.corpus, self.config.probe.batch_tokens, model)

@@ -7,11 +7,13 @@ import numpy as np
 from numpy.typing import NDArray
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from gradprism.concentration import METRICS
+from gradprism.concentration import METRICS, GroupBy, Groups
 from gradprism.models import check_context_length
+from gradprism.probing.manifest import UnitInfo
 from gradprism.probing.plan import plan_batches
 from gradprism.probing.prober import Prober, read_length
 from gradprism.probing.run import default_batch_tokens
+from gradprism.probing.scores import measure, unit_groups
 from gradprism.runtime.errors import ConfigError
 from gradprism.runtime.registry import as_names
 from gradprism.trajectories.record import Trajectory
@@ -47,7 +49,7 @@ class ProbeCallback(TrainerCallback):
         """
         if every < 1:
             raise ConfigError(f"every {every}: must be at least 1 step")
-        self._metrics = {name: METRICS[name] for name in as_names(metrics)}
+        self._metrics = tuple(METRICS.checked(name) for name in as_names(metrics))
         if not self._metrics:
             raise ConfigError(f"ProbeCallback: no metrics; give one or more of {', '.join(METRICS)}")
         self._trajectories, self._tokenizer = list(trajectories), tokenizer
@@ -82,10 +84,10 @@ class ProbeCallback(TrainerCallback):
             self._unlogged = {}
 
     def _probe(self, state: TrainerState, model: Any) -> None:
-        norms = self._norms(model)
+        norms, groups = self._norms(model)
         figures: dict[str, float] = {}
-        for name, metric in self._metrics.items():
-            scores = metric(norms)
+        for name in self._metrics:
+            scores = measure(name, norms, groups)
             first = self._first.setdefault(name, scores)
             same = (scores > np.median(scores)) == (first > np.median(first))
             figures |= {
@@ -99,11 +101,11 @@ class ProbeCallback(TrainerCallback):
             state.log_history.append({**figures, "epoch": state.epoch or 0.0, "step": state.global_step})
             self._unlogged = figures
 
-    def _norms(self, model: Any) -> NDArray[np.float64]:
-        """Float64 `[n, N]`."""
+    def _norms(self, model: Any) -> tuple[NDArray[np.float64], dict[GroupBy, Groups]]:
+        """Norms, float64 `[n, N]`, and the groups of the N units."""
         prober = Prober(model)
         lengths = [read_length(rendered) for rendered in self._rendered]
         norms = np.empty((len(lengths), len(prober.units)))
         for batch in plan_batches(lengths, self._batch_tokens or default_batch_tokens(prober.device.type)):
             norms[batch] = prober.probe([self._rendered[k] for k in batch]).norms
-        return norms
+        return norms, unit_groups([UnitInfo(name) for name in prober.unit_names])

@@ -1,18 +1,19 @@
 """Scores of a probe's norms, shard by shard on all cores, so that memory does not grow with the number of units."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gradprism.concentration import METRICS, UndefinedError
+from gradprism.concentration import METRICS, GroupBy, Grouped, Groups, UndefinedError
 from gradprism.probing.folder import Kind, ProbeFolder, ProbeTable, Shard
+from gradprism.probing.manifest import UnitInfo
 from gradprism.runtime.errors import ConfigError, DataError
 
 NORMALISATIONS = ("none", "per_parameter", "per_weight_norm", "per_corpus_median")
 # Norms are measured so many at a time, which a processor's second-level cache holds with what is made of them.
-_ENTRIES = 1 << 14
+BLOCK_ENTRIES = 1 << 14
 # Norms that are in memory at once for their medians: 256 MiB.
 _MEDIAN_ENTRIES = 1 << 26
 
@@ -35,14 +36,16 @@ def score(
     `DataError`, naming the trajectory. Raises `DataError` for a probe that is not complete.
     """
 
+    groups = unit_groups(probe.manifest.unit_infos)
+
     def of_shard(shard: Shard) -> NDArray[np.float64]:
         scores = np.empty((len(shard.norms), len(views)))
-        step = max(1, _ENTRIES // shard.norms.shape[1])
+        step = max(1, BLOCK_ENTRIES // shard.norms.shape[1])
         for start in range(0, len(scores) if views else 0, step):
             rows = slice(start, start + step)
             norms = shard.norms[rows].astype(np.float64)
             try:
-                scores[rows] = np.column_stack([_of_view(norms, view, strict) for view in views])
+                scores[rows] = np.column_stack([_of_view(norms, view, groups, strict) for view in views])
             except UndefinedError as error:
                 raise DataError(f"trajectory {shard.columns['id'][start + error.row].as_py()!r}: {error.why}") from None
         return scores
@@ -89,6 +92,22 @@ def median_norms(probe: ProbeFolder) -> NDArray[np.float64]:
     return medians
 
 
+def unit_groups(units: Sequence[UnitInfo]) -> dict[GroupBy, Groups]:
+    """The number of each unit's layer, and of its kind, among those that there are: two arrays int `[N]`."""
+    layers, kinds = [unit.layer for unit in units], [unit.kind for unit in units]
+    return {"layer": np.unique(layers, return_inverse=True)[1], "kind": np.unique(kinds, return_inverse=True)[1]}
+
+
+def measure(metric: str, norms: NDArray[np.float64], groups: Mapping[GroupBy, Groups]) -> NDArray[np.float64]:
+    """Scores of norms `[n, N]` by a registered metric, float64 `[n]`; `groups` is `unit_groups` of their N units.
+
+    Raises `UndefinedError` for a row that has none, and `DataError` for a metric that gives anything but a finite number per row.
+    """
+    thing = METRICS[metric]
+    arguments = (norms, groups[thing.by]) if isinstance(thing, Grouped) else (norms,)
+    return finite_scores(METRICS.call(metric, *arguments), len(norms), f"metric {metric!r}")
+
+
 def finite_scores(given: object, n: int, who: str) -> NDArray[np.float64]:
     """What `who` gives for n rows as float64 `[n]`; raises `DataError` for anything but a finite number per row."""
     try:
@@ -101,17 +120,17 @@ def finite_scores(given: object, n: int, who: str) -> NDArray[np.float64]:
     return scores
 
 
-def _of_view(norms: NDArray[np.float64], view: View, strict: bool) -> NDArray[np.float64]:
+def _of_view(norms: NDArray[np.float64], view: View, groups: Mapping[GroupBy, Groups], strict: bool) -> NDArray[np.float64]:
     if view.scales is not None:
         norms = norms * view.scales
     if view.units is not None:
-        norms = norms[:, view.units]
+        norms, groups = norms[:, view.units], {by: codes[view.units] for by, codes in groups.items()}
     try:
-        return finite_scores(METRICS.call(view.metric, norms), len(norms), f"metric {view.metric!r}")
+        return measure(view.metric, norms, groups)
     except DataError:
         if strict:
             raise
         if len(norms) == 1:
             return np.array([np.nan])
         whole = View(view.metric)
-        return np.concatenate([_of_view(row, whole, strict) for row in norms[:, None]])
+        return np.concatenate([_of_view(row, whole, groups, strict) for row in norms[:, None]])

@@ -21,6 +21,7 @@ from gradprism.routing.agreement import (
     split_by,
     threshold_standard_error,
 )
+from gradprism.routing.policies import FROM_PASS_RATES, of_pass_rates
 from gradprism.routing.split import Routing, Value, metrics_with
 
 CONFOUNDS = ("loss", "l2", "n_tokens", "n_response_tokens", "n_turns")
@@ -145,6 +146,7 @@ def audit_split(table: pl.DataFrame, routing: Routing, tasks: pl.DataFrame | Non
     confounds = {name: ranks[column] for name, column in names.items()}
     share = {"median": 0.5, "quantile": routing.rl_share}.get(routing.threshold_rule)
     error = None if share is None else threshold_standard_error(score, share, routing.seed)
+    from_rates = routing.policy in FROM_PASS_RATES
     types = None if tasks is None or tasks["task_type"].null_count() else tasks["task_type"]
     found = Audit(
         routing=routing,
@@ -156,7 +158,7 @@ def audit_split(table: pl.DataFrame, routing: Routing, tasks: pl.DataFrame | Non
         task_type_eta_squared=None if types is None else correlation_ratio(score, types),
         threshold_standard_error=error,
         share_within_one_standard_error=None if error is None else float((np.abs(table["margin"].to_numpy()) <= error).mean()),
-        rl_by_chance=drawn_by_chance(table) if routing.policy == "pass_rate" else None,
+        rl_by_chance=drawn_by_chance(table, routing.policy),
         agreement=Agreements(
             metrics={f"{a} – {b}": rank_agreement(ranks[a], ranks[b]) for a, b in itertools.combinations(metrics, 2)}
         ),
@@ -164,8 +166,9 @@ def audit_split(table: pl.DataFrame, routing: Routing, tasks: pl.DataFrame | Non
     )
     # Soft and pass-rate scores are spread by chance, and ranks within strata evenly: what they rank by is asked.
     by_metric = routing.policy in _BY_METRIC and (routing.within or routing.policy == "soft")
-    source = "pass_rate" if routing.policy == "pass_rate" else routing.metric if by_metric else "score"
-    warnings = [*_saturation(table[source].to_numpy(), "pass rates" if source == "pass_rate" else "scores")]
+    source = routing.metric if by_metric else "score"
+    values = of_pass_rates(routing.policy, table) if from_rates else table[source].to_numpy()
+    warnings = [*_saturation(values, "pass rates" if from_rates else "scores")]
     if not warnings and routing.policy != "random":
         warnings += _unstable(found.share_within_one_standard_error)
     warnings += [*_one_sided(routing), *_by_chance(found.rl_by_chance, routing.n_rl)]
@@ -178,15 +181,15 @@ def audit_split(table: pl.DataFrame, routing: Routing, tasks: pl.DataFrame | Non
     return found.model_copy(update={"warnings": tuple(warnings)})
 
 
-def drawn_by_chance(table: pl.DataFrame) -> int | None:
-    """Number of trajectories that a pass-rate split sends to RL though one of the same rate goes to SFT: they were drawn among equals.
+def drawn_by_chance(table: pl.DataFrame, policy: str) -> int | None:
+    """Number of trajectories that a split by pass rates sends to RL though an equal goes to SFT: they were drawn among equals.
 
-    None for a table (`split.split_table`'s) without pass rates.
+    None for a policy that ranks by anything else. `table` is `split.split_table`'s.
     """
-    if "pass_rate" not in table.columns:
+    if policy not in FROM_PASS_RATES:
         return None
-    sides = {side: table.filter(pl.col("route") == side)["pass_rate"] for side in ("sft", "rl")}
-    return int(sides["rl"].is_in(sides["sft"].unique().implode()).sum())
+    values, side = of_pass_rates(policy, table), table["route"].to_numpy()
+    return int(np.isin(values[side == "rl"], values[side == "sft"]).sum())
 
 
 def _saturation(values: NDArray[np.float64], what: str) -> Iterator[str]:

@@ -114,13 +114,39 @@ def pass_rate(table: pl.DataFrame, context: PolicyContext) -> NDArray[np.float64
     Equal rates stand in a seeded random order, by subtracting less than the smallest gap between rates, so that any share can be cut
     exactly; at a fixed threshold the rates are the scores. Raises `ConfigError` where the table has no `pass_rate`.
     """
+    return _among_equals(of_pass_rates("pass_rate", table), context)
+
+
+@register_policy("learnability")
+def learnability(table: pl.DataFrame, context: PolicyContext) -> NDArray[np.float64]:
+    """p(1 − p) of the pass rate p, the variance of a win: tasks that are won half of the time go to RL (arXiv 2502.12272).
+
+    Equals stand in a seeded random order, and errors are raised, as with `pass_rate`.
+    """
+    return _among_equals(of_pass_rates("learnability", table), context)
+
+
+# Policies that rank by pass rates, and by nothing of the probe: what they make of rates `[n]`. p(1 − p), at most 1/4, is rounded, so that
+# p and 1 − p are equals.
+FROM_PASS_RATES: dict[str, Callable[[NDArray[np.float64]], NDArray[np.float64]]] = {
+    "pass_rate": lambda rates: rates,
+    "learnability": lambda rates: np.round(rates * (1 - rates), 12),
+}
+
+
+def of_pass_rates(policy: str, table: pl.DataFrame) -> NDArray[np.float64]:
+    """What a policy of `FROM_PASS_RATES` ranks by, `[n]`, with equals; raises `ConfigError` where the table has no `pass_rate`."""
     if "pass_rate" not in table.columns:
         raise ConfigError(
-            "policy pass_rate: needs pass rates; give --pass-rates, the episodes.jsonl of a `gradprism evaluate` of the base model"
+            f"policy {policy}: needs pass rates; give --pass-rates, the episodes.jsonl of a `gradprism evaluate` of the base model"
         )
-    rates = table["pass_rate"].to_numpy().astype(np.float64)
+    return FROM_PASS_RATES[policy](table["pass_rate"].to_numpy().astype(np.float64))
+
+
+def _among_equals(values: NDArray[np.float64], context: PolicyContext) -> NDArray[np.float64]:
+    """The values `[n]` ≥ 0, equal ones in a seeded random order unless they are cut at a number that was given."""
     if context.fixed_threshold:
-        return rates
-    gap = np.diff(np.unique(np.append(rates, 0.0))).min(initial=1.0)  # also to 0: what was won once scores above it
-    n = len(table)
-    return rates - gap * np.random.default_rng([context.seed, TIES]).permutation(n) / max(1, n)
+        return values
+    gap = np.diff(np.unique(np.append(values, 0.0))).min(initial=1.0)  # also to 0: what was won once scores above it
+    n = len(values)
+    return values - gap * np.random.default_rng([context.seed, TIES]).permutation(n) / max(1, n)

@@ -243,7 +243,7 @@ def route(
 
     Args:
         probe: A `Probe`, or a probe folder or URL.
-        metric: One of `concentration.METRICS`: gini, cv, kurtosis, or a registered one.
+        metric: One of `concentration.METRICS`: gini, cv, kurtosis and others (docs/audit.md), or a registered one.
         policy: One of `policies.POLICIES`, which makes scores of the metric and of the other measures; `concentration` is PRISM.
         rl_share: Share of the trajectories that go to RL, 0 to 1, those of the highest scores; at 0.5, what is above the median.
         threshold: Number above which scores go to RL, in place of a share.
@@ -255,7 +255,7 @@ def route(
         normalise: Scale of the norms before the metric: none, per_parameter, per_weight_norm or per_corpus_median (see `Probe.scores`).
         seed: Of policies by chance, and of the audit's bootstrap.
         pass_rates: Rates, 0 to 1, by task id, or an `episodes.jsonl` of `gradprism evaluate` with an episode of each trajectory's task;
-            for the policy `pass_rate`, and for the audit.
+            for the policies `pass_rate` and `learnability`, and for the audit.
         per_turn: Add statistics of each trajectory's single turns to the frame, by the same metric; what goes where does not change.
 
     Raises:

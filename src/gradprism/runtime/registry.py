@@ -26,7 +26,7 @@ class Registry(Mapping[str, T], Generic[T]):
     `kind` names one of them in messages ("metric"). Entry points are those of the group `gradprism.<kind>s`, `policies` for a policy:
 
         [project.entry-points."gradprism.metrics"]
-        hoyer = "my_package.metrics:hoyer"
+        peak = "my_package.metrics:peak"
 
     `builtin` maps names of this package's own things to where they are (`module:attribute`), for those that are expensive to import.
     """
