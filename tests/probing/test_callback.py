@@ -89,7 +89,7 @@ def test_the_split_agreement_is_the_share_that_goes_the_same_way(tmp_path):
     told = []
     callback.log = told.append
     for k, rows in enumerate(([0, 1, 2, 3], [0, 1, 2, 3], [1, 0, 3, 2])):
-        callback._norms = lambda model, rows=rows: norms[rows]
+        callback._norms = lambda model, rows=rows: (norms[rows], {})
         callback._probe(TrainerState(global_step=k), None)
     above = gini(norms) > np.median(gini(norms))
     assert [row["probe/gini_split_agreement"] for row in told] == [1.0, 1.0, float((above == above[[1, 0, 3, 2]]).mean())]
@@ -107,8 +107,8 @@ def test_trackers_are_told_through_the_trainer(tmp_path):
 def test_what_cannot_be_probed_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="at least 1 step"):
         ProbeCallback(PROBED, every=0)
-    with pytest.raises(ConfigError, match="metric 'entropy': choose one of"):
-        ProbeCallback(PROBED, metrics=("entropy",))
+    with pytest.raises(ConfigError, match="metric 'size': choose one of"):
+        ProbeCallback(PROBED, metrics=("size",))
     with pytest.raises(ConfigError, match="no metrics; give one or more of gini"):
         ProbeCallback(PROBED, metrics=())
     with pytest.raises(ConfigError, match="no trajectories"):
