@@ -104,7 +104,7 @@ def test_quickstart_from_corpus_to_report_and_again(tmp_path):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["route.metric=entropy"], r"route\.metric: metric 'entropy': choose one of gini"),
+        (["route.metric=size"], r"route\.metric: metric 'size': choose one of gini"),
         (["rl.roundz=3"], r"rl\.roundz: no such setting; did you mean rounds\?"),
         (['corpus.files=["nowhere.jsonl"]'], r"corpus\.files: 'nowhere.jsonl': no such file"),
         (["model.path=./nowhere"], r"model '\./nowhere': no such folder"),
