@@ -99,8 +99,9 @@ def main() -> None:
     for name in () if options.table else options.only or search["recipes"]:
         recipe = search["recipes"][name]
         model = start_model(recipe["from"], search, environment, options.out)
-        config = gp.RlConfig.model_validate({**search["rl"], **{key: value for key, value in recipe.items() if key != "from"}})
-        tasks = environment.tasks("train", search["tasks"])
+        settings = {key: value for key, value in recipe.items() if key not in ("from", "tasks")}
+        config = gp.RlConfig.model_validate({**search["rl"], **settings})
+        tasks = environment.tasks("train", recipe.get("tasks", search["tasks"]))
         gp.train_rl(model, None, environment, tasks, config, out=options.out / name, workers=search.get("workers"))
         (options.out / "table.md").write_text(table(search, options.out), encoding="utf-8")
     (options.out / "table.md").write_text(table(search, options.out), encoding="utf-8")
