@@ -159,21 +159,23 @@ def verdict(found: Interval | None, p: float | None, detectable: float | None) -
 def sampled_table(comparison: Comparison, split: str | None = None) -> Table | None:
     """Success by greedy answers against that by sampled ones, and pass@k, of the arms that have both; None where none has.
 
-    All are of the same tasks, the first of the split (default the main one); differences are paired by task and seed.
+    All are of the same tasks, the first of the split (default the main one), and of the seeds that were sampled, whose number is told;
+    differences are paired by task and seed.
     """
     split = split or comparison.splits[0]
     samplings = [s for s in comparison.results.evaluations if split in s.splits]
     rows = []
     for arm in comparison.arms:
-        cells = []
+        cells, seeds = [], []
         for sampling in samplings:
             sampled, greedy = comparison.sampled(arm, sampling.name, split)
+            seeds.append(str(len(sampled)))
             mean = interval(sampled.mean(2)) if sampled.size else None
             less = interval(sampled.mean(2) - greedy) if sampled.size else None
             cells += [percent(interval(greedy) if sampled.size else None), percent(mean), points(less)]
             cells += [percent(interval(sampled.max(2)) if sampled.size else None)] if sampling.attempts > 1 else []
         if any(cell != "–" for cell in cells):
-            rows.append([comparison.title(arm), str(len(comparison.runs(arm))), *cells])
+            rows.append([comparison.title(arm), "/".join(dict.fromkeys(seeds)), *cells])
     headings = ["arm", "seeds"]
     for sampling in samplings:
         at = f"at {sampling.temperature:g}"
