@@ -28,6 +28,8 @@ _FILES: dict[Kind, tuple[str, ...]] = {
     "training": (MANIFEST, "log.jsonl", "summary.json"),
     "evaluation": (MANIFEST, "episodes.jsonl", "summary.json"),
 }
+# Also those of a run's stages: what is done, what runs, and how far it is.
+_OF_STAGES = (f"{STAGES}/*/stage.json", "running/*.json", f"{STAGES}/*/*.jsonl", f"{STAGES}/*/evaluation/episodes.jsonl")
 # By which key of a manifest a folder is known, and by which files where the manifest is broken.
 _IDENTITIES: dict[str, Kind] = {"units": "probe", "command": "training", "tasks_sha256": "evaluation"}
 _MARKS: tuple[tuple[str, Kind], ...] = (("norms-", "probe"), ("episodes.jsonl", "evaluation"), ("log.jsonl", "training"))
@@ -76,8 +78,7 @@ class Folder:
         try:
             paths = sorted({path for pattern in _FILES[self.kind] for path in self.path.glob(pattern)})
             if self.kind == "run":
-                paths += sorted(self.path.glob(f"{STAGES}/*/stage.json"))
-                paths += sorted(path for name in ("running/*.json", f"{STAGES}/*/*.jsonl") for path in self.path.glob(name))
+                paths += sorted({path for pattern in _OF_STAGES for path in self.path.glob(pattern)})
             if not self.path.is_dir():
                 raise MissingFileError(f"{self.shown}: is gone; look at the list of folders again")
             for path in paths:

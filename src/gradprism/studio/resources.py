@@ -328,7 +328,7 @@ def _run(self: Resources, query: Mapping[str, str], id: str) -> Answer:
     parts = self.parts(id)
     corpora = [folder for folder in parts.within if folder.kind == "probe"]
     has_results = parts.run.kind == "run" and (parts.run.path / RESULTS).is_file()
-    view = run_view(parts, corpora, has_results)
+    view = run_view(parts, corpora, has_results, self.once)
     return _json(view, view["version"])
 
 

@@ -2,8 +2,9 @@
 
 import contextlib
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ from gradprism.runtime.folders import MANIFEST
 from gradprism.studio.folders import STAGES, Folder, is_locked
 from gradprism.training.doctor import SEEN, Doctor
 
+# What is made of a folder, by kind, once for each of its versions: `Resources.once`.
+Once = Callable[[str, Folder, Callable[[], dict[str, Any]]], dict[str, Any]]
 _LOCKS = {"run": ".experiment.tmp", "evaluation": ".evaluation.tmp", "training": ".training.tmp"}
 _COSTS = tuple(Cost.model_fields)
 # Figures of a log that say how fast and not how well it goes come last.
@@ -52,12 +55,19 @@ class Parts:
         return found
 
 
-def run_view(parts: Parts, corpora: Sequence[Folder], results: bool) -> dict[str, Any]:
-    """`RunView` of `web/src/api.ts`; raises `DataError` for files that are broken."""
+def run_view(parts: Parts, corpora: Sequence[Folder], results: bool, once: Once) -> dict[str, Any]:
+    """`RunView` of `web/src/api.ts`; raises `DataError` for files that are broken.
+
+    A live run is asked for again and again, so what is told of its trainings and evaluations is made `once` for each of their versions.
+    """
     run = parts.run
     records = _records(run)
-    trainings = [_training(folder) for folder in parts.of("training")]
-    evaluations = [_evaluation(folder, records) for folder in parts.of("evaluation")]
+    trainings = [once("training", folder, partial(_training, folder)) for folder in parts.of("training")]
+    evaluations = []
+    for folder in parts.of("evaluation"):
+        record = records.get(folder.path.parent.name)  # it comes when the stage ends, and says what was evaluated
+        kind = "evaluation" if record is None else "evaluation of a stage"
+        evaluations.append(once(kind, folder, partial(_evaluation, folder, record)))
     running = _running_stages(parts) if run.kind == "run" else []
     stages = [*(_stage(record) for record in sorted(records.values(), key=lambda record: record.started)), *running]
     found = [warning for training in trainings for warning in training["warnings"]]
@@ -220,17 +230,14 @@ def _total_episodes(folder: Folder) -> int | None:
     return None if not counts or None in counts else sum(counts) * config.get("attempts", 1)
 
 
-def _evaluation(folder: Folder, records: Mapping[str, Record]) -> dict[str, Any]:
+def _evaluation(folder: Folder, record: Record | None) -> dict[str, Any]:
     episodes, manifest = _episodes(folder), read_json(folder.below(MANIFEST))
     summary = read_json(folder.below("summary.json")) if (folder.path / "summary.json").is_file() else {}
     with _broken(folder.path, "evaluate again with --on-existing replace"):
-        return _evaluated(folder, records, episodes, manifest, summary)
+        return _evaluated(folder, record, episodes, manifest, summary)
 
 
-def _evaluated(
-    folder: Folder, records: Mapping[str, Record], episodes: Sequence[Episode], manifest: Any, summary: Any
-) -> dict[str, Any]:
-    record = records.get(folder.path.parent.name)
+def _evaluated(folder: Folder, record: Record | None, episodes: Sequence[Episode], manifest: Any, summary: Any) -> dict[str, Any]:
     causes = record.causes if record else None
     model = causes.get("model") if isinstance(causes, dict) else None
     agent = str(model or "base") if record else str(manifest.get("agent", {}).get("kind", ""))
