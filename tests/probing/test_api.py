@@ -137,5 +137,5 @@ def test_a_bare_name_is_one_name(model):
     found = probe(model, TOKENIZER, sample_trajectories(3), units="*.q_proj")
     assert {unit.kind for unit in found.units} == {"q"}
     assert found.measures(metrics="cv").columns[-1] == "cv"
-    assert gp.ProbeCallback(sample_trajectories(1), TOKENIZER, metrics="gini")._metrics.keys() == {"gini"}
+    assert gp.ProbeCallback(sample_trajectories(1), TOKENIZER, metrics="gini")._metrics == ("gini",)
     assert gp.audit(found, compare=found).agreement.probes["in memory 1"].shared == 3

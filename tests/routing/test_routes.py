@@ -435,7 +435,9 @@ def test_statistics_of_single_turns(route, tmp_path, metric, undefined, normalis
     assert table.drop(columns).equals(plain), "the route goes by the whole trajectory"
 
     scales = 1.0 if normalise == "none" else 1 / np.arange(1, N + 1)
-    scores = {item: float(METRICS[metric]((norms * scales)[None])[0]) for item, norms in turns.items() if item not in undefined}
+    scores = {
+        item: float(METRICS.call(metric, (norms * scales)[None])[0]) for item, norms in turns.items() if item not in undefined
+    }
     for i, row in enumerate(table.select(columns).iter_rows()):
         own = {turn: score for (index, turn), score in scores.items() if index == i}
         values = list(own.values())

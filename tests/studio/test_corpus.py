@@ -59,14 +59,14 @@ def test_columns_are_the_probes_and_the_tasks(kept):
     assert columns["id"] == [t.id for t in trajectories]
     for name in ("n_tokens", "n_response_tokens", "n_turns", "loss", "l2"):
         np.testing.assert_array_equal(columns[name], probe.frame[name])
-    np.testing.assert_allclose(columns["gini"], METRICS["gini"](probe.norms))
+    np.testing.assert_allclose(columns["gini"], METRICS.call("gini", probe.norms))
     assert columns["task_type"] == [t.task.get("task_type") for t in trajectories]
     assert columns["task.source"] == [t.task["source"] for t in trajectories]
     more = asked.columns("more.bin")
     scaled = probe.norms / np.sqrt([unit.n_parameters for unit in probe.units])
     for metric in ("cv", "kurtosis"):
-        np.testing.assert_allclose(more[metric], METRICS[metric](probe.norms))
-        np.testing.assert_allclose(more[f"{metric}/per_parameter"], METRICS[metric](scaled))
+        np.testing.assert_allclose(more[metric], METRICS.call(metric, probe.norms))
+        np.testing.assert_allclose(more[f"{metric}/per_parameter"], METRICS.call(metric, scaled))
     turns = probe.turn_scores("gini")
     expected = turns.group_by("index").agg(pl.col("score").max()).sort("index")["score"]
     np.testing.assert_allclose(more["turn_max"], expected)
