@@ -33,6 +33,12 @@ def resolve_shipped(name: str) -> str:
     return str(shipped(name.removeprefix(_PREFIX))) if name.startswith(_PREFIX) else name
 
 
+def shipped_name(path: Path | str) -> str | None:
+    """The name, such as `shipped:alfworld-tiny`, of a file or folder that comes with the package; None for any other path."""
+    found = Path(path).resolve()
+    return _PREFIX + found.name if found.parent == _DATA.resolve() else None
+
+
 def resolve_shipped_model(name: str) -> str:
     """`resolve_shipped` of a model's name; raises `ConfigError`, which lists the models, for anything else that would be shipped."""
     models = sorted(path.name for path in _DATA.iterdir() if (path / "config.json").is_file())

@@ -651,26 +651,31 @@ def test_case_names_are_files_and_differ(name, tmp_path):
     assert all(set(case) <= set("abcdefghijklmnopqrstuvwxyz0123456789-_.") for case in names)
 
 
-def measure_on_a_cpu(part, tmp_path):
-    """All cases are measured, but for packing with flash attention."""
+def measured_on_a_cpu(part, tmp_path):
+    """The rows of all cases by name: each is measured, but for packing with flash attention."""
     assert runner.run_part(part, tmp_path, this_machine("cpu"), 400) == []
+    rows = {}
     for case in part.cases:
         outcome = Store(tmp_path, part.name).read(case.name)
         assert outcome is not None
+        rows[case.name] = outcome.rows
         if case.name == "packing-flash":
             assert outcome.reason.startswith("transformers finds no flash attention")
         else:
             assert outcome.rows and not outcome.reason, case.name
+    return rows
 
 
 def test_every_family_agrees_with_autograd_on_a_cpu_too(tmp_path):
-    measure_on_a_cpu(agreement_part(replace(setting(tmp_path), smoke=False)), tmp_path)
+    part = agreement_part(replace(setting(tmp_path), smoke=False))
+    assert measured_on_a_cpu(part, tmp_path).keys() == {case.name for case in part.cases}
 
 
 @pytest.mark.parametrize("name", ["agreement", "corpus"])
 def test_parts_run_small_on_a_cpu(name, tmp_path):
     """The others take half a minute and more: see `test_the_smoke_run_measures_everything`."""
-    measure_on_a_cpu(run.make_part(name, setting(tmp_path)), tmp_path)
+    part = run.make_part(name, setting(tmp_path))
+    assert measured_on_a_cpu(part, tmp_path).keys() == {case.name for case in part.cases}
 
 
 def test_what_cannot_be_begun_is_said_in_one_line(tmp_path, capsys):

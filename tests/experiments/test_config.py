@@ -104,3 +104,16 @@ def test_options_of_the_chat_template_are_replayed(tmp_path):
     assert config.model.chat == ChatOptions(merge=("system",), date="2025-02-09", arguments={"effort": "high"})
     (tmp_path / "config.json").write_text(json.dumps(config.portable(tmp_path)))
     assert load_config(tmp_path / "config.json").model.chat == config.model.chat
+
+
+def test_what_comes_with_the_package_is_replayed_from_anywhere(tmp_path):
+    config = load_config(Path("configs/quickstart.toml"))
+    values = config.portable(tmp_path / "far" / "away")
+    assert values["model"]["path"] == "shipped:alfworld-tiny" and values["corpus"]["files"] == ["shipped:alfworld-quickstart.jsonl"]
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    again = load_config(tmp_path / "config.json")
+    assert Path(again.model.path).samefile(config.model.path) and Path(again.corpus.files[0]).samefile(config.corpus.files[0])
+    own = tmp_path / "alfworld-tiny"
+    own.mkdir()
+    config = load_config(Path("configs/quickstart.toml"), [f'model.path="{own}"'])
+    assert config.portable(tmp_path)["model"]["path"] == "alfworld-tiny", "another folder of the same name is none of the package's"

@@ -18,7 +18,7 @@ from gradprism.studio.bundle import BLOCK
 from gradprism.studio.resources import Resources
 from gradprism.studio.static_files import read_static
 from helpers.cli import assert_refused
-from helpers.studio import ATTACK, make_run, make_tree
+from helpers.studio import ATTACK, make_run
 
 
 class Page(HTMLParser):
@@ -42,22 +42,14 @@ class Page(HTMLParser):
 
 
 @pytest.fixture(scope="module")
-def tree(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("tree")
-    make_tree(folder)
-    make_run(folder / "run")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def page(tree, tmp_path_factory):
+def page(kept_tree, tmp_path_factory):
     path = tmp_path_factory.mktemp("out") / "studio.html"
-    assert gp.export_studio(tree, path) == path
+    assert gp.export_studio(kept_tree, path) == path
     return Page(path.read_text(encoding="utf-8"))
 
 
-def test_a_bundle_holds_what_the_server_answers(tree, page):
-    resources = Resources([str(tree)])
+def test_a_bundle_holds_what_the_server_answers(kept_tree, page):
+    resources = Resources([str(kept_tree)])
     index = json.loads(page.data["index.json"])
     assert index == json.loads(resources.get("index.json", {}).content) and index["problems"] == []
     single = [path for path in page.data if not re.search(r"(trajectories|tokens|blocks)/|audit|profiles", path)]
@@ -89,8 +81,8 @@ def test_a_bundle_runs_one_script_and_asks_no_network(page):
     assert {attrs["content"] for tag, attrs in page.tags if attrs.get("name") == "gradprism-source"} == {"file"}
 
 
-def test_a_folder_holds_the_same_piece_by_piece(tree, page, tmp_path):
-    assert gp.export_studio([tree], tmp_path / "out") == tmp_path / "out"
+def test_a_folder_holds_the_same_piece_by_piece(kept_tree, page, tmp_path):
+    assert gp.export_studio([kept_tree], tmp_path / "out") == tmp_path / "out"
     names = json.loads((tmp_path / "out" / "data.js").read_text().removeprefix("globalThis.gradprismFiles = ").removesuffix(";\n"))
     assert names.keys() == page.data.keys()
     for path, name in names.items():
@@ -100,12 +92,12 @@ def test_a_folder_holds_the_same_piece_by_piece(tree, page, tmp_path):
     index = Page((tmp_path / "out" / "index.html").read_text())
     assert {attrs.get("src") for tag, attrs in index.tags if tag == "script"} == {"data.js", "app.js"}
     assert (tmp_path / "out" / "app.js").read_bytes() == read_static("app.js")
-    gp.export_studio([tree], tmp_path / "out")  # in the place of the earlier one
+    gp.export_studio([kept_tree], tmp_path / "out")  # in the place of the earlier one
     with pytest.raises(FolderInUseError, match=r"is in use and no exported studio \(no data\.js\)"):
-        gp.export_studio([tree], tree / "model")
+        gp.export_studio([kept_tree], kept_tree / "model")
 
 
-def test_nothing_of_the_data_is_markup(tree, page):
+def test_nothing_of_the_data_is_markup(kept_tree, page):
     texts = [content.decode("utf-8", "replace") for content in page.data.values()]
     assert any("alert(1)" in text for text in texts)
     names = {tag for tag, _ in page.tags} | {name for _, attrs in page.tags for name in attrs}
@@ -114,10 +106,10 @@ def test_nothing_of_the_data_is_markup(tree, page):
     assert not [value for value in values if "alert" in value or "javascript:" in value]
 
 
-def test_what_cannot_be_read_is_left_out_and_told(tree, tmp_path, capsys):
+def test_what_cannot_be_read_is_left_out_and_told(kept_tree, tmp_path, capsys):
     make_run(tmp_path / "run")
     (tmp_path / "run" / "stages" / "sft-0123456789abcdef" / "stage.json").write_text("{}")
-    gp.export_studio([tree, tmp_path / "run"], tmp_path / "out.html")
+    gp.export_studio([kept_tree, tmp_path / "run"], tmp_path / "out.html")
     found = Page((tmp_path / "out.html").read_text())
     problems = json.loads(found.data["index.json"])["problems"]
     assert len(problems) == 1 and "stage.json: is of another version or broken" in problems[0]["message"]
@@ -125,16 +117,16 @@ def test_what_cannot_be_read_is_left_out_and_told(tree, tmp_path, capsys):
     assert "left out: " in capsys.readouterr().err
 
 
-def test_the_command_exports(cli, tree, tmp_path):
-    code, out, _ = cli("studio", tree, "--export", tmp_path / "a.html", "--device-tflops", "2")
+def test_the_command_exports(cli, kept_tree, tmp_path):
+    code, out, _ = cli("studio", kept_tree, "--export", tmp_path / "a.html", "--device-tflops", "2")
     assert code == 0 and re.fullmatch(r".*a\.html: \d\.\d MiB\n", out)
     found = Page((tmp_path / "a.html").read_text())
     [meta] = [json.loads(content) for path, content in found.data.items() if path.endswith("meta.json")]
     assert meta["costs"]["rl"]["source"].startswith("2 TFLOP/s")
-    code, out, _ = cli("studio", tree, "--export", tmp_path / "b")
+    code, out, _ = cli("studio", kept_tree, "--export", tmp_path / "b")
     assert code == 0 and (tmp_path / "b" / "index.html").is_file()
     assert_refused(cli("studio", tmp_path / "nothing"), "no such folder; name probe, route, run")
-    assert_refused(cli("studio", tree, "--export", tmp_path / "c.html", "--model", tmp_path / "b"), "holds no tokenizer.json")
+    assert_refused(cli("studio", kept_tree, "--export", tmp_path / "c.html", "--model", tmp_path / "b"), "holds no tokenizer.json")
 
 
 # --- the report of a run or an experiment
@@ -184,10 +176,10 @@ def test_a_failed_write_keeps_the_old_report(results, monkeypatch):
     assert sorted(p.name for p in results.iterdir()) == ["report.html", "results.json"]
 
 
-def test_a_report_of_a_very_large_corpus_leaves_its_texts_out(tree, tmp_path, monkeypatch, capsys):
+def test_a_report_of_a_very_large_corpus_leaves_its_texts_out(kept_tree, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("gradprism.studio.api.MOST_TEXTS", 11)
     monkeypatch.setattr("gradprism.studio.api.read_results", lambda folder: None)
-    write_report(tree, tmp_path / "report.html")
+    write_report(kept_tree, tmp_path / "report.html")
     paths = Page((tmp_path / "report.html").read_text()).data
     assert not [path for path in paths if "trajectories/" in path] and any(path.endswith("columns.bin") for path in paths)
     assert "the texts of its 12 trajectories are left out" in capsys.readouterr().err

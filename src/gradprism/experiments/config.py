@@ -12,7 +12,7 @@ from pydantic import Field, JsonValue, ValidationError, model_validator
 from gradprism.evaluation.config import EvaluationConfig
 from gradprism.experiments.arms import ArmConfig, FurtherEvaluation, RefreshConfig, RouteConfig, Section
 from gradprism.experiments.results import Design
-from gradprism.package_data import resolve_shipped, resolve_shipped_model
+from gradprism.package_data import resolve_shipped, resolve_shipped_model, shipped_name
 from gradprism.runtime.errors import ConfigError, MissingFileError, one_line
 from gradprism.runtime.files import parse_json, parse_toml
 from gradprism.runtime.settings import wrong_setting
@@ -198,10 +198,15 @@ class ExperimentConfig(Design, Section):
                 raise ValueError(f"{where}: evaluation.splits has no {others[0]}, and its tasks are of those")
 
     def portable(self, folder: Path) -> Values:
-        """The configuration as JSON with paths relative to `folder`, so that it replays from another checkout."""
+        """The configuration as JSON with paths relative to `folder`, so that it replays from another checkout.
+
+        What comes with the package is named, and found wherever that is installed.
+        """
 
         def relative(path: str) -> str:
-            return os.path.relpath(path, folder.resolve()) if Path(path).is_absolute() else path
+            if not Path(path).is_absolute():
+                return path
+            return shipped_name(path) or os.path.relpath(path, folder.resolve())
 
         values = self.model_dump(mode="json")
         values["model"]["path"] = relative(self.model.path)
