@@ -25,9 +25,9 @@ def ids_of(path):
 def test_between_two_cuts_a_trajectory_goes_to_neither(cli, tmp_path):
     score = gini(make_probe(tmp_path / "probe"))
     low, high = np.sort(score)[[6, 15]]
-    cut = ("--threshold", high, "--sft-threshold", low)
+    cut = ("--cuts", f"{low},{high}", "--sides", "sft,none,rl")
     code, out, _ = cli("route", tmp_path / "probe", "--out", tmp_path / "route", *cut)
-    assert code == 0 and "7 to SFT, 5 to RL, 9 to neither; concentration of gini, thresholds" in out
+    assert code == 0 and "7 to SFT, 5 to RL, 9 to neither; concentration of gini, cuts" in out
     routes = Routes.load(tmp_path / "route")
     expected = ["rl" if s > high else "sft" if s <= low else "none" for s in score]
     assert routes.frame["route"].to_list() == expected
@@ -35,8 +35,8 @@ def test_between_two_cuts_a_trajectory_goes_to_neither(cli, tmp_path):
     assert ids_of(tmp_path / "route" / "rl.jsonl") == [i for i, e in zip(routes.frame["id"], expected, strict=True) if e == "rl"]
     assert [len(routes.sft), len(routes.rl)] == [7, 5]
     assert_refused(
-        cli("route", tmp_path / "probe", "--out", tmp_path / "b", "--threshold", low, "--sft-threshold", high),
-        "must be a number at or below the threshold",
+        cli("route", tmp_path / "probe", "--out", tmp_path / "b", "--cuts", f"{high},{low}", "--sides", "sft,none,rl"),
+        "give numbers on the score's scale, ascending",
     )
 
 

@@ -72,7 +72,7 @@ def test_two_cuts_leave_the_middle_to_neither(pages, kept_tree):
     page = pages.corpus(f"?cut={(ordered[3] + ordered[4]) / 2},{(ordered[8] + ordered[9]) / 2}")
     assert counts(page) == {"sft": 4, "none": 5, "rl": 3}
     page.get_by_role("button", name="The lines that make what is shown").click()
-    assert "--sft-threshold" in page.locator(".command pre").first.inner_text()
+    assert "--sides sft,none,rl" in page.locator(".command pre").first.inner_text()
 
 
 def test_a_share_sets_the_cut_as_route_does(pages, kept_tree):

@@ -228,7 +228,7 @@ export type Side = "sft" | "none" | "rl";
 /**
  * A route folder of this corpus. Columns of `paths.route`: `score` (f64; the policy's, which is cut), `side` (category of `sft`, `none`,
  * `rl`: where each goes), `cut` (the same without overrides), `reason` (text; empty where there is no override), and `pass_rate` or
- * statistics of turns where it has them. At or below `sft_threshold` a score goes to SFT, above `threshold` to RL.
+ * statistics of turns where it has them.
  */
 export interface RouteMeta {
   id: Id;
@@ -239,10 +239,8 @@ export interface RouteMeta {
   metric: string;
   normalise: string;
   threshold: number;
-  /** Below `threshold` where what lies between goes to neither; else equal to it. */
-  sft_threshold: number;
   threshold_rule: string;
-  /** In general: numbers at which scores are cut, ascending, and the side of each range, one more; a score belongs above where it is greater. */
+  /** Numbers at which scores are cut, ascending, and the side of each range, one more; a score belongs above where it is greater. */
   cuts: number[];
   sides: Side[];
   /** Strata in which scores were ranked, `length` or `task_type`; scores are then fractions of their stratum. */

@@ -19,9 +19,6 @@ def command(
     threshold: Annotated[
         float | None, typer.Option(help="Send what scores above this number to RL, whatever share that is.")
     ] = None,
-    sft_threshold: Annotated[
-        float | None, typer.Option(help="Send to SFT what scores at or below this number, and what lies between to neither.")
-    ] = None,
     cuts: Annotated[
         str | None, typer.Option(help="Several numbers in place of a threshold, ascending: 0.1,0.7. Needs --sides.")
     ] = None,
@@ -47,7 +44,6 @@ def command(
         policy=policy,
         rl_share=rl_share,
         threshold=threshold,
-        sft_threshold=sft_threshold,
         cuts=_numbers(cuts),
         sides=[side.strip() for side in sides.split(",")] if sides else (),
         within=within or (),

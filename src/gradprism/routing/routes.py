@@ -26,7 +26,6 @@ from gradprism.routing.split import (
     ProbeOrigin,
     Routing,
     Side,
-    check_sft_threshold,
     choose_threshold,
     metrics_with,
     overridden,
@@ -225,7 +224,6 @@ def route(
     policy: str = "concentration",
     rl_share: float = 0.5,
     threshold: float | None = None,
-    sft_threshold: float | None = None,
     cuts: Sequence[float] = (),
     sides: Sequence[str] = (),
     within: str | Sequence[str] = (),
@@ -247,8 +245,7 @@ def route(
         policy: One of `policies.POLICIES`, which makes scores of the metric and of the other measures; `concentration` is PRISM.
         rl_share: Share of the trajectories that go to RL, 0 to 1, those of the highest scores; at 0.5, what is above the median.
         threshold: Number above which scores go to RL, in place of a share.
-        sft_threshold: Number at or below which scores go to SFT; what lies between it and the threshold goes to neither. Default: no gap.
-        cuts: Numbers, ascending, that part the scores into ranges, in place of a share or thresholds; a score equal to one lies below it.
+        cuts: Numbers, ascending, that part the scores into ranges, in place of a share or a threshold; a score equal to one lies below it.
         sides: The side of each range, lowest first: sft, rl or none; one more than there are cuts.
         within: Rank scores among trajectories of their kind alone: of a fifth of the response `length`s, of a `task_type`, or both. The
             scores are then these ranks, as fractions of their stratum.
@@ -268,8 +265,8 @@ def route(
         raise ConfigError(f"seed {seed}: must be 0 or more")
     check_strata(within := as_names(within))
     several = Cut.of(cuts, sides) if cuts or sides else None
-    if several and not (threshold is None and sft_threshold is None and rl_share == 0.5):
-        raise ConfigError("cuts and thresholds or an RL share exclude each other; give one")
+    if several and not (threshold is None and rl_share == 0.5):
+        raise ConfigError("cuts and a threshold or an RL share exclude each other; give one")
     if not isinstance(probe, Probe):
         probe = Probe.load(probe)
     rates = None if pass_rates is None else PassRates.of(pass_rates)
@@ -288,8 +285,7 @@ def route(
     if within:
         score = rank_within(score, strata(within, measures, tasks))
     high = several.at[0] if several else choose_threshold(score, rl_share, threshold)
-    low = check_sft_threshold(sft_threshold, high)
-    frame = split_table(measures, score, several or Cut.between(low, high))
+    frame = split_table(measures, score, several or Cut((high,)))
     n = {side: int((frame["route"] == side).sum()) for side in SIDES}
     routing = Routing(
         policy=policy,
@@ -298,7 +294,6 @@ def route(
         within=within,
         threshold_rule="cuts" if several else "fixed" if given else "median" if rl_share == 0.5 else "quantile",
         threshold=high,
-        sft_threshold=low,
         cuts=several.at if several else (),
         sides=several.sides if several else (),
         rl_share=None if given or rl_share == 0.5 else rl_share,

@@ -47,11 +47,6 @@ class Cut:
             )
         return cls(tuple(map(float, at)), tuple(sides))  # pyright: ignore[reportArgumentType] # each is one of SIDES
 
-    @classmethod
-    def between(cls, low: float | None, high: float) -> Self:
-        """SFT at or below `low` (None: the same as `high`), RL above `high`, and neither between them."""
-        return cls((high,)) if low is None or low == high else cls((low, high), SIDES)
-
     def route(self, scores: NDArray[np.float64]) -> NDArray[np.str_]:
         """The side of each score, `[n]`."""
         return np.array(self.sides)[np.searchsorted(self.at, scores, side="left")]
@@ -95,10 +90,9 @@ class Routing(Value):
     """The making of a route, and the numbers of trajectories that went where: the contents of `routing.json`.
 
     Scores above `threshold` went to RL. `threshold_rule` says where that is from: the scores' median, the quantile of an `rl_share`
-    (None for the others), or a number that was given (`fixed`). Scores at or below `sft_threshold`, which None sets equal to it, went to
-    SFT, and `n_none` to neither. Where several numbers were given with the sides of their ranges (rule `cuts`), `cuts` and `sides` are
-    they, and `threshold` is the first. `within`: the strata in which scores were ranked. The numbers are those after the `n_overrides`.
-    `n_undefined_turns` is None where turns were not asked for.
+    (None for the others), or a number that was given (`fixed`). Where several numbers were given with the sides of their ranges (rule
+    `cuts`), `cuts` and `sides` are they, `threshold` is the first, and `n_none` went to neither side. `within`: the strata in which scores
+    were ranked. The numbers are those after the `n_overrides`. `n_undefined_turns` is None where turns were not asked for.
     """
 
     policy: str = "concentration"
@@ -107,7 +101,6 @@ class Routing(Value):
     within: tuple[str, ...] = ()
     threshold_rule: Literal["median", "quantile", "fixed", "cuts"] = "median"
     threshold: float
-    sft_threshold: float | None = None
     cuts: tuple[float, ...] = ()
     sides: tuple[Side, ...] = ()
     rl_share: float | None = None
@@ -133,15 +126,14 @@ class Routing(Value):
     @property
     def cut(self) -> Cut:
         """Where scores are cut."""
-        return Cut(self.cuts, self.sides) if self.cuts else Cut.between(self.sft_threshold, self.threshold)
+        return Cut(self.cuts, self.sides) if self.cuts else Cut((self.threshold,))
 
     @property
     def cut_text(self) -> str:
-        """`threshold 0.35`, `thresholds 0.3 and 0.35`, `cuts 0.1, 0.7 (sft, rl, none)`."""
+        """`threshold 0.35`, or `cuts 0.1, 0.7 (sft, rl, none)`."""
         if self.cuts:
             return f"cuts {', '.join(f'{cut:.6g}' for cut in self.cuts)} ({', '.join(self.sides)})"
-        low = "" if self.sft_threshold is None else f"s {self.sft_threshold:.6g} and"
-        return f"threshold{low} {self.threshold:.6g}"
+        return f"threshold {self.threshold:.6g}"
 
 
 def metrics_with(*chosen: str) -> list[str]:
@@ -174,13 +166,6 @@ def choose_threshold(scores: NDArray[np.float64], rl_share: float = 0.5, thresho
     if not math.isfinite(threshold):
         raise ConfigError(f"threshold {threshold}: must be a number on the score's scale")
     return float(threshold)
-
-
-def check_sft_threshold(sft_threshold: float | None, threshold: float) -> float | None:
-    """The number that was given, or None; raises `ConfigError` for one above the threshold, and for one that is not finite."""
-    if sft_threshold is not None and not (math.isfinite(sft_threshold) and sft_threshold <= threshold):
-        raise ConfigError(f"SFT threshold {sft_threshold}: must be a number at or below the threshold, {threshold:.6g}")
-    return sft_threshold
 
 
 def median_threshold(scores: NDArray[np.float64]) -> float:

@@ -115,7 +115,6 @@ def route_meta(corpus: Corpus, folder: Folder) -> dict[str, Any]:
     """`RouteMeta` of `web/src/api.ts`; raises `DataError` for a route that is broken."""
     routes = load_routes(corpus, folder)
     routing, audit = routes.routing, routes.audit()
-    low = routing.threshold if routing.sft_threshold is None else routing.sft_threshold
     names = ("policy", "metric", "normalise", "threshold", "threshold_rule", "n_sft", "n_none", "n_rl", "n_overrides")
     read_only = read_only_because(corpus, folder)
     return {
@@ -124,7 +123,6 @@ def route_meta(corpus: Corpus, folder: Folder) -> dict[str, Any]:
         "path": folder.shown,
         "version": folder.version(),
         **{name: getattr(routing, name) for name in names},
-        "sft_threshold": low,
         "cuts": routing.cut.at,
         "sides": routing.cut.sides,
         "within": routing.within,

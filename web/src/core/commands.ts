@@ -27,9 +27,8 @@ export function routeCommands(meta: CorpusMeta, column: string, cut: Cut | null,
   if (normalise !== "none") add("normalise", "normalise", normalise, text(normalise));
   for (const stratum of route?.within ?? []) shell.push(`--within ${quoted(stratum)}`);
   if (route?.within.length) python.push(`within=(${route.within.map((stratum) => `${text(stratum)},`).join(" ")})`);
-  if (cut && cut.at.length <= 2 && String(cut.sides) === String(usualSides(cut.at.length))) {
-    if (cut.at.length === 2) add("sft-threshold", "sft_threshold", String(cut.at[0]));
-    add("threshold", "threshold", String(cut.at[cut.at.length - 1]));
+  if (cut && String(cut.sides) === String(usualSides(1))) {
+    add("threshold", "threshold", String(cut.at[0]));
   } else if (cut) {
     const sides = cut.sides.map((code) => SIDES[code]);
     add("cuts", "cuts", cut.at.join(","), `(${cut.at.map((at) => `${at},`).join(" ")})`);
