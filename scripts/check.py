@@ -1,6 +1,7 @@
 """Runs every check of the project on two cores and stops at the first that fails.
 
-python scripts/check.py          # everything, about ten minutes
+python scripts/check.py          # all but what is slow and says little more, about a quarter of an hour
+python scripts/check.py --all    # that too
 python scripts/check.py --fast   # style, types, layers and the quick tests: under a minute
 """
 
@@ -23,7 +24,7 @@ STATIC = [
 DOCS = [*PYTHON, "mkdocs", "build", "--strict", "--quiet", "--site-dir", "build/site"]
 PYTEST = [*PYTHON, "pytest", "--durations=15"]
 # Tests are spread over two processes, those that measure time or need both cores come after them, by themselves.
-SPREAD = [*PYTEST, "-n", "2", "--dist", "worksteal", "-m", "not alone"]
+SPREAD = [*PYTEST, "-n", "2", "--dist", "worksteal", "-m"]
 ALONE = [*PYTEST, "-m", "alone"]
 # Of rooms whose tests take seconds; the rest of a minute is pyright's.
 QUICK_ROOMS = [
@@ -56,7 +57,8 @@ def main() -> None:
     if "--fast" in sys.argv[1:]:
         statics, tests = [QUICK, *STATIC], []
     else:
-        statics, tests = [*STATIC, DOCS], [SPREAD, ALONE]
+        which = "not alone" if "--all" in sys.argv[1:] else "not alone and not rare"
+        statics, tests = [*STATIC, DOCS], [[*SPREAD, which], ALONE]
     with ThreadPoolExecutor(2) as pool:
         if any(list(pool.map(check, statics))):
             sys.exit(1)

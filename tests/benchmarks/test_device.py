@@ -702,6 +702,7 @@ def test_what_is_left_pending_is_told_from_an_error_of_the_kit(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.rare
 def test_the_smoke_run_measures_everything(tmp_path):
     """Within its budget of 480 seconds, after which cases would be left pending."""
     command = [sys.executable, "benchmarks/device/run.py", "--smoke", "--out", str(tmp_path)]

@@ -254,6 +254,7 @@ def texts(folder) -> list[str]:
     return found
 
 
+@pytest.mark.rare
 def test_turns_of_ten_megabytes(cli, model, tmp_path):
     big = "look " * 2_000_000
     made = [plain("big", big), plain("small", "look")]

@@ -67,6 +67,7 @@ def test_help_and_templates_work(gradprism):
 
 
 @pytest.mark.slow
+@pytest.mark.rare
 def test_the_quickstart_runs(gradprism):
     settings = [part for key, value in SMALLER.items() for part in ("--set", f"{key}={value}")]
     printed = gradprism("quickstart", *settings)

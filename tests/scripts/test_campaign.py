@@ -20,6 +20,7 @@ def load(monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.rare
 def test_killed_commands_leave_what_undisturbed_ones_leave(tmp_path):
     command = [
         sys.executable,

@@ -24,6 +24,7 @@ def fuzz(monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.rare
 def test_every_reader_reads_or_refuses_what_is_nearly_right():
     command = [sys.executable, str(SCRIPTS / "fuzz.py"), "--examples", "30", "--seconds", "3600"]
     done = subprocess.run(command, capture_output=True, text=True)

@@ -202,6 +202,7 @@ def test_a_sharded_model_without_vllm_is_refused(shared, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.rare
 def test_a_sharded_model_learns_from_vllms_episodes_what_whole_copies_learn(shared, tmp_path):
     """FSDP2 against DDP over two processes, with the published divergence: the reference model is the start, on every process."""
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "helpers.vllm_on_cpu"]
