@@ -6,7 +6,7 @@ import pytest
 from scipy.stats import binomtest
 
 from gradprism.environments.protocol import Task
-from gradprism.evaluation.summary import headline, summarise, wilson_interval
+from gradprism.evaluation.summary import headline, parts_text, summarise, wilson_interval
 from gradprism.rollouts.episode import Episode, StopReason, Turn
 
 
@@ -73,3 +73,13 @@ def test_a_transcript_gives_the_episode_back_but_for_its_tokens():
     made.turns[2].reward, made.observation, made.stop_reason, made.details = 1.0, "won", StopReason.SUCCESS, {"n": 3}
     assert Episode.from_json(made.to_json()) == made
     assert made.to_json() | {"steps": 3, "invalid": 1, "tokens": 0, "reward": 1.0} == made.to_json()
+
+
+def test_named_parts_of_the_score_are_means_over_the_episodes_that_have_them():
+    episodes = [played("unseen", "look", True, 1, 0, str(number)) for number in range(4)]
+    for episode, parts in zip(episodes, ({"ending": 1.0, "name": 0.0}, {"ending": 0.0}, {"ending": 0.5}, {}), strict=True):
+        episode.parts = parts
+    [everything, _] = summarise([Episode.from_json(episode.to_json()) for episode in episodes])
+    assert everything.parts == {"ending": 0.5, "name": 0.0}
+    assert parts_text(everything) == "ending 50.0 % · name 0.0 %"
+    assert summarise([played("unseen", "look", True, 1, 0)])[0].parts == {}

@@ -409,3 +409,15 @@ def test_missing_files_say_what_to_do(tmp_path: Path) -> None:
         read_results(tmp_path)
     with pytest.raises(MissingFileError, match="no such folder"):
         read_results(tmp_path / "absent")
+
+
+def test_named_parts_of_the_score_have_a_table_where_any_run_tells_of_them(whole: Comparison) -> None:
+    assert tables.parts_table(whole, ["base", "gini"], "unseen") is None
+    results = synthetic()
+    [gini] = [arm for arm in results["arms"] if arm["name"] == "gini"]
+    gini["runs"][0]["parts"] = {"unseen": {"ending": 0.25, "name": 1.0}}
+    gini["runs"][1]["parts"] = {"unseen": {"ending": 0.5}}
+    told = comparison(results)
+    table = tables.parts_table(told, ["base", "gini"], "unseen")
+    assert cells(table) == [["arm", "ending", "name"], ["Base", "–", "–"], ["PRISM, Gini 50:50", "37.5", "100.0"]]
+    assert "Parts of the score" in markdown(pages.document(told))

@@ -10,7 +10,7 @@ from gradprism.cli import options as o
 from gradprism.cli.config_file import ConfigFile, ConfigSet
 from gradprism.evaluation.agents import ServerAgent
 from gradprism.evaluation.config import EvaluationConfig
-from gradprism.evaluation.summary import solved_text
+from gradprism.evaluation.summary import parts_text, solved_text
 from gradprism.rollouts.server import Server
 from gradprism.runtime.errors import ConfigError
 from gradprism.training.rl_config import other_prompt
@@ -98,6 +98,8 @@ def command(
             f"{row.split:12s} {row.task_type:32s} {success} {score:25s} {row.mean_steps:5.1f} steps, "
             f"{100 * row.invalid_share:.1f} % refused{ended}{solved_text(row)}"
         )
+        if row.task_type == "all" and row.parts:
+            lines.append(f"{row.split:12s} {'parts of the score':32s} {parts_text(row)}")
     o.show(evaluation.to_json(), "\n".join([*lines, *evaluation.remarks]), as_json)
 
 

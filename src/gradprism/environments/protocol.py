@@ -31,7 +31,8 @@ class Info:
     """Facts about a step besides its text; none of them is shown to an agent unless the prompt template says so.
 
     `valid`: the engine accepted the action. `admissible`: actions that it would accept now; one with `<…>` in it stands for any text
-    there. `success` and `score` (0 to 1): how the episode stands. `failure`: why the engine, not the agent, ended the episode.
+    there. `success` and `score` (0 to 1): how the episode stands. `parts`: named parts of the score, each from 0 to 1, such as one
+    per wish; tables show their means over the episodes that have them. `failure`: why the engine, not the agent, ended the episode.
     `details`: the environment's own account, such as the terms of a reward; JSON-serialisable, and kept in the episode's transcript.
     """
 
@@ -39,6 +40,7 @@ class Info:
     admissible: Sequence[str] = ()
     success: bool = False
     score: float = 0.0
+    parts: Mapping[str, float] = field(default_factory=dict)
     failure: str = ""
     details: dict[str, object] = field(default_factory=dict)
 

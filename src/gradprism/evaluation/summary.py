@@ -3,7 +3,7 @@
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from statistics import fmean as mean
 
 from gradprism.rollouts.episode import Episode, StopReason
@@ -20,7 +20,7 @@ class SuccessRow:
     both intervals are those of its mean over tasks by the normal approximation; `solved` is the share of tasks with a success in any
     attempt (pass@k), with its Wilson interval `solved_low` to `solved_high`. `mean_steps` are actions per episode, `invalid_share` the
     share of actions that the environment refused. `failures` are episodes that the engine broke off, `cut_by_context` those that ran
-    out of context, `out_of_steps` of steps.
+    out of context, `out_of_steps` of steps. `parts` are the means of the score's named parts, each over the episodes that have it.
     """
 
     split: str
@@ -42,6 +42,7 @@ class SuccessRow:
     failures: int
     cut_by_context: int
     out_of_steps: int
+    parts: dict[str, float] = field(default_factory=dict)
 
 
 def wilson_interval(successes: int, episodes: int, z: float = Z) -> tuple[float, float]:
@@ -99,7 +100,17 @@ def _row(split: str, task_type: str, episodes: Sequence[Episode]) -> SuccessRow:
         failures=sum(bool(episode.failure) for episode in episodes),
         cut_by_context=sum(episode.stop_reason == StopReason.CONTEXT for episode in episodes),
         out_of_steps=sum(episode.stop_reason == StopReason.STEPS for episode in episodes),
+        parts=mean_parts(episodes),
     )
+
+
+def mean_parts(episodes: Iterable[Episode]) -> dict[str, float]:
+    """The mean of each named part of the score over the episodes that have it; parts in the order of their names."""
+    values: dict[str, list[float]] = defaultdict(list)
+    for episode in episodes:
+        for name, value in episode.parts.items():
+            values[name].append(value)
+    return {name: mean(values[name]) for name in sorted(values)}
 
 
 def normal_interval(values: Sequence[float]) -> tuple[float, float]:
@@ -115,6 +126,11 @@ def solved_text(row: SuccessRow) -> str:
         return ""
     interval = f"[{100 * row.solved_low:.1f}, {100 * row.solved_high:.1f}]"
     return f", pass@{row.episodes // row.tasks} {100 * row.solved:.1f} % {interval}"
+
+
+def parts_text(row: SuccessRow) -> str:
+    """`ending 12.5 % · name 80.0 %` where the score has named parts, else nothing."""
+    return " · ".join(f"{name} {100 * value:.1f} %" for name, value in row.parts.items())
 
 
 def headline(rows: Iterable[SuccessRow]) -> str:

@@ -267,6 +267,7 @@ def _run(plan: Plan, planned: PlannedRun, store: Store) -> Run:
         success=found.success,
         score=found.score,
         ends=found.ends,
+        parts=found.parts,
         n_sft=None if routed is None else routed.n_sft + moved if arm.sft == "routed" else examples,
         n_rl=(routed.n_rl - moved or routed.n_rl) if routed else None,  # with nothing left RL plays what it first had
         n_rl_by_chance=routed.n_rl_by_chance if routed else None,

@@ -218,6 +218,7 @@ def evaluate_model(stage: Evaluate, folder: Path, store: Store) -> Outcome[Evalu
             for row in evaluation.rows
             if row.task_type == "all"
         },
+        parts={row.split: row.parts for row in evaluation.rows if row.task_type == "all" and row.parts},
         remarks=list(evaluation.remarks),
     )
     return Outcome(found, evaluation.headline, evaluation.usage)

@@ -122,14 +122,16 @@ class Sampled(Part):
 class Run(Part):
     """An arm with one seed: success and score of every task by split, what it was trained on, and the stages that made its model.
 
-    Of the stages in `forward_only` it needs the forward pass alone. `ends` by split. `sampled`: further evaluations by their names.
-    `watched` is the stage of the evaluation with which its curve ends, where that is another one.
+    Of the stages in `forward_only` it needs the forward pass alone. `ends` by split, as are `parts`: means of the score's named parts.
+    `sampled`: further evaluations by their names. `watched` is the stage of the evaluation with which its curve ends, where that is
+    another one.
     """
 
     seed: int
     success: dict[str, Outcomes] = {}
     score: dict[str, list[float]] = {}
     ends: dict[str, Ends] = {}
+    parts: dict[str, dict[str, Share]] = {}
     n_sft: int | None = None
     n_rl: int | None = None
     n_rl_by_chance: int | None = None

@@ -30,6 +30,7 @@ from gradprism.experiments.results import (
     Part,
     Point,
     Routing,
+    Share,
     Task,
     TrainingStep,
 )
@@ -300,12 +301,14 @@ class Rl(Stage[Trained]):
 
 
 class Evaluated(Part):
-    """Success and score of every task, by split, the tasks in the order in which they were played, how episodes ended, and remarks."""
+    """Success and score of every task, by split, the tasks in the order in which they were played, how episodes ended, means of the
+    score's named parts, and remarks."""
 
     success: dict[str, Outcomes]
     score: dict[str, list[float]]
     tasks: dict[str, list[Task]]
     ends: dict[str, Ends] = Field(default={})
+    parts: dict[str, dict[str, Share]] = Field(default={})
     remarks: list[str] = Field(default=[])
 
 

@@ -19,6 +19,7 @@ from gradprism.reporting.tables import (
     claims_table,
     difference_table,
     main_table,
+    parts_table,
     routes_table,
     sampled_table,
     success_table,
@@ -166,6 +167,8 @@ def _success(comparison: Comparison, arms: Sequence[str]) -> list[Block]:
         differences = difference_table(comparison, arms, split)
         blocks += [Heading(f"{split.capitalize()} tasks", 3), success_table(comparison, arms, split)]
         blocks += [differences] if differences else []
+        if parts := parts_table(comparison, arms, split):
+            blocks += ["Parts of the score, mean in percent over the tasks that have them.", parts]
     return blocks
 
 

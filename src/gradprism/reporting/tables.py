@@ -84,6 +84,17 @@ def _ends(runs: Sequence[Run], split: str) -> str:
     return " / ".join(f"{sum(each) / len(known):.3g}" for each in zip(*counts, strict=True))
 
 
+def parts_table(comparison: Comparison, arms: Sequence[str], split: str) -> Table | None:
+    """Means of the score's named parts, in percent, over an arm's runs; None where no run tells of any."""
+    parts = {arm: [run.parts[split] for run in comparison.runs(arm, split) if split in run.parts] for arm in arms}
+    names = sorted({name for of_arm in parts.values() for of_run in of_arm for name in of_run})
+    rows = []
+    for arm in arms:
+        known = [[of_run[name] for of_run in parts[arm] if name in of_run] for name in names]
+        rows.append([comparison.title(arm), *(f"{100 * np.mean(values):.1f}" if values else "–" for values in known)])
+    return Table(["arm", *names], rows) if names else None
+
+
 def _corrected(p_values: dict[K, float | None]) -> dict[K, float]:
     """Those that are known, corrected by Holm's method for their number."""
     known = {key: p for key, p in p_values.items() if p is not None}

@@ -44,8 +44,8 @@ class Episode:
     """A task, its turns in order, and how it stands after them.
 
     `observation` is the last one, which no action answers. `grows`: the turns' tokens, one after the other, are one conversation; else
-    each turn has a prompt of its own. `score` is in [0, 1]. `failure` says what went wrong in the engine. `details` is the environment's
-    own account of the end.
+    each turn has a prompt of its own. `score` is in [0, 1], as are its named `parts`. `failure` says what went wrong in the engine.
+    `details` is the environment's own account of the end.
     """
 
     task: Task
@@ -57,6 +57,7 @@ class Episode:
     stop_reason: StopReason = StopReason.STEPS
     failure: str = ""
     details: Mapping[str, Any] = field(default_factory=dict)
+    parts: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def reward(self) -> float:
@@ -78,7 +79,8 @@ class Episode:
         if self.turns:
             self.turns[-1].valid, self.turns[-1].reward = step.info.valid, step.reward
         self.observation = step.observation
-        self.success, self.score, self.details = step.info.success, step.info.score, step.info.details
+        self.success, self.score, self.parts = step.info.success, step.info.score, step.info.parts
+        self.details = step.info.details
         if step.done:
             self.failure = step.info.failure
             ended = StopReason.SUCCESS if self.success else StopReason.ENVIRONMENT
@@ -96,6 +98,7 @@ class Episode:
             "tokens": sum(len(turn.completion_ids) for turn in self.turns),
             "stop_reason": self.stop_reason.value,
             **({"failure": self.failure} if self.failure else {}),
+            **({"parts": dict(self.parts)} if self.parts else {}),
             **({"details": self.details} if self.details else {}),
             "observations": self.observations,
             "actions": self.actions,
@@ -116,4 +119,5 @@ class Episode:
             stop_reason=StopReason(record["stop_reason"]),
             failure=record.get("failure", ""),
             details=record.get("details", {}),
+            parts=record.get("parts", {}),
         )

@@ -288,7 +288,7 @@ def _episode(number: int, episode: Episode) -> dict[str, Any]:
         {"observation": turn.observation, "action": turn.action, "valid": turn.valid, "reward": turn.reward}
         for turn in episode.turns
     ]
-    numbers = {key: told for key, value in episode.details.items() if (told := _number(value)) is not None}
+    numbers = {key: told for key, value in {**episode.parts, **episode.details}.items() if (told := _number(value)) is not None}
     return {
         "n": number,
         "id": episode.task.id,
