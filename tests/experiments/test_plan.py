@@ -321,6 +321,11 @@ def _contents(path):
         (["seeds=[4294967296]"], r"seeds\.0: .*less than 4294967296"),
         (["seeds=[0, 1, 0]"], r"seeds: 0, 1, 0 has one twice"),
         (["arms=[{name='a', route={rl_share=0.3, threshold=1}}]"], r"arms\.0\.route: .*either rl_share or threshold"),
+        (["arms=[{name='a', route={shares=[0.5, 0.4], sides=['sft', 'rl']}}]"], r"arms\.0\.route: .*with the sum 1"),
+        (
+            ["arms=[{name='a', route={shares=[1.0], sides=['both']}, refresh={after_sft=true}}]"],
+            r"arm a: a refresh cuts what is left",
+        ),
         (["arms=[{name='a', route={cuts=[0.7, 0.1], sides=['sft', 'rl', 'sft']}}]"], r"arms\.0\.route: .*ascending"),
         (["arms=[{name='a', route={cuts=[0.1], sides=['sft', 'rl'], threshold=1}}]"], r"arms\.0\.route: .*either cuts"),
         (["arms=[{name='a', route={cuts=[0.1]}}]"], r"arms\.0\.route: .*sides: 0 given"),
@@ -378,3 +383,15 @@ def test_a_base_that_was_trained_with_options_has_them(tmp_path):
     assert base.chat.thoughts == "keep"
     other = plan("configs/quickstart.toml", f"model.path={tmp_path}/model", "model.thoughts=drop").base
     assert other.chat.thoughts == "drop" and other.template != base.template
+
+
+def test_shares_tell_rounds_before_anything_is_routed():
+    """RL's rounds are for what goes to it, alone or also to SFT."""
+    wanted = RouteConfig(shares=(0.4, 0.2, 0.1, 0.3), sides=("sft", "both", "none", "rl"))
+    assert wanted.known_rl_share == pytest.approx(0.5) and RouteConfig(rl_share=0.3).known_rl_share == 0.3
+    assert RouteConfig(threshold=1.0).known_rl_share is RouteConfig(cuts=(1.0,), sides=("sft", "both")).known_rl_share is None
+    overlap = "arms=[{name='base', sft='none', rl='none'}, {name='o', route={shares=[0.3, 0.2, 0.5], sides=['sft', 'both', 'rl']}}]"
+    few = ["claims=[]", "sweeps=[]", "evaluations=[]", "audit.checkpoints=[]", "reference_arms=[]", "sft_arm=base", "base_arm=base"]
+    made = plan(MINI[0], "seeds=[0]", "rl.rounds=10", overlap, *few, "full_rl_arm=base", "sft_then_rl_arm=base")
+    [rl] = [stage for stage in runs_of(made, "o")[0].stages if stage.kind == "rl"]
+    assert (rl.config.rounds, rl.share_of) == (7, None)

@@ -14,7 +14,7 @@ from gradprism.probing import scores as probing_scores
 from gradprism.probing.result import Probe
 from gradprism.routing.routes import Routes
 from gradprism.routing.routes import route as route_probe
-from gradprism.routing.split import Cut
+from gradprism.routing.split import Cut, counts, to_side
 from gradprism.routing.strata import rank_within, strata
 from gradprism.runtime.errors import ConfigError, DataError
 from gradprism.runtime.files import write_jsonl
@@ -45,7 +45,7 @@ def test_a_score_belongs_to_the_range_above_the_cuts_that_are_smaller(scores, cu
         ((0.1, 0.1), BAND, "ascending"),
         ((0.1, float("nan")), BAND, "give numbers"),
         ((0.1, 0.7), ("sft", "rl"), "sides: 2 given for 2 cuts; name one for each of the 3 ranges, lowest first"),
-        ((0.1,), ("sft", "both"), "sides 'both': choose from sft, none, rl"),
+        ((0.1,), ("sft", "all"), "sides 'all': choose from sft, none, rl, both"),
     ],
 )
 def test_bad_cuts(cuts, sides, words):
@@ -168,3 +168,98 @@ def test_a_matrix_without_gradients_has_no_median_to_divide_by(cli, tmp_path):
     make_probe(tmp_path / "probe", change=lambda norms: norms.__setitem__((slice(0, 15), 2), 0.0))
     refused = cli("route", tmp_path / "probe", "--out", tmp_path / "out", "--normalise", "per_corpus_median")
     assert_refused(refused, "layers.0.2", "half of the corpus has no gradient")
+
+
+# Both sides, and shares
+
+ANY = ("sft", "rl", "none", "both")
+share_lists = st.lists(st.integers(0, 10), min_size=2, max_size=4).filter(sum).map(lambda ns: [n / sum(ns) for n in ns])
+
+
+def shares_by_hand(scores, shares, sides):
+    """Counts from the top: the highest ⌊share·n⌋ of what is above each cut; equals go to the lower range, since none may part."""
+    n, found = len(scores), []
+    ascending = sorted(scores)
+    for score in scores:
+        place = 0
+        for i in range(1, len(shares)):
+            above = int(sum(shares[i:]) * n + 1e-6)
+            is_above = above == n or (above > 0 and score > ascending[n - above - 1])
+            place = i if is_above else place
+        found.append(sides[place])
+    return found
+
+
+@settings(deadline=None)
+@given(st.lists(few, min_size=1, max_size=30), share_lists, st.data())
+def test_shares_are_those_of_the_trajectories(scores, shares, data):
+    sides = data.draw(st.lists(st.sampled_from(ANY), min_size=len(shares), max_size=len(shares)))
+    cut = Cut.of_shares(np.array(scores), shares, sides)
+    assert cut.route(np.array(scores)).tolist() == shares_by_hand(scores, shares, sides)
+    assert list(cut.at) == sorted(cut.at)
+
+
+@settings(deadline=None)
+@given(share_lists, st.integers(1, 40))
+def test_of_distinct_scores_every_range_has_its_share_up_to_one(shares, n):
+    scores = np.random.default_rng(n).permutation(n).astype(float)
+    sides = [str(i) for i in range(len(shares))]
+    cut = Cut(Cut.of_shares(scores, shares, ["none"] * len(shares)).at, tuple(sides))  # type: ignore[arg-type]
+    found = cut.route(scores).tolist()
+    assert all(abs(found.count(side) - share * n) < 1 + 1e-6 for side, share in zip(sides, shares, strict=True))
+
+
+@settings(deadline=None)
+@given(st.lists(st.sampled_from(ANY), min_size=1, max_size=40))
+def test_every_trajectory_ends_somewhere_and_is_counted_so(route):
+    column = pl.Series(route)
+    n, sft, rl = counts(column), to_side(column, "sft"), to_side(column, "rl")
+    assert n["n_sft"] == sft.sum() == sum(side in ("sft", "both") for side in route)
+    assert n["n_rl"] == rl.sum() == sum(side in ("rl", "both") for side in route)
+    assert n["n_sft"] + n["n_rl"] - n["n_both"] + n["n_none"] == len(route)
+    assert [bool(a or b) for a, b in zip(sft, rl, strict=True)] == [side != "none" for side in route]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"shares": (0.5, 0.4), "sides": ("sft", "rl")}, r"shares 0\.5, 0\.4: give one per side, lowest first, with the sum 1"),
+        ({"shares": (1.5, -0.5), "sides": ("sft", "rl")}, "give one per side"),
+        ({"shares": (float("nan"), 1), "sides": ("sft", "rl")}, "give one per side"),
+        ({"shares": (0.5, 0.5), "sides": ("sft", "both", "rl")}, "sides: 3 given for 2 shares"),
+        ({"shares": (0.5, 0.5), "sides": ("sft", "half")}, "sides 'half': choose from"),
+        ({"shares": (0.5, 0.5), "sides": ("sft", "rl"), "cuts": (1.0,)}, "give either cuts or shares: shares are of"),
+        ({"shares": (0.5, 0.5), "sides": ("sft", "rl"), "threshold": 1.0}, "exclude each other"),
+        ({"shares": (0.5, 0.5), "sides": ("sft", "rl"), "rl_share": 0.2}, "exclude each other"),
+    ],
+)
+def test_shares_that_cannot_be(tmp_path, options, words):
+    make_probe(tmp_path / "probe")
+    with pytest.raises(ConfigError, match=words):
+        route_probe(tmp_path / "probe", **options)
+
+
+def test_what_goes_to_both_is_in_both_sets(cli, tmp_path):
+    score = gini(make_probe(tmp_path / "probe"))
+    options = ("--shares", "0.4,0.2,0.4", "--sides", "sft,both,rl")
+    code, out, err = cli("route", tmp_path / "probe", "--out", tmp_path / "route", *options)
+    assert (code, err) == (0, "") and "13 to SFT, 12 to RL, 4 to both; concentration of gini, cuts" in out
+    made = Routes.load(tmp_path / "route")
+    expected = shares_by_hand(score.tolist(), (0.4, 0.2, 0.4), ("sft", "both", "rl"))
+    assert made.frame["route"].to_list() == expected
+    assert (made.routing.n_sft, made.routing.n_rl, made.routing.n_both, made.routing.n_none) == (13, 12, 4, 0)
+    assert made.routing.threshold_rule == "shares" and made.routing.shares == (0.4, 0.2, 0.4)
+    for side, ids in (("sft", [t.id for t in made.sft]), ("rl", [t.id for t in made.rl])):
+        assert ids == [id for id, its in zip(made.frame["id"], expected, strict=True) if its in (side, "both")]
+    assert made.audit().split_by["loss"].same_side > 0
+    # Two shares are the share of RL.
+    halves = route_probe(tmp_path / "probe", shares=(0.7, 0.3), sides=("sft", "rl"))
+    assert halves.frame.equals(route_probe(tmp_path / "probe", rl_share=0.3).frame)
+    moved = made.override(made.rl[0].id, "both", "to see", tmp_path / "probe")
+    assert (
+        moved.routing.n_overrides == 1 and made.rl[0].id in [t.id for t in moved.sft] and made.rl[0].id in [t.id for t in moved.rl]
+    )
+    all_both = route_probe(tmp_path / "probe", cuts=(9.0,), sides=("both", "rl"))
+    assert [t.id for t in all_both.sft] == [t.id for t in all_both.rl] and len(all_both.sft) == COUNT
+    assert "all 21 trajectories go to both: nothing is routed" in str(all_both.audit())
+    assert_refused(cli("route", tmp_path / "probe", "--out", tmp_path / "x", "--shares", "a", "--sides", "sft"), "--shares 'a'")

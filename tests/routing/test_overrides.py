@@ -73,8 +73,8 @@ def test_an_override_that_cannot_be_is_refused(tmp_path):
     make_probe(tmp_path / "probe")
     routes = route(tmp_path / "probe")
     id = routes.frame["id"][0]
-    with pytest.raises(ConfigError, match="choose sft, none or rl"):
-        routes.override(id, "both", "x")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="choose sft, none, rl or both"):
+        routes.override(id, "all", "x")  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="give a reason"):
         routes.override(id, "sft", "  ")
     with pytest.raises(DataError, match="'nobody': is not in the route"):

@@ -214,7 +214,7 @@ def test_an_override_is_kept_in_the_route(tree):
     body |= {"version": answer.json()["version"]}
     for change, message in (
         ({"reason": " "}, "give a reason"),
-        ({"side": "both"}, "choose sft, none or rl"),
+        ({"side": "all"}, "choose sft, none, rl or both"),
         ({"rows": [21]}, "rows must be 0 to 20"),
         ({"rows": []}, "one at least"),
         ({"rows": ["0"]}, "is not what the page sends"),

@@ -223,11 +223,11 @@ export interface Profiles {
   std: number[];
 }
 
-export type Side = "sft" | "none" | "rl";
+export type Side = "sft" | "none" | "rl" | "both";
 
 /**
  * A route folder of this corpus. Columns of `paths.route`: `score` (f64; the policy's, which is cut), `side` (category of `sft`, `none`,
- * `rl`: where each goes), `cut` (the same without overrides), `reason` (text; empty where there is no override), and `pass_rate` or
+ * `rl`, `both`: where each goes), `cut` (the same without overrides), `reason` (text; empty where there is no override), and `pass_rate` or
  * statistics of turns where it has them.
  */
 export interface RouteMeta {
@@ -245,9 +245,11 @@ export interface RouteMeta {
   sides: Side[];
   /** Strata in which scores were ranked, `length` or `task_type`; scores are then fractions of their stratum. */
   within: string[];
+  /** Those of both sides are among `n_sft` and `n_rl` too. */
   n_sft: number;
   n_none: number;
   n_rl: number;
+  n_both: number;
   n_overrides: number;
   /** Null where it may be overridden here; else why not. */
   read_only: Problem | null;

@@ -22,7 +22,13 @@ def command(
     cuts: Annotated[
         str | None, typer.Option(help="Several numbers in place of a threshold, ascending: 0.1,0.7. Needs --sides.")
     ] = None,
-    sides: Annotated[str | None, typer.Option(help="Where each range between the cuts goes, lowest first: sft,rl,none.")] = None,
+    shares: Annotated[
+        str | None,
+        typer.Option(help="Shares of the trajectories in place of cuts, lowest scores first: 0.4,0.2,0.4. Needs --sides."),
+    ] = None,
+    sides: Annotated[
+        str | None, typer.Option(help="Where each range of scores goes, lowest first: sft, rl, none or both, as in sft,both,rl.")
+    ] = None,
     within: Annotated[
         list[str] | None,
         typer.Option(help="Rank scores within fifths of the response length (length), or within task_type. May be repeated."),
@@ -44,7 +50,8 @@ def command(
         policy=policy,
         rl_share=rl_share,
         threshold=threshold,
-        cuts=_numbers(cuts),
+        cuts=_numbers("cuts", cuts),
+        shares=_numbers("shares", shares),
         sides=[side.strip() for side in sides.split(",")] if sides else (),
         within=within or (),
         normalise=normalise,
@@ -58,8 +65,8 @@ def command(
     o.show({"routing": routes.routing.model_dump(), "audit": audit.to_json()}, "\n".join(lines), as_json)
 
 
-def _numbers(text: str | None) -> list[float]:
+def _numbers(option: str, text: str | None) -> list[float]:
     try:
         return [float(number) for number in text.split(",")] if text else []
     except ValueError:
-        raise ConfigError(f"--cuts {text!r}: expected numbers, for example 0.1,0.7") from None
+        raise ConfigError(f"--{option} {text!r}: expected numbers, for example 0.1,0.7") from None

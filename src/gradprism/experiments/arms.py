@@ -1,5 +1,6 @@
 """The arms of an experiment: what each trains on, how its trajectories are routed, and how its model is evaluated besides."""
 
+import math
 from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, Field, PositiveInt, model_validator
@@ -7,7 +8,7 @@ from pydantic import AfterValidator, Field, PositiveInt, model_validator
 from gradprism.concentration import METRICS
 from gradprism.evaluation.config import EvaluationConfig
 from gradprism.routing.policies import FROM_PASS_RATES, POLICIES
-from gradprism.routing.split import Cut, Side
+from gradprism.routing.split import Side, check_division
 from gradprism.routing.strata import Stratum, check_strata
 from gradprism.runtime.settings import Settings
 
@@ -21,9 +22,8 @@ class Section(Settings):
 class RouteConfig(Section):
     """The routing."""
 
-    added: ClassVar[frozenset[str]] = frozenset(
-        ("cuts", "sides", "within")
-    )  # since there are results, which their defaults change not
+    # Settings that came when there were results already; at their defaults they change none.
+    added: ClassVar[frozenset[str]] = frozenset(("cuts", "shares", "sides", "within"))
 
     metric: Annotated[str, AfterValidator(METRICS.checked)] = Field(
         default="gini", description="Concentration metric: gini, cv, kurtosis or a registered one."
@@ -41,26 +41,27 @@ class RouteConfig(Section):
     cuts: tuple[float, ...] = Field(
         default=(), description="Several numbers in place of a threshold, ascending, that part the scores into ranges."
     )
-    sides: tuple[Side, ...] = Field(default=(), description="Where each range goes, lowest first: sft, rl or none.")
+    shares: tuple[float, ...] = Field(
+        default=(), description="Shares of the trajectories in the ranges, lowest first, with the sum 1, in place of cuts."
+    )
+    sides: tuple[Side, ...] = Field(default=(), description="Where each range goes, lowest first: sft, rl, none or both.")
     within: tuple[Stratum, ...] = Field(
         default=(), description="Rank scores within fifths of the response length (length), within the task_type, or both."
     )
 
     @model_validator(mode="after")
     def _one_cut(self) -> Self:
-        if self.threshold is not None and self.rl_share != 0.5:
-            raise ValueError("give either rl_share or threshold")
-        if self.cuts or self.sides:
-            Cut.of(self.cuts, self.sides)
-            if self.threshold is not None or self.rl_share != 0.5:
-                raise ValueError("give either cuts, or rl_share or threshold")
+        check_division(self.rl_share, self.threshold, self.cuts, self.shares, self.sides)
         check_strata(self.within)
         return self
 
     @property
-    def share_is_known(self) -> bool:
-        """Whether RL's share of the corpus is known before it is routed."""
-        return self.threshold is None and not self.cuts
+    def known_rl_share(self) -> float | None:
+        """RL's share of the corpus; None where it is known only when that is routed."""
+        if self.threshold is not None or self.cuts:
+            return None
+        to_rl = [share for share, side in zip(self.shares, self.sides, strict=True) if side in ("rl", "both")]
+        return math.fsum(to_rl) if self.shares else self.rl_share
 
 
 class RefreshConfig(Section):
@@ -108,11 +109,11 @@ class ArmConfig(Section):
         if self.refresh != RefreshConfig() and self.route.policy in FROM_PASS_RATES:
             raise ValueError(f"arm {self.name}: a refresh probes again, which tells no pass rates")
         if self.refresh != RefreshConfig() and (
-            self.route.cuts or self.route.within or self.route.normalise == "per_corpus_median"
+            self.route.sides or self.route.within or self.route.normalise == "per_corpus_median"
         ):
             raise ValueError(
-                f"arm {self.name}: a refresh cuts what is left at the first route's threshold, which cuts, within and per_corpus_median "
-                "have not"
+                f"arm {self.name}: a refresh cuts what is left at the first route's threshold, which cuts, shares, within and "
+                "per_corpus_median have not"
             )
         if self.scored == "after_sft" and (self.sft != "all" or self.rl != "routed" or self.refresh.after_sft):
             raise ValueError(f"arm {self.name}: scored after_sft needs sft = all and rl = routed, and no refresh.after_sft")

@@ -66,6 +66,7 @@ def route_corpus(stage: Route, folder: Path, store: Store) -> Outcome[Routed]:
         rl_share=config.rl_share,
         threshold=config.threshold,
         cuts=config.cuts,
+        shares=config.shares,
         sides=config.sides,
         within=config.within,
         seed=stage.seed,
@@ -80,6 +81,7 @@ def route_corpus(stage: Route, folder: Path, store: Store) -> Outcome[Routed]:
         n_rl=made.n_rl,
         n_rl_by_chance=drawn_by_chance(routes.frame, made.policy),
         n_none=made.n_none,
+        n_both=made.n_both,
         scores=scores,
     )
     empty = "" if made.n_sft else "; warning: with nothing to imitate SFT leaves its model as it is"
@@ -88,12 +90,13 @@ def route_corpus(stage: Route, folder: Path, store: Store) -> Outcome[Routed]:
 
 
 def _scores(table: pl.DataFrame, made: Made, types: list[str | None]) -> Routing:
-    """Histograms of the sides; bins are closed on the right and end at the (first) threshold, so that none mixes the sides of that.
+    """Histograms of the sides, what goes to both apart; bins are closed on the right and end at the (first) threshold, so that none mixes
+    the sides of that.
 
     Their width is Freedman and Diaconis's (1981), held between 10 and 60 bins over the range.
     """
     scores, route, threshold = table["score"].to_numpy(), table["route"].to_numpy(), made.threshold
-    sides = ("sft", "rl", "none") if made.n_none else ("sft", "rl")
+    sides = ("sft", "rl", *(["none"] if made.n_none or made.n_both else []), *(["both"] if made.n_both else []))
     full = float(np.ptp(scores))
     low, high = np.percentile(scores, [25, 75])
     width = float(np.clip(2 * (high - low) / len(scores) ** (1 / 3), full / 60, full / 10)) or max(abs(threshold), 1.0) / 100

@@ -272,6 +272,7 @@ def _run(plan: Plan, planned: PlannedRun, store: Store) -> Run:
         n_rl=(routed.n_rl - moved or routed.n_rl) if routed else None,  # with nothing left RL plays what it first had
         n_rl_by_chance=routed.n_rl_by_chance if routed else None,
         n_none=routed.n_none or None if routed else None,
+        n_both=routed.n_both or None if routed else None,
         stages=[stage.name for stage in planned.stages],
         forward_only=[stage.name for stage in planned.forward_only],
         route=planned.route.name if planned.route else None,

@@ -216,11 +216,10 @@ class Plan:
         self, arm: ArmConfig, seed: int, tasks: Files | Collect | Route | Refresh, route: Route | None, model: Sft | None
     ) -> Rl:
         # What a threshold or cuts send to RL, or a refresh leaves, is known once it is routed: RL then takes that share of the rounds.
-        by_threshold = arm.rl == "routed" and not arm.route.share_is_known
-        share = arm.route.rl_share if arm.rl == "routed" and not by_threshold else 1.0
-        share_of = self.corpus if by_threshold else route if isinstance(tasks, Refresh) else None
+        known = arm.route.known_rl_share if arm.rl == "routed" else 1.0
+        share_of = self.corpus if known is None else route if isinstance(tasks, Refresh) else None
         whole = self.config.rl.rounds
-        rounds = whole if arm.rounds == "full" else arm.rounds or max(1, round(whole * share))
+        rounds = whole if arm.rounds == "full" else arm.rounds or max(1, round(whole * (1.0 if known is None else known)))
         values = self.rl_config.shortened(rounds).model_dump()
         values |= {} if self.config.seeds is None else {"seed": seed}
         values |= {} if arm.algorithm is None else {"algorithm": arm.algorithm}

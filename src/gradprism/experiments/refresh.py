@@ -17,6 +17,7 @@ from gradprism.experiments.stages import PROBE, ROUTE
 from gradprism.probing.api import probe
 from gradprism.probing.result import Probe
 from gradprism.routing.routes import Routes, route
+from gradprism.routing.split import to_side
 from gradprism.runtime.errors import FolderInUseError
 from gradprism.runtime.files import read_json, write_json
 from gradprism.runtime.usage import Usage
@@ -28,7 +29,7 @@ CHANGES = "changes.json"
 
 def remaining(folder: Path, routes: Routes) -> list[Trajectory]:
     """The trajectories of a probe that its route sends to RL, in the corpus's order."""
-    return list(compress(Probe.load(folder).trajectories, routes.frame["route"] == "rl"))
+    return list(compress(Probe.load(folder).trajectories, to_side(routes.frame["route"], "rl")))
 
 
 def reroute(

@@ -136,6 +136,7 @@ class Run(Part):
     n_rl: int | None = None
     n_rl_by_chance: int | None = None
     n_none: int | None = None
+    n_both: int | None = None
     stages: list[str] = []
     forward_only: list[str] = []
     route: str | None = None
@@ -156,8 +157,8 @@ class Arm(Part):
 
 
 class Routing(Part):
-    """Scores of a route: bins of `width` from `start` on with the trajectories in each to SFT, to RL and, of a route by several `cuts`,
-    to neither; and these numbers by task type."""
+    """Scores of a route: bins of `width` from `start` on with the trajectories in each to SFT alone, to RL alone and, of a route by
+    several `cuts`, to neither and to both; and these numbers by task type."""
 
     metric: str
     policy: str
@@ -167,6 +168,7 @@ class Routing(Part):
     sft: list[int]
     rl: list[int]
     none: list[int] = []
+    both: list[int] = []
     cuts: list[float] = []
     task_types: dict[str, list[int]] = {}
 

@@ -205,13 +205,14 @@ class PassRatesOf(PassRates):
 
 
 class Routed(Part):
-    """Sizes of both sides and of what goes to neither, how many of RL's were drawn among equal pass rates (None without them), and the
-    scores."""
+    """Sizes of both sides, of what goes to neither and to both, how many of RL's were drawn among equal pass rates (None without them),
+    and the scores."""
 
     n_sft: int
     n_rl: int
     n_rl_by_chance: int | None
     n_none: int = 0
+    n_both: int = 0
     scores: Routing
 
 

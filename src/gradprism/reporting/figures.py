@@ -222,9 +222,10 @@ def _draw_scores(figure: Figure, comparison: Comparison) -> bool:
     for axes, routing in zip(figure.subplots(len(data), squeeze=False)[:, 0], data, strict=True):
         left = [routing.start + k * routing.width for k in range(len(routing.sft))]
         below = np.zeros(len(left))
-        parts = (("SFT", routing.sft, COLOURS[0]), ("RL", routing.rl, COLOURS[1]), ("neither", routing.none, COLOURS[7]))
+        sides = (("SFT", routing.sft, COLOURS[0]), ("RL", routing.rl, COLOURS[1]))
+        parts = (*sides, ("both", routing.both, COLOURS[2]), ("neither", routing.none, COLOURS[7]))
         for name, counts, colour in parts:
-            if name != "neither" or counts:
+            if name in ("SFT", "RL") or counts:
                 label = f"{name} ({sum(counts)})"
                 axes.bar(
                     left, counts, routing.width, below, align="edge", color=colour, edgecolor="white", linewidth=0.5, label=label

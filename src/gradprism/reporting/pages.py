@@ -153,6 +153,7 @@ def run_lines(comparison: Comparison) -> list[str]:
     routed = [run for arm in comparison.arms for run in comparison.runs(arm) if run.n_rl is not None]
     if routed:
         neither = f", {routed[-1].n_none} to neither" if routed[-1].n_none else ""
+        neither = (f", {routed[-1].n_both} to both" if routed[-1].n_both else "") + neither
         lines.append(f"{routed[-1].n_sft} trajectories went to SFT, {routed[-1].n_rl} to RL{neither}.")
     stages = comparison.results.stages.values()
     probe = sum(stage.wall_seconds for stage in stages if stage.kind == "probe")

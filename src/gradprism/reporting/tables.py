@@ -40,13 +40,14 @@ def in_order(task_types: Iterable[str]) -> list[str]:
 
 def trained_on(runs: Sequence[Run]) -> str:
     """`1540 / 1540`: trajectories to SFT and tasks to RL; a range where seeds differ, how many of RL's were drawn among equals, and how
-    many went to neither.
+    many went to both or to neither.
     """
     sides = [_range([run.n_sft for run in runs]), _range([run.n_rl for run in runs])]
     drawn = [run.n_rl_by_chance for run in runs]
     by_chance = f" ({_range(drawn)} by chance)" if any(drawn) else ""
     left = [run.n_none for run in runs]
-    neither = f", neither {_range(left)}" if any(left) else ""
+    both = [run.n_both for run in runs]
+    neither = (f", both {_range(both)}" if any(both) else "") + (f", neither {_range(left)}" if any(left) else "")
     return "–" if sides == ["–", "–"] else " / ".join(sides) + by_chance + neither
 
 
@@ -208,14 +209,17 @@ def sweep_table(comparison: Comparison, sweep: Sweep) -> Table:
 def routes_table(comparison: Comparison) -> Table | None:
     """Routes by task type; None where no route tells them."""
     rows = []
-    leaves_out = any(routing.none for routing in comparison.results.routes.values())
-    for routing in comparison.results.routes.values():
+    routes = comparison.results.routes.values()
+    leaves_out, overlaps = any(routing.none for routing in routes), any(routing.both for routing in routes)
+    for routing in routes:
         types = routing.task_types if len(routing.task_types) > 1 else {}
         for name in in_order(types):
-            sft, rl, *neither = types[name]
-            cells = [str(sft), str(rl), *([str(sum(neither))] if leaves_out else []), share(rl / sum(types[name]))]
+            sft, rl, neither, both = [*types[name], 0, 0][:4]
+            cells = [str(sft), str(rl), *([str(both)] if overlaps else []), *([str(neither)] if leaves_out else [])]
+            cells.append(share((rl + both) / sum(types[name])))
             rows.append([routing.policy, routing.metric, short_name(name), *cells])
-    headings = ["policy", "metric", "task type", "SFT", "RL", *(["neither"] if leaves_out else []), "share to RL"]
+    headings = ["policy", "metric", "task type", "SFT", "RL", *(["both"] if overlaps else [])]
+    headings += [*(["neither"] if leaves_out else []), "share to RL"]
     return Table(headings, rows, 3) if rows else None
 
 

@@ -22,7 +22,7 @@ from gradprism.routing.agreement import (
     threshold_standard_error,
 )
 from gradprism.routing.policies import FROM_PASS_RATES, of_pass_rates
-from gradprism.routing.split import Routing, Value, metrics_with
+from gradprism.routing.split import Routing, Value, metrics_with, to_side
 
 CONFOUNDS = ("loss", "l2", "n_tokens", "n_response_tokens", "n_turns")
 # |ρ| above which a score is said to follow a plain measure.
@@ -137,7 +137,7 @@ def audit_split(table: pl.DataFrame, routing: Routing, tasks: pl.DataFrame | Non
     trajectories, or its scores cluster there. `tasks` is `tasks.read_tasks`'; task types count where all trajectories have one.
     """
     score = table["score"].to_numpy()
-    to_rl = (table["route"] == "rl").to_numpy()
+    to_rl = to_side(table["route"], "rl")
     metrics = metrics_with(routing.metric)
     names = {**{name: name for name in CONFOUNDS}, **({"success": "pass_rate"} if "pass_rate" in table.columns else {})}
     # Each column is ranked once: with a million rows that is what an audit takes.
@@ -188,8 +188,8 @@ def drawn_by_chance(table: pl.DataFrame, policy: str) -> int | None:
     """
     if policy not in FROM_PASS_RATES:
         return None
-    values, side = of_pass_rates(policy, table), table["route"].to_numpy()
-    return int(np.isin(values[side == "rl"], values[side == "sft"]).sum())
+    values, to_rl = of_pass_rates(policy, table), to_side(table["route"], "rl")
+    return int(np.isin(values[to_rl], values[(table["route"] == "sft").to_numpy()]).sum())
 
 
 def _saturation(values: NDArray[np.float64], what: str) -> Iterator[str]:
@@ -212,12 +212,13 @@ def _unstable(share: float | None) -> Iterator[str]:
 
 
 def _one_sided(routing: Routing) -> Iterator[str]:
-    n = routing.n_trajectories
-    most, stage = max((routing.n_sft, "SFT"), (routing.n_none, "neither"), (routing.n_rl, "RL"))
+    n, both = routing.n_trajectories, routing.n_both
+    most, stage = max((routing.n_sft - both, "SFT"), (routing.n_none, "neither"), (routing.n_rl - both, "RL"), (both, "both"))
     if most == n:
-        left = "there is nothing to train on" if stage == "neither" else "the other stage has nothing to train on"
+        other = "the other stage has nothing to train on"
+        left = {"neither": "there is nothing to train on", "both": "nothing is routed"}.get(stage, other)
         yield f"all {n} trajectories go to {stage}: {left}"
-    elif routing.threshold_rule == "cuts" and not (routing.n_sft and routing.n_rl):
+    elif routing.sides and not (routing.n_sft and routing.n_rl):
         yield f"of {n} trajectories none goes to {'RL' if routing.n_sft else 'SFT'}: it has nothing to train on"
     elif routing.threshold_rule in ("fixed", "cuts") and most >= ALMOST_ALL * n:
         yield f"{most} of {n} trajectories go to {stage} at this threshold: choose another, or the median"

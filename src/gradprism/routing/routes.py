@@ -1,4 +1,4 @@
-"""A route: every trajectory of a probe to SFT, to RL or to neither, with the reasons; in memory, and as a folder of five files."""
+"""A route: every trajectory of a probe to SFT, to RL, to both or to neither, with the reasons; in memory, and as a folder of five files."""
 
 import json
 import shutil
@@ -21,15 +21,17 @@ from gradprism.routing.audit import Audit, audit_split
 from gradprism.routing.policies import POLICIES, PolicyContext, policy_scores
 from gradprism.routing.sets import FileSets, ProbeSets, RlTask
 from gradprism.routing.split import (
-    SIDES,
     Cut,
     ProbeOrigin,
     Routing,
     Side,
+    check_division,
     choose_threshold,
+    counts,
     metrics_with,
     overridden,
     split_table,
+    to_side,
     turn_statistics,
 )
 from gradprism.routing.strata import check_strata, rank_within, strata
@@ -52,7 +54,7 @@ class Routes:
     """The decision of a route, for n trajectories in the corpus's order.
 
     `frame` has a row per trajectory: `id`, `score`, `rank` (from 1), `margin` (score − threshold, or − the nearest of several cuts),
-    `route` (`sft`, `rl` or `none`), and what the probe measured: `n_tokens`, `n_response_tokens`, `n_turns`, `loss`, `l2`, the metrics,
+    `route` (`sft`, `rl`, `none` or `both`), and what the probe measured: `n_tokens`, `n_response_tokens`, `n_turns`, `loss`, `l2`, metrics,
     `pass_rate` where rates were given, `turn_score_mean`, `_std`, `_min`, `_max` and `turn_of_max` (from 0) of its own turns' scores
     where they were asked for, and `override` and `reason` where there are overrides.
     `routing` says how the route was made.
@@ -129,8 +131,8 @@ class Routes:
     def override(
         self, ids: str | Sequence[str], side: Side | None, reason: str = "", probe: Probe | str | Path | None = None
     ) -> "Routes":
-        """These routes with trajectories sent to `side` (`sft`, `rl`, or `none` for neither), whatever their scores; None takes overrides
-        back. The sets, the numbers and the audit follow, and the table keeps side and `reason`.
+        """These routes with trajectories sent to `side` (`sft`, `rl`, `both`, or `none`), whatever their scores; None takes overrides back.
+        The sets, the numbers and the audit follow, and the table keeps side and `reason`.
 
         `probe` is the one that was routed; of routes that were not loaded from a folder it is known.
         Raises `ConfigError` for another side and without a reason, `DataError` for unknown ids and another probe.
@@ -144,9 +146,8 @@ class Routes:
         if ProbeOrigin.of(probe.manifest) != self.routing.probe or len(probe) != len(self.frame):
             raise DataError(f"{probe.folder or 'probe'}: is not the probe that was routed; give that one")
         frame = overridden(self.frame, self.routing, as_names(ids), side, reason)
-        n = {side: int((frame["route"] == side).sum()) for side in SIDES}
         overrides = frame["override"].count() if "override" in frame.columns else 0
-        numbers = {"n_sft": n["sft"], "n_none": n["none"], "n_rl": n["rl"], "n_overrides": overrides}
+        numbers = {**counts(frame["route"]), "n_overrides": overrides}
         return Routes(frame, self.routing.model_copy(update=numbers), _sets(probe, frame), read_tasks(probe).drop("task"))
 
     @staticmethod
@@ -190,7 +191,7 @@ class Routes:
 
 
 def _sets(probe: Probe, frame: pl.DataFrame) -> ProbeSets:
-    return ProbeSets(probe, *((frame["route"] == side).to_numpy() for side in ("sft", "rl")))
+    return ProbeSets(probe, to_side(frame["route"], "sft"), to_side(frame["route"], "rl"))
 
 
 def _weighted(message: Message) -> ChatMessage:
@@ -225,6 +226,7 @@ def route(
     rl_share: float = 0.5,
     threshold: float | None = None,
     cuts: Sequence[float] = (),
+    shares: Sequence[float] = (),
     sides: Sequence[str] = (),
     within: str | Sequence[str] = (),
     normalise: str = "none",
@@ -234,8 +236,9 @@ def route(
 ) -> Routes:
     """Routes every trajectory of a complete probe: those with high scores to RL, the others to SFT (PRISM, arXiv 2601.07224).
 
-    With `cuts` each range of scores goes to its own side: `cuts=(0.1, 0.7), sides=("sft", "rl", "none")` with pass rates plays what is won
-    sometimes, imitates what is hardly ever won, and leaves out what is solved.
+    With `cuts` or `shares` each range of scores goes to its own side: `cuts=(0.1, 0.7), sides=("sft", "rl", "none")` with pass rates plays
+    what is won sometimes, imitates what is hardly ever won, and leaves out what is solved.
+    `shares=(0.4, 0.2, 0.4), sides=("sft", "both", "rl")` imitates and plays the fifth in the middle.
 
     A million trajectories of 28 units take less than 1 GB.
 
@@ -246,7 +249,8 @@ def route(
         rl_share: Share of the trajectories that go to RL, 0 to 1, those of the highest scores; at 0.5, what is above the median.
         threshold: Number above which scores go to RL, in place of a share.
         cuts: Numbers, ascending, that part the scores into ranges, in place of a share or a threshold; a score equal to one lies below it.
-        sides: The side of each range, lowest first: sft, rl or none; one more than there are cuts.
+        shares: Shares of the trajectories, with the sum 1, that lie in the ranges, lowest first, in place of `cuts`.
+        sides: The side of each range, lowest first: sft, rl, none or both; one per share, one more than there are cuts.
         within: Rank scores among trajectories of their kind alone: of a fifth of the response `length`s, of a `task_type`, or both. The
             scores are then these ranks, as fractions of their stratum.
         normalise: Scale of the norms before the metric: none, per_parameter, per_weight_norm or per_corpus_median (see `Probe.scores`).
@@ -264,9 +268,7 @@ def route(
     if seed < 0:
         raise ConfigError(f"seed {seed}: must be 0 or more")
     check_strata(within := as_names(within))
-    several = Cut.of(cuts, sides) if cuts or sides else None
-    if several and not (threshold is None and rl_share == 0.5):
-        raise ConfigError("cuts and a threshold or an RL share exclude each other; give one")
+    given_cut = check_division(rl_share, threshold, cuts, shares, sides)
     if not isinstance(probe, Probe):
         probe = Probe.load(probe)
     rates = None if pass_rates is None else PassRates.of(pass_rates)
@@ -279,30 +281,30 @@ def route(
         measures = measures.with_columns(rates.column(measures["id"], tasks["task"]))
     if turns is not None:
         measures = measures.hstack(turn_statistics(turns, len(measures)))
-    given = several is not None or threshold is not None
+    given = given_cut is not None or threshold is not None
     # Ranks within strata have an order of their own, so that equal scores are to be drawn apart all the same.
     score = policy_scores(policy, measures, PolicyContext(metric, seed, given and not within))
     if within:
         score = rank_within(score, strata(within, measures, tasks))
-    high = several.at[0] if several else choose_threshold(score, rl_share, threshold)
-    frame = split_table(measures, score, several or Cut((high,)))
-    n = {side: int((frame["route"] == side).sum()) for side in SIDES}
+    several = Cut.of_shares(score, shares, sides) if shares else given_cut
+    cut = several or Cut((choose_threshold(score, rl_share, threshold),))
+    frame = split_table(measures, score, cut)
+    by_share = "median" if rl_share == 0.5 else "quantile"
     routing = Routing(
         policy=policy,
         metric=metric,
         normalise=normalise,
         within=within,
-        threshold_rule="cuts" if several else "fixed" if given else "median" if rl_share == 0.5 else "quantile",
-        threshold=high,
+        threshold_rule="shares" if shares else "cuts" if several else "fixed" if given else by_share,
+        threshold=cut.at[0],
         cuts=several.at if several else (),
         sides=several.sides if several else (),
+        shares=tuple(shares),
         rl_share=None if given or rl_share == 0.5 else rl_share,
         seed=seed,
         pass_rates_sha256=rates and rates.sha256,
         n_trajectories=len(frame),
-        n_sft=n["sft"],
-        n_none=n["none"],
-        n_rl=n["rl"],
+        **counts(frame["route"]),
         n_undefined_turns=None if turns is None else turns["score"].null_count(),
         probe=ProbeOrigin.of(probe.manifest),
         versions={"gradprism": __version__, "numpy": np.__version__, "polars": pl.__version__},

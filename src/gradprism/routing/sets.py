@@ -36,7 +36,7 @@ class RlTask:
 
 @dataclass(frozen=True, slots=True)
 class ProbeSets:
-    """Those of a probe's corpus; `to_sft` and `to_rl` bool `[n]`, of which a trajectory has one or neither."""
+    """Those of a probe's corpus; `to_sft` and `to_rl` bool `[n]`, of which a trajectory has one, neither or both."""
 
     probe: Probe
     to_sft: NDArray[np.bool_]

@@ -1,8 +1,7 @@
 """A split of scored trajectories: how it was made, where scores are cut, and its table.
 
-Trajectories at or below the threshold go to SFT, those above it to RL. With a second, lower threshold for SFT, what lies between the two
-goes to neither. More generally several cuts part the scores into ranges, each with a side of its own. An override sends a trajectory
-elsewhere than its score does, for a reason that is kept.
+Trajectories at or below the threshold go to SFT, those above it to RL. More generally several cuts part the scores into ranges, each with a
+side of its own: SFT, RL, neither or both. An override sends a trajectory elsewhere than its score does, for a reason that is kept.
 """
 
 import itertools
@@ -22,7 +21,7 @@ from gradprism.probing.manifest import ProbeManifest
 from gradprism.runtime.errors import ConfigError, DataError, one_line
 from gradprism.runtime.files import read_json
 
-Side = Literal["sft", "none", "rl"]
+Side = Literal["sft", "none", "rl", "both"]
 SIDES: tuple[Side, ...] = get_args(Side)
 
 
@@ -39,13 +38,22 @@ class Cut:
         """Raises `ConfigError` for anything that is no cut."""
         if not at or not all(map(math.isfinite, at)) or any(a >= b for a, b in itertools.pairwise(at)):
             raise ConfigError(f"cuts {', '.join(map(str, at)) or 'none'}: give numbers on the score's scale, ascending")
-        if unknown := [side for side in sides if side not in SIDES]:
-            raise ConfigError(f"sides {unknown[0]!r}: choose from {', '.join(SIDES)}")
+        _check_sides(sides)
         if len(sides) != len(at) + 1:
             raise ConfigError(
                 f"sides: {len(sides)} given for {len(at)} cuts; name one for each of the {len(at) + 1} ranges, lowest first"
             )
         return cls(tuple(map(float, at)), tuple(sides))  # pyright: ignore[reportArgumentType] # each is one of SIDES
+
+    @classmethod
+    def of_shares(cls, scores: NDArray[np.float64], shares: Sequence[float], sides: Sequence[str]) -> Self:
+        """The cut of scores `[n]` into ranges with these `shares` of them, lowest first, each range as `quantile_threshold` cuts it.
+
+        Equal scores stay together, so with ties a range may have fewer. Raises `ConfigError` for what `check_shares` refuses.
+        """
+        check_shares(shares, sides)
+        above = [math.fsum(shares[i:]) for i in range(1, len(shares))]
+        return cls(tuple(quantile_threshold(scores, min(1.0, share)) for share in above), tuple(sides))  # pyright: ignore[reportArgumentType]
 
     def route(self, scores: NDArray[np.float64]) -> NDArray[np.str_]:
         """The side of each score, `[n]`."""
@@ -55,6 +63,38 @@ class Cut:
         """Each score less the number that is nearest to it, `[n]`."""
         distances = scores[:, None] - np.array(self.at)
         return np.take_along_axis(distances, np.abs(distances).argmin(1, keepdims=True), 1)[:, 0]
+
+
+def check_shares(shares: Sequence[float], sides: Sequence[str]) -> None:
+    """Raises `ConfigError` for shares that are not one per side, of 0 to 1, with the sum 1."""
+    told = f"shares {', '.join(map(str, shares)) or 'none'}"
+    if not all(0 <= share <= 1 for share in shares) or abs(math.fsum(shares) - 1) > 1e-6:
+        raise ConfigError(f"{told}: give one per side, lowest first, with the sum 1")
+    _check_sides(sides)
+    if len(sides) != len(shares):
+        raise ConfigError(f"sides: {len(sides)} given for {len(shares)} shares; name one for each, lowest first")
+
+
+def check_division(
+    rl_share: float, threshold: float | None, cuts: Sequence[float], shares: Sequence[float], sides: Sequence[str]
+) -> Cut | None:
+    """The cut at `cuts`, where these are given; raises `ConfigError` for ways to divide scores that contradict each other."""
+    one = threshold is not None or rl_share != 0.5
+    if cuts and shares:
+        raise ConfigError("give either cuts or shares: shares are of the trajectories, cuts are numbers on the score's scale")
+    if (cuts or shares or sides) and one:
+        raise ConfigError("give either cuts or shares, or rl_share or threshold: they exclude each other")
+    if threshold is not None and rl_share != 0.5:
+        raise ConfigError("give either rl_share or threshold: they exclude each other")
+    if shares:
+        check_shares(shares, sides)
+        return None
+    return Cut.of(cuts, sides) if cuts or sides else None
+
+
+def _check_sides(sides: Sequence[str]) -> None:
+    if unknown := [side for side in sides if side not in SIDES]:
+        raise ConfigError(f"sides {unknown[0]!r}: choose from {', '.join(SIDES)}")
 
 
 class Value(BaseModel):
@@ -91,18 +131,20 @@ class Routing(Value):
 
     Scores above `threshold` went to RL. `threshold_rule` says where that is from: the scores' median, the quantile of an `rl_share`
     (None for the others), or a number that was given (`fixed`). Where several numbers were given with the sides of their ranges (rule
-    `cuts`), `cuts` and `sides` are they, `threshold` is the first, and `n_none` went to neither side. `within`: the strata in which scores
-    were ranked. The numbers are those after the `n_overrides`. `n_undefined_turns` is None where turns were not asked for.
+    `cuts`), or `shares` of the trajectories (rule `shares`), `cuts` and `sides` are they, and `threshold` is the first. `n_none` went to
+    neither side, and `n_both` to both, which count in `n_sft` and in `n_rl`. `within`: the strata in which scores were ranked. The numbers
+    are those after the `n_overrides`. `n_undefined_turns` is None where turns were not asked for.
     """
 
     policy: str = "concentration"
     metric: str = "gini"
     normalise: str = "none"
     within: tuple[str, ...] = ()
-    threshold_rule: Literal["median", "quantile", "fixed", "cuts"] = "median"
+    threshold_rule: Literal["median", "quantile", "fixed", "cuts", "shares"] = "median"
     threshold: float
     cuts: tuple[float, ...] = ()
     sides: tuple[Side, ...] = ()
+    shares: tuple[float, ...] = ()
     rl_share: float | None = None
     seed: int = 0
     pass_rates_sha256: str | None = None
@@ -110,17 +152,19 @@ class Routing(Value):
     n_sft: int
     n_none: int = 0
     n_rl: int
+    n_both: int = 0
     n_overrides: int = 0
     n_undefined_turns: int | None = None
     probe: ProbeOrigin = ProbeOrigin()
     versions: Mapping[str, str] = {}
 
     def __str__(self) -> str:
-        neither = f", {self.n_none} to neither" if self.n_none or "none" in self.sides else ""
+        others = f", {self.n_both} to both" if self.n_both or "both" in self.sides else ""
+        others += f", {self.n_none} to neither" if self.n_none or "none" in self.sides else ""
         within = f" within {' and '.join(self.within)}" if self.within else ""
         overridden = f", {self.n_overrides} overridden" if self.n_overrides else ""
         return (
-            f"{self.n_sft} to SFT, {self.n_rl} to RL{neither}; {self.policy} of {self.metric}{within}, {self.cut_text}{overridden}"
+            f"{self.n_sft} to SFT, {self.n_rl} to RL{others}; {self.policy} of {self.metric}{within}, {self.cut_text}{overridden}"
         )
 
     @property
@@ -134,6 +178,18 @@ class Routing(Value):
         if self.cuts:
             return f"cuts {', '.join(f'{cut:.6g}' for cut in self.cuts)} ({', '.join(self.sides)})"
         return f"threshold {self.threshold:.6g}"
+
+
+def counts(route: pl.Series) -> dict[str, int]:
+    """The fields of a `Routing` that count the sides of trajectories; those of both sides count in each, so that
+    `n_sft + n_rl − n_both + n_none` is their number."""
+    n = {side: int((route == side).sum()) for side in SIDES}
+    return {"n_sft": n["sft"] + n["both"], "n_none": n["none"], "n_rl": n["rl"] + n["both"], "n_both": n["both"]}
+
+
+def to_side(route: pl.Series, side: Literal["sft", "rl"]) -> NDArray[np.bool_]:
+    """Which trajectories go to a side, alone or beside the other one; bool `[n]`."""
+    return route.is_in([side, "both"]).to_numpy()
 
 
 def metrics_with(*chosen: str) -> list[str]:
@@ -211,7 +267,7 @@ def overridden(table: pl.DataFrame, routing: Routing, ids: Sequence[str], side: 
     Raises `ConfigError` for another side and for a reason that is missing, and `DataError` for an id that the table does not have.
     """
     if side is not None and side not in SIDES:
-        raise ConfigError(f"side {side!r}: choose sft, none or rl, or None to take overrides back")
+        raise ConfigError(f"side {side!r}: choose sft, none, rl or both, or None to take overrides back")
     if side is not None and not reason.strip():
         raise ConfigError(f"override of {len(ids)} trajectories: give a reason, which is kept with the route")
     if unknown := sorted(set(ids).difference(table["id"])):

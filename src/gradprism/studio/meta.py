@@ -115,7 +115,7 @@ def route_meta(corpus: Corpus, folder: Folder) -> dict[str, Any]:
     """`RouteMeta` of `web/src/api.ts`; raises `DataError` for a route that is broken."""
     routes = load_routes(corpus, folder)
     routing, audit = routes.routing, routes.audit()
-    names = ("policy", "metric", "normalise", "threshold", "threshold_rule", "n_sft", "n_none", "n_rl", "n_overrides")
+    names = ("policy", "metric", "normalise", "threshold", "threshold_rule", "n_sft", "n_none", "n_rl", "n_both", "n_overrides")
     read_only = read_only_because(corpus, folder)
     return {
         "id": folder.id,

@@ -80,7 +80,7 @@ class Texts:
             with open(path, "rb") as lines:
                 for line in lines:
                     (id,) = heads.add([line], path)
-                    if id in row:
+                    if id in row and file[row[id]] == 255:  # of both sides the first file has the whole
                         at = row[id]
                         file[at], start[at], size[at] = number, place, len(line)
                         of_row.append(at)

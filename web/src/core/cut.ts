@@ -1,9 +1,9 @@
 // Where scores are cut, and the side of each range between: usually one threshold, below SFT and above RL.
 import type { RouteMeta } from "../api";
 
-/** Codes of the three sides, in this order everywhere. */
-export const SIDES = ["sft", "none", "rl"] as const;
-export const SIDE_NAMES = ["SFT", "neither", "RL"] as const;
+/** Codes of the sides, in this order everywhere. */
+export const SIDES = ["sft", "none", "rl", "both"] as const;
+export const SIDE_NAMES = ["SFT", "neither", "RL", "both"] as const;
 
 /** `at` ascending; `sides` has a code more than there are cuts, lowest range first. A score belongs above a cut where it is greater. */
 export interface Cut {

@@ -22,15 +22,25 @@ export interface Total {
   response: number;
 }
 
-export function totals(
-  sides: Uint8Array,
-  tokens?: NumberArray,
-  response?: NumberArray,
-  mask?: Uint8Array,
-): [Total, Total, Total] {
-  const n = [0, 0, 0];
-  const all = [0, 0, 0];
-  const own = [0, 0, 0];
+/** Of SFT alone, neither, RL alone, and both. */
+export type Totals = [Total, Total, Total, Total];
+
+const sum = (a: Total, b: Total): Total => ({
+  n: a.n + b.n,
+  tokens: a.tokens + b.tokens,
+  response: a.response + b.response,
+});
+
+/** What SFT trains on, and what RL plays: what goes to both is in each. */
+export const trained = ([sft, , rl, both]: Totals): { sft: Total; rl: Total } => ({
+  sft: sum(sft, both),
+  rl: sum(rl, both),
+});
+
+export function totals(sides: Uint8Array, tokens?: NumberArray, response?: NumberArray, mask?: Uint8Array): Totals {
+  const n = [0, 0, 0, 0];
+  const all = [0, 0, 0, 0];
+  const own = [0, 0, 0, 0];
   for (let i = 0; i < sides.length; i++) {
     if (mask && !mask[i]) continue;
     const side = sides[i];
@@ -39,14 +49,14 @@ export function totals(
     if (response) own[side] += response[i];
   }
   const of = (side: number): Total => ({ n: n[side], tokens: all[side], response: own[side] });
-  return [of(0), of(1), of(2)];
+  return [of(0), of(1), of(2), of(3)];
 }
 
 export interface Stratum {
   label: string;
   /** The value of a category, or the range of a number. */
   value: string | readonly [number, number] | null;
-  sides: [number, number, number];
+  sides: [number, number, number, number];
   n: number;
 }
 
@@ -92,7 +102,7 @@ export function byQuarter(data: NumberArray, ascending: ArrayLike<number>, text:
 const nextUp = (value: number): number => (Number.isInteger(value) ? value + 1 : value * (1 + 1e-6 * Math.sign(value)));
 
 export function strataOf(division: Division, sides: Uint8Array, mask: Uint8Array): Stratum[] {
-  const found = division.strata.map(({ label, value }): Stratum => ({ label, value, sides: [0, 0, 0], n: 0 }));
+  const found = division.strata.map(({ label, value }): Stratum => ({ label, value, sides: [0, 0, 0, 0], n: 0 }));
   for (let i = 0; i < sides.length; i++) {
     if (!mask[i]) continue;
     const stratum = found[division.codes[i]];
@@ -113,7 +123,7 @@ export function sftSeconds(costs: Costs, trajectories: number, tokens: number): 
 
 /** What can be said of a cut at once; the audit says more when the slider rests. */
 export function oneSided(sides: readonly Total[]): string | null {
-  const n = sides[0].n + sides[1].n + sides[2].n;
+  const n = sides.reduce((all, side) => all + side.n, 0);
   for (const [side, name, other] of [
     [sides[0], "SFT", "RL"],
     [sides[2], "RL", "SFT"],

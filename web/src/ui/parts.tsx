@@ -83,7 +83,7 @@ export function Segments(props: {
   );
 }
 
-const SIDES = { sft: "SFT", none: "neither", rl: "RL" } as const;
+const SIDES = { sft: "SFT", none: "neither", rl: "RL", both: "both" } as const;
 
 export function SideMark({ side }: { side: keyof typeof SIDES }) {
   return <span class={`side ${side}`}>{SIDES[side]}</span>;

@@ -98,6 +98,7 @@ const SIDE_OPTIONS = [
   ["sft", "SFT"],
   ["none", "neither"],
   ["rl", "RL"],
+  ["both", "both"],
   ["undo", "as cut"],
 ] as const;
 

@@ -1,8 +1,10 @@
 import { useCallback, useMemo, useRef, useState } from "preact/hooks";
+import { SIDES } from "../../core/cut";
 import { toggled } from "../../core/filters";
 import { thinned } from "../../core/geometry";
 import { number } from "../../core/numbers";
 import { correlation, extent } from "../../core/statistics";
+import { sideColours } from "../../plots/colours";
 import { type Draw, Figure } from "../../plots/figure";
 import { padded } from "../../plots/scales";
 import { drawScatter, positions, type ScatterData, scatterFrame, scatterScales } from "../../plots/scatter";
@@ -181,8 +183,7 @@ function Scatter({
 
 function* scatterRows(state: CorpusState, x: NumericColumn, y: NumericColumn, rows: Uint32Array) {
   yield ["id", x.name, y.name, "side"];
-  for (const row of rows)
-    yield [state.corpus.id(row), x.data[row], y.data[row], ["sft", "none", "rl"][state.sides.value[row]]];
+  for (const row of rows) yield [state.corpus.id(row), x.data[row], y.data[row], SIDES[state.sides.value[row]]];
 }
 
 // Okabe and Ito's colours, which any colour vision tells apart; further categories share the last.
@@ -192,15 +193,16 @@ function useGroups(state: CorpusState, colourBy: string) {
   const c = palette.value;
   const sides = state.sides.value;
   const column = colourBy === "side" ? undefined : state.numeric(colourBy);
-  const neither = state.totals.value[1].n > 0;
+  const [, neither, , both] = state.totals.value.map((total) => total.n > 0);
   return useMemo(() => {
     if (!column?.values) {
       const legend: [string, string][] = [
         ["SFT", c.sft],
         ...(neither ? [["neither", c.neither] as [string, string]] : []),
         ["RL", c.rl],
+        ...(both ? [["both", c.accent] as [string, string]] : []),
       ];
-      return { group: sides, colours: [c.sft, c.neither, c.rl], legend };
+      return { group: sides, colours: [...sideColours(c)], legend };
     }
     const last = CATEGORY_COLOURS.length - 1;
     const group = Uint8Array.from(column.data, (code) => Math.min(last, code < column.values!.length ? code : last));
@@ -210,5 +212,5 @@ function useGroups(state: CorpusState, colourBy: string) {
       CATEGORY_COLOURS[i],
     ]);
     return { group, colours: CATEGORY_COLOURS, legend };
-  }, [column, sides, c, neither]);
+  }, [column, sides, c, neither, both]);
 }

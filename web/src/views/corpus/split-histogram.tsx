@@ -76,11 +76,11 @@ export function SplitHistogram({ state }: { state: CorpusState }) {
     const [low, high] = dragged ? [Math.min(from, to), Math.max(from, to)] : binEnds(bin);
     state.setFilters(toggled(state.filters.value, { kind: "range", column: metric, low: six(low), high: six(high) }));
   };
-  const [sft, none, rl] = state.totals.value;
+  const [sft, none, rl, both] = state.totals.value;
   return (
     <Figure
       title={`${label} of ${state.corpus.meta.name}`}
-      description={`${count(sft.n)} trajectories to SFT, ${count(none.n)} to neither, ${count(rl.n)} to RL; cut at ${cutText(cut, number)}.`}
+      description={`${count(sft.n)} trajectories to SFT, ${count(none.n)} to neither, ${count(rl.n)} to RL, ${count(both.n)} to both; cut at ${cutText(cut, number)}.`}
       height={HEIGHT}
       draw={draw}
       overlay={overlay}

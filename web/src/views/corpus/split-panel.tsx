@@ -1,5 +1,5 @@
 import { count, duration, number, percent, short } from "../../core/numbers";
-import { oneSided, rlSeconds, sftSeconds, type Total } from "../../core/split";
+import { oneSided, rlSeconds, sftSeconds, type Total, trained } from "../../core/split";
 import { set } from "../../router";
 import { Notice, Panel, ProblemNotice, Select } from "../../ui/parts";
 import { useAudit } from "./audit";
@@ -53,17 +53,19 @@ function SidesTable({ state }: { state: CorpusState }) {
     ["sft", "SFT"],
     ["none", "neither"],
     ["rl", "RL"],
+    ["both", "both"],
   ] as const;
-  const hours = (side: string, total: Total) =>
-    side === "none"
-      ? null
-      : side === "rl"
-        ? rlSeconds(costs, total.n, total.tokens)
-        : sftSeconds(costs, total.n, total.tokens);
+  const hours = (side: string, { n, tokens }: Total) => {
+    const parts = [
+      ...(side === "sft" || side === "both" ? [sftSeconds(costs, n, tokens)] : []),
+      ...(side === "rl" || side === "both" ? [rlSeconds(costs, n, tokens)] : []),
+    ];
+    return parts.length && parts.every((part) => part !== null) ? parts.reduce((sum, part) => sum + part, 0) : null;
+  };
   const anyHours = costs.rl !== null || costs.sft !== null;
   const everything = { n, tokens: sides.reduce((s, t) => s + t.tokens, 0) };
   const all = rlSeconds(costs, everything.n, everything.tokens);
-  const rl = rlSeconds(costs, sides[2].n, sides[2].tokens);
+  const rl = rlSeconds(costs, trained(sides).rl.n, trained(sides).rl.tokens);
   return (
     <>
       <div class="share-bar" aria-hidden="true">
@@ -88,7 +90,7 @@ function SidesTable({ state }: { state: CorpusState }) {
           <tbody>
             {names.map(
               ([side, name], i) =>
-                (side !== "none" || sides[i].n > 0) && (
+                (side === "sft" || side === "rl" || sides[i].n > 0) && (
                   <tr key={side} data-side={side}>
                     <th>
                       <span class={`side ${side}`}>{name}</span>

@@ -1,4 +1,5 @@
 import { useMemo, useState } from "preact/hooks";
+import { SIDES } from "../../core/cut";
 import { csv, download, fileName } from "../../core/download";
 import { type Filter, filterText, missingValue, toggled } from "../../core/filters";
 import { count, percent } from "../../core/numbers";
@@ -36,7 +37,7 @@ export function StrataPanel({ state }: { state: CorpusState }) {
     const rows = sorted.map((stratum) => [stratum.label, stratum.n, ...stratum.sides]);
     download(
       `${fileName(`strata by ${by}`)}.csv`,
-      csv([[by, "trajectories", "sft", "neither", "rl"], ...rows]),
+      csv([[by, "trajectories", "sft", "neither", "rl", "both"], ...rows]),
       "text/csv",
     );
   };
@@ -83,7 +84,7 @@ export function StrataPanel({ state }: { state: CorpusState }) {
                   </button>
                 </th>
                 <td>{count(stratum.n)}</td>
-                <td>{percent(stratum.sides[2] / stratum.n, 0)}</td>
+                <td>{percent((stratum.sides[2] + stratum.sides[3]) / stratum.n, 0)}</td>
                 <td class="wide">
                   <SideBar sides={stratum.sides} />
                 </td>
@@ -104,12 +105,12 @@ export function StrataPanel({ state }: { state: CorpusState }) {
   );
 }
 
-function SideBar({ sides }: { sides: readonly [number, number, number] }) {
-  const n = sides[0] + sides[1] + sides[2];
-  const title = `${count(sides[0])} SFT, ${sides[1] ? `${count(sides[1])} neither, ` : ""}${count(sides[2])} RL`;
+function SideBar({ sides }: { sides: readonly [number, number, number, number] }) {
+  const n = sides[0] + sides[1] + sides[2] + sides[3];
+  const title = `${count(sides[0])} SFT, ${sides[1] ? `${count(sides[1])} neither, ` : ""}${count(sides[2])} RL${sides[3] ? `, ${count(sides[3])} both` : ""}`;
   return (
     <div class="share-bar small" title={title}>
-      {(["sft", "none", "rl"] as const).map((side, i) => (
+      {SIDES.map((side, i) => (
         <i key={side} class={side} style={{ width: `${(100 * sides[i]) / n}%` }} />
       ))}
     </div>
