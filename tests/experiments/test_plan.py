@@ -28,6 +28,13 @@ def plan(file, *overrides) -> Any:
     return Plan(load_config(file, overrides))
 
 
+def small_plan(arms, *overrides) -> Any:
+    """A plan of ALFWorld in miniature with these arms and the base alone."""
+    few = ["claims=[]", "sweeps=[]", "evaluations=[]", "audit.checkpoints=[]", "reference_arms=[]", "seeds=[0]"]
+    few += [f"{name}=base" for name in ("base_arm", "sft_arm", "full_rl_arm", "sft_then_rl_arm")]
+    return plan(MINI[0], *few, f"arms=[{{name='base', sft='none', rl='none'}}, {arms}]", *overrides)
+
+
 def all_stages(planned):
     return with_needs(planned.wanted())
 
@@ -280,6 +287,15 @@ def test_settings_that_came_later_leave_the_keys_of_results_as_they_were():
     assert within.causes["config"] == {**as_before, "within": ["length"]}
 
 
+def test_an_order_of_a_route_is_kept_by_what_trains_on_its_sides():
+    of = "{name='o', route={order='ascending'}}, {name='half', sft='all', route={order='ascending'}}, {name='plain'}"
+    made = small_plan(of)
+    stages = {name: {stage.kind: stage for stage in runs_of(made, name)[0].stages} for name in ("o", "half", "plain")}
+    orders = {name: (found["sft"].config.order, found["rl"].config.order) for name, found in stages.items()}
+    assert orders == {"o": ("given", "given"), "half": ("shuffled", "given"), "plain": ("shuffled", "shuffled")}
+    assert "order" not in stages["plain"]["sft"].causes["config"] and "order" not in stages["plain"]["rl"].causes["config"]
+
+
 def test_nothing_that_changes_no_result_changes_a_key():
     before = all_stages(plan(MINI[0], "seeds=[0]"))
     more = ["environment.workers=2", "rl.save_every=1", "sft.save_steps=3", "rl.keep_checkpoints=true", "out=elsewhere"]
@@ -329,6 +345,8 @@ def _contents(path):
         (["arms=[{name='a', route={cuts=[0.7, 0.1], sides=['sft', 'rl', 'sft']}}]"], r"arms\.0\.route: .*ascending"),
         (["arms=[{name='a', route={cuts=[0.1], sides=['sft', 'rl'], threshold=1}}]"], r"arms\.0\.route: .*either cuts"),
         (["arms=[{name='a', route={cuts=[0.1]}}]"], r"arms\.0\.route: .*sides: 0 given"),
+        (["arms=[{name='a', route={order='up'}}]"], r"arms\.0\.route\.order: "),
+        (["arms=[{name='a', route={order='ascending'}, refresh={after_sft=true}}]"], r"arm a: a refresh cuts what is left"),
         (["arms=[{name='a', route={within=['length']}, refresh={after_sft=true}}]"], r"arm a: a refresh cuts what is left"),
         (["arms=[{name='a', scored='after_sft'}]"], r"arm a: scored after_sft needs sft = all and rl = routed"),
         (["evaluations=[{name='x', temperature=0}]"], r"evaluations\.0\.temperature: .*greater than 0"),
@@ -390,8 +408,6 @@ def test_shares_tell_rounds_before_anything_is_routed():
     wanted = RouteConfig(shares=(0.4, 0.2, 0.1, 0.3), sides=("sft", "both", "none", "rl"))
     assert wanted.known_rl_share == pytest.approx(0.5) and RouteConfig(rl_share=0.3).known_rl_share == 0.3
     assert RouteConfig(threshold=1.0).known_rl_share is RouteConfig(cuts=(1.0,), sides=("sft", "both")).known_rl_share is None
-    overlap = "arms=[{name='base', sft='none', rl='none'}, {name='o', route={shares=[0.3, 0.2, 0.5], sides=['sft', 'both', 'rl']}}]"
-    few = ["claims=[]", "sweeps=[]", "evaluations=[]", "audit.checkpoints=[]", "reference_arms=[]", "sft_arm=base", "base_arm=base"]
-    made = plan(MINI[0], "seeds=[0]", "rl.rounds=10", overlap, *few, "full_rl_arm=base", "sft_then_rl_arm=base")
+    made = small_plan("{name='o', route={shares=[0.3, 0.2, 0.5], sides=['sft', 'both', 'rl']}}", "rl.rounds=10")
     [rl] = [stage for stage in runs_of(made, "o")[0].stages if stage.kind == "rl"]
     assert (rl.config.rounds, rl.share_of) == (7, None)

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gradprism.concentration import gini
+from gradprism.exporting.registry import export
 from gradprism.probing import scores as probing_scores
 from gradprism.probing.result import Probe
 from gradprism.routing.routes import Routes
@@ -263,3 +264,36 @@ def test_what_goes_to_both_is_in_both_sets(cli, tmp_path):
     assert [t.id for t in all_both.sft] == [t.id for t in all_both.rl] and len(all_both.sft) == COUNT
     assert "all 21 trajectories go to both: nothing is routed" in str(all_both.audit())
     assert_refused(cli("route", tmp_path / "probe", "--out", tmp_path / "x", "--shares", "a", "--sides", "sft"), "--shares 'a'")
+
+
+# Order
+
+
+@pytest.mark.parametrize("order", ["ascending", "descending"])
+def test_an_order_sorts_both_sets_and_moves_nothing(cli, tmp_path, order):
+    score = dict(zip(Probe.load(folder := _probe(tmp_path)).ids, Probe.load(folder).scores(), strict=True))
+    plain = route_probe(folder, shares=(0.4, 0.2, 0.4), sides=("sft", "both", "rl"))
+    cut = ("--shares", "0.4,0.2,0.4", "--sides", "sft,both,rl")
+    code, out, err = cli("route", folder, "--out", tmp_path / "route", *cut, "--order", order)
+    assert (code, err) == (0, "") and f", {order} order" in out and "keep it with --order given" in out
+    made = Routes.load(tmp_path / "route")
+    assert made.frame.equals(plain.frame) and made.routing.order == order
+    of_memory = route_probe(folder, shares=(0.4, 0.2, 0.4), sides=("sft", "both", "rl"), order=order)
+    for ordered, in_memory, before in ((made.sft, of_memory.sft, plain.sft), (made.rl, of_memory.rl, plain.rl)):
+        assert ordered == in_memory
+        assert [one.id for one in ordered] == sorted((one.id for one in before), key=score.get, reverse=order == "descending")  # type: ignore[arg-type]
+    moved = of_memory.override(made.sft[0].id, "none", "gone", folder)
+    assert [t.id for t in moved.sft] == [t.id for t in made.sft[1:]]
+    exported = export(tmp_path / "route", "trl", tmp_path / "trl")
+    assert any(f"rows are in the {order} order of their scores" in line for line in exported.warnings)
+    assert pl.read_parquet(tmp_path / "trl" / "sft.parquet")["id"].to_list() == [t.id for t in made.sft]
+
+
+def _probe(tmp_path):
+    make_probe(tmp_path / "probe")
+    return tmp_path / "probe"
+
+
+def test_an_order_that_there_is_none_of(cli, tmp_path):
+    route = ("route", _probe(tmp_path), "--out", tmp_path / "out")
+    assert_refused(cli(*route, "--order", "up"), "order 'up': choose from ascending, descending")

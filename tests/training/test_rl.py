@@ -375,6 +375,18 @@ class Scripted:
         return played
 
 
+@pytest.mark.parametrize("world", [1, 4])
+def test_tasks_that_are_given_in_an_order_are_first_played_in_it(world):
+    tasks = [Task("x", str(i), "k", "s") for i in range(8)]
+    streams = [TaskStream(tasks, 3, rank, world, as_given=True) for rank in range(world)]
+    drawn = [task for _ in range(16 // world) for stream in streams for task in stream.draw(1)]
+    later = TaskStream(tasks, 3).draw(16)[8:]
+    assert drawn == [*tasks, *later] and later != tasks
+    resumed = TaskStream(tasks, 3, 0, world, as_given=True)
+    resumed.drawn = 1
+    assert resumed.draw(3) == TaskStream(tasks, 3, 0, world, as_given=True).draw(4)[1:]
+
+
 def rounds(good, **options):
     config = RlConfig(rounds=1, rollouts_per_task=2, tasks_per_round=4, **options)
     tasks = [Task("x", str(i), "k", "s") for i in range(100)]

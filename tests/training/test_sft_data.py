@@ -7,6 +7,7 @@ import pytest
 from datasets import Dataset, disable_progress_bars
 from trl.data_utils import pack_dataset
 
+from gradprism.runtime.errors import ConfigError
 from gradprism.training.sft_config import SftConfig
 from gradprism.training.sft_data import Plan, pack, share, split_held_out
 from helpers.tiny import sample_trajectories
@@ -45,3 +46,21 @@ def test_every_epoch_reads_every_row_once_over_all_processes(world):
         assert sorted(read) == list(range(23))
         assert read != list(range(23))
     assert plan.epochs(plan.steps) == 2.0
+
+
+@pytest.mark.parametrize("world", [1, 3])
+def test_a_given_order_is_that_of_the_first_epoch_alone(world):
+    config = SftConfig(batch_size=2, gradient_accumulation=3, epochs=2)
+    given, shuffled = (Plan(23, world, config.model_copy(update={"order": order})) for order in ("given", "shuffled"))
+
+    def read(plan, epoch):
+        steps = range(epoch * plan.steps_per_epoch, (epoch + 1) * plan.steps_per_epoch)
+        return [row for step in steps for batch in plan.batches_of(step) for row in batch]
+
+    assert read(given, 0) == list(range(23))
+    assert read(given, 1) == read(shuffled, 1) != list(range(23))
+
+
+def test_packing_keeps_no_order():
+    with pytest.raises(ConfigError, match="order given: packing fills rows by length"):
+        SftConfig(order="given", packing="on")

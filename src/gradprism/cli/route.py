@@ -7,6 +7,7 @@ import typer
 
 import gradprism as gp
 from gradprism.cli import options as o
+from gradprism.routing.split import check_order
 from gradprism.runtime.errors import ConfigError
 
 
@@ -33,6 +34,10 @@ def command(
         list[str] | None,
         typer.Option(help="Rank scores within fifths of the response length (length), or within task_type. May be repeated."),
     ] = None,
+    order: Annotated[
+        str | None,
+        typer.Option(metavar="[ascending|descending]", help="Write both sets in the order of their scores, for a curriculum."),
+    ] = None,
     normalise: o.Normalise = "none",
     pass_rates: o.PassRates = None,
     per_turn: Annotated[
@@ -54,6 +59,7 @@ def command(
         shares=_numbers("shares", shares),
         sides=[side.strip() for side in sides.split(",")] if sides else (),
         within=within or (),
+        order=check_order(order),
         normalise=normalise,
         seed=seed,
         pass_rates=pass_rates,
@@ -62,6 +68,8 @@ def command(
     routes.save(out, on_existing)
     audit = routes.audit()
     lines = [f"{out}: {routes.routing}", *(f"warning: {warning}" for warning in audit.warnings)]
+    if order:
+        lines.append("the sets are in that order; `gradprism sft` and `gradprism rl` keep it with --order given")
     o.show({"routing": routes.routing.model_dump(), "audit": audit.to_json()}, "\n".join(lines), as_json)
 
 

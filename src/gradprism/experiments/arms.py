@@ -8,7 +8,7 @@ from pydantic import AfterValidator, Field, PositiveInt, model_validator
 from gradprism.concentration import METRICS
 from gradprism.evaluation.config import EvaluationConfig
 from gradprism.routing.policies import FROM_PASS_RATES, POLICIES
-from gradprism.routing.split import Side, check_division
+from gradprism.routing.split import Order, Side, check_division
 from gradprism.routing.strata import Stratum, check_strata
 from gradprism.runtime.settings import Settings
 
@@ -23,7 +23,7 @@ class RouteConfig(Section):
     """The routing."""
 
     # Settings that came when there were results already; at their defaults they change none.
-    added: ClassVar[frozenset[str]] = frozenset(("cuts", "shares", "sides", "within"))
+    added: ClassVar[frozenset[str]] = frozenset(("cuts", "shares", "sides", "within", "order"))
 
     metric: Annotated[str, AfterValidator(METRICS.checked)] = Field(
         default="gini", description="Concentration metric: gini, cv, kurtosis or a registered one."
@@ -47,6 +47,11 @@ class RouteConfig(Section):
     sides: tuple[Side, ...] = Field(default=(), description="Where each range goes, lowest first: sft, rl, none or both.")
     within: tuple[Stratum, ...] = Field(
         default=(), description="Rank scores within fifths of the response length (length), within the task_type, or both."
+    )
+
+    order: Order | None = Field(
+        default=None,
+        description="SFT and RL begin with the lowest scores (ascending) or the highest (descending), in their first pass.",
     )
 
     @model_validator(mode="after")
@@ -109,10 +114,10 @@ class ArmConfig(Section):
         if self.refresh != RefreshConfig() and self.route.policy in FROM_PASS_RATES:
             raise ValueError(f"arm {self.name}: a refresh probes again, which tells no pass rates")
         if self.refresh != RefreshConfig() and (
-            self.route.sides or self.route.within or self.route.normalise == "per_corpus_median"
+            self.route.sides or self.route.order or self.route.within or self.route.normalise == "per_corpus_median"
         ):
             raise ValueError(
-                f"arm {self.name}: a refresh cuts what is left at the first route's threshold, which cuts, shares, within and "
+                f"arm {self.name}: a refresh cuts what is left at the first route's threshold, which cuts, shares, within, order and "
                 "per_corpus_median have not"
             )
         if self.scored == "after_sft" and (self.sft != "all" or self.rl != "routed" or self.refresh.after_sft):

@@ -181,6 +181,8 @@ class ExperimentConfig(Design, Section):
         if missing := wanted - set(names):
             names = sorted(map(str, missing))
             raise ValueError(f"no arm is called {', '.join(names[:4])}{f' and {len(names) - 4} more' if len(names) > 4 else ''}")
+        if self.sft.packing != "off" and any(arm.route.order and arm.sft == "routed" for arm in self.all_arms):
+            raise ValueError("sft.packing: fills rows by length, which keeps no order of a route; leave packing off")
         self._check_evaluations()
         if len(set(self.all_seeds)) < len(self.all_seeds):
             raise ValueError(f"seeds: {', '.join(map(str, self.all_seeds))} has one twice")

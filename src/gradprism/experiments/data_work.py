@@ -69,6 +69,7 @@ def route_corpus(stage: Route, folder: Path, store: Store) -> Outcome[Routed]:
         shares=config.shares,
         sides=config.sides,
         within=config.within,
+        order=config.order,
         seed=stage.seed,
         pass_rates=rates,
     )

@@ -162,7 +162,8 @@ class Plan:
         model: Sft | Rl | None = scored
         tasks: Files | Collect | Route | Refresh = route if route and arm.rl == "routed" else self.corpus
         if arm.sft != "none" and not scored:
-            model = Sft(self.base, own, route if route and arm.sft == "routed" else self.corpus)
+            ordered = own.model_copy(update={"order": "given"}) if arm.route.order and arm.sft == "routed" else own
+            model = Sft(self.base, ordered, route if route and arm.sft == "routed" else self.corpus)
             stages.append(model)
             if arm.refresh.after_sft and route:
                 tasks = Refresh(self.base, route, model)
@@ -223,6 +224,7 @@ class Plan:
         values = self.rl_config.shortened(rounds).model_dump()
         values |= {} if self.config.seeds is None else {"seed": seed}
         values |= {} if arm.algorithm is None else {"algorithm": arm.algorithm}
+        values |= {"order": "given"} if arm.route.order and arm.rl == "routed" else {}
         refresh_every = arm.refresh.every_k_steps if arm.rl == "routed" else 0
         config = RlConfig.model_validate(values)
         return Rl(self.base, self.world, config, tasks, model, None if arm.rounds else share_of, refresh_every)

@@ -1,6 +1,6 @@
 """Exporters by name, and what is common to all: the folder that is written whole or not at all, and its account of what is in it."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Protocol
 
@@ -67,6 +67,11 @@ class Export(BaseModel):
     versions: Mapping[str, str]
 
 
+def _of_route(routing: Routing, format: str) -> Iterator[str]:
+    if routing.order:
+        yield f"rows are in the {routing.order} order of their scores, which {format} keeps only where its shuffling is turned off"
+
+
 def export(
     routes: Routes | Path | str, format: str, out: Path | str, *, on_existing: OnExisting = "fail", **options: object
 ) -> Export:
@@ -80,7 +85,7 @@ def export(
         routes = Routes.load(routes)
     with atomic_folder(Path(out), on_existing, MARKER, f"{format} export") as folder:
         try:
-            warnings = write(routes, folder, **options) or ()
+            warnings = [*(write(routes, folder, **options) or ()), *_of_route(routes.routing, format)]
         except TypeError as error:
             if options and "unexpected keyword argument" in str(error):
                 raise ConfigError(f"exporter {format!r}: {error}") from None

@@ -22,10 +22,12 @@ from gradprism.routing.policies import POLICIES, PolicyContext, policy_scores
 from gradprism.routing.sets import FileSets, ProbeSets, RlTask
 from gradprism.routing.split import (
     Cut,
+    Order,
     ProbeOrigin,
     Routing,
     Side,
     check_division,
+    check_order,
     choose_threshold,
     counts,
     metrics_with,
@@ -71,12 +73,12 @@ class Routes:
 
     @cached_property
     def sft(self) -> list[Trajectory]:
-        """List of the `Trajectory`s to train on, in the corpus's order."""
+        """List of the `Trajectory`s to train on, in the corpus's order or that of the scores."""
         return list(self.sets.sft())
 
     @cached_property
     def rl(self) -> list[RlTask]:
-        """List of the `RlTask`s to play, in the corpus's order: no gold action is in them."""
+        """List of the `RlTask`s to play, in the same order: no gold action is in them."""
         return list(self.sets.rl())
 
     def audit(self) -> Audit:
@@ -148,7 +150,9 @@ class Routes:
         frame = overridden(self.frame, self.routing, as_names(ids), side, reason)
         overrides = frame["override"].count() if "override" in frame.columns else 0
         numbers = {**counts(frame["route"]), "n_overrides": overrides}
-        return Routes(frame, self.routing.model_copy(update=numbers), _sets(probe, frame), read_tasks(probe).drop("task"))
+        return Routes(
+            frame, self.routing.model_copy(update=numbers), _sets(probe, frame, self.routing.order), read_tasks(probe).drop("task")
+        )
 
     @staticmethod
     def override_folder(
@@ -190,8 +194,10 @@ class Routes:
         return cls(frame, routing, FileSets(folder / _SFT, folder / _RL, routing.n_sft, routing.n_rl), folder=folder)
 
 
-def _sets(probe: Probe, frame: pl.DataFrame) -> ProbeSets:
-    return ProbeSets(probe, to_side(frame["route"], "sft"), to_side(frame["route"], "rl"))
+def _sets(probe: Probe, frame: pl.DataFrame, order: Order | None) -> ProbeSets:
+    rank = frame["rank"].to_numpy()
+    places = {None: None, "ascending": rank, "descending": -rank}[order]
+    return ProbeSets(probe, to_side(frame["route"], "sft"), to_side(frame["route"], "rl"), places)
 
 
 def _weighted(message: Message) -> ChatMessage:
@@ -229,6 +235,7 @@ def route(
     shares: Sequence[float] = (),
     sides: Sequence[str] = (),
     within: str | Sequence[str] = (),
+    order: Order | None = None,
     normalise: str = "none",
     seed: int = 0,
     pass_rates: str | Path | Mapping[str, float] | None = None,
@@ -253,6 +260,7 @@ def route(
         sides: The side of each range, lowest first: sft, rl, none or both; one per share, one more than there are cuts.
         within: Rank scores among trajectories of their kind alone: of a fifth of the response `length`s, of a `task_type`, or both. The
             scores are then these ranks, as fractions of their stratum.
+        order: Write both sets in the order of the scores, ascending or descending, for a curriculum (`order="given"` of a training).
         normalise: Scale of the norms before the metric: none, per_parameter, per_weight_norm or per_corpus_median (see `Probe.scores`).
         seed: Of policies by chance, and of the audit's bootstrap.
         pass_rates: Rates, 0 to 1, by task id, or an `episodes.jsonl` of `gradprism evaluate` with an episode of each trajectory's task;
@@ -267,6 +275,7 @@ def route(
     _ = METRICS[metric], POLICIES[policy]  # both are known, before anything is read
     if seed < 0:
         raise ConfigError(f"seed {seed}: must be 0 or more")
+    order = check_order(order)
     check_strata(within := as_names(within))
     given_cut = check_division(rl_share, threshold, cuts, shares, sides)
     if not isinstance(probe, Probe):
@@ -300,6 +309,7 @@ def route(
         cuts=several.at if several else (),
         sides=several.sides if several else (),
         shares=tuple(shares),
+        order=order,
         rl_share=None if given or rl_share == 0.5 else rl_share,
         seed=seed,
         pass_rates_sha256=rates and rates.sha256,
@@ -309,4 +319,4 @@ def route(
         probe=ProbeOrigin.of(probe.manifest),
         versions={"gradprism": __version__, "numpy": np.__version__, "polars": pl.__version__},
     )
-    return Routes(frame, routing, _sets(probe, frame), tasks.drop("task"))
+    return Routes(frame, routing, _sets(probe, frame, routing.order), tasks.drop("task"))

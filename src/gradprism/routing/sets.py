@@ -36,25 +36,41 @@ class RlTask:
 
 @dataclass(frozen=True, slots=True)
 class ProbeSets:
-    """Those of a probe's corpus; `to_sft` and `to_rl` bool `[n]`, of which a trajectory has one, neither or both."""
+    """Those of a probe's corpus; `to_sft` and `to_rl` bool `[n]`, of which a trajectory has one, neither or both.
+
+    `places` int `[n]` sorts both sets, which are then held in memory; without it they have the corpus's order.
+    """
 
     probe: Probe
     to_sft: NDArray[np.bool_]
     to_rl: NDArray[np.bool_]
+    places: NDArray[np.int64] | None = None
 
     def sft(self) -> Iterator[Trajectory]:
-        """The trajectories to train on, in the corpus's order."""
-        return itertools.compress(self.probe.trajectories, self.to_sft.tolist())
+        """The trajectories to train on, in their order."""
+        return self._in_order(itertools.compress(self.probe.trajectories, self.to_sft.tolist()), self.to_sft)
 
     def rl(self) -> Iterator[RlTask]:
-        """The tasks to play, in the corpus's order."""
-        return (
+        """The tasks to play, in their order."""
+        tasks = (
             RlTask(t.id, t.prompt(), t.task, tools=[dict(tool) for tool in t.tools])
             for t in itertools.compress(self.probe.trajectories, self.to_rl.tolist())
         )
+        return self._in_order(tasks, self.to_rl)
+
+    def _in_order(self, items: Iterable[T], chosen: NDArray[np.bool_]) -> Iterator[T]:
+        if self.places is None:
+            return iter(items)
+        held = list(items)
+        return map(held.__getitem__, np.argsort(self.places[chosen], kind="stable").tolist())
 
     def write(self, sft: IO[bytes], rl: IO[bytes]) -> None:
         """Copies each line of the corpus into the SFT set, or makes an RL task of it: a million lines in seconds."""
+        if self.places is not None:
+            lines = list(itertools.chain.from_iterable(self.probe.corpus_blocks()))
+            for chosen, to, made in ((self.to_sft, sft, bytes), (self.to_rl, rl, _rl_line)):
+                to.writelines(made(line) + b"\n" for line in self._in_order(itertools.compress(lines, chosen.tolist()), chosen))
+            return
         start = 0
         for lines in self.probe.corpus_blocks():
             # Should the corpus have other lines than were probed, it says so itself after the last.

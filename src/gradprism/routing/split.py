@@ -23,6 +23,7 @@ from gradprism.runtime.files import read_json
 
 Side = Literal["sft", "none", "rl", "both"]
 SIDES: tuple[Side, ...] = get_args(Side)
+Order = Literal["ascending", "descending"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +93,13 @@ def check_division(
     return Cut.of(cuts, sides) if cuts or sides else None
 
 
+def check_order(order: str | None) -> Order | None:
+    """The order itself; raises `ConfigError` for an unknown one."""
+    if order is not None and order not in get_args(Order):
+        raise ConfigError(f"order {order!r}: choose from {', '.join(get_args(Order))}")
+    return order  # pyright: ignore[reportReturnType] # it is one
+
+
 def _check_sides(sides: Sequence[str]) -> None:
     if unknown := [side for side in sides if side not in SIDES]:
         raise ConfigError(f"sides {unknown[0]!r}: choose from {', '.join(SIDES)}")
@@ -132,8 +140,9 @@ class Routing(Value):
     Scores above `threshold` went to RL. `threshold_rule` says where that is from: the scores' median, the quantile of an `rl_share`
     (None for the others), or a number that was given (`fixed`). Where several numbers were given with the sides of their ranges (rule
     `cuts`), or `shares` of the trajectories (rule `shares`), `cuts` and `sides` are they, and `threshold` is the first. `n_none` went to
-    neither side, and `n_both` to both, which count in `n_sft` and in `n_rl`. `within`: the strata in which scores were ranked. The numbers
-    are those after the `n_overrides`. `n_undefined_turns` is None where turns were not asked for.
+    neither side, and `n_both` to both, which count in `n_sft` and in `n_rl`. `within`: the strata in which scores were ranked. `order`:
+    that of the scores in which both sets are written, None for the corpus's. The numbers are those after the `n_overrides`.
+    `n_undefined_turns` is None where turns were not asked for.
     """
 
     policy: str = "concentration"
@@ -146,6 +155,7 @@ class Routing(Value):
     sides: tuple[Side, ...] = ()
     shares: tuple[float, ...] = ()
     rl_share: float | None = None
+    order: Order | None = None
     seed: int = 0
     pass_rates_sha256: str | None = None
     n_trajectories: int
@@ -163,9 +173,9 @@ class Routing(Value):
         others += f", {self.n_none} to neither" if self.n_none or "none" in self.sides else ""
         within = f" within {' and '.join(self.within)}" if self.within else ""
         overridden = f", {self.n_overrides} overridden" if self.n_overrides else ""
-        return (
-            f"{self.n_sft} to SFT, {self.n_rl} to RL{others}; {self.policy} of {self.metric}{within}, {self.cut_text}{overridden}"
-        )
+        more = (f", {self.order} order" if self.order else "") + overridden
+        goes = f"{self.n_sft} to SFT, {self.n_rl} to RL{others}"
+        return f"{goes}; {self.policy} of {self.metric}{within}, {self.cut_text}{more}"
 
     @property
     def cut(self) -> Cut:

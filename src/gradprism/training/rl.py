@@ -169,7 +169,7 @@ class RlTraining:
         """Sets out the rounds; the first tasks' prompts are tried for their length."""
         loop, config = self.loop, self.config
         self.player.check_fits(self.tasks[:PREFLIGHT])
-        stream = TaskStream(self.tasks, config.seed, loop.rank, loop.world)
+        stream = TaskStream(self.tasks, config.seed, loop.rank, loop.world, as_given=config.order == "given")
         ask = None if refresh is None else lambda count: refresh(loop.unwrapped, count)
         summed = loop.summed if loop.world > 1 else None
         self.rounds = Rounds(stream, self._play, config, config.tasks_per_round // loop.world, ask, summed)

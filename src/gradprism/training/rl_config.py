@@ -17,8 +17,7 @@ from gradprism.training.settings import TrainingConfig
 class RlConfig(RolloutConfig, TrainingConfig):
     """Settings of the RL stage; those of its rollouts are `RolloutConfig`'s."""
 
-    # Settings that came when there were results already; at their defaults they change none.
-    added: ClassVar[frozenset[str]] = frozenset(
+    added: ClassVar[frozenset[str]] = TrainingConfig.added | frozenset(
         (
             "decay_rounds",
             "decay_to",

@@ -1,7 +1,7 @@
 """The settings that SFT and RL share; without torch."""
 
 import importlib.util
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -42,6 +42,13 @@ class LoraSettings(Settings):
 class TrainingConfig(LoraSettings):
     """Settings of every training: optimizer, precision, checkpoints, seed, and where its numbers go besides `log.jsonl`."""
 
+    # Settings that came when there were results already; at their defaults they change none.
+    added: ClassVar[frozenset[str]] = frozenset(("order",))
+
+    order: Literal["shuffled", "given"] = Field(
+        default="shuffled",
+        description="Order of the data in the first pass over it: shuffled, or as it is given; later passes are shuffled.",
+    )
     track: tuple[Tracker, ...] = Field(
         default=(), description="Also send the log to tensorboard (below the output folder), trackio or wandb."
     )

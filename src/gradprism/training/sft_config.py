@@ -1,8 +1,8 @@
 """The settings of SFT; without torch."""
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from gradprism.training.settings import TrainingConfig
 
@@ -29,3 +29,9 @@ class SftConfig(TrainingConfig):
     save_steps: int = Field(
         default=100, ge=0, description="Steps between checkpoints, from which a killed training goes on; 0: none."
     )
+
+    @model_validator(mode="after")
+    def _order_is_kept(self) -> Self:
+        if self.order == "given" and self.packing != "off":
+            raise ValueError("order given: packing fills rows by length, which keeps no order; leave packing off")
+        return self

@@ -119,10 +119,11 @@ class Plan:
     def batches_of(self, step: int) -> Iterator[list[int]]:
         """Row indices of each batch of step `step` + 1, over all processes."""
         epoch, within = divmod(step, self.steps_per_epoch)
-        order = torch.randperm(self.rows, generator=torch.Generator().manual_seed(self.config.seed + epoch)).tolist()
+        shuffled = torch.randperm(self.rows, generator=torch.Generator().manual_seed(self.config.seed + epoch)).tolist()
+        order = range(self.rows) if epoch == 0 and self.config.order == "given" else shuffled
         size, count = self.config.batch_size * self.world, self.config.gradient_accumulation
         for batch in range(within * count, min((within + 1) * count, self.batches)):
-            yield order[batch * size : (batch + 1) * size]
+            yield list(order[batch * size : (batch + 1) * size])
 
 
 def share(batch: Sequence[_T], rank: int, size: int) -> Sequence[_T]:

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from gradprism.environments.protocol import Environment, Task
 from gradprism.routing.sets import RlTask
@@ -43,17 +44,26 @@ def read_tasks(path: Path | str, environment: Environment, *, of_corpus: bool = 
 class TaskStream:
     """Tasks in an order shuffled anew for each pass; process `rank` of `world` takes every `world`-th. `drawn` is its whole state.
 
-    Streams of other `salt` have other orders.
+    With `as_given` the first pass is in the order of `tasks`. Streams of other `salt` have other orders.
     """
 
-    def __init__(self, tasks: Sequence[Task], seed: int, rank: int = 0, world: int = 1, salt: tuple[int, ...] = ()) -> None:
+    def __init__(
+        self,
+        tasks: Sequence[Task],
+        seed: int,
+        rank: int = 0,
+        world: int = 1,
+        salt: tuple[int, ...] = (),
+        *,
+        as_given: bool = False,
+    ) -> None:
         self.tasks, self.rank, self.salt = list(tasks), rank, salt
-        self._seed, self._world = seed, world
+        self._seed, self._world, self._as_given = seed, world, as_given
         self.drawn = 0
         self._pass, self._order = -1, np.zeros(0, dtype=np.int64)
 
     def over(self, tasks: Sequence[Task], salt: tuple[int, ...]) -> "TaskStream":
-        """A new stream of other tasks for the same process."""
+        """A new stream of other tasks for the same process, shuffled."""
         return TaskStream(tasks, self._seed, self.rank, self._world, salt)
 
     def draw(self, n: int) -> list[Task]:
@@ -63,6 +73,12 @@ class TaskStream:
     def _next(self) -> Task:
         number, place = divmod(self.drawn * self._world + self.rank, len(self.tasks))
         if number != self._pass:
-            self._pass, self._order = number, np.random.default_rng([self._seed, number, *self.salt]).permutation(len(self.tasks))
+            self._pass, self._order = number, self._order_of(number)
         self.drawn += 1
         return self.tasks[self._order[place]]
+
+    def _order_of(self, number: int) -> NDArray[np.int64]:
+        """The tasks of a pass, by their places."""
+        if number == 0 and self._as_given:
+            return np.arange(len(self.tasks))
+        return np.random.default_rng([self._seed, number, *self.salt]).permutation(len(self.tasks))
