@@ -116,7 +116,7 @@ def test_earlier_groups_and_seeds_come_first():
     planned = plan(MINI[0], "seeds=[0, 1]")
     order = list(all_stages(planned))
     last = {run.arm.group: order.index(run.evaluation.name) for run in planned.runs}
-    assert list(last) == ["table1", "controls", "order", "rounds", "sweep", "refresh"] and sorted(last.values()) == list(
+    assert list(last) == ["table1", "controls", "order", "rounds", "sweep", "refresh", "soft"] and sorted(last.values()) == list(
         last.values()
     )
     table1 = [order.index(run.evaluation.name) for run in planned.runs if run.arm.group == "table1"]
