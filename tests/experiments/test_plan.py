@@ -287,6 +287,16 @@ def test_settings_that_came_later_leave_the_keys_of_results_as_they_were():
     assert within.causes["config"] == {**as_before, "within": ["length"]}
 
 
+def test_weights_leave_half_of_the_rounds_and_all_of_the_corpus(tmp_path):
+    made = small_plan("{name='w', route={weights='logistic', temperature=0.2}}", "rl.rounds=10")
+    stages = {stage.kind: stage for stage in runs_of(made, "w")[0].stages}
+    assert (stages["rl"].config.rounds, stages["rl"].share_of, stages["sft"].data) == (5, None, stages["route"])
+    assert stages["route"].causes["config"]["weights"] == "logistic"
+    make_probe(Store(tmp_path).path(made.probe) / data_work.PROBE)
+    found = data_work.route_corpus(stages["route"], tmp_path / "out", Store(tmp_path)).found
+    assert (found.n_sft, found.n_rl, found.n_both, sum(found.scores.both)) == (21, 21, 21, 21)
+
+
 def test_an_order_of_a_route_is_kept_by_what_trains_on_its_sides():
     of = "{name='o', route={order='ascending'}}, {name='half', sft='all', route={order='ascending'}}, {name='plain'}"
     made = small_plan(of)
@@ -345,6 +355,10 @@ def _contents(path):
         (["arms=[{name='a', route={cuts=[0.7, 0.1], sides=['sft', 'rl', 'sft']}}]"], r"arms\.0\.route: .*ascending"),
         (["arms=[{name='a', route={cuts=[0.1], sides=['sft', 'rl'], threshold=1}}]"], r"arms\.0\.route: .*either cuts"),
         (["arms=[{name='a', route={cuts=[0.1]}}]"], r"arms\.0\.route: .*sides: 0 given"),
+        (["arms=[{name='a', route={weights='linear', order='ascending'}}]"], r"arms\.0\.route: .*give weights or an order"),
+        (["arms=[{name='a', route={weights='linear', rl_share=0.3}}]"], r"arms\.0\.route: .*take the place of sides"),
+        (["arms=[{name='a', route={temperature=0.3}}]"], r"arms\.0\.route: .*temperature 0.3: is that of logistic"),
+        (["arms=[{name='a', route={weights='linear'}, refresh={after_sft=true}}]"], r"arm a: a refresh cuts what is left"),
         (["arms=[{name='a', route={order='up'}}]"], r"arms\.0\.route\.order: "),
         (["arms=[{name='a', route={order='ascending'}, refresh={after_sft=true}}]"], r"arm a: a refresh cuts what is left"),
         (["arms=[{name='a', route={within=['length']}, refresh={after_sft=true}}]"], r"arm a: a refresh cuts what is left"),

@@ -3,11 +3,15 @@
 import copy
 import json
 import math
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from gradprism.attention import masks_of
 from gradprism.environments.alfworld.environment import AlfworldEnvironment
@@ -17,6 +21,7 @@ from gradprism.models import load_model
 from gradprism.rollouts.episode import Episode, StopReason, Turn
 from gradprism.routing.sets import RlTask
 from gradprism.runtime.errors import ConfigError, DataError, FolderInUseError, MissingFileError, ModelError
+from gradprism.runtime.files import write_jsonl
 from gradprism.training.advantages.grpo import grpo
 from gradprism.training.advantages.outcome import Outcome
 from gradprism.training.batches import make_batch
@@ -373,6 +378,51 @@ class Scripted:
             first.add(task.id)
             played.append(episode([(1, 0)], [float(won)], task=task))
         return played
+
+
+@settings(deadline=None)
+@given(st.lists(st.sampled_from([0.0, 0.25, 0.5, 1.0, 3.0]), min_size=1, max_size=12).filter(any), st.integers(0, 99))
+def test_a_pass_has_each_task_by_its_weight_up_to_one(weights, seed):
+    n, share = len(weights), sum(weights) / len(weights)
+    tasks = [Task("x", str(i), "k", "s", weight) for i, weight in enumerate(weights)]
+    stream = TaskStream(tasks, seed)
+    for _ in range(3):
+        drawn = [task.id for task in stream.draw(n)]
+        assert all(abs(drawn.count(task.id) - task.weight / share) < 1 + 1e-9 for task in tasks)
+        assert all(task.weight > 0 or task.id not in drawn for task in tasks)
+    resumed = TaskStream(tasks, seed)
+    resumed.drawn = n + 1
+    assert resumed.draw(5) == TaskStream(tasks, seed).draw(n + 6)[n + 1 :]
+    shared = [TaskStream(tasks, seed, rank, 2) for rank in (0, 1)]
+    assert [task for _ in range(n) for one in shared for task in one.draw(1)] == TaskStream(tasks, seed).draw(2 * n)
+
+
+def test_over_passes_tasks_are_drawn_in_proportion_and_equal_weights_change_nothing():
+    weights = [0.1, 0.2, 0.3, 0.9, 1.0, 0.0]
+    tasks = [Task("x", str(i), "k", "s", weight) for i, weight in enumerate(weights)]
+    drawn = Counter(task.id for task in TaskStream(tasks, 0).draw(6 * 2000))
+    expected = 6 * 2000 * np.array(weights) / sum(weights)
+    np.testing.assert_allclose([drawn[str(i)] for i in range(6)], expected, rtol=0.05)
+    plain, equal = ([Task("x", str(i), "k", "s", weight) for i in range(9)] for weight in (1.0, 0.4))
+    assert TaskStream(plain, 5).draw(40) == TaskStream(equal, 5).draw(40)
+
+
+def test_weights_of_a_task_are_those_of_its_trajectories(tmp_path):
+    environment = AlfworldEnvironment()
+    [one, two] = environment.tasks("train", 2)
+    routed = [RlTask(str(i), [], task.reference(), weight=w) for i, (task, w) in enumerate([(one, 0.2), (two, 0.5), (one, 0.6)])]
+    found = as_tasks(routed, environment)
+    assert [task.weight for task in found] == pytest.approx([0.4, 0.5]) and found == [one, two]
+    write_jsonl(tmp_path / "rl.jsonl", [{"id": t.id, "prompt": [], "task": t.task, "weight": t.weight} for t in routed])
+    assert [task.weight for task in read_tasks(tmp_path / "rl.jsonl", environment)] == pytest.approx([0.4, 0.5])
+    write_jsonl(tmp_path / "bad.jsonl", [{"id": "a", "prompt": [], "task": one.reference(), "weight": -1}])
+    with pytest.raises(DataError, match="'weight' is -1"):
+        read_tasks(tmp_path / "bad.jsonl", environment)
+    for options, words in (({"config": RlConfig(order="given")}, "leaves no order"), ({"refresh": lambda *_: None}, "no refresh")):
+        with pytest.raises(ConfigError, match=words):
+            train_rl("nowhere", None, environment, routed, out=tmp_path / "rl", **options)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="all tasks have the weight 0"):
+        train_rl("nowhere", None, environment, [replace(task, weight=0.0) for task in found], out=tmp_path / "rl")
 
 
 @pytest.mark.parametrize("world", [1, 4])

@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from itertools import chain
 from typing import Any
 
@@ -21,7 +22,7 @@ from gradprism.training.adapters import peft_config
 from gradprism.training.folder import read_log
 from gradprism.training.sft import keeps_packed_apart, train_sft
 from gradprism.training.sft_config import SftConfig
-from gradprism.training.sft_data import Plan, tensors
+from gradprism.training.sft_data import Plan, fingerprint, loss_weights, tensors, token_weights
 from gradprism.trajectories.corpus import load_corpus, write_messages_jsonl
 from gradprism.trajectories.parallel import render_all
 from gradprism.trajectories.record import Message, Trajectory
@@ -396,3 +397,53 @@ def test_records_and_data_sets_train_as_the_trajectories_that_they_hold(tokenize
         train_sft(model, tokenizer, given, config, out=tmp_path / name, context_length=128, device="cpu")
         logs.append([row["loss"] for row in read_log(tmp_path / name)])
     assert all(log == logs[0] for log in logs)
+
+
+# Weights of trajectories
+
+
+def _trained(tokenizer, trajectories, out, **config):
+    model = tiny_llama(len(tokenizer))
+    settings = SftConfig(epochs=2, batch_size=8, learning_rate=1e-3, warmup_ratio=0.0, **config)
+    summary = train_sft(model, tokenizer, trajectories, settings, out=out, device="cpu")
+    return model.state_dict(), summary
+
+
+@pytest.mark.parametrize("packing", ["off", "on"])
+def test_a_weight_of_two_is_the_trajectory_twice(tokenizer, tmp_path, packing):
+    """All are in one batch, so that both have the same steps."""
+    first, *others = sample_trajectories(4, seed=3)
+    weighted, heavy = _trained(tokenizer, [replace(first, weight=2.0), *others], tmp_path / "weighted", packing=packing)
+    doubled, twice = _trained(tokenizer, [first, replace(first, id="again"), *others], tmp_path / "doubled", packing=packing)
+    np.testing.assert_allclose(heavy.values("loss"), twice.values("loss"), rtol=1e-5)
+    for name, value in weighted.items():
+        torch.testing.assert_close(value, doubled[name], rtol=1e-4, atol=1e-5)
+
+
+def test_equal_weights_change_no_bit(tokenizer, tmp_path):
+    trajectories = sample_trajectories(5, seed=3)
+    plain, _ = _trained(tokenizer, trajectories, tmp_path / "plain")
+    equal, _ = _trained(tokenizer, [replace(t, weight=0.3) for t in trajectories], tmp_path / "equal")
+    assert all(torch.equal(value, equal[name]) for name, value in plain.items())
+
+
+def test_a_weight_of_zero_is_a_trajectory_left_out(tokenizer, tmp_path):
+    first, *others = sample_trajectories(4, seed=3)
+    without, _ = _trained(tokenizer, others, tmp_path / "without")
+    zero, _ = _trained(tokenizer, [replace(first, weight=0.0), *others], tmp_path / "zero")
+    for name, value in zero.items():
+        torch.testing.assert_close(value, without[name], rtol=1e-4, atol=1e-5)
+    with pytest.raises(ConfigError, match="all trajectories have the weight 0"):
+        _trained(tokenizer, [replace(first, weight=0.0)], tmp_path / "none")
+
+
+def test_the_mean_token_weighs_one(tokenizer):
+    trajectories = [replace(t, weight=float(i)) for i, t in enumerate(sample_trajectories(6, seed=5))]
+    rendered = render_all(Renderer(tokenizer, 200), trajectories)
+    mean = loss_weights(rendered)
+    assert mean is not None
+    each = token_weights([[r] for r in rendered], mean, torch.device("cpu"))
+    assert len(each) == sum(r.n_targets for r in rendered) and float(each.mean()) == pytest.approx(1)
+    _, chosen = tensors([[r] for r in rendered], torch.device("cpu"), False)
+    assert each.tolist() == pytest.approx([row / mean for row in chosen.nonzero()[:, 0].tolist()]), "in the order of the tokens"
+    assert fingerprint(rendered) != fingerprint([replace(r, weight=1.0) for r in rendered])

@@ -38,6 +38,15 @@ def command(
         str | None,
         typer.Option(metavar="[ascending|descending]", help="Write both sets in the order of their scores, for a curriculum."),
     ] = None,
+    weights: Annotated[
+        str | None,
+        typer.Option(
+            metavar="[linear|logistic]", help="In place of sides: weights of SFT's loss and of RL's draws, by the score's rank."
+        ),
+    ] = None,
+    temperature: Annotated[
+        float | None, typer.Option(help="Of logistic weights, default 0.1; a small one is nearly the median's split.")
+    ] = None,
     normalise: o.Normalise = "none",
     pass_rates: o.PassRates = None,
     per_turn: Annotated[
@@ -60,6 +69,8 @@ def command(
         sides=[side.strip() for side in sides.split(",")] if sides else (),
         within=within or (),
         order=check_order(order),
+        weights=weights,  # pyright: ignore[reportArgumentType] # which says what it may be
+        temperature=temperature,
         normalise=normalise,
         seed=seed,
         pass_rates=pass_rates,

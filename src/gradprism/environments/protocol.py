@@ -14,12 +14,16 @@ from gradprism.runtime.errors import ConfigError
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """One task of an environment; `id` sets the same task up again on any machine that has the environment's data."""
+    """One task of an environment; `id` sets the same task up again on any machine that has the environment's data.
+
+    `weight`, 0 or more: how often RL draws it, relative to others; no part of what the task is.
+    """
 
     env: str
     id: str
     task_type: str
     split: str
+    weight: float = field(default=1.0, compare=False)
 
     def reference(self) -> dict[str, str]:
         """The JSON form in which corpora, route folders and transcripts name the task: `env`, `id`, `task_type`, `split`."""

@@ -8,8 +8,9 @@ from pydantic import AfterValidator, Field, PositiveInt, model_validator
 from gradprism.concentration import METRICS
 from gradprism.evaluation.config import EvaluationConfig
 from gradprism.routing.policies import FROM_PASS_RATES, POLICIES
-from gradprism.routing.split import Order, Side, check_division
+from gradprism.routing.split import Order, Side, check_division, check_weights
 from gradprism.routing.strata import Stratum, check_strata
+from gradprism.routing.weights import Form
 from gradprism.runtime.settings import Settings
 
 Data = Literal["none", "routed", "all"]
@@ -23,7 +24,7 @@ class RouteConfig(Section):
     """The routing."""
 
     # Settings that came when there were results already; at their defaults they change none.
-    added: ClassVar[frozenset[str]] = frozenset(("cuts", "shares", "sides", "within", "order"))
+    added: ClassVar[frozenset[str]] = frozenset(("cuts", "shares", "sides", "within", "order", "weights", "temperature"))
 
     metric: Annotated[str, AfterValidator(METRICS.checked)] = Field(
         default="gini", description="Concentration metric: gini, cv, kurtosis or a registered one."
@@ -54,15 +55,24 @@ class RouteConfig(Section):
         description="SFT and RL begin with the lowest scores (ascending) or the highest (descending), in their first pass.",
     )
 
+    weights: Form | None = Field(
+        default=None,
+        description="In place of sides: weights of SFT's loss and of RL's draws by the score's rank, linear or logistic.",
+    )
+    temperature: float | None = Field(default=None, description="Of logistic weights, default 0.1.")
+
     @model_validator(mode="after")
     def _one_cut(self) -> Self:
         check_division(self.rl_share, self.threshold, self.cuts, self.shares, self.sides)
+        check_weights(
+            self.weights, self.temperature, self.rl_share, self.threshold, self.sides or self.cuts or self.shares, self.order
+        )
         check_strata(self.within)
         return self
 
     @property
     def known_rl_share(self) -> float | None:
-        """RL's share of the corpus; None where it is known only when that is routed."""
+        """RL's share of the corpus, by its weights where it has some; None where it is known only when that is routed."""
         if self.threshold is not None or self.cuts:
             return None
         to_rl = [share for share, side in zip(self.shares, self.sides, strict=True) if side in ("rl", "both")]
@@ -114,11 +124,15 @@ class ArmConfig(Section):
         if self.refresh != RefreshConfig() and self.route.policy in FROM_PASS_RATES:
             raise ValueError(f"arm {self.name}: a refresh probes again, which tells no pass rates")
         if self.refresh != RefreshConfig() and (
-            self.route.sides or self.route.order or self.route.within or self.route.normalise == "per_corpus_median"
+            self.route.sides
+            or self.route.weights
+            or self.route.order
+            or self.route.within
+            or self.route.normalise == "per_corpus_median"
         ):
             raise ValueError(
-                f"arm {self.name}: a refresh cuts what is left at the first route's threshold, which cuts, shares, within, order and "
-                "per_corpus_median have not"
+                f"arm {self.name}: a refresh cuts what is left at the first route's threshold, which cuts, shares, within, weights, order "
+                "and per_corpus_median have not"
             )
         if self.scored == "after_sft" and (self.sft != "all" or self.rl != "routed" or self.refresh.after_sft):
             raise ValueError(f"arm {self.name}: scored after_sft needs sft = all and rl = routed, and no refresh.after_sft")

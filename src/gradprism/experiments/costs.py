@@ -176,7 +176,8 @@ def last_routed(results: Results) -> Routed | None:
     for run in reversed([run for arm in results.arms for run in arm.runs]):
         kinds = [(results.stages[name].kind, results.stages[name].wall_seconds) for name in run.stages]
         sft, rl = (sum(seconds for kind, seconds in kinds if kind == wanted) for wanted in ("sft", "rl"))
-        if rl and run.n_rl and run.n_sft is not None:
+        # What goes wholly to both, as by weights, tells no share of the tasks that RL played.
+        if rl and run.n_rl and run.n_sft is not None and run.n_both != run.n_rl:
             routed = sum(seconds for kind, seconds in kinds if kind in (*TRAINING, "refresh"))
             return Routed(run.n_sft, run.n_rl, sft, rl, routed)
     return None

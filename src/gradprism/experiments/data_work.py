@@ -70,6 +70,8 @@ def route_corpus(stage: Route, folder: Path, store: Store) -> Outcome[Routed]:
         sides=config.sides,
         within=config.within,
         order=config.order,
+        weights=config.weights,
+        temperature=config.temperature,
         seed=stage.seed,
         pass_rates=rates,
     )

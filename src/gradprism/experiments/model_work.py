@@ -180,7 +180,7 @@ def train_by_rl(stage: Rl, folder: Path, store: Store) -> Outcome[Trained]:
         model,
         renderer.tokenizer,
         environment,
-        tasks,
+        routes_of(stage.tasks, store).rl if isinstance(stage.tasks, Route) else tasks,  # those of a route have weights
         stage.config.shortened(rl_rounds(stage, len(tasks), store, environment)),
         out=folder,
         workers=stage.world.workers,

@@ -29,13 +29,15 @@ def export_datasets(routes: Routes, folder: Path) -> list[str]:
             "messages": [weighted_chat(message) for message in t.messages],
             "tools": [dict(tool) for tool in t.tools] or None,
             "task": json_text(t.task),
+            "weight": t.weight,
         }
         for t in routes.sets.sft()
     )
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as scratch:
+        weight: dict[str, Kind] = {"weight": pa.float64()} if routes.routing.weights else {}
         sides = {
-            "sft": ({"id": pa.string(), "messages": CHAT, "tools": CHAT, "task": pa.string()}, sft_rows),
-            "rl": ({"id": pa.string(), "prompt": CHAT, "tools": CHAT, **_TEXTS}, (row.to_json() for row in rl)),
+            "sft": ({"id": pa.string(), "messages": CHAT, "tools": CHAT, "task": pa.string(), **weight}, sft_rows),
+            "rl": ({"id": pa.string(), "prompt": CHAT, "tools": CHAT, **_TEXTS, **weight}, (row.to_json() for row in rl)),
         }
         paths = {name: Path(scratch) / f"{name}.parquet" for name in sides}
         written = [name for name, (columns, rows) in sides.items() if write_parquet(paths[name], columns, rows)]

@@ -30,16 +30,16 @@ def export_ms_swift(routes: Routes, folder: Path) -> list[str]:
 
 
 def _row(row: SftRow, rows: SftRows) -> dict[str, object]:
-    messages = [message for turn in with_results_in_order(row.messages) for message in _messages(turn, rows)]
+    messages = [message for turn in with_results_in_order(row.messages) for message in _messages(turn, rows, row.trajectory.weight)]
     return {"messages": messages, **_tools(row.trajectory.tools), "id": row.id, "task": json_text(row.trajectory.task)}
 
 
-def _messages(message: Message, rows: SftRows) -> Iterator[ChatMessage]:
+def _messages(message: Message, rows: SftRows, weight: float) -> Iterator[ChatMessage]:
     """A turn as ms-swift's messages: the text, then each call."""
     flags: ChatMessage = {}
     if message.role == "assistant":
         flags = {"loss": message.train} if rows.masked else {}
-        flags |= {"loss_scale": float(message.weight)} if rows.weighted else {}
+        flags |= {"loss_scale": message.weight * weight} if rows.weighted else {}
     text = with_thoughts(message)
     if message.role == "tool":
         yield {"role": "tool_response", "content": text, **({"name": message.name} if message.name else {})}
@@ -52,7 +52,11 @@ def _messages(message: Message, rows: SftRows) -> Iterator[ChatMessage]:
 def _rl_row(row: RlRow) -> dict[str, object]:
     """The prompt's messages in OpenAI's form: of calls in them, ms-swift makes its own roles."""
     config = {"name": row.env, "task_id": row.task_id, "task": row.task}
-    return {"messages": row.rl.prompt, **_tools(row.rl.tools), "env_config": config, "id": row.rl.id}
+    return {"messages": row.rl.prompt, **_tools(row.rl.tools), "env_config": config, **_weight(row), "id": row.rl.id}
+
+
+def _weight(row: RlRow) -> dict[str, float]:
+    return {} if row.rl.weight == 1 else {"weight": row.rl.weight}
 
 
 def _tools(tools: object) -> dict[str, str]:

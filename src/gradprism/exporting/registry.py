@@ -68,6 +68,8 @@ class Export(BaseModel):
 
 
 def _of_route(routing: Routing, format: str) -> Iterator[str]:
+    if routing.weights and routing.n_rl:
+        yield f"the weight of RL's rows is a column that {format} hands on and does not draw by: sample the rows by it, or all are alike"
     if routing.order:
         yield f"rows are in the {routing.order} order of their scores, which {format} keeps only where its shuffling is turned off"
 

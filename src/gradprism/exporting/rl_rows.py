@@ -27,6 +27,8 @@ class RlRow:
         row: dict[str, object] = {"id": self.rl.id, "prompt": self.rl.prompt}
         if self.rl.tools:
             row["tools"] = self.rl.tools
+        if self.rl.weight != 1:
+            row["weight"] = self.rl.weight
         return {**row, "env": self.env, "task_id": self.task_id, "task": self.task}
 
 

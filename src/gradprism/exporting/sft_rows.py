@@ -20,7 +20,7 @@ class Reader:
 
     name: str
     masks: Literal["flags", "split", "none"]
-    weights: bool = False  # other weights than 0 and 1
+    weights: bool = False  # other weights than 0 and 1, of turns and so of trajectories
     tools: bool = True  # the functions that may be called, beside the messages
     assistant_last: bool = False  # a row must end with an assistant turn
 
@@ -111,6 +111,12 @@ class SftRows:
             raise refused(
                 trajectory, f"message {weighted} has weight {weight:g}; {reader.name} knows 0 and 1 only: give it one of them"
             )
+        if trajectory.weight != 1 and not reader.weights:
+            raise refused(
+                trajectory,
+                f"has weight {trajectory.weight:g}, and {reader.name} trains on all rows alike: route by sides, or export for ms-swift "
+                "or datasets",
+            )
         if masked and reader.masks == "none":
             raise refused(
                 trajectory,
@@ -123,7 +129,7 @@ class SftRows:
                 f"has tools; {reader.name} renders chats without them: write them into its system message, or export for another trainer",
             )
         self.masked += masked
-        self.weighted += weighted is not None
+        self.weighted += weighted is not None or trajectory.weight != 1
         self.calls += sum(bool(m.tool_calls) for m in turns)
         self.reasoning += sum(bool(m.reasoning) for m in turns)
         self.results += sum(m.role == "tool" for m in trajectory.messages)

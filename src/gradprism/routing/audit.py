@@ -137,7 +137,8 @@ def audit_split(table: pl.DataFrame, routing: Routing, tasks: pl.DataFrame | Non
     trajectories, or its scores cluster there. `tasks` is `tasks.read_tasks`'; task types count where all trajectories have one.
     """
     score = table["score"].to_numpy()
-    to_rl = to_side(table["route"], "rl")
+    # Weights divide nothing: what is asked is the split that they soften.
+    to_rl = score > routing.threshold if routing.weights else to_side(table["route"], "rl")
     metrics = metrics_with(routing.metric)
     names = {**{name: name for name in CONFOUNDS}, **({"success": "pass_rate"} if "pass_rate" in table.columns else {})}
     # Each column is ranked once: with a million rows that is what an audit takes.
@@ -212,6 +213,8 @@ def _unstable(share: float | None) -> Iterator[str]:
 
 
 def _one_sided(routing: Routing) -> Iterator[str]:
+    if routing.weights:
+        return
     n, both = routing.n_trajectories, routing.n_both
     most, stage = max((routing.n_sft - both, "SFT"), (routing.n_none, "neither"), (routing.n_rl - both, "RL"), (both, "both"))
     if most == n:

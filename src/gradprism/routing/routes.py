@@ -28,6 +28,7 @@ from gradprism.routing.split import (
     Side,
     check_division,
     check_order,
+    check_weights,
     choose_threshold,
     counts,
     metrics_with,
@@ -35,9 +36,11 @@ from gradprism.routing.split import (
     split_table,
     to_side,
     turn_statistics,
+    with_weights,
 )
 from gradprism.routing.strata import check_strata, rank_within, strata
 from gradprism.routing.tasks import PassRates, read_tasks
+from gradprism.routing.weights import Form
 from gradprism.runtime.errors import ConfigError, DataError, MissingFileError, one_line
 from gradprism.runtime.files import atomic_write, is_temporary, write_json
 from gradprism.runtime.folders import OnExisting, atomic_folder, exclusive_lock
@@ -58,7 +61,7 @@ class Routes:
     `frame` has a row per trajectory: `id`, `score`, `rank` (from 1), `margin` (score − threshold, or − the nearest of several cuts),
     `route` (`sft`, `rl`, `none` or `both`), and what the probe measured: `n_tokens`, `n_response_tokens`, `n_turns`, `loss`, `l2`, metrics,
     `pass_rate` where rates were given, `turn_score_mean`, `_std`, `_min`, `_max` and `turn_of_max` (from 0) of its own turns' scores
-    where they were asked for, and `override` and `reason` where there are overrides.
+    where they were asked for, `sft_weight` and `rl_weight` of a route by weights, and `override` and `reason` where there are overrides.
     `routing` says how the route was made.
     """
 
@@ -197,7 +200,8 @@ class Routes:
 def _sets(probe: Probe, frame: pl.DataFrame, order: Order | None) -> ProbeSets:
     rank = frame["rank"].to_numpy()
     places = {None: None, "ascending": rank, "descending": -rank}[order]
-    return ProbeSets(probe, to_side(frame["route"], "sft"), to_side(frame["route"], "rl"), places)
+    weights = [frame[name].to_numpy() for name in ("sft_weight", "rl_weight") if name in frame.columns]
+    return ProbeSets(probe, to_side(frame["route"], "sft"), to_side(frame["route"], "rl"), places, *weights)
 
 
 def _weighted(message: Message) -> ChatMessage:
@@ -218,6 +222,9 @@ def _data_set(items: Sequence[Trajectory | RlTask], name: str, chats: Sequence[S
     keys = {key for chat in chats for message in chat for key in message}
     plain = {"role": Value("string"), "content": Value("string"), **({"train": Value("bool")} if "train" in keys else {})}
     features = {"id": Value("string"), name: List(plain if keys <= plain.keys() else Json()), "task": Value("string")}
+    if any(item.weight != 1 for item in items):
+        columns["weight"] = [item.weight for item in items]
+        features["weight"] = Value("float64")
     if any(item.tools for item in items):
         columns["tools"] = [[dict(tool) for tool in item.tools] for item in items]
         features["tools"] = List(Json())
@@ -236,6 +243,8 @@ def route(
     sides: Sequence[str] = (),
     within: str | Sequence[str] = (),
     order: Order | None = None,
+    weights: Form | None = None,
+    temperature: float | None = None,
     normalise: str = "none",
     seed: int = 0,
     pass_rates: str | Path | Mapping[str, float] | None = None,
@@ -261,6 +270,9 @@ def route(
         within: Rank scores among trajectories of their kind alone: of a fifth of the response `length`s, of a `task_type`, or both. The
             scores are then these ranks, as fractions of their stratum.
         order: Write both sets in the order of the scores, ascending or descending, for a curriculum (`order="given"` of a training).
+        weights: In place of sides, how much each trajectory counts in SFT's loss and how often RL draws it, by its score's rank: linear or
+            logistic; the two sum to 1 (`sft_weight` and `rl_weight` in the frame).
+        temperature: Of logistic weights, default 0.1: a small one is nearly the median's split.
         normalise: Scale of the norms before the metric: none, per_parameter, per_weight_norm or per_corpus_median (see `Probe.scores`).
         seed: Of policies by chance, and of the audit's bootstrap.
         pass_rates: Rates, 0 to 1, by task id, or an `episodes.jsonl` of `gradprism evaluate` with an episode of each trajectory's task;
@@ -278,6 +290,7 @@ def route(
     order = check_order(order)
     check_strata(within := as_names(within))
     given_cut = check_division(rl_share, threshold, cuts, shares, sides)
+    weighting = check_weights(weights, temperature, rl_share, threshold, sides or cuts or shares, order)
     if not isinstance(probe, Probe):
         probe = Probe.load(probe)
     rates = None if pass_rates is None else PassRates.of(pass_rates)
@@ -290,7 +303,7 @@ def route(
         measures = measures.with_columns(rates.column(measures["id"], tasks["task"]))
     if turns is not None:
         measures = measures.hstack(turn_statistics(turns, len(measures)))
-    given = given_cut is not None or threshold is not None
+    given = given_cut is not None or threshold is not None or weighting is not None
     # Ranks within strata have an order of their own, so that equal scores are to be drawn apart all the same.
     score = policy_scores(policy, measures, PolicyContext(metric, seed, given and not within))
     if within:
@@ -298,18 +311,21 @@ def route(
     several = Cut.of_shares(score, shares, sides) if shares else given_cut
     cut = several or Cut((choose_threshold(score, rl_share, threshold),))
     frame = split_table(measures, score, cut)
+    frame = frame if weighting is None else with_weights(frame, weighting)
     by_share = "median" if rl_share == 0.5 else "quantile"
     routing = Routing(
         policy=policy,
         metric=metric,
         normalise=normalise,
         within=within,
-        threshold_rule="shares" if shares else "cuts" if several else "fixed" if given else by_share,
+        threshold_rule="weights" if weighting else "shares" if shares else "cuts" if several else "fixed" if given else by_share,
         threshold=cut.at[0],
         cuts=several.at if several else (),
         sides=several.sides if several else (),
         shares=tuple(shares),
         order=order,
+        weights=weights,
+        temperature=weighting and weighting.temperature,
         rl_share=None if given or rl_share == 0.5 else rl_share,
         seed=seed,
         pass_rates_sha256=rates and rates.sha256,

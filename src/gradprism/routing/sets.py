@@ -3,9 +3,9 @@
 import itertools
 import shutil
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import IO, Annotated, Any, TypeVar
 
 import msgspec
 import numpy as np
@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from gradprism.probing.result import Probe
 from gradprism.runtime.errors import DataError
-from gradprism.trajectories.corpus import load_corpus
+from gradprism.trajectories.corpus import canonical_line, load_corpus
+from gradprism.trajectories.formats import parse_record
 from gradprism.trajectories.record import ChatMessage, Trajectory
 
 T = TypeVar("T")
@@ -24,7 +25,8 @@ class RlTask:
     """A trajectory as RL is given it.
 
     `prompt`: the messages before the first turn that is trained on, with the `tools` that it may call. `task`: by which an environment sets
-    the same task up, empty where the corpus names none. `source` is `file:line`, for messages to a person.
+    the same task up, empty where the corpus names none. `weight`: how often it is drawn, relative to others. `source` is `file:line`,
+    for messages to a person.
     """
 
     id: str
@@ -32,29 +34,38 @@ class RlTask:
     task: dict[str, Any]
     source: str = field(default="", compare=False)
     tools: list[dict[str, Any]] = field(default_factory=list)
+    weight: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class ProbeSets:
     """Those of a probe's corpus; `to_sft` and `to_rl` bool `[n]`, of which a trajectory has one, neither or both.
 
-    `places` int `[n]` sorts both sets, which are then held in memory; without it they have the corpus's order.
+    `places` int `[n]` sorts both sets, which are then held in memory; without it they have the corpus's order. `sft_weights` and
+    `rl_weights` float `[n]` are those of a route by weights.
     """
 
     probe: Probe
     to_sft: NDArray[np.bool_]
     to_rl: NDArray[np.bool_]
     places: NDArray[np.int64] | None = None
+    sft_weights: NDArray[np.float64] | None = None
+    rl_weights: NDArray[np.float64] | None = None
 
     def sft(self) -> Iterator[Trajectory]:
         """The trajectories to train on, in their order."""
-        return self._in_order(itertools.compress(self.probe.trajectories, self.to_sft.tolist()), self.to_sft)
+        chosen = itertools.compress(self.probe.trajectories, self.to_sft.tolist())
+        if self.sft_weights is not None:
+            weights = self.sft_weights[self.to_sft].tolist()
+            chosen = (replace(t, weight=t.weight * weight) for t, weight in zip(chosen, weights, strict=True))
+        return self._in_order(chosen, self.to_sft)
 
     def rl(self) -> Iterator[RlTask]:
         """The tasks to play, in their order."""
+        weights = itertools.repeat(1.0) if self.rl_weights is None else self.rl_weights[self.to_rl].tolist()
         tasks = (
-            RlTask(t.id, t.prompt(), t.task, tools=[dict(tool) for tool in t.tools])
-            for t in itertools.compress(self.probe.trajectories, self.to_rl.tolist())
+            RlTask(t.id, t.prompt(), t.task, tools=[dict(tool) for tool in t.tools], weight=weight)
+            for t, weight in zip(itertools.compress(self.probe.trajectories, self.to_rl.tolist()), weights, strict=False)
         )
         return self._in_order(tasks, self.to_rl)
 
@@ -74,8 +85,16 @@ class ProbeSets:
         start = 0
         for lines in self.probe.corpus_blocks():
             # Should the corpus have other lines than were probed, it says so itself after the last.
-            to_sft, to_rl = (side[start : start + len(lines)].tolist() for side in (self.to_sft, self.to_rl))
+            block = slice(start, start + len(lines))
+            to_sft, to_rl = (side[block].tolist() for side in (self.to_sft, self.to_rl))
             start += len(lines)
+            if self.sft_weights is not None and self.rl_weights is not None:
+                for line, of_sft, of_rl in zip(
+                    lines, self.sft_weights[block].tolist(), self.rl_weights[block].tolist(), strict=False
+                ):
+                    sft.write(_weighted_line(line, of_sft) if of_sft else b"")
+                    rl.write(_rl_line(line, of_rl) + b"\n" if of_rl else b"")
+                continue
             # Empty strings at the end of the lists: each line ends with a line feed.
             sft.write(b"\n".join([*itertools.compress(lines, to_sft), b""]))
             rl.write(b"\n".join([*map(_rl_line, itertools.compress(lines, to_rl)), b""]))
@@ -122,7 +141,7 @@ def _read_tasks(path: Path) -> Iterator[RlTask]:
             except (msgspec.MsgspecError, ValueError, RecursionError) as error:
                 raise DataError(f"{place}: is no RL task ({error}); route again") from None
             prompt = [msgspec.to_builtins(message) for message in read.prompt]
-            yield RlTask(read.id, prompt, read.task, place, read.tools)
+            yield RlTask(read.id, prompt, read.task, place, read.tools, read.weight)
 
 
 class _Peek(msgspec.Struct, gc=False):
@@ -154,6 +173,7 @@ class _Task(msgspec.Struct, gc=False):
     prompt: list[msgspec.Raw]
     tools: msgspec.Raw | msgspec.UnsetType
     task: msgspec.Raw
+    weight: float | msgspec.UnsetType = msgspec.UNSET
 
 
 class _ReadMessage(msgspec.Struct, omit_defaults=True, gc=False):
@@ -174,6 +194,7 @@ class _ReadTask(msgspec.Struct, gc=False):
     prompt: list[_ReadMessage]
     task: dict[str, Any]
     tools: list[dict[str, Any]] = []
+    weight: Annotated[float, msgspec.Meta(ge=0)] = 1.0
 
 
 _decode, _encode = msgspec.json.Decoder(_Line).decode, msgspec.json.Encoder().encode
@@ -181,7 +202,13 @@ _peek = msgspec.json.Decoder(_Peek).decode
 _decode_task = msgspec.json.Decoder(_ReadTask).decode
 
 
-def _rl_line(line: bytes) -> bytes:
+def _weighted_line(line: bytes, weight: float) -> bytes:
+    """A line of the corpus as one of the SFT set, its own weight times that of the route."""
+    trajectory = parse_record(msgspec.json.decode(line), "messages", "corpus", "")
+    return canonical_line(replace(trajectory, weight=trajectory.weight * weight))
+
+
+def _rl_line(line: bytes, weight: float | msgspec.UnsetType = msgspec.UNSET) -> bytes:
     trajectory = _decode(line)
     prompt = []
     for message in trajectory.messages:
@@ -190,7 +217,7 @@ def _rl_line(line: bytes) -> bytes:
             break
         # A prompt is not trained on, so no message of it says so.
         prompt.append(msgspec.Raw(_encode(_unweighted(message))) if seen.weighted else message)
-    return _encode(_Task(trajectory.id, prompt, trajectory.tools, trajectory.task))
+    return _encode(_Task(trajectory.id, prompt, trajectory.tools, trajectory.task, weight))
 
 
 def _unweighted(message: msgspec.Raw) -> dict[str, Any]:

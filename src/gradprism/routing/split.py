@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from gradprism.concentration import BUILTIN
 from gradprism.probing.manifest import ProbeManifest
+from gradprism.routing.weights import Form, Weighting, sides_of
 from gradprism.runtime.errors import ConfigError, DataError, one_line
 from gradprism.runtime.files import read_json
 
@@ -93,6 +94,23 @@ def check_division(
     return Cut.of(cuts, sides) if cuts or sides else None
 
 
+def check_weights(
+    weights: str | None,
+    temperature: float | None,
+    rl_share: float,
+    threshold: float | None,
+    division: Sequence[object],
+    order: str | None,
+) -> Weighting | None:
+    """The weighting; raises `ConfigError` for what is none, and for what it contradicts."""
+    weighting = Weighting.of(weights, temperature)
+    if weighting and (division or threshold is not None or rl_share != 0.5):
+        raise ConfigError(f"weights {weights}: take the place of sides; leave cuts, shares, sides, threshold and rl_share out")
+    if weighting and order:
+        raise ConfigError(f"weights {weights}: RL draws tasks by them, which leaves no order; give weights or an order")
+    return weighting
+
+
 def check_order(order: str | None) -> Order | None:
     """The order itself; raises `ConfigError` for an unknown one."""
     if order is not None and order not in get_args(Order):
@@ -141,7 +159,8 @@ class Routing(Value):
     (None for the others), or a number that was given (`fixed`). Where several numbers were given with the sides of their ranges (rule
     `cuts`), or `shares` of the trajectories (rule `shares`), `cuts` and `sides` are they, and `threshold` is the first. `n_none` went to
     neither side, and `n_both` to both, which count in `n_sft` and in `n_rl`. `within`: the strata in which scores were ranked. `order`:
-    that of the scores in which both sets are written, None for the corpus's. The numbers are those after the `n_overrides`.
+    that of the scores in which both sets are written, None for the corpus's. With `weights` (and their `temperature`) in place of sides
+    (rule `weights`) the threshold is the median, which divides nothing. The numbers are those after the `n_overrides`.
     `n_undefined_turns` is None where turns were not asked for.
     """
 
@@ -149,13 +168,15 @@ class Routing(Value):
     metric: str = "gini"
     normalise: str = "none"
     within: tuple[str, ...] = ()
-    threshold_rule: Literal["median", "quantile", "fixed", "cuts", "shares"] = "median"
+    threshold_rule: Literal["median", "quantile", "fixed", "cuts", "shares", "weights"] = "median"
     threshold: float
     cuts: tuple[float, ...] = ()
     sides: tuple[Side, ...] = ()
     shares: tuple[float, ...] = ()
     rl_share: float | None = None
     order: Order | None = None
+    weights: Form | None = None
+    temperature: float | None = None
     seed: int = 0
     pass_rates_sha256: str | None = None
     n_trajectories: int
@@ -179,12 +200,28 @@ class Routing(Value):
 
     @property
     def cut(self) -> Cut:
-        """Where scores are cut."""
+        """Where scores are cut; with weights in place of sides, where half of them would be."""
+        if self.weights:
+            return Cut((self.threshold,), ("both", "both"))
         return Cut(self.cuts, self.sides) if self.cuts else Cut((self.threshold,))
+
+    @property
+    def weighting(self) -> Weighting | None:
+        """The weights in place of sides."""
+        return Weighting.of(self.weights, self.temperature)
+
+    def sides_by_score(self, scores: NDArray[np.float64]) -> list[str]:
+        """Where scores `[n]` send their trajectories, whatever the overrides."""
+        if self.weighting is None:
+            return self.cut.route(scores).tolist()
+        rl = self.weighting.of_rl(scores)
+        return sides_of(1 - rl, rl)
 
     @property
     def cut_text(self) -> str:
         """`threshold 0.35`, or `cuts 0.1, 0.7 (sft, rl, none)`."""
+        if self.weighting:
+            return str(self.weighting)
         if self.cuts:
             return f"cuts {', '.join(f'{cut:.6g}' for cut in self.cuts)} ({', '.join(self.sides)})"
         return f"threshold {self.threshold:.6g}"
@@ -270,6 +307,23 @@ def split_table(measures: pl.DataFrame, score: NDArray[np.float64], cut: Cut) ->
     return pl.DataFrame({"id": measures["id"], **columns}).hstack(measures.drop("id", "index", strict=False))
 
 
+def with_weights(table: pl.DataFrame, weighting: Weighting) -> pl.DataFrame:
+    """A split's table with `sft_weight` and `rl_weight` by its scores, and the sides where these are; an override to one side has the whole
+    weight there, one to both half of it on each."""
+    rl = weighting.of_rl(table["score"].to_numpy())
+    weights = pl.DataFrame({"sft_weight": 1 - rl, "rl_weight": rl})
+    table = table.drop("sft_weight", "rl_weight", strict=False).hstack(weights)
+    if "override" not in table.columns:
+        return table.with_columns(route=pl.Series(sides_of(1 - rl, rl)))
+    given = {"sft": (1.0, 0.0), "none": (0.0, 0.0), "rl": (0.0, 1.0), "both": (0.5, 0.5)}
+    for place, name in enumerate(("sft_weight", "rl_weight")):
+        own = pl.col("override").replace_strict(
+            {side: pair[place] for side, pair in given.items()}, default=None, return_dtype=pl.Float64
+        )
+        table = table.with_columns(pl.coalesce(own, name).alias(name))
+    return table
+
+
 def overridden(table: pl.DataFrame, routing: Routing, ids: Sequence[str], side: Side | None, reason: str) -> pl.DataFrame:
     """A split's table with some trajectories sent to `side`, or back to where their scores send them (None).
 
@@ -290,6 +344,8 @@ def overridden(table: pl.DataFrame, routing: Routing, ids: Sequence[str], side: 
         override=pl.when(chosen).then(pl.lit(side, pl.String)).otherwise("override"),
         reason=pl.when(chosen).then(pl.lit(None if side is None else reason.strip(), pl.String)).otherwise("reason"),
     )
-    by_score = pl.Series(routing.cut.route(table["score"].to_numpy()).tolist())
-    table = table.with_columns(route=pl.coalesce("override", by_score))
+    scores = table["score"].to_numpy()
+    table = table.with_columns(route=pl.coalesce("override", pl.Series(routing.sides_by_score(scores))))
+    if routing.weighting is not None:
+        table = with_weights(table, routing.weighting)
     return table if table["override"].count() else table.drop("override", "reason")

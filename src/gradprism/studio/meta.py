@@ -157,7 +157,7 @@ def route_columns(routes: Routes) -> list[Column]:
     """The columns of a route, in the corpus's order."""
     frame, routing = routes.frame, routes.routing
     score = frame["score"].to_numpy()
-    cut = routing.cut.route(score).tolist()
+    cut = routing.sides_by_score(score)
     reasons = frame["reason"].fill_null("").to_list() if "reason" in frame.columns else [""] * len(frame)
     made = [
         measure("score", f"{routing.policy} score", score, "The policy's score, which is cut.", kind="metric"),
@@ -165,7 +165,7 @@ def route_columns(routes: Routes) -> list[Column]:
         category("cut", "route by score", cut, SIDES, help="Where it would go without overrides."),
         text("reason", "reason of the override", reasons),
     ]
-    others = [name for name in frame.columns if name == "pass_rate" or name.startswith("turn_score_")]
+    others = [name for name in frame.columns if name in ("pass_rate", "sft_weight", "rl_weight") or name.startswith("turn_score_")]
     return [*made, *(measure(name, _LABELS.get(name, name.replace("_", " ")), frame[name].to_numpy()) for name in others)]
 
 

@@ -36,7 +36,7 @@ from gradprism.training.rl_config import RlConfig
 from gradprism.training.rounds import Rounds, figures_of
 from gradprism.training.rows import Row, row_weight, split_rows
 from gradprism.training.summary import TrainingSummary
-from gradprism.training.tasks import TaskStream, as_tasks
+from gradprism.training.tasks import TaskStream, as_tasks, weighs
 from gradprism.training.trees import linear_weight, make_trees, pack
 from gradprism.trajectories.rendering import Renderer
 
@@ -72,16 +72,20 @@ def train_rl(
 ) -> TrainingSummary:
     """Trains `model` in place on `tasks` and makes `out` a training folder with the result.
 
-    `tasks` are the environment's or those of a route (`Routes.rl`), each counted once. Only they are used, never a gold action. Tokens of
-    observations get no loss. The model may lie on the CPU: it is moved to `device` (auto, cpu or cuda). Under `torchrun` or
-    `accelerate launch` every process calls this with the same arguments. A training that was cut short goes on from its last checkpoint,
-    and gives what it would have given; one that has finished is not repeated (`reused`), and goes on for more rounds from a checkpoint that
-    was kept. `refresh` may replace the tasks between rounds.
+    `tasks` are the environment's or those of a route (`Routes.rl`), each counted once, and drawn by its weight. Only they are used, never a
+    gold action. Tokens of observations get no loss. The model may lie on the CPU: it is moved to `device` (auto, cpu or cuda). Under
+    `torchrun` or `accelerate launch` every process calls this with the same arguments. A training that was cut short goes on from its
+    last checkpoint, and gives what it would have given; one that has finished is not repeated (`reused`), and goes on for more rounds
+    from a checkpoint that was kept. `refresh` may replace the tasks between rounds.
 
     Raises `ConfigError` before training for settings that cannot be met, `FolderInUseError` for a folder that holds something else,
     and `ModelError` where training diverges.
     """
     tasks = as_tasks(tasks, environment)
+    if weighs(tasks) and (refresh is not None or config.order == "given"):
+        raise ConfigError("tasks with weights: are drawn by them, which leaves no order, and no refresh; give one of them")
+    if tasks and not any(task.weight for task in tasks):
+        raise ConfigError("all tasks have the weight 0: there is nothing to play")
     with training_frame(model, tokenizer, config, out, device, on_existing) as frame:
         length = check_context_length(frame.model, config.context_length)
         config, renderer = config.model_copy(update={"context_length": length}), Renderer(frame.tokenizer, length)
@@ -89,7 +93,9 @@ def train_rl(
         _check(tasks, config, frame.world, frame.model, renderer)
 
         def inputs() -> Manifest:
-            return {"tasks_sha256": sha256_json([task.reference() for task in tasks]), "environment": environment.identity(tasks)}
+            known = [task.reference() for task in tasks]
+            weighed = [[task, one.weight] for task, one in zip(known, tasks, strict=True)] if weighs(tasks) else known
+            return {"tasks_sha256": sha256_json(weighed), "environment": environment.identity(tasks)}
 
         if finished := frame.claim("rl", inputs, config.rounds * config.steps_per_round, config.stop_when):
             return finished

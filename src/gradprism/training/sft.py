@@ -21,7 +21,18 @@ from gradprism.training.head import add_head, places_of, router_weight, score_to
 from gradprism.training.loop import Loop, cosine
 from gradprism.training.processes import decide
 from gradprism.training.sft_config import SftConfig
-from gradprism.training.sft_data import Given, Plan, Row, fingerprint, pack, share, split_held_out, tensors
+from gradprism.training.sft_data import (
+    Given,
+    Plan,
+    Row,
+    fingerprint,
+    loss_weights,
+    pack,
+    share,
+    split_held_out,
+    tensors,
+    token_weights,
+)
 from gradprism.training.summary import TrainingSummary
 from gradprism.trajectories.corpus import Corpus, Sources
 from gradprism.trajectories.doctor import older_alfworld, speaks_older_alfworld
@@ -60,6 +71,7 @@ def train_sft(
             say(f"warning: {line}")
         rendered, rendered_held = split_held_out(given.rendered(renderer), given_held.rendered(renderer), config)
         unknown = _check_tokens(model, renderer, [*rendered, *rendered_held])
+        mean_weight = loss_weights(rendered)
         packs = decide(frame.ranks, lambda: packs_rows(model, config))
 
         def inputs() -> Manifest:
@@ -68,7 +80,7 @@ def train_sft(
 
         if finished := frame.claim("sft", inputs):
             return finished
-        data = _Data(_rows(rendered, renderer.context_length, packs), [[r] for r in rendered_held], packs)
+        data = _Data(_rows(rendered, renderer.context_length, packs), [[r] for r in rendered_held], packs, mean_weight)
         if older := older_alfworld(sum(map(speaks_older_alfworld, given.trajectories))):
             frame.warnings.append(older)  # said when it was rendered
         if cut := [r.n_truncated for r in rendered if r.n_truncated]:
@@ -86,6 +98,7 @@ class _Data:
     rows: list[Row]
     held_out: list[Row]
     packs: bool
+    mean_weight: float | None  # of the response tokens; None where all weigh alike
 
 
 def _rows(rendered: Sequence[RenderedTrajectory], context_length: int | None, packs: bool) -> list[Row]:
@@ -119,7 +132,10 @@ def _train(frame: Frame, data: _Data, plan: Plan) -> Loop:
 
 
 def _step(loop: Loop, data: _Data, plan: Plan) -> dict[str, float]:
-    """One optimizer step; its figures. The loss is the mean over the response tokens of all its batches and processes."""
+    """One optimizer step; its figures. The loss is the mean over the response tokens of all its batches and processes.
+
+    Each counts as often as its trajectory's weight says, over the mean weight of all data.
+    """
     loop.begin_step()
     batches = [[data.rows[index] for index in batch] for batch in plan.batches_of(loop.step)]
     total = sum(part.n_targets for batch in batches for row in batch for part in row)
@@ -133,7 +149,10 @@ def _step(loop: Loop, data: _Data, plan: Plan) -> dict[str, float]:
             with loop.autocast():
                 found: Any = score_tokens(loop.model, loop.unwrapped, inputs, places_of(inputs["input_ids"], chosen), router > 0)
             # A process without rows goes through the motions, which are collective, and adds nothing.
-            loss = -found.log_probs.sum() / total * bool(mine)
+            log_probs = found.log_probs
+            if data.mean_weight is not None:
+                log_probs = log_probs * token_weights(mine or batch[:1], data.mean_weight, loop.device)
+            loss = -log_probs.sum() / total * bool(mine)
             loop.backward(loss + router * found.aux_loss / (len(batches) * loop.world) if router else loss)
         if mine:
             read += sum(len(part.input_ids) for row in mine for part in row)

@@ -152,10 +152,32 @@ def tensors(rows: Sequence[Row], device: torch.device, packed: bool) -> tuple[di
     return {"input_ids": ids.to(device), "attention_mask": mask.to(device)}, chosen.bool().to(device)
 
 
+def loss_weights(rendered: Sequence[RenderedTrajectory]) -> float | None:
+    """The mean of the trajectories' weights over all response tokens, by which each is divided in the loss; None where all are equal.
+
+    So the mean over tokens of what weighs them is 1, and a learning rate means what it does without weights. Raises `ConfigError` where
+    all weights are 0.
+    """
+    weights = {r.weight for r in rendered}
+    if weights == {0.0}:
+        raise ConfigError("all trajectories have the weight 0: there is nothing to train on")
+    if len(weights) == 1:
+        return None
+    return math.fsum(r.weight * r.n_targets for r in rendered) / sum(r.n_targets for r in rendered)
+
+
+def token_weights(rows: Sequence[Row], mean: float, device: torch.device) -> Tensor:
+    """What weighs each token that is trained on [K], in the order of `tensors`: its trajectory's weight over the `mean`."""
+    parts = [part for row in rows for part in row]
+    counts = torch.tensor([part.n_targets for part in parts])
+    return torch.tensor([part.weight / mean for part in parts]).repeat_interleave(counts).to(device)
+
+
 def fingerprint(rendered: Sequence[RenderedTrajectory]) -> str:
-    """Hex SHA-256 of ids, tokens and masks, in their order."""
+    """Hex SHA-256 of ids, tokens, masks and weights, in their order."""
     digest = hashlib.sha256()
     for r in rendered:
-        digest.update(json.dumps([r.id, len(r.input_ids)]).encode())
+        weight = [] if r.weight == 1 else [r.weight]
+        digest.update(json.dumps([r.id, len(r.input_ids), *weight]).encode())
         digest.update(r.input_ids.tobytes() + r.response_mask.tobytes())
     return digest.hexdigest()

@@ -1,6 +1,8 @@
 """The tasks of RL: read from a route folder, and drawn in a shuffled order."""
 
+import math
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,12 +12,24 @@ from gradprism.environments.protocol import Environment, Task
 from gradprism.routing.sets import RlTask
 from gradprism.runtime.errors import DataError, MissingFileError
 from gradprism.runtime.files import parse_json
+from gradprism.trajectories.layouts import record_weight
 
 
 def as_tasks(tasks: Iterable[Task | RlTask], environment: Environment) -> list[Task]:
-    """The environment's tasks, also of the RL tasks of a route, each once; raises `ConfigError` for one that is not its own."""
-    found = [environment.task(task.task) if isinstance(task, RlTask) else task for task in tasks]
-    return list({task.id: task for task in found}.values())
+    """The environment's tasks, also of the RL tasks of a route, each once, with the mean weight of those that name it.
+
+    Raises `ConfigError` for one that is not the environment's.
+    """
+    return _each_once(
+        replace(environment.task(task.task), weight=task.weight) if isinstance(task, RlTask) else task for task in tasks
+    )
+
+
+def _each_once(tasks: Iterable[Task]) -> list[Task]:
+    found: dict[str, list[Task]] = {}
+    for task in tasks:
+        found.setdefault(task.id, []).append(task)
+    return [replace(same[-1], weight=math.fsum(task.weight for task in same) / len(same)) for same in found.values()]
 
 
 def read_tasks(path: Path | str, environment: Environment, *, of_corpus: bool = False) -> list[Task]:
@@ -25,26 +39,29 @@ def read_tasks(path: Path | str, environment: Environment, *, of_corpus: bool = 
     path = Path(path)
     if not path.is_file():
         raise MissingFileError(f"{path}: no such file; give the rl.jsonl of a route folder")
-    tasks: dict[str, Task] = {}
+    tasks = []
     with open(path, "rb") as file:
         for number, line in enumerate(file, 1):
             try:
                 record = parse_json(line)
                 if "messages" in record and not of_corpus:
                     raise DataError(f"{path}:{number}: is a trajectory of the SFT side; give the rl.jsonl of a route folder")
-                task = environment.task(record["task"])
+                weight = 1.0 if of_corpus else record_weight(record)
+                task = replace(environment.task(record["task"]), weight=weight)
             except DataError:
                 raise
             except (ValueError, KeyError, TypeError, AttributeError) as error:
                 raise DataError(f"{path}:{number}: no task of environment {environment.name!r} ({error})") from None
-            tasks[task.id] = task
-    return list(tasks.values())
+            tasks.append(task)
+    return _each_once(tasks)
 
 
 class TaskStream:
     """Tasks in an order shuffled anew for each pass; process `rank` of `world` takes every `world`-th. `drawn` is its whole state.
 
-    With `as_given` the first pass is in the order of `tasks`. Streams of other `salt` have other orders.
+    A pass has each task once. Where weights differ it has each as often as its share of them, times the number of tasks, rounded up or
+    down by chance, so that over many passes tasks are drawn in proportion. With `as_given` the first pass is in the order of `tasks`.
+    Streams of other `salt` have other orders.
     """
 
     def __init__(
@@ -59,6 +76,7 @@ class TaskStream:
     ) -> None:
         self.tasks, self.rank, self.salt = list(tasks), rank, salt
         self._seed, self._world, self._as_given = seed, world, as_given
+        self._weights = np.array([task.weight for task in self.tasks], dtype=np.float64)
         self.drawn = 0
         self._pass, self._order = -1, np.zeros(0, dtype=np.int64)
 
@@ -81,4 +99,20 @@ class TaskStream:
         """The tasks of a pass, by their places."""
         if number == 0 and self._as_given:
             return np.arange(len(self.tasks))
-        return np.random.default_rng([self._seed, number, *self.salt]).permutation(len(self.tasks))
+        chance = np.random.default_rng([self._seed, number, *self.salt])
+        order = chance.permutation(len(self.tasks))
+        return chance.permutation(systematic(self._weights, order, chance.random())) if weighs(self.tasks) else order
+
+
+def weighs(tasks: Sequence[Task]) -> bool:
+    """Whether some tasks are to be drawn more often than others."""
+    return len({task.weight for task in tasks}) > 1
+
+
+def systematic(weights: NDArray[np.float64], order: NDArray[np.int64], offset: float) -> NDArray[np.int64]:
+    """Places `[n]` drawn in proportion to `weights` `[n]` ≥ 0: those at `offset` (0 to 1), `offset` + 1, …, where each takes a stretch
+    n·w/Σw of a line, in `order`."""
+    edges = np.cumsum(weights[order])
+    points = (offset + np.arange(len(order))) * (edges[-1] / len(order))
+    last = int(np.flatnonzero(weights[order])[-1])  # a rounding may lead past it
+    return order[np.minimum(np.searchsorted(edges, points, side="right"), last)]

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from gradprism.runtime.errors import DataError
-from gradprism.trajectories.layouts import Layout, assemble, turns_under
+from gradprism.trajectories.layouts import Layout, assemble, record_weight, turns_under
 from gradprism.trajectories.reading import Notes, Record, from_json, keys_of, kind_of
 from gradprism.trajectories.record import Message, Trajectory
 from gradprism.trajectories.tools import read_calls
@@ -42,6 +42,9 @@ class Chat:
             raise DataError(f"{key!r} is empty; delete the record")
         turns = _unpaired(turns)
         messages = TurnReader(notes, self.bookkeeping, self.mask_means_out).read_all(turns)
+        if self.name == "messages":  # in which trajectories are written
+            weight = record_weight(record)
+            return replace(assemble(record, messages, [key, "weight"], notes, turns), weight=weight)
         made = assemble(record, messages, [key], notes, turns)
         if self.name == "eto" and record.get("game_file") is not None:
             return replace(made, task={"env": "alfworld", **made.task})

@@ -246,6 +246,8 @@ def canonical_line(trajectory: Trajectory) -> bytes:
         record["tools"] = [dict(tool) for tool in trajectory.tools]
     if trajectory.task:
         record["task"] = json.loads(json.dumps(trajectory.task, sort_keys=True))
+    if trajectory.weight != 1:
+        record["weight"] = trajectory.weight
     return json.dumps(record, ensure_ascii=False, allow_nan=False).encode() + b"\n"
 
 

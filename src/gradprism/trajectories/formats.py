@@ -78,4 +78,4 @@ def parse_record(record: Record, format: str, place: str, default_id: str, notes
         raise DataError(f"{place}: {error}") from None
     except (AttributeError, KeyError, IndexError, TypeError, ValueError) as error:
         raise DataError(f"{place}: format {format!r} cannot read the record ({type(error).__name__}: {error})") from error
-    return Trajectory(parsed.id or default_id, tuple(parsed.messages), parsed.task, place, tuple(parsed.tools))
+    return Trajectory(parsed.id or default_id, tuple(parsed.messages), parsed.task, place, tuple(parsed.tools), parsed.weight)

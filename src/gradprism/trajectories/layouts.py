@@ -104,6 +104,16 @@ def assemble(record: Record, messages: list[Message], used: Iterable[str], notes
     return Trajectory(identifier, tuple(messages), task, tools=tools)
 
 
+def record_weight(record: Record) -> float:
+    """A record's own `weight`, 1 where it has none; raises `DataError` for anything but a number of 0 or more."""
+    weight = record.get("weight")
+    if weight is None:
+        return 1.0
+    if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight < math.inf:
+        raise DataError(f"'weight' is {weight!r}, expected a number of 0 or more")
+    return float(weight)
+
+
 def _with_system(record: Record, messages: list[Message]) -> list[Message]:
     for key in _SYSTEM:
         system = _joined(record.get(key))

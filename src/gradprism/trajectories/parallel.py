@@ -21,7 +21,7 @@ from gradprism.trajectories.record import Message, Trajectory
 from gradprism.trajectories.rendering import RenderedTrajectory, Renderer
 
 T = TypeVar("T")
-Packed = tuple[str, list[tuple[Any, ...]], str, tuple[Any, ...]]
+Packed = tuple[str, list[tuple[Any, ...]], str, tuple[Any, ...], float]
 _PATIENCE = 1.0  # seconds of rendering in this process before others are started
 _CHUNK, _AHEAD = 32, 4  # trajectories that a process is given at a time, and chunks in flight for each
 _job: "Callable[[Trajectory], Any] | None" = None  # a worker's own
@@ -122,12 +122,12 @@ def _in_processes(
 def _packed(trajectory: Trajectory) -> Packed:
     """What rendering reads of a trajectory, as tuples, which travel faster than their classes; the task stays behind."""
     messages = [(m.role, m.content, m.weight, m.reasoning, m.tool_calls, m.name, m.tool_call_id) for m in trajectory.messages]
-    return trajectory.id, messages, trajectory.source, trajectory.tools
+    return trajectory.id, messages, trajectory.source, trajectory.tools, trajectory.weight
 
 
 def _unpacked(packed: Packed) -> Trajectory:
-    id_, messages, source, tools = packed
-    return Trajectory(id_, tuple(Message(*fields) for fields in messages), source=source, tools=tools)
+    id_, messages, source, tools, weight = packed
+    return Trajectory(id_, tuple(Message(*fields) for fields in messages), source=source, tools=tools, weight=weight)
 
 
 def _begin(work: Callable[[Trajectory], Any]) -> None:

@@ -63,7 +63,7 @@ class Trajectory:
 
     `task` says how an environment sets the same task up again (for ALFWorld `env`, `game`, `task_type`, `split`) and is empty when
     the corpus does not tell. `tools` are the functions that the agent may call, as JSON schemas in OpenAI's form. `source` is `file:line`,
-    for messages to a person; it plays no part in equality.
+    for messages to a person; it plays no part in equality. `weight`, 0 or more: how much it counts in the loss of SFT, relative to others.
     """
 
     id: str
@@ -71,6 +71,7 @@ class Trajectory:
     task: dict[str, Any] = field(default_factory=dict)
     source: str = field(default="", compare=False)
     tools: tuple[Mapping[str, Any], ...] = ()
+    weight: float = 1.0
 
     def chat(self) -> list[ChatMessage]:
         """The messages in the form that chat templates take."""

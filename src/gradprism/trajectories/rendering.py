@@ -36,6 +36,7 @@ class RenderedTrajectory:
     `input_ids` int32 [T]; `response_mask` bool [T], true on the tokens that are trained on; `n_truncated` tokens were cut on the right;
     `turns` int32 [S, 2], one row per assistant turn, trained on or not, empty where the cut took it; `notes` say what was left out or
     added. The first token has nothing that predicts it: the loss is the mean over `response_mask[1:]`, with `input_ids[1:]` as targets.
+    `weight` is how much the trajectory counts in SFT's loss.
     """
 
     id: str
@@ -44,6 +45,7 @@ class RenderedTrajectory:
     n_truncated: int
     turns: np.ndarray
     notes: Notes = NO_NOTES
+    weight: float = 1.0
 
     @property
     def n_targets(self) -> int:
@@ -171,7 +173,8 @@ class Renderer:
         if not mask[1:].any():
             raise ModelError(f"{place_of(trajectory)}: empty response mask: {self._why_empty(trajectory, whole)}")
         turns = np.minimum(whole.turns, length)
-        return RenderedTrajectory(trajectory.id, whole.ids[:length], mask, len(whole.ids) - length, turns, whole.notes)
+        cut = len(whole.ids) - length
+        return RenderedTrajectory(trajectory.id, whole.ids[:length], mask, cut, turns, whole.notes, trajectory.weight)
 
     def marked_text(self, trajectory: Trajectory) -> list[tuple[str, bool]]:
         """The text as its tokens cover it, cut like `render`, for people: runs of (text, is response).
