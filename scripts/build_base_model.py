@@ -2,10 +2,12 @@
 
     OMP_NUM_THREADS=1 python scripts/build_base_model.py --out src/gradprism/data/alfworld-tiny
     OMP_NUM_THREADS=1 python scripts/build_base_model.py --env webshop --out src/gradprism/data/webshop-tiny
+    OMP_NUM_THREADS=1 python scripts/build_base_model.py --env stories --out src/gradprism/data/stories-tiny
 
 The base is meant to be weak: it speaks the environment's language and sometimes succeeds, so that imitation and reinforcement both
 have something left to teach. `--demonstrations` and `--stop-at` set how weak. It never sees what its users train or test on:
-ALFWorld's split "base" has games of its own, and WebShop's demonstrations come from other catalogues than the default one.
+the splits "base" of ALFWorld and of the stories have tasks of their own, and WebShop's demonstrations come from other catalogues than the
+default one.
 Deterministic on one machine for a seed and one thread.
 """
 
@@ -19,7 +21,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,7 @@ from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 from gradprism.environments.alfworld.generator import constants
 from gradprism.environments.demonstrations import collect
 from gradprism.environments.registry import make_environment
+from gradprism.environments.stories import grammar, text, wishes
 from gradprism.environments.webshop import generated, shop
 from gradprism.trajectories.corpus import load_corpus, write_messages_jsonl
 from gradprism.trajectories.record import Message, Trajectory
@@ -111,6 +114,26 @@ def some_hasty(trajectories: list[Trajectory]) -> list[Trajectory]:
     return made
 
 
+def story_words() -> set[str]:
+    """All words that a story's task or the expert may use, whichever of them the demonstrations hold."""
+    texts = [
+        wishes.Wishes(length=n, fresh=True, name="anna", ending="x", words=("a", "b"), avoid=("a", "b")).text() for n in range(1, 9)
+    ]
+    return set(text.words(" ".join([*texts, json.dumps(wishes.LISTS)]))) | {"word"}
+
+
+def some_inattentive(trajectories: list[Trajectory]) -> list[Trajectory]:
+    """Writers who overlook each kind of wish with probability `OVERLOOKED`; what they write is the grammar's otherwise."""
+    made = []
+    for trajectory in trajectories:
+        task, rng = trajectory.messages[0], random.Random(f"inattentive {trajectory.id}")
+        asked = wishes.Wishes.parse(task.content)
+        overlooked = {f.name: f.default for f in fields(asked) if rng.random() < OVERLOOKED}
+        made.append(replace(trajectory, messages=(task, Message("assistant", grammar.write(replace(asked, **overlooked), rng)))))
+    return made
+
+
+OVERLOOKED = 0.25
 TEXTS = ["Instruction:", "Price:", "Rating: N.A.", shop.BACK, shop.PREVIOUS, shop.NEXT, shop.BUY, *shop.SUB_PAGES]
 PHRASES = "|".join(re.escape(text.lower()) for text in TEXTS)
 RECIPES = {
@@ -141,6 +164,19 @@ RECIPES = {
         tight=("[ ", " ]", " ,", " .", " :"),
         balanced=True,
         weaken=some_hasty,
+        copying=True,
+    ),
+    "stories": Recipe(
+        split="base",
+        options=({"fluency": "none"},),
+        demonstrations=12_000,
+        max_steps=1,
+        epochs=1,
+        stop_at=None,
+        context=320,
+        word=r"[a-z]+(?:'[a-z]+)*|[^\sa-z]",
+        names=story_words,
+        weaken=some_inattentive,
         copying=True,
     ),
 }

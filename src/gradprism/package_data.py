@@ -1,4 +1,4 @@
-"""Files that come with the package: two tiny base models, a corpus, the quickstart's configuration, and templates to begin with."""
+"""Files that come with the package: tiny base models, a corpus, the quickstart's configuration, and templates to begin with."""
 
 from pathlib import Path
 
@@ -12,15 +12,16 @@ TEMPLATES = {
     "webshop": ("webshop.toml",),
     "own": ("own.toml", "own_environment.py"),
 }
-MODELS = ("alfworld-tiny", "webshop-tiny")
+MODELS = ("alfworld-tiny", "stories-tiny", "webshop-tiny")
 EXTRAS = ("alfworld", "webshop")  # templates whose environment needs the extra of the same name
 
 
 def shipped(name: str) -> Path:
     """Path of a file or folder that comes with the package.
 
-    `alfworld-tiny` and `webshop-tiny` are base models (0.75 and 1.03 million parameters), `alfworld-quickstart.jsonl` is a corpus of 564
-    expert trajectories, and `quickstart.toml` the configuration of `gradprism quickstart`. Raises `ConfigError` for any other name.
+    `alfworld-tiny`, `stories-tiny` and `webshop-tiny` are base models (0.75, 0.76 and 1.03 million parameters),
+    `alfworld-quickstart.jsonl` is a corpus of 564 expert trajectories, and `quickstart.toml` the configuration of `gradprism quickstart`.
+    Raises `ConfigError` for any other name.
     """
     names = sorted(path.name for path in _DATA.iterdir() if path.name != "templates")
     if name not in names:

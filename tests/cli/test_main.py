@@ -29,7 +29,9 @@ def test_a_group_without_a_command_shows_its_help(cli):
 def test_a_model_that_is_not_shipped_is_told_with_those_that_are(cli, tmp_path):
     for words in (["probe", "--data", "x", "--model"], ["evaluate", "--agent"], ["evaluate", "--model"]):
         result = cli(*words, "shipped:nope", "--out", tmp_path / "o")
-        assert_refused(result, "shipped:nope: is no model that comes with gradprism; choose one of alfworld-tiny, webshop-tiny")
+        assert_refused(
+            result, "shipped:nope: is no model that comes with gradprism; choose one of alfworld-tiny, stories-tiny, webshop-tiny"
+        )
 
 
 def test_sft_takes_the_shipped_corpus(cli, tmp_path):

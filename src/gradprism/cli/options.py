@@ -38,7 +38,7 @@ _UNUSUAL = re.compile(r"[^\n -~]")
 shipped_model, shipped_file = _told(resolve_shipped_model), _told(resolve_shipped)
 
 Model = Annotated[
-    str, typer.Option(help="Folder or hub id of the model, or shipped:alfworld-tiny, shipped:webshop-tiny.", parser=shipped_model)
+    str, typer.Option(help="Folder or hub id of the model, or shipped:alfworld-tiny, shipped:stories-tiny, …", parser=shipped_model)
 ]
 ModelOrNone = Annotated[
     str | None,
@@ -126,7 +126,7 @@ Overrides = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a value: section.key=value; may be repeated.")
 ]
 
-Env = Annotated[str, typer.Option(help="Environment: alfworld, webshop, or your own as package.module:Class.")]
+Env = Annotated[str, typer.Option(help="Environment: alfworld, stories, webshop, or your own as package.module:Class.")]
 DataDir = Annotated[Path | None, typer.Option(help="Folder of the environment's official data, where it is to be played on that.")]
 EnvOptions = Annotated[
     list[str] | None, typer.Option("--env-option", metavar="KEY=VALUE", help="An environment's own option; may be repeated.")
