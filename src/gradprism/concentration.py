@@ -169,6 +169,13 @@ def top_tenth(norms: ArrayLike) -> NDArray[np.float64]:
     return np.partition(x, -k, axis=1)[:, -k:].sum(axis=1) / x.sum(axis=1)
 
 
+# Those of this package, in the order in which they are shown.
+OWN_METRICS = (
+    *(*BUILTIN, "hoyer", "participation", "entropy", "theil", "top_tenth"),
+    *("theil_layers", "theil_in_layers", "theil_kinds", "theil_in_kinds", "gini_layers", "gini_kinds"),
+)
+
+
 def _sums(x: NDArray[np.float64], groups: Groups) -> NDArray[np.float64]:
     """Sums over each group, `[n, groups]`; not by a matrix product, whose last digit depends on where the memory lies."""
     order = np.argsort(groups, kind="stable")

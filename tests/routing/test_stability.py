@@ -45,7 +45,7 @@ def test_the_audit_begins_with_the_route_s(audit, tmp_path):
         result = audited(audit, "--metric", metric, "--policy", policy, "--seed", "3")
         expected = route(tmp_path / "probe", metric, policy=policy, seed=3).audit().to_json()
         assert expected.pop("agreement")["metrics"] == result["agreement"]["metrics"]
-        assert {**expected, "notes": result["notes"]} == {key: result[key] for key in expected}
+        assert {**expected, "notes": result["notes"], "scores": result["scores"]} == {key: result[key] for key in expected}
         assert result["routing"]["n_trajectories"] == COUNT
 
 

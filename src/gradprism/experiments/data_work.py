@@ -134,6 +134,7 @@ def audit_probes(stage: Audit, folder: Path, store: Store) -> Outcome[Audited]:
             seed=stage.seed,
             compare=[probe_folder(other, store) for other in stage.others],
             pass_rates=pass_rates_file(stage.pass_rates, store),
+            all_scores=False,
         )
         pairs = found.agreement
         kinds = {"metrics": pairs.metrics, "normalisations": pairs.normalisations, "layers": pairs.layers}

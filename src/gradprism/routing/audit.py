@@ -5,7 +5,7 @@
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,9 @@ from gradprism.routing.agreement import (
     threshold_standard_error,
 )
 from gradprism.routing.policies import FROM_PASS_RATES, of_pass_rates
+from gradprism.routing.scoreboard import ScoreComparison
 from gradprism.routing.split import Routing, Value, metrics_with, to_side
+from gradprism.routing.text import number, table
 
 CONFOUNDS = ("loss", "l2", "n_tokens", "n_response_tokens", "n_turns")
 # |ρ| above which a score is said to follow a plain measure.
@@ -75,8 +77,8 @@ class Cost(Value):
 class Audit(Value):
     """The audit of a split; `str` gives it as a person reads it, `to_json` as plain values.
 
-    `spearman` and `split_by` compare the score and its split with plain measures (`success`: the pass rate); `notes` say what could
-    not be computed. Figures that do not apply are None.
+    `spearman` and `split_by` compare the score and its split with plain measures (`success`: the pass rate); `scores` compares all
+    scores of the probe, and `notes` say what could not be computed. Figures that do not apply are None.
     """
 
     routing: Routing
@@ -88,6 +90,7 @@ class Audit(Value):
     rl_by_chance: int | None
     agreement: Agreements
     cost: Cost | None = None
+    scores: ScoreComparison | None = None
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...]
 
@@ -104,20 +107,25 @@ class Audit(Value):
         cut = {"median": "median split", "quantile": f"{made.rl_share} to RL", "fixed": f"cut at {made.threshold:.6g}"}
         within = f" within {' and '.join(made.within)}" if made.within else ""
         yield f"{made.n_trajectories} trajectories, {made.policy} of {made.metric}{within}, {cut.get(made.threshold_rule, made.cut_text)}"
-        rows = [(name, _number(rho), *self._split(name)) for name, rho in self.spearman.items()]
-        yield from _table(("The score against", "Spearman", "its split: RL", "same side", "Jaccard"), rows)
+        # Where all scores are compared, the metrics are among them.
+        named = [name for name in self.spearman if self.scores is None or name in self.split_by]
+        rows = [(name, number(self.spearman[name]), *self._split(name)) for name in named]
+        yield from table(("The score against", "Spearman", "its split: RL", "same side", "Jaccard"), rows)
         if self.task_type_eta_squared is not None:
             yield f"Share of the score's variance that task types explain (η²): {self.task_type_eta_squared:.3f}"
         error, share = self.threshold_standard_error, self.share_within_one_standard_error
         if error is not None and share is not None:
             yield f"Standard error of the threshold: {error:.4g}; within one of it: {share:.1%} of the trajectories"
         for kind in Agreements.model_fields:
-            if pairs := getattr(self.agreement, kind):
-                rows = [(name, _number(pair.spearman), *_overlap(pair)) for name, pair in pairs.items()]
-                yield from _table((f"Agreement between {kind}", "Spearman", "same side", "Jaccard"), rows)
+            pairs = getattr(self.agreement, kind)
+            if pairs and not (kind == "metrics" and self.scores):
+                rows = [(name, number(pair.spearman), *_overlap(pair)) for name, pair in pairs.items()]
+                yield from table((f"Agreement between {kind}", "Spearman", "same side", "Jaccard"), rows)
         for name, pair in self.agreement.probes.items():
             changes = "; ".join(f"{key}: {_short(here)} → {_short(there)}" for key, (here, there) in pair.differs.items())
             yield f"{name}: {pair.shared} shared trajectories; {changes or 'taken in the same way'}"
+        if self.scores:
+            yield from self.scores.lines(made.metric)
         if self.cost:
             yield f"The probe took {self.cost.probe_seconds:.0f} s; routing saves {self.cost.saved_seconds:.0f} s"
         yield from (f"note: {note}" for note in self.notes)
@@ -241,25 +249,11 @@ def _follows(correlations: Mapping[str, float | None]) -> Iterator[str]:
             yield f"the score follows {name} (Spearman {rho:.2f}): compare with a split by that measure"
 
 
-def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.2f}"
-
-
 def _overlap(pair: Agreement | SplitBy) -> tuple[str, str]:
-    return f"{pair.same_side:.1%}", _number(pair.jaccard)
+    return f"{pair.same_side:.1%}", number(pair.jaccard)
 
 
 def _short(value: Any) -> str:
     """A manifest's value; of a hash its beginning."""
     text = str(value)
     return text[:12] if len(text) == 64 else text
-
-
-def _table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    """The lines of a table between empty ones, the first column left-aligned."""
-    widths = [max(map(len, column)) for column in zip(headings, *rows, strict=True)]
-    yield ""
-    for first, *others in (headings, *rows):
-        cells = (cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True))
-        yield "  ".join((first.ljust(widths[0]), *cells)).rstrip()
-    yield ""

@@ -18,6 +18,7 @@ from gradprism.trajectories.corpus_files import iter_records
 class _Reference(msgspec.Struct, frozen=True, gc=False):
     id: Any = None
     task_type: Any = None
+    source: Any = None
 
 
 class _Line(msgspec.Struct, gc=False):
@@ -28,8 +29,8 @@ class _Line(msgspec.Struct, gc=False):
 
 
 def read_tasks(probe: Probe) -> pl.DataFrame:
-    """The task of each trajectory, in the corpus's order: `task`, its id (where a trajectory names none, its own), `task_type` (null
-    where it is not told as text), and `named`, whether an environment can set the task up.
+    """The task of each trajectory, in the corpus's order: `task`, its id (where a trajectory names none, its own), `task_type` and
+    `source` (null where they are not told as text), and `named`, whether an environment can set the task up.
 
     Raises `DataError` where the corpus is not the one that was probed.
     """
@@ -49,9 +50,10 @@ def _tasks(lines: list[_Line]) -> pl.DataFrame:
         {
             "task": [line.id if task.id is None else str(task.id) for line, task in zip(lines, tasks, strict=True)],
             "task_type": [task.task_type if isinstance(task.task_type, str) else None for task in tasks],
+            "source": [task.source if isinstance(task.source, str) else None for task in tasks],
             "named": [line.task is not None for line in lines],
         },
-        schema={"task": pl.String, "task_type": pl.String, "named": pl.Boolean},
+        schema={"task": pl.String, "task_type": pl.String, "source": pl.String, "named": pl.Boolean},
     )
 
 
