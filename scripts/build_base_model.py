@@ -34,6 +34,7 @@ from gradprism.environments.alfworld.generator import constants
 from gradprism.environments.demonstrations import collect
 from gradprism.environments.registry import make_environment
 from gradprism.environments.stories import grammar, text, wishes
+from gradprism.environments.stories.tasks import NOUNS
 from gradprism.environments.webshop import generated, shop
 from gradprism.trajectories.corpus import load_corpus, write_messages_jsonl
 from gradprism.trajectories.record import Message, Trajectory
@@ -123,17 +124,22 @@ def story_words() -> set[str]:
 
 
 def some_inattentive(trajectories: list[Trajectory]) -> list[Trajectory]:
-    """Writers who overlook each kind of wish with probability `OVERLOOKED`; what they write is the grammar's otherwise."""
+    """Writers who overlook each kind of wish with probability `OVERLOOKED`, and each word with `MISTAKEN`, in whose place they use another;
+    what they write is the grammar's otherwise.
+    """
     made = []
     for trajectory in trajectories:
         task, rng = trajectory.messages[0], random.Random(f"inattentive {trajectory.id}")
         asked = wishes.Wishes.parse(task.content)
-        overlooked = {f.name: f.default for f in fields(asked) if rng.random() < OVERLOOKED}
-        made.append(replace(trajectory, messages=(task, Message("assistant", grammar.write(replace(asked, **overlooked), rng)))))
+        others = rng.sample(sorted(set(NOUNS) - set(asked.words)), len(asked.words))
+        used = tuple(other if rng.random() < MISTAKEN else word for word, other in zip(asked.words, others, strict=True))
+        overlooked = {f.name: f.default for f in fields(asked) if f.name != "words" and rng.random() < OVERLOOKED}
+        story = grammar.write(replace(asked, words=used, **overlooked), rng)
+        made.append(replace(trajectory, messages=(task, Message("assistant", story))))
     return made
 
 
-OVERLOOKED = 0.25
+OVERLOOKED, MISTAKEN = 0.3, 0.25
 TEXTS = ["Instruction:", "Price:", "Rating: N.A.", shop.BACK, shop.PREVIOUS, shop.NEXT, shop.BUY, *shop.SUB_PAGES]
 PHRASES = "|".join(re.escape(text.lower()) for text in TEXTS)
 RECIPES = {

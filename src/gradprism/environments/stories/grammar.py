@@ -39,9 +39,9 @@ def write(wishes: Wishes, rng: random.Random) -> str:
 
 
 def _middle(subject: str, nouns: Sequence[str], rng: random.Random) -> str:
-    """A sentence with these nouns, or one of its own choice."""
-    deeds = []
-    for noun in nouns or [rng.choice(list(_NOUNS))]:
+    """A sentence with these nouns."""
+    deeds: list[str] = [] if nouns else [rng.choice(LISTS["pastimes"])]
+    for noun in nouns:
         deed: str = rng.choice(LISTS["deeds"][_NOUNS[noun]])
         adjective: str = rng.choice(LISTS["adjectives"])
         deeds.append(deed.format(a=f"{'an' if adjective[0] in 'aeiou' else 'a'} {adjective} {noun}"))
