@@ -239,3 +239,19 @@ def test_the_model_counts_by_its_files_not_by_its_path(tmp_path) -> None:
     shutil.copytree(gp.shipped("stories-tiny"), tmp_path / "copy")
     here, there = gp.make_environment("stories"), StoriesEnvironment(fluency=str(tmp_path / "copy"))
     assert here.identity() == there.identity() != BARE.identity()
+
+
+def test_from_demonstrations_to_a_round_of_rl_on_scores(tmp_path) -> None:
+    model, environment = str(gp.shipped("stories-tiny")), gp.make_environment("stories")
+    corpus = gp.collect(environment, split="train", count=16, max_steps=1, workers=1)
+    assert [trajectory.task["task_type"] for trajectory in corpus] == 2 * list(tasks.KNOWN)
+    routes = gp.route(gp.probe(model, None, corpus, out=tmp_path / "probe"))
+    assert len(routes.rl) == 8
+    settings = {"tasks_per_round": 4, "rollouts_per_task": 4, "max_steps": 1, "max_action_tokens": 96, "temperature": 0.7}
+    config = gp.RlConfig.model_validate({**settings, "rounds": 1, "reward": "score", "dynamic_sampling": True})
+    summary = gp.train_rl(model, None, environment, routes.rl, config, out=tmp_path / "rl", workers=1)
+    [row] = summary.history
+    assert 0 < row["score"] < 1
+    assert row["reward"] == pytest.approx(row["score"])
+    assert row["grad_norm"] > 0
+    assert row["zero_variance_groups"] < 0.5  # a group whose stories fail by different wishes teaches, though none succeeds
