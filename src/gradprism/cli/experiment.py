@@ -12,10 +12,12 @@ from gradprism.cli.help import Command, Group, new_app
 from gradprism.cli.run import print_job
 from gradprism.environments.pool import default_workers
 from gradprism.experiments.experiment import Job
+from gradprism.experiments.gain import GAIN, gain_status, measure_gain
 from gradprism.experiments.results import Power
 from gradprism.reporting.checks import power_lines, power_tables
 from gradprism.reporting.document import show
-from gradprism.reporting.pages import fill_page, tables_are_current, write_tables
+from gradprism.reporting.gain_page import write_gain_page
+from gradprism.reporting.pages import fill_page, print_status, tables_are_current, write_tables
 from gradprism.runtime.errors import DataError
 from gradprism.runtime.progress import tell
 
@@ -108,6 +110,41 @@ def power(
     if resolved.claims:
         show("Detectable difference of each claim, points", of_claims, Console())
     show("By the number of training seeds, points", by_seeds, Console())
+
+
+@app.command("gain", cls=Command)
+def gain(
+    config: Config,
+    set_: o.Overrides = None,
+    jobs: Annotated[
+        int | None, typer.Option(min=1, help="Stages at once, each in a process; default one after another in this.")
+    ] = None,
+    results: Annotated[Path | None, typer.Option(help="Folder of gain.json and its page; default results/NAME.")] = None,
+    dry_run: o.DryRun = False,
+) -> None:
+    """Trains on each of many groups of similar trajectories alone, by SFT and by RL, and shows which scores predict the gain.
+
+    Finished stages are reused, and a killed run goes on with the same command.
+    """
+    resolved = gp.load_config(config, set_ or [])
+    if dry_run:
+        print_status(str(resolved.folder), gain_status(resolved, jobs or 1), jobs or 1, Console())
+        return
+    out = results or Path("results") / resolved.name
+    try:
+        found = measure_gain(resolved, out, jobs)
+    finally:
+        if (out / GAIN).is_file():
+            page = write_gain_page(out)
+    if found is None:
+        raise DataError(f"{resolved.folder}: fewer than 5 groups are measured, too few to correlate with anything")
+    tell(page.read_text(encoding="utf-8"))
+
+
+@app.command("gain-page", cls=Command)
+def gain_page(folder: Annotated[Path, typer.Argument(help="Results folder, for example results/gain-webshop.")]) -> None:
+    """Writes the page of measured gains again, from gain.json."""
+    tell(str(write_gain_page(folder)))
 
 
 @app.command("tables", cls=Command)

@@ -118,6 +118,15 @@ class AuditConfig(Section):
     checkpoints: list[str] = Field(default=[], description="Arms whose first seed's model is probed.")
 
 
+class GainConfig(Section):
+    """What `gradprism experiment gain` measures: what SFT or RL gains on each group of similar trajectories."""
+
+    groups: int = Field(default=40, ge=5, description="Groups of the corpus, each trained on by itself.")
+    demonstrations: int = Field(
+        default=100, ge=1, description="Tasks of the evaluation's split whose expert trajectories' loss is measured."
+    )
+
+
 class ExperimentConfig(Design, Section):
     """Everything that `gradprism run` and `gradprism experiment` do.
 
@@ -142,6 +151,7 @@ class ExperimentConfig(Design, Section):
     seeds: list[Seed] | None = Field(default=None, min_length=1, description="Training seeds of the arms.")
     arms: list[ArmConfig] = Field(default=[], description="Arms, in the order of the tables; earlier groups run first.")
     audit: AuditConfig = AuditConfig()
+    gain: GainConfig = GainConfig()
 
     @property
     def folder(self) -> Path:

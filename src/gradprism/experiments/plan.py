@@ -202,13 +202,14 @@ class Plan:
 
     def _route(self, arm: ArmConfig, seed: int, model: Sft | None) -> Route:
         own_seed = seed if arm.route.policy in SEEDED else self.config.seed
-        rates = self._pass_rates(own_seed, model) if arm.route.policy in FROM_PASS_RATES else None
+        rates = self.pass_rates(own_seed, model) if arm.route.policy in FROM_PASS_RATES else None
         # What asks for no gradient needs the list of the corpus alone, which the base's probe has.
         of_base = model is None or arm.route.policy in WITHOUT_PROBE
         probe = self.probe if of_base else Probe(self.base, self.corpus, self.config.probe.batch_tokens, model)
         return Route(probe, arm.route, own_seed, rates)
 
-    def _pass_rates(self, seed: int, model: Sft | None) -> PassRates:
+    def pass_rates(self, seed: int, model: Sft | None = None) -> PassRates:
+        """The stage in which the base, or a checkpoint, plays the corpus's tasks."""
         play = RolloutConfig(**{name: getattr(self.rl_config, name) for name in RolloutConfig.model_fields})
         of = (self.base, self.corpus, self.world, self.config.pass_rate.rollouts, play, seed)
         return PassRates(*of) if model is None else PassRatesOf(*of, model)

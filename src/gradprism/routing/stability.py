@@ -89,18 +89,18 @@ def audit(
 def _compared(probe: Probe, routes: Routes, others: Mapping[str, Probe], notes: list[str]) -> ScoreComparison:
     """The comparison of all scores that the probe has, with themselves in the other probes, whatever of them those have."""
     made, tasks = routes.routing, routes.tasks
-    table = _scores(probe, made.metric, made.normalise)
+    table = score_table(probe, made.metric, made.normalise)
     if "pass_rate" in routes.frame.columns:
         rates = routes.frame["pass_rate"].to_numpy().astype(np.float64)
         table = table.with_columns(**{policy: pl.Series(of(rates)) for policy, of in FROM_PASS_RATES.items()})
     empty = [name for name in table.columns if name != "id" and table[name].fill_nan(None).null_count() == len(table)]
     notes += [f"{name}: is not defined for any trajectory" for name in empty]
     groupings = {} if tasks is None else {name: tasks[name] for name in ("task_type", "source")}
-    theirs = {label: _scores(other, made.metric, made.normalise) for label, other in others.items()}
+    theirs = {label: score_table(other, made.metric, made.normalise) for label, other in others.items()}
     return compare_scores(table, groupings, theirs, seed=made.seed)
 
 
-def _scores(probe: Probe, metric: str, normalise: str) -> pl.DataFrame:
+def score_table(probe: Probe, metric: str = "gini", normalise: str = "none") -> pl.DataFrame:
     """`id`, the metrics and the plain measures of a probe; metrics between layers or kinds where it has several."""
     groups = {by: codes.max(initial=0) for by, codes in unit_groups(probe.units).items()}
     names = [name for name in OWN_METRICS if not isinstance(thing := METRICS[name], Grouped) or groups[thing.by]]
