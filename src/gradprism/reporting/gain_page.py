@@ -55,8 +55,8 @@ def _blocks(gain: Gain) -> Iterator[Block]:
     yield _outcomes(gain)
     yield (
         f"Reliability is the share of the variance between groups' mean gains that is the groups' own (Cronbach's α over seeds, which have "
-        f"trainings, tasks and draws of their own). No score can correlate with gain beyond its root on average; below {LEAST_RELIABILITY} "
-        "nothing is corrected for it."
+        "trainings, played tasks and draws of their own). No score can correlate with gain beyond its root on average; below "
+        f"{LEAST_RELIABILITY} nothing is corrected for it."
     )
     yield Heading("What predicts gain")
     yield (
