@@ -2,12 +2,13 @@
 
     OMP_NUM_THREADS=1 python scripts/build_base_model.py --out src/gradprism/data/alfworld-tiny
     OMP_NUM_THREADS=1 python scripts/build_base_model.py --env webshop --out src/gradprism/data/webshop-tiny
+    OMP_NUM_THREADS=1 python scripts/build_base_model.py --env dialogue --out src/gradprism/data/dialogue-tiny
     OMP_NUM_THREADS=1 python scripts/build_base_model.py --env stories --out src/gradprism/data/stories-tiny
 
 The base is meant to be weak: it speaks the environment's language and sometimes succeeds, so that imitation and reinforcement both
 have something left to teach. `--demonstrations` and `--stop-at` set how weak. It never sees what its users train or test on:
-the splits "base" of ALFWorld and of the stories have tasks of their own, and WebShop's demonstrations come from other catalogues than the
-default one.
+the splits "base" of ALFWorld, dialogues and stories have tasks of their own, and WebShop's demonstrations come from other catalogues than
+the default one.
 Deterministic on one machine for a seed and one thread.
 """
 
@@ -32,6 +33,11 @@ from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from gradprism.environments.alfworld.generator import constants
 from gradprism.environments.demonstrations import collect
+from gradprism.environments.dialogue.expert import DialogueExpert
+from gradprism.environments.dialogue.world import DOMAINS, SLOTS
+from gradprism.environments.play import play
+from gradprism.environments.pool import SessionPool
+from gradprism.environments.protocol import Expert
 from gradprism.environments.registry import make_environment
 from gradprism.environments.stories import grammar, text, wishes
 from gradprism.environments.stories.tasks import NOUNS
@@ -63,7 +69,8 @@ class Recipe:
     demonstrations hold it. With `pieces`, other words are spelled by these, of which those within a word begin with `##`; without,
     they are unknown. `tight` are the pairs of tokens, as their spaced text, between which an action has no space.
     `balanced` gives each turn the same weight in the loss, however long it is: a search is twenty tokens, a click four. `weaken`
-    makes the expert's demonstrations those of somebody who knows less. `copying` plants what copies; see `plant_copying`.
+    makes the expert's demonstrations those of somebody who knows less. With `novice`, a player of a task's id, episodes are that one's,
+    whether they succeed or not. `copying` plants what copies; see `plant_copying`.
     """
 
     split: str
@@ -80,6 +87,7 @@ class Recipe:
     tight: tuple[str, ...] = ()
     balanced: bool = False
     weaken: Callable[[list[Trajectory]], list[Trajectory]] | None = None
+    novice: Callable[[str], Expert] | None = None
     copying: bool = False
 
 
@@ -101,6 +109,18 @@ def webshop_pieces() -> set[str]:
     makers = {o + v for o in words["onsets"] for v in words["vowels"]} | {f"##{ending}" for ending in words["endings"]}
     letters = "abcdefghijklmnopqrstuvwxyz0123456789-'"
     return makers | set(letters) | {f"##{letter}" for letter in letters}
+
+
+def dialogue_names() -> set[str]:
+    """Every value of the town, the ids of items, and the references of bookings."""
+    values = {value for slot in SLOTS.values() for value in slot.all_values}
+    return values | {f"{domain.letter}{n}" for domain in DOMAINS.values() for n in range(1, 10)} | {f"b{n}" for n in range(10, 100)}
+
+
+def lapsing(task_id: str) -> Expert:
+    """Most clerks neither ask before they book nor take a change of mind."""
+    habits = {"hasty": 0.8, "deaf": 0.6, "curt": 0.3, "blind": 0.6}
+    return DialogueExpert(habits=habits, rng=random.Random(task_id))
 
 
 def some_hasty(trajectories: list[Trajectory]) -> list[Trajectory]:
@@ -185,15 +205,34 @@ RECIPES = {
         weaken=some_inattentive,
         copying=True,
     ),
+    "dialogue": Recipe(
+        split="base",
+        options=({},),
+        demonstrations=12000,
+        max_steps=12,
+        epochs=1,
+        stop_at=None,
+        context=512,
+        word=r"\d\d:\d\d|[a-z]+=|[rthb]\d+|[a-z]+|\d+|[^\sa-z\d]",
+        names=dialogue_names,
+        novice=lapsing,
+        copying=True,
+    ),
 }
 
 
 def demonstrate(recipe: Recipe, arguments: argparse.Namespace) -> list[Trajectory]:
-    """The expert's successes among `demonstrations` tasks of all variants of the environment."""
+    """The expert's successes, or the novice's episodes, among `demonstrations` tasks of all variants of the environment."""
     trajectories, count = [], arguments.demonstrations // len(recipe.options)
     for options in recipe.options:
         chosen = {"difficulty": arguments.difficulty} if arguments.difficulty else {}
         environment = make_environment(arguments.env, **options, **chosen)
+        if recipe.novice:
+            tasks = environment.tasks(recipe.split, count)
+            with SessionPool(environment, arguments.workers) as pool:
+                plays = play(pool, tasks, [recipe.novice(task.id) for task in tasks], recipe.max_steps)
+            trajectories += [one.trajectory(one.task.id) for one in plays]
+            continue
         trajectories += collect(
             environment, environment.tasks(recipe.split, count), max_steps=recipe.max_steps, workers=arguments.workers
         )

@@ -12,14 +12,14 @@ TEMPLATES = {
     "webshop": ("webshop.toml",),
     "own": ("own.toml", "own_environment.py"),
 }
-MODELS = ("alfworld-tiny", "stories-tiny", "webshop-tiny")
+MODELS = ("alfworld-tiny", "dialogue-tiny", "stories-tiny", "webshop-tiny")
 EXTRAS = ("alfworld", "webshop")  # templates whose environment needs the extra of the same name
 
 
 def shipped(name: str) -> Path:
     """Path of a file or folder that comes with the package.
 
-    `alfworld-tiny`, `stories-tiny` and `webshop-tiny` are base models (0.75, 0.76 and 1.03 million parameters),
+    `alfworld-tiny`, `dialogue-tiny`, `stories-tiny` and `webshop-tiny` are base models (0.75, 0.76, 0.76 and 1.03 million parameters),
     `alfworld-quickstart.jsonl` is a corpus of 564 expert trajectories, and `quickstart.toml` the configuration of `gradprism quickstart`.
     Raises `ConfigError` for any other name.
     """

@@ -12,8 +12,8 @@ from helpers.broken_games import BrokenGames
 
 
 def test_the_packages_own_environments():
-    assert {"alfworld", "stories", "webshop"} <= set(ENVIRONMENTS)
-    for name in ("alfworld", "stories", "webshop"):
+    assert {"alfworld", "dialogue", "stories", "webshop"} <= set(ENVIRONMENTS)
+    for name in ("alfworld", "dialogue", "stories", "webshop"):
         environment = make_environment(name)
         assert environment.name == name
         assert set(environment.evaluation_splits) <= set(environment.splits)

@@ -13,9 +13,10 @@ from gradprism.trajectories.rendering import Renderer, load_tokenizer
 
 MODEL, CORPUS = Path("models/alfworld-tiny"), Path("data/alfworld-quickstart.jsonl")
 WEBSHOP_MODEL = Path("models/webshop-tiny")
+DIALOGUE_MODEL = Path("models/dialogue-tiny")
 
 
-@pytest.mark.parametrize("folder", [MODEL, WEBSHOP_MODEL, Path("models/stories-tiny")], ids=str)
+@pytest.mark.parametrize("folder", [MODEL, WEBSHOP_MODEL, Path("models/stories-tiny"), DIALOGUE_MODEL], ids=str)
 def test_the_base_models_are_small_and_safe(folder: Path):
     assert sum(f.stat().st_size for f in folder.iterdir()) <= 8_000_000
     assert (folder / "model.safetensors").stat().st_size <= 2_500_000

@@ -126,7 +126,7 @@ Overrides = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a value: section.key=value; may be repeated.")
 ]
 
-Env = Annotated[str, typer.Option(help="Environment: alfworld, stories, webshop, or your own as package.module:Class.")]
+Env = Annotated[str, typer.Option(help="Environment: alfworld, dialogue, stories, webshop, or your own as package.module:Class.")]
 DataDir = Annotated[Path | None, typer.Option(help="Folder of the environment's official data, where it is to be played on that.")]
 EnvOptions = Annotated[
     list[str] | None, typer.Option("--env-option", metavar="KEY=VALUE", help="An environment's own option; may be repeated.")

@@ -14,6 +14,7 @@ ENVIRONMENTS: Registry[type[Environment]] = Registry(
     "environment",
     {
         "alfworld": "gradprism.environments.alfworld.environment:AlfworldEnvironment",
+        "dialogue": "gradprism.environments.dialogue.environment:DialogueEnvironment",
         "stories": "gradprism.environments.stories.environment:StoriesEnvironment",
         "webshop": "gradprism.environments.webshop.environment:WebshopEnvironment",
     },
