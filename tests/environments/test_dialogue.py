@@ -8,6 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import gradprism as gp
+from gradprism.environments.demonstrations import collect
 from gradprism.environments.dialogue.environment import DialogueEnvironment
 from gradprism.environments.dialogue.scenarios import HELD_OUT, TWISTS, VARIANTS, make_scenario
 from gradprism.environments.dialogue.score import MAX_TURNS, score
@@ -92,7 +94,7 @@ def test_ids_types_and_splits():
             ENVIRONMENT.session().reset(wrong)
     with pytest.raises(ConfigError, match="choose one of"):
         ENVIRONMENT.ids("train", "chess")
-    with pytest.raises(ConfigError, match="choose line or json"):
+    with pytest.raises(ConfigError, match="choose line, json or tools"):
         DialogueEnvironment(form="xml")
 
 
@@ -318,6 +320,42 @@ def test_calls_that_are_wrong_change_nothing(text):
     before = dict(talk.session.database.bookings)
     talk.say(text)
     assert not talk.step.done and talk.session.database.bookings == before
+
+
+def test_demonstrations_may_have_structured_calls():
+    environment = DialogueEnvironment(form="tools", instructions=True)
+    plain = DialogueEnvironment(form="json", instructions=True)
+    [made], [text] = (collect(of, of.tasks("train", 1), max_steps=MAX_TURNS, workers=1) for of in (environment, plain))
+    system, opening, *rest = made.messages
+    assert system.role == "system" and f"{system.content}\nuser: {opening.content}" == text.messages[0].content
+    assert {tool["function"]["name"] for tool in made.tools} == {"find", "show", "book", "change", "cancel"}
+    for message, told in zip(rest, text.messages[1:], strict=True):
+        if message.tool_calls:
+            [call] = message.tool_calls
+            assert json.loads(told.content) == {"name": call.name, "arguments": dict(call.arguments)}
+        else:
+            prefix = {"tool": "tool: ", "user": "user: ", "assistant": ""}[message.role]
+            assert prefix + message.content == told.content
+    results = [(message.name, message.tool_call_id) for message in rest if message.role == "tool"]
+    assert results == [(call.name, call.id) for message in rest for call in message.tool_calls] and len(results) == 2
+
+
+def test_from_demonstrations_to_a_round_of_rl(tmp_path):
+    """One tiny run of all that an experiment does: collect, probe, route, SFT of one half, a round of RL on the other, evaluation."""
+    corpus = collect(ENVIRONMENT, ENVIRONMENT.tasks("train", 12), max_steps=MAX_TURNS, workers=1)
+    base = str(gp.shipped("dialogue-tiny"))
+    routes = gp.route(gp.probe(base, None, corpus, context_length=512), metric="gini", rl_share=0.5)
+    assert len(routes.sft) == len(routes.rl) == 6
+    limits: dict[str, Any] = {"max_steps": MAX_TURNS, "max_action_tokens": 24, "context_length": 512}
+    gp.train_sft(base, None, routes.sft, gp.SftConfig(epochs=1), out=tmp_path / "sft", context_length=512)
+    config = gp.RlConfig(rounds=1, tasks_per_round=2, rollouts_per_task=4, reward="score", save_every=1, **limits)
+    summary = gp.train_rl(str(tmp_path / "sft"), None, ENVIRONMENT, routes.rl, config, out=tmp_path / "rl", workers=1)
+    assert 0 < summary.history[0]["score"] < 1 and summary.history[0]["grad_norm"] > 0
+    evaluation = gp.EvaluationConfig(splits={"unseen": 6}, **limits)
+    played = gp.evaluate(str(tmp_path / "rl"), ENVIRONMENT, evaluation, out=tmp_path / "evaluation", workers=1)
+    assert {episode.task.task_type for episode in played.episodes} == set(TWISTS)
+    assert all(episode.score == score(episode.parts) for episode in played.episodes if episode.parts)
+    assert any(episode.parts for episode in played.episodes)
 
 
 _WORDS = re.findall(

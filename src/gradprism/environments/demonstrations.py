@@ -49,7 +49,7 @@ def collect(
                 if one.last.info.failure:
                     failures.append(one.last.info.failure)
                 elif one.last.info.success:
-                    trajectories.append(one.trajectory(one.task.id))
+                    trajectories.append(environment.recorded(one.trajectory(one.task.id)))
     if failures:
         line = (
             f"{len(failures)} of {len(tasks)} tasks were broken off by the environment and are left out; the first: {failures[0]}"

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, fields
 from typing import ClassVar, Protocol
 
 from gradprism.runtime.errors import ConfigError
+from gradprism.trajectories.record import Trajectory
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +109,10 @@ class Environment(ABC):
     def expert(self) -> Expert:
         """A new expert for one episode; raises `ConfigError` where the environment has none."""
         raise ConfigError(f"environment {self.name!r}: has no expert")
+
+    def recorded(self, trajectory: Trajectory) -> Trajectory:
+        """A demonstration as corpora are to have it: here as it was played, as user and assistant turns."""
+        return trajectory
 
     def find(self, task_id: str) -> Task:
         """The task of that id; raises `ConfigError`."""

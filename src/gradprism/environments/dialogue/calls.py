@@ -9,9 +9,9 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from gradprism.environments.dialogue.world import Booking, Database, Domain, plain_words
+from gradprism.environments.dialogue.world import DOMAINS, Booking, Database, plain_words
 from gradprism.runtime.errors import DataError
-from gradprism.trajectories.record import ToolCall
+from gradprism.trajectories.record import Message, ToolCall, Trajectory
 from gradprism.trajectories.tools import read_calls
 
 WRITES = ("book", "change", "cancel")
@@ -37,16 +37,39 @@ def read_call(text: str) -> ToolCall | None:
 
 
 def write_call(call: ToolCall, form: str) -> str:
-    """A call as text: a `line`, or `json`."""
-    if form == "json":
+    """A call as text: a `line`, else JSON."""
+    if form != "line":
         return json.dumps({"name": call.name, "arguments": dict(call.arguments)})
     return " ".join(["call", call.name, *(f"{key}={value}" for key, value in call.arguments.items())])
 
 
-def schemas(domains: Mapping[str, Domain]) -> tuple[Mapping[str, object], ...]:
+def structured(trajectory: Trajectory) -> Trajectory:
+    """A conversation whose calls are structured, whose tools' results are turns of the tools, and whose instructions are the system's."""
+    messages: list[Message] = []
+    for message in trajectory.messages:
+        call = read_call(message.content) if message.role == "assistant" else None
+        if call is not None:
+            call = replace(call, id=f"call_{len(messages)}")
+            messages.append(Message("assistant", "", tool_calls=(call,)))
+        elif message.role == "assistant":
+            messages.append(message)
+        else:
+            before, _, last = message.content.rpartition("\n")
+            who, _, said = last.partition(": ")
+            made = messages[-1].tool_calls[0] if messages and messages[-1].tool_calls else None
+            if before:
+                messages.append(Message("system", before))
+            if who == "tool" and made is not None:
+                messages.append(Message("tool", said, name=made.name, tool_call_id=made.id))
+            else:
+                messages.append(Message("user", said))
+    return replace(trajectory, messages=tuple(messages), tools=_schemas())
+
+
+def _schemas() -> tuple[Mapping[str, object], ...]:
     """The tools as JSON schemas in OpenAI's form."""
-    search = sorted({slot.name for domain in domains.values() for slot in domain.search})
-    details = sorted({slot.name for domain in domains.values() for slot in domain.details})
+    search = sorted({slot.name for domain in DOMAINS.values() for slot in domain.search})
+    details = sorted({slot.name for domain in DOMAINS.values() for slot in domain.details})
 
     def tool(name: str, description: str, required: list[str], optional: list[str]) -> Mapping[str, object]:
         properties = {key: {"type": "string"} for key in (*required, *optional)}

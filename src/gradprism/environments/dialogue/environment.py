@@ -3,13 +3,14 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from gradprism.environments.dialogue.calls import read_call, run_call
+from gradprism.environments.dialogue.calls import read_call, run_call, structured, write_call
 from gradprism.environments.dialogue.expert import DialogueExpert
 from gradprism.environments.dialogue.scenarios import SIZES, TWISTS, make_scenario, parse_id, place
 from gradprism.environments.dialogue.score import MAX_TURNS, parts, score, success
 from gradprism.environments.dialogue.user import User
 from gradprism.environments.protocol import Environment, Info, Step, Task
 from gradprism.runtime.errors import ConfigError
+from gradprism.trajectories.record import ToolCall, Trajectory
 
 MAX_ACTION_CHARACTERS = 2000
 RULES = "1"  # of scenarios, user and score; another number for other steps
@@ -19,7 +20,8 @@ RULES = "1"  # of scenarios, user and score; another number for other steps
 class DialogueEnvironment(Environment):
     """A service dialogue about tables, trains and rooms of an invented town; `seed` gives other tasks under the same ids.
 
-    `form` is how the expert writes tool calls: `line` or `json`; both are always understood. `instructions` puts rules and tools before the
+    `form` is how the expert writes tool calls: `line`, `json`, or `tools`, which is JSON that corpora record as structured calls, with the
+    tools' schemas and results in turns of their own; all are always understood. `instructions` puts rules and tools before the
     first words, for models that have not been trained on them.
     """
 
@@ -32,8 +34,8 @@ class DialogueEnvironment(Environment):
     dev_split = "dev"
 
     def __post_init__(self) -> None:
-        if self.form not in ("line", "json"):
-            raise ConfigError(f"form {self.form!r}: choose line or json")
+        if self.form not in ("line", "json", "tools"):
+            raise ConfigError(f"form {self.form!r}: choose line, json or tools")
 
     def ids(self, split: str, task_type: str | None = None) -> Sequence[str]:
         """Ids of a split's tasks; the type of a task is its twist."""
@@ -49,6 +51,10 @@ class DialogueEnvironment(Environment):
     def contents(self, tasks: Sequence[Task] | None = None) -> dict[str, str]:
         """The version of its rules."""
         return {"rules": RULES}
+
+    def recorded(self, trajectory: Trajectory) -> Trajectory:
+        """With the form `tools`, calls and their results as structured turns, and the instructions as the system's."""
+        return structured(trajectory) if self.form == "tools" else trajectory
 
     def session(self) -> "DialogueSession":
         """A session."""
@@ -119,7 +125,7 @@ class DialogueSession:
 
 def instructions(form: str) -> str:
     """What a model that has not been trained on the task has to know, in a few lines."""
-    call = '{"name": "find", "arguments": {"area": "north"}}' if form == "json" else "call find area=north"
+    call = write_call(ToolCall("find", {"area": "north"}), form)
     return (
         "You book tables, trains and hotel rooms for a user. Each of your turns is either one short sentence to the user or one tool call "
         f"such as {call} . Tools: find (food, area, to, day, price), book (id, people, time, class, nights), show (ref), "
