@@ -50,7 +50,7 @@ def gradprism(wheel, tmp_path_factory):
 
 
 def test_the_wheel_is_small_and_holds_what_it_promises(wheel):
-    assert wheel.stat().st_size < 5_000_000  # docs and README say 4 MB
+    assert wheel.stat().st_size < 7_000_000  # four tiny models; README says 6.0 MB
     names = zipfile.ZipFile(wheel).namelist()
     for name in ("quickstart.toml", "alfworld-tiny/model.safetensors", "alfworld-quickstart.jsonl", "templates/own_environment.py"):
         assert f"gradprism/data/{name}" in names
