@@ -83,6 +83,7 @@ class StubProber:
             loss=np.array([t.response_mask.mean() for t in trajectories]),
             n_response_tokens=np.array([t.n_targets for t in trajectories]),
             token_losses=[np.ones(t.n_targets, dtype=np.float16) for t in trajectories],
+            scores={},
         )
 
 

@@ -20,6 +20,7 @@ from gradprism.concentration import (
     kurtosis,
     theil_parts,
 )
+from gradprism.probing.pass_scores import PASS_SCORES
 from gradprism.probing.result import Probe
 from gradprism.probing.scores import View
 from gradprism.runtime.errors import DataError
@@ -225,7 +226,8 @@ def test_one_group_alone_has_no_totals_to_compare():
 
 def test_the_audit_page_has_every_metric():
     table = Path("docs/audit.md").read_text().split("## The scores")[1].split("\n## ")[0]
-    assert set(re.findall(r"^\| `(\w+)`", table, flags=re.MULTILINE)) == set(METRICS)
+    names, of_pass = (set(re.findall(r"^\| `(\w+)`", part, flags=re.MULTILINE)) for part in table.split("### Scores of the pass"))
+    assert (names, of_pass) == (set(METRICS), set(PASS_SCORES))
 
 
 @given(rows)

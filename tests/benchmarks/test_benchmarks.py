@@ -9,6 +9,7 @@ from torch import nn
 import probe_cost
 import score_cost
 from gradprism.concentration import METRICS
+from gradprism.probing.pass_scores import PASS_SCORES
 from gradprism.probing.prober import Prober
 from gradprism.trajectories.rendering import RenderedTrajectory
 from peers.case import RESPONSE_SHARE, Sizes, build_case, build_model, response_mask
@@ -240,3 +241,8 @@ def test_mistakes_are_answered_with_one_line(arguments, words, capsys):
 def test_every_metric_is_priced():
     taken = score_cost.seconds_of(np.random.default_rng(0).random((10, 14)), layers=2, repeats=3)
     assert taken.keys() == set(METRICS) and all(len(seconds) == 3 for seconds in taken.values())
+
+
+def test_every_score_of_the_pass_is_priced():
+    taken = score_cost.seconds_of_passes(SIZES, T=20, tokens=40, repeats=2)
+    assert taken.keys() == {"none", "all", *PASS_SCORES} and all(len(seconds) == 2 for seconds in taken.values())

@@ -191,21 +191,28 @@ def reference(
     family: str, model: Any, trajectory: RenderedTrajectory, experts: str = "joined", bare: Any = None
 ) -> tuple[float, NDArray[np.float64]]:
     """Loss and norms `[N]` of one trajectory by autograd on the weights themselves; `bare` is the model inside PEFT's wrapper."""
+    loss, gradients = reference_gradients(family, model, trajectory, experts, bare)
+    return loss, np.array([gradient.norm().item() for gradient in gradients.values()])
+
+
+def reference_gradients(
+    family: str, model: Any, trajectory: RenderedTrajectory, experts: str = "joined", bare: Any = None
+) -> tuple[float, dict[str, Tensor]]:
+    """Loss of one trajectory, and each unit's gradient in float64: output × input features, of joined experts a stack of them."""
     bare = model if bare is None else bare
     matrices = reference_matrices(family, bare)
     parameters = {name.replace(".base_layer", ""): parameter for name, parameter in bare.named_parameters()}
     loss, gradients = unit_gradients(model, trajectory, {name: parameters[name] for name, _ in matrices.values()})
 
-    def norm(name: str) -> float:
-        if ".experts." in name:
-            layer, _, rest = name.partition(".experts.")
-            expert, _, kind = rest.partition(".")
-            parameter, cut = matrices[f"{layer}.{kind}"]
-            return cut(gradients[parameter])[int(expert)].double().norm().item()
-        parameter, cut = matrices[name]
-        return cut(gradients[parameter]).double().norm().item()
+    def gradient(name: str) -> Tensor:
+        layer, _, rest = name.partition(".experts.")
+        expert, _, kind = rest.partition(".")
+        parameter, cut = matrices[f"{layer}.{kind}" if expert else name]
+        found = cut(gradients[parameter])[int(expert)] if expert else cut(gradients[parameter])
+        is_transposed = family == "gpt2" or (family == "gpt_oss" and ".experts." in parameter)
+        return (found.mT if is_transposed else found).double()
 
-    return loss, np.array([norm(name) for name in reference_names(family, bare, experts)])
+    return loss, {name: gradient(name) for name in reference_names(family, bare, experts)}
 
 
 def reference_weight_norms(family: str, model: Any) -> list[float]:

@@ -24,9 +24,9 @@ def create_folder(folder, description, trajectories, on_existing: OnExisting = "
     return ProbeFolder(folder)
 
 
-def make_probe(folder, rows=None, change=None, manifest=None, trajectories=None, turns=None):
+def make_probe(folder, rows=None, change=None, manifest=None, trajectories=None, turns=None, scores=None):
     """A probe folder without a model: `rows` (default all) of `COUNT` or the given trajectories, with random norms that `change` may
-    alter, and norms of single `turns` by index and turn; gives the norms.
+    alter, and norms of single `turns` by index and turn; `scores` of the pass by name, a row per trajectory; gives the norms.
     """
     trajectories = trajectories or sample_trajectories(COUNT)
     count = len(trajectories)
@@ -36,6 +36,7 @@ def make_probe(folder, rows=None, change=None, manifest=None, trajectories=None,
         "dtype": "float32",
         "n_parameters": [(i + 1) ** 2 for i in range(N)],
         "weight_norms": [float(i + 1) for i in range(N)],
+        **({"scores": list(scores)} if scores else {}),
         **(manifest or {}),
     }
     store = create_folder(folder, description, trajectories, turns=len(turns or ()))
@@ -58,6 +59,7 @@ def make_probe(folder, rows=None, change=None, manifest=None, trajectories=None,
                     loss=float(losses[i]),
                     l2=float(l2[i]),
                     norms=norms[i],
+                    scores={name: values[i] for name, values in (scores or {}).items()},
                 )
                 for i in part
             ]

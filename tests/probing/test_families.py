@@ -40,17 +40,6 @@ def trajectories():
     return [random_trajectory(rng, VOCABULARY, length) for length in (40, 7, 23, 31, 3)]
 
 
-@pytest.fixture
-def softmax_in_its_own_precision(monkeypatch):
-    """Eager attention takes its softmax in float32 even of float64 scores, and so is exact to 1e-7 only; this lifts the limit."""
-    softmax = nn.functional.softmax
-
-    def wide(scores, dim=None, dtype=None, **options):
-        return softmax(scores, dim=dim, dtype=torch.float64 if scores.dtype == torch.float64 else dtype, **options)
-
-    monkeypatch.setattr(nn.functional, "softmax", wide)
-
-
 def probe(model, trajectories, experts: Any = "joined", size=None, **options):
     """Norms and losses, in batches of `size`."""
     prober = Prober(model, find_units(model, experts=experts), costs=BY_PRODUCTS, **options)

@@ -11,6 +11,7 @@ from hypothesis.extra import numpy as hnp
 
 from gradprism.cli.options import Metric, Normalise, Policy
 from gradprism.concentration import METRICS
+from gradprism.probing.pass_scores import RANKING
 from gradprism.probing.scores import NORMALISATIONS
 from gradprism.routing.audit import drawn_by_chance
 from gradprism.routing.policies import FROM_PASS_RATES, POLICIES, PolicyContext, policy_scores, register_policy
@@ -255,5 +256,5 @@ def test_a_policy_of_a_user_s_own(monkeypatch):
 
 def test_the_help_names_every_choice():
     assert set(POLICIES) <= set(re.findall(r"[a-z_]+", get_args(Policy)[1].help))
-    assert set(METRICS) <= set(re.findall(r"[a-z_]+", get_args(Metric)[1].help))
+    assert {*METRICS, *RANKING} <= set(re.findall(r"[a-z_]+", get_args(Metric)[1].help))
     assert set(NORMALISATIONS) <= set(re.findall(r"[a-z_]+", get_args(Normalise)[1].help))

@@ -149,8 +149,8 @@ Metric = Annotated[
     str,
     typer.Option(
         help="Concentration of the norms: gini, cv, kurtosis; hoyer, participation, entropy, theil, top_tenth; of layers' or kinds' totals "
-        "gini_layers, gini_kinds; theil between and within them theil_layers, theil_in_layers, theil_kinds, theil_in_kinds; or a "
-        "registered metric."
+        "gini_layers, gini_kinds; theil between and within them theil_layers, theil_in_layers, theil_kinds, theil_in_kinds; a "
+        "registered metric; or of what the probe's --scores took effective_rank, nuclear_norm, gini_rows, gini_columns, token_variance."
     ),
 ]
 Policy = Annotated[

@@ -9,6 +9,7 @@ import typer
 import gradprism as gp
 from gradprism.cli import options as o
 from gradprism.cli.config_file import ConfigFile, ConfigSet
+from gradprism.probing.pass_scores import check_pass_scores
 from gradprism.runtime.ranks import Ranks
 from gradprism.trajectories.mapping import read_settings
 
@@ -50,6 +51,14 @@ def command(
     checkpoint_activations: Annotated[
         bool, typer.Option("--checkpoint-activations", help="Less memory for more time: run each layer again in the backward pass.")
     ] = False,
+    scores: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME[,NAME]",
+            help="Also take from the pass, at a price: effective_rank, nuclear_norm, gini_rows, gini_columns, token_variance, sketch; or "
+            "all.",
+        ),
+    ] = None,
     executor: Annotated[
         Literal["auto", "ray"],
         typer.Option(help="auto: this process, or the processes of torchrun or accelerate launch; ray: tasks of a Ray cluster."),
@@ -74,7 +83,13 @@ def command(
     names = read_settings(map_)
     corpus = gp.load_corpus([*data, *(more_data or [])], format=format_, limit=limit, mapping=names, on_bad=on_bad)
     settings = gp.ProbeOptions(
-        context_length, batch_tokens, per_turn, None if units is None else tuple(units), experts, checkpoint_activations
+        context_length,
+        batch_tokens,
+        per_turn,
+        None if units is None else tuple(units),
+        experts,
+        checkpoint_activations,
+        check_pass_scores([name.strip() for name in scores.split(",")] if scores else ()),
     )
     if dry_run:
         ranks = Ranks.from_environment()

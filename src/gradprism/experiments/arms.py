@@ -5,8 +5,8 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, Field, PositiveInt, model_validator
 
-from gradprism.concentration import METRICS
 from gradprism.evaluation.config import EvaluationConfig
+from gradprism.probing.scores import check_metric
 from gradprism.routing.policies import FROM_PASS_RATES, POLICIES
 from gradprism.routing.split import Order, Side, check_division, check_weights
 from gradprism.routing.strata import Stratum, check_strata
@@ -26,8 +26,8 @@ class RouteConfig(Section):
     # Settings that came when there were results already; at their defaults they change none.
     added: ClassVar[frozenset[str]] = frozenset(("cuts", "shares", "sides", "within", "order", "weights", "temperature"))
 
-    metric: Annotated[str, AfterValidator(METRICS.checked)] = Field(
-        default="gini", description="Concentration metric: gini, cv, kurtosis or a registered one."
+    metric: Annotated[str, AfterValidator(check_metric)] = Field(
+        default="gini", description="Concentration metric: gini, cv, kurtosis or a registered one, or a score of the probe's pass."
     )
     policy: Annotated[str, AfterValidator(POLICIES.checked)] = Field(
         default="concentration", description="What trajectories are ranked by; see `gradprism route`."

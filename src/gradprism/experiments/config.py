@@ -7,12 +7,13 @@ from glob import has_magic
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, JsonValue, ValidationError, model_validator
+from pydantic import AfterValidator, Field, JsonValue, ValidationError, model_validator
 
 from gradprism.evaluation.config import EvaluationConfig
 from gradprism.experiments.arms import ArmConfig, FurtherEvaluation, RefreshConfig, RouteConfig, Section
 from gradprism.experiments.results import Design
 from gradprism.package_data import resolve_shipped, resolve_shipped_model, shipped_name
+from gradprism.probing.pass_scores import check_pass_scores
 from gradprism.runtime.errors import ConfigError, MissingFileError, one_line
 from gradprism.runtime.files import parse_json, parse_toml
 from gradprism.runtime.settings import wrong_setting
@@ -102,6 +103,9 @@ class ProbeConfig(Section):
     """The probe."""
 
     batch_tokens: int | None = Field(default=None, ge=1, description="Padded tokens per batch; default by device.")
+    scores: Annotated[tuple[str, ...], AfterValidator(check_pass_scores)] = Field(
+        default=(), description="Scores of the pass to take beside the norms; those that arms route by are taken anyway."
+    )
 
 
 class PassRateConfig(Section):

@@ -59,6 +59,7 @@ def probe_corpus(stage: Probe, folder: Path, store: Store) -> Outcome[Probed]:
         out=folder / PROBE,
         context_length=stage.base.context_length,
         batch_tokens=stage.batch_tokens,
+        scores=stage.scores,
         launcher="here",
     )
     output = model.get_output_embeddings().weight

@@ -26,6 +26,7 @@ from gradprism.experiments.stages import (
     Sft,
     World,
 )
+from gradprism.probing.pass_scores import PASS_SCORES, check_pass_scores
 from gradprism.rollouts.config import RolloutConfig
 from gradprism.routing.policies import FROM_PASS_RATES
 from gradprism.routing.split import metrics_with
@@ -116,7 +117,9 @@ class Plan:
         self.rl_config = config.rl.model_copy(update={"context_length": config.rl.context_length or length})
         own_length = config.evaluation.context_length or length
         self.evaluation = config.evaluation.model_copy(update={"context_length": own_length})
-        self.probe = Probe(self.base, self.corpus, config.probe.batch_tokens)
+        routed_by = {arm.route.metric for arm in config.all_arms}
+        self.scores = check_pass_scores([*config.probe.scores, *(name for name in PASS_SCORES if name in routed_by)])
+        self.probe = Probe(self.base, self.corpus, config.probe.batch_tokens, scores=self.scores)
 
         groups = dict.fromkeys(arm.group for arm in config.all_arms)
         self.runs = [
@@ -205,7 +208,7 @@ class Plan:
         rates = self.pass_rates(own_seed, model) if arm.route.policy in FROM_PASS_RATES else None
         # What asks for no gradient needs the list of the corpus alone, which the base's probe has.
         of_base = model is None or arm.route.policy in WITHOUT_PROBE
-        probe = self.probe if of_base else Probe(self.base, self.corpus, self.config.probe.batch_tokens, model)
+        probe = self.probe if of_base else Probe(self.base, self.corpus, self.config.probe.batch_tokens, model, self.scores)
         return Route(probe, arm.route, own_seed, rates)
 
     def pass_rates(self, seed: int, model: Sft | None = None) -> PassRates:
@@ -235,7 +238,7 @@ class Plan:
         config, seen, labels = self.config, {self.probe.name: self.probe}, []
 
         def add(label: str, base: Base, model: Sft | Rl | None = None) -> None:
-            probe = Probe(base, self.corpus, config.probe.batch_tokens, model)
+            probe = Probe(base, self.corpus, config.probe.batch_tokens, model, self.scores)
             if probe.name not in seen:
                 seen[probe.name] = probe
                 labels.append(label)

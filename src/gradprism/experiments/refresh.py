@@ -15,6 +15,7 @@ import polars as pl
 from gradprism.environments.protocol import Environment, Task
 from gradprism.experiments.stages import PROBE, ROUTE
 from gradprism.probing.api import probe
+from gradprism.probing.pass_scores import PASS_SCORES
 from gradprism.probing.result import Probe
 from gradprism.routing.routes import Routes, route
 from gradprism.routing.split import to_side
@@ -42,6 +43,7 @@ def reroute(
 
     def probed(**more: Any) -> Probe:
         settings = {"out": out / PROBE, "context_length": renderer.context_length, "batch_tokens": batch_tokens}
+        settings["scores"] = [name for name in PASS_SCORES if name == first.routing.metric]
         return probe(model, renderer.tokenizer, trajectories, **settings, launcher="here", **more)
 
     try:

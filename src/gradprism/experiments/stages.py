@@ -9,7 +9,7 @@ from glob import has_magic
 from pathlib import Path
 from typing import Self
 
-from pydantic import Field
+from pydantic import Field, JsonValue
 
 from gradprism.checkpoints import check_trainable
 from gradprism.environments.protocol import Environment
@@ -180,6 +180,13 @@ class Probe(Stage[Probed]):
     corpus: Corpus
     batch_tokens: int | None
     model: "Sft | Rl | None" = None
+    scores: tuple[str, ...] = ()
+
+    @property
+    def causes(self) -> dict[str, JsonValue]:
+        """The fields; without scores of the pass as it was before there were any."""
+        found = super().causes
+        return found if self.scores else {name: value for name, value in found.items() if name != "scores"}
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from gradprism.probing.fingerprint import describe_model
 from gradprism.probing.folder import ProbeFolder, local_copy
 from gradprism.probing.manifest import ProbeManifest
 from gradprism.probing.mirror import Mirror
+from gradprism.probing.pass_scores import check_pass_scores
 from gradprism.probing.plan import padding_share
 from gradprism.probing.prepared import prepare
 from gradprism.probing.rays import Ray, connected
@@ -50,6 +51,7 @@ def probe(
     units: str | Sequence[str] | None = None,
     experts: ExpertUnits = "joined",
     checkpoint_activations: bool = False,
+    scores: str | Sequence[str] = (),
     on_existing: OnExisting = "resume",
     launcher: Launcher = "auto",
 ) -> Probe:
@@ -70,6 +72,8 @@ def probe(
         units: One or more globs of the modules to measure, where the model's own projections are not known or not wanted.
         experts: Of a mixture of experts, `joined` (a unit for all experts of a layer) or `separate` (one per expert).
         checkpoint_activations: Less memory for more time: each layer runs again in the backward pass.
+        scores: What else is taken from the pass, which costs more time: effective_rank, nuclear_norm, gini_rows, gini_columns,
+            token_variance or sketch (`pass_scores.PASS_SCORES`), several of them, or all.
         on_existing: What becomes of an earlier probe in `out`: `resume`, `replace` or `fail`.
         launcher: `auto`: the processes of torchrun or accelerate launch, where one of them started this process, share the work;
             `here`: this process alone; a `Ray`: tasks of a Ray cluster, for a model by name.
@@ -82,7 +86,13 @@ def probe(
         WriteError: `out` cannot be written.
     """
     options = ProbeOptions(
-        context_length, batch_tokens, per_turn, None if units is None else as_names(units), experts, checkpoint_activations
+        context_length,
+        batch_tokens,
+        per_turn,
+        None if units is None else as_names(units),
+        experts,
+        checkpoint_activations,
+        check_pass_scores(as_names(scores)),
     )
     source = ModelSpec(str(model)) if isinstance(model, str | Path) else model
     ranks = Ranks.from_environment() if launcher != "here" else None

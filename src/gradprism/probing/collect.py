@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gradprism.probing.matrices import MatrixScores
 from gradprism.probing.norms import Costs, SharedInput
 from gradprism.probing.recompute import remake
 from gradprism.probing.units import LinearTap
@@ -95,6 +96,7 @@ class Pass:
     batch: Batch
     n_units: int
     costs: Costs
+    scores: MatrixScores
     twice: bool = False
     squared_nN: Tensor = field(init=False)  # noqa: N815
     _seen: set[Hashable] = field(default_factory=set)
@@ -117,8 +119,11 @@ class Pass:
         def take(shared: SharedInput, B: Tensor) -> None:
             B_nTO = self.batch.by_sample(B)
             for index, start, stop in tap.slices:
-                whole = (start, stop) == (0, B.shape[-1])
-                self.add_squared(index, shared.squared_norms(B_nTO if whole else B_nTO[..., start:stop].contiguous()))
+                part = B_nTO if (start, stop) == (0, B.shape[-1]) else B_nTO[..., start:stop].contiguous()
+                self.add_squared(index, shared.squared_norms(part))
+                found = self.scores.matrices((index,))
+                found.add(shared.converted(), part)
+                found.finish()
 
         self.input(tap.path, A, widths, take, self.batch.by_sample)
 

@@ -87,11 +87,16 @@ def _forward_all(tap: ExpertsTap, current: Pass, hidden_RH: Tensor) -> Tensor:
 
     def take(shared: SharedInput, parts: Sequence[tuple[tuple[int, ...], Tensor]]) -> None:
         A = shared.input().to(parts[0][1].device).reshape(E, -1, shared.input().shape[-1])
+        found = [current.scores.matrices(units, E) for units, _ in parts]
         for e in range(E):
+            A_nTI = current.batch.by_sample(A[e])
             Bs = [current.batch.by_sample(B.reshape(E, -1, B.shape[-1])[e]) for _, B in parts]
-            squared = squared_norms(current.batch.by_sample(A[e]), Bs, current.costs)
-            for (units, _), squared_n in zip(parts, squared, strict=True):
+            runs = e * len(A_nTI) + torch.arange(len(A_nTI), device=A_nTI.device)
+            for (units, _), one, B, squared_n in zip(parts, found, Bs, squared_norms(A_nTI, Bs, current.costs), strict=True):
                 current.add_squared(units[0] if len(units) == 1 else units[e], squared_n)
+                one.add(A_nTI, B, runs)
+        for one in found:
+            one.finish()
 
     def take_gate_up(shared: SharedInput, B: Tensor) -> None:
         take(shared, [(tap.gate, B[..., :I].contiguous()), (tap.up, B[..., I:].contiguous())])
@@ -161,15 +166,19 @@ class _Rows:
         """
         squared = [torch.zeros(self.n_experts * self.n, dtype=torch.float64, device=A_SF.device) for _ in parts]
         starts = self.counts.cumsum(0) - self.counts
+        found = [current.scores.matrices(units, self.n_experts) for units, _ in parts]
         for bucket, t in self._buckets():
             steps = torch.arange(t, device=A_SF.device)
             counts_g1 = self.counts[bucket, None]
             index_gt = starts[bucket, None] + steps.clamp(max=counts_g1 - 1)
             behind_gt1 = (steps >= counts_g1)[..., None]
             # What stands behind a run's last row is that row again, with a gradient of zero.
-            Bs = [B[index_gt].masked_fill_(behind_gt1, 0) for _, B in parts]
-            for total, squared_g in zip(squared, squared_norms(A_SF[index_gt], Bs, current.costs), strict=True):
+            A_gtF, Bs = A_SF[index_gt], [B[index_gt].masked_fill_(behind_gt1, 0) for _, B in parts]
+            for total, one, B, squared_g in zip(squared, found, Bs, squared_norms(A_gtF, Bs, current.costs), strict=True):
                 total[self.runs[bucket]] = squared_g
+                one.add(A_gtF, B, self.runs[bucket])
+        for one in found:
+            one.finish()
         for (units, _), total in zip(parts, squared, strict=True):
             total_En = total.view(self.n_experts, self.n)
             if len(units) == 1:

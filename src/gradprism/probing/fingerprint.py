@@ -47,6 +47,7 @@ def describe_model(prober: Prober) -> ProbeManifest:
     model = prober.model
     return ProbeManifest(
         units=tuple(prober.unit_names),
+        scores=prober.scores,
         n_parameters=tuple(unit.n_parameters for unit in prober.units),
         weight_norms=tuple(norm if math.isfinite(norm) else None for norm in weight_norms(prober.found)),
         model=model.name_or_path or "",

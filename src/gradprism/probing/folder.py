@@ -1,5 +1,6 @@
 """The files of a probe folder: `manifest.json`, `corpus.jsonl`, and one row per work item in `norms-*.parquet`. Beside each of these,
-`losses-*.parquet` has the losses of single tokens, which nothing else depends on.
+`losses-*.parquet` has the losses of single tokens, which nothing else depends on. Scores of the pass that were asked for are columns of
+the rows: lists of a number per unit, single numbers, or a sketch.
 
 A work item is a trajectory as a whole (`turn` −1) or one of its assistant turns. Shards are written whole and renamed into place, under
 a name made from the items in them, so any number of processes may write to one folder. A shard that cannot be read counts as not
@@ -10,9 +11,9 @@ import contextlib
 import hashlib
 import os
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -25,6 +26,7 @@ from numpy.typing import NDArray
 
 from gradprism.probing.manifest import INFORMATIVE, ProbeManifest
 from gradprism.probing.mirror import Mirror, is_url
+from gradprism.probing.pass_scores import PASS_SCORES
 from gradprism.probing.plan import item_code, item_of
 from gradprism.runtime.errors import DataError, MissingFileError
 from gradprism.runtime.files import atomic_write, read_json, sha256_json, writing
@@ -60,6 +62,7 @@ class ProbeRow:
 
     `turn` is −1 for the whole trajectory, else the number of an assistant turn, from 0. `l2` is the gradient's norm over all units.
     `token_losses` are those of `loss`'s single tokens, float16 `[n_response_tokens]` in nats; None where they are not kept.
+    `scores` are those of the manifest: an array float32 of a number per unit, or of a sketch, or a number.
     """
 
     index: int
@@ -72,6 +75,7 @@ class ProbeRow:
     l2: float
     norms: NDArray[np.float32]
     token_losses: NDArray[np.float16] | None = None
+    scores: Mapping[str, NDArray[np.float32] | float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +95,13 @@ class ProbeTable:
 @dataclass(frozen=True, slots=True)
 class Shard:
     """Rows of one shard: `codes` int64 `[k]`, their `item_code`s; `columns`, a `ProbeRow`'s fields but `norms`; `norms` `[k, N]`."""
+
+    def stored(self, score: str) -> NDArray[Any]:
+        """What the pass gave for a score that the rows have: `[k]`, or `[k, width]` of a list."""
+        column = self.columns[score].combine_chunks()
+        if not pa.types.is_fixed_size_list(column.type):
+            return column.to_numpy()
+        return column.flatten().to_numpy().reshape(len(column), column.type.list_size)
 
     codes: NDArray[np.int64]
     columns: pa.Table
@@ -117,13 +128,17 @@ class ProbeFolder:
             what = f"holds no {MANIFEST}" if self.folder.is_dir() else "no such folder"
             raise MissingFileError(f"{folder}: {what}; name a folder that `gradprism probe` has written")
         self.manifest = ProbeManifest.from_json(read_json(path), path)
-        self._schema = _schema(len(self.manifest.units))
+        self._schema = _schema(self.manifest)
+        self._measures = [name for name in self._schema.names if name not in ("norms", *self.manifest.scores)]
 
     def append(self, rows: Sequence[ProbeRow]) -> Path:
         """Writes one row or more as one shard, and gives its file. Raises `WriteError`; older shards are untouched by it."""
-        norms = pa.FixedSizeListArray.from_arrays(pa.array(np.concatenate([row.norms for row in rows])), len(self.manifest.units))
-        columns = {name: [getattr(row, name) for row in rows] for name in self._schema.names if name != "norms"}
-        table = pa.table({**columns, "norms": norms}, schema=self._schema.with_metadata({_METADATA_KEY: self.manifest.fingerprint}))
+        columns = {name: [getattr(row, name) for row in rows] for name in self._measures}
+        lists = {"norms": _lists([row.norms for row in rows])}
+        scores = {name: _lists([row.scores[name] for row in rows]) for name in self.manifest.scores}
+        table = pa.table(
+            {**columns, **lists, **scores}, schema=self._schema.with_metadata({_METADATA_KEY: self.manifest.fingerprint})
+        )
         # The name says which items are within: written again, they replace themselves.
         name = sha256_json([[row.index, row.turn] for row in rows])[:16]
         path = self.folder / f"norms-{name}.parquet"
@@ -194,7 +209,7 @@ class ProbeFolder:
 
         The frame has only `columns`, where they are given.
         """
-        names = columns or [name for name in self._schema.names if name != "norms"]
+        names = columns or self._measures
         codes = [np.empty(0, np.int64)]
         tables, norms = [self._schema.empty_table().select(names)], list[NDArray[Any]]()
         for shard in self.scan(kind, compute):
@@ -287,10 +302,20 @@ class ProbeFolder:
         return Shard(codes, table.drop("norms"), norms).take(np.flatnonzero(finite))
 
 
-def _schema(n_units: int) -> pa.Schema:
+def _lists(values: Sequence[NDArray[np.float32] | float]) -> pa.Array:
+    """Numbers, or arrays of one length as lists."""
+    table = np.stack(values)
+    return pa.array(table) if table.ndim == 1 else pa.FixedSizeListArray.from_arrays(pa.array(table.reshape(-1)), table.shape[1])
+
+
+def _schema(manifest: ProbeManifest) -> pa.Schema:
     item = [("index", pa.int64()), ("id", pa.string()), ("turn", pa.int32())]
     counts = [(name, pa.int64()) for name in ("n_tokens", "n_response_tokens", "n_turns")]
-    return pa.schema([*item, *counts, ("loss", pa.float64()), ("l2", pa.float64()), ("norms", pa.list_(pa.float32(), n_units))])
+    measures = [("loss", pa.float64()), ("l2", pa.float64())]
+    n_units = len(manifest.units)
+    widths = {"norms": n_units, **{name: PASS_SCORES[name].width(n_units) for name in manifest.scores}}
+    lists = [(name, pa.float64() if width is None else pa.list_(pa.float32(), width)) for name, width in widths.items()]
+    return pa.schema([*item, *counts, *measures, *lists])
 
 
 class _Seen:

@@ -8,6 +8,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from gradprism.probing.pass_scores import PASS_SCORES
 from gradprism.runtime.errors import DataError
 from gradprism.runtime.files import sha256_json
 from gradprism.trajectories.corpus import CorpusFile
@@ -74,12 +75,13 @@ class Costs:
 class ProbeManifest:
     """Contents of a probe folder's `manifest.json`. `units`, `n_parameters` and `weight_norms` have an entry per column of the norms.
 
-    `vocabulary` is the number of the model's embeddings; `costs` are those by which the form of each norm was chosen, None where the
-    file's are of another form; `read` says how the files `data` were read, and
-    `masks` how response tokens were found (`Renderer.way`).
+    `vocabulary` is the number of the model's embeddings; `scores` are those of `pass_scores` that each row has beside its norms; `costs`
+    are those by which the form of each norm was chosen, None where the file's are of another form; `read` says how the files `data` were
+    read, and `masks` how response tokens were found (`Renderer.way`).
     """
 
     units: tuple[str, ...]
+    scores: tuple[str, ...] = ()
     n_parameters: tuple[int, ...] | None = None
     weight_norms: tuple[float | None, ...] | None = None
     model: str = ""
@@ -115,14 +117,18 @@ class ProbeManifest:
             first = error.errors()[0]
             where = ".".join(map(str, first["loc"]))
             raise DataError(f"{place}: not a probe's manifest ({where}: {first['msg']}); name another folder") from None
+        if unknown := set(manifest.scores).difference(PASS_SCORES):
+            raise DataError(
+                f"{place}: has scores that this version does not know ({min(unknown)}); read it with the version that wrote it"
+            )
         for name in ("n_parameters", "weight_norms"):
             if len(getattr(manifest, name) or manifest.units) != len(manifest.units):
                 raise DataError(f"{place}: not a probe's manifest ({name}: not one per unit); name another folder")
         return manifest
 
     def to_json(self) -> dict[str, Any]:
-        """The contents of the file."""
-        return asdict(self)
+        """The contents of the file; without scores it says nothing of them."""
+        return {key: value for key, value in asdict(self).items() if value or key != "scores"}
 
     @cached_property
     def fingerprint(self) -> str:

@@ -115,11 +115,16 @@ class SharedInput:
         """A as it came."""
         return self._get()
 
-    def squared_norms(self, B_nTO: Tensor) -> Tensor:
-        """‖BᵀA‖² of each sample, float64 `[n]`, for one layer's output gradients, by whichever form is cheaper for this batch."""
+    def converted(self) -> Tensor:
+        """A as it is multiplied, the same tensor each time."""
         if self._A_nTI is None:
             self._A_nTI = self._convert(self._get())
-        A_nTI, B_nTO = self._A_nTI, self._convert(B_nTO).to(self._A_nTI.device)
+        return self._A_nTI
+
+    def squared_norms(self, B_nTO: Tensor) -> Tensor:
+        """‖BᵀA‖² of each sample, float64 `[n]`, for one layer's output gradients, by whichever form is cheaper for this batch."""
+        A_nTI = self.converted()
+        B_nTO = self._convert(B_nTO).to(A_nTI.device)
         _, T, d_in = A_nTI.shape
         if not gram_is_cheaper(T, d_in, self._d_outs, self._costs):
             return squared_norms_outer(A_nTI, B_nTO)

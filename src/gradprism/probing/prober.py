@@ -10,7 +10,7 @@ Shapes: n trajectories, T positions, R target rows of a batch, V vocabulary, N u
 import posixpath
 import threading
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -27,7 +27,9 @@ from gradprism.passes import failures_named
 from gradprism.probing.collect import Batch, Pass, replaced
 from gradprism.probing.costs import measured_costs
 from gradprism.probing.experts import measured
+from gradprism.probing.matrices import MatrixScores, Projections
 from gradprism.probing.norms import Costs
+from gradprism.probing.pass_scores import check_pass_scores
 from gradprism.probing.trial import check_causal, differ, trial_tokens
 from gradprism.probing.units import ExpertsTap, LinearTap, Units, canonical_path, find_units
 from gradprism.runtime.errors import DataError, ModelError
@@ -55,13 +57,15 @@ def read_length(trajectory: RenderedTrajectory) -> int:
 class ProbeResult:
     """`norms` float64 `[n, N]`; `loss` float64 `[n]`, in nats, the mean over `n_response_tokens` int64 `[n]`.
 
-    `token_losses` are those of the single tokens, float16 `[n_response_tokens]` for each trajectory, at its `target_positions`.
+    `token_losses` are those of the single tokens, float16 `[n_response_tokens]` for each trajectory, at its `target_positions`. `scores`
+    has what `pass_scores` were asked for: float32 `[n, N]` of units, float64 `[n]` of single numbers, float32 `[n, k]` of a sketch.
     """
 
     norms: NDArray[np.float64]
     loss: NDArray[np.float64]
     n_response_tokens: NDArray[np.int64]
     token_losses: Sequence[NDArray[np.float16]]
+    scores: Mapping[str, NDArray[Any]]
 
 
 class Prober:
@@ -69,7 +73,7 @@ class Prober:
 
     `units` names other units than those found. `costs` decide between the forms of a norm (default: those measured on the model's
     device). `checkpoint_activations` keeps only the inputs of layers and runs each layer again in the backward pass. The norms depend
-    on neither beyond rounding.
+    on neither beyond rounding. `scores` names what of `pass_scores.PASS_SCORES` is measured beside the norms.
 
     Between calls of `probe` the model is as it was: its hooks, `requires_grad` flags and training modes are restored. Several threads
     may call `probe` of one prober at once; of two probers of one model the second raises `ModelError`.
@@ -82,6 +86,7 @@ class Prober:
         *,
         costs: Costs | None = None,
         checkpoint_activations: bool = False,
+        scores: Sequence[str] = (),
     ) -> None:
         found = find_units(model) if units is None else units
         keep_unpacked(model)
@@ -93,7 +98,8 @@ class Prober:
         device = getattr(getattr(embeddings, "_hf_hook", None), "execution_device", None)
         self.device = embeddings.weight.device if device is None else torch.device(device)
         self.costs = measured_costs(str(self.device), model.dtype) if costs is None else costs
-        self.found = found
+        self.found, self.scores = found, check_pass_scores(scores)
+        self._projections = Projections()
         self._special = modality_tokens(model.config)
         self._row_modules = _modules_of_target_rows(model, found)
         self._checkpoint_activations = checkpoint_activations
@@ -113,7 +119,7 @@ class Prober:
         Non-finite results are returned, not raised: the caller knows what to save first.
         """
         batch = self._collate(trajectories)
-        current = Pass(batch, len(self.units), self.costs, self._checkpoint_activations)
+        current = self._pass(batch, self.scores)
         # The sum of the trajectories' means: each one's gradient comes out as if it were alone. Each mean is multiplied by a power
         # of two near its number of tokens, which changes no digit, and keeps small gradients of long responses out of float16's
         # lowest range.
@@ -132,9 +138,21 @@ class Prober:
         rows = batch.rows.cpu().numpy()
         count_n = count_n.cpu().numpy()
         losses = loss_R.detach().double().cpu().numpy()
-        loss_n = np.bincount(rows, weights=losses, minlength=len(trajectories)) / count_n
+
+        def mean(values_R: NDArray[np.float64]) -> NDArray[np.float64]:
+            return np.bincount(rows, weights=values_R, minlength=len(trajectories)) / count_n
+
         single = np.split(losses.astype(np.float16), np.cumsum(count_n)[:-1])  # rows ascend
-        return ProbeResult((current.squared_nN.sqrt() / scale_n[:, None]).cpu().numpy(), loss_n, count_n, single)
+        # Ranks and concentration are the same of a gradient times a number.
+        scaled = {
+            name: (v / scale_n[:, None] if name in ("nuclear_norm", "sketch") else v) for name, v in current.scores.values.items()
+        }
+        scores: dict[str, NDArray[Any]] = {name: values.float().cpu().numpy() for name, values in scaled.items()}
+        if "token_variance" in self.scores:
+            p_R = np.exp(-losses)
+            scores["token_variance"] = mean(p_R * (1 - p_R))
+        norms = (current.squared_nN.sqrt() / scale_n[:, None]).cpu().numpy()
+        return ProbeResult(norms, mean(losses), count_n, single, scores)
 
     def _run(self, batch: Batch, weight_n: Tensor) -> Tensor:
         """Both passes; the loss of each target row, `[R]`."""
@@ -147,8 +165,12 @@ class Prober:
 
     def _again(self, batch: Batch, weight_n: Tensor) -> None:
         """Both passes once more, to see where they fail."""
-        self._thread.current = Pass(batch, len(self.units), self.costs, self._checkpoint_activations)
+        self._thread.current = self._pass(batch)
         self._run(batch, weight_n)
+
+    def _pass(self, batch: Batch, scores: Sequence[str] = ()) -> Pass:
+        matrices = MatrixScores(scores, self.unit_names, len(batch.input_ids), self._projections, batch.input_ids.device)
+        return Pass(batch, len(self.units), self.costs, matrices, self._checkpoint_activations)
 
     def _collate(self, trajectories: Sequence[RenderedTrajectory]) -> Batch:
         # A causal model's tokens never look right, so padding there needs no mask, and attention keeps its fast causal path.
@@ -216,7 +238,7 @@ class Prober:
         batch = Batch(ids, none, columns, none, torch.arange(len(columns), device=self.device), len(columns))
         stack = self._attach()
         try:
-            self._thread.current = Pass(batch, len(self.units), self.costs, self._checkpoint_activations)
+            self._thread.current = self._pass(batch)
             with torch.no_grad(), failures_named(self.model):
                 found = self.model(input_ids=ids, use_cache=False).logits[0].float()
         except BaseException:

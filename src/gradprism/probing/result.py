@@ -15,7 +15,7 @@ from gradprism.concentration import BUILTIN
 from gradprism.probing.folder import CORPUS, PROBE, RESTORE, ProbeFolder, ProbeTable, local_copy
 from gradprism.probing.manifest import ProbeManifest, UnitInfo
 from gradprism.probing.mirror import is_url
-from gradprism.probing.scores import View, score, unit_scales
+from gradprism.probing.scores import View, check_stored, score, unit_scales
 from gradprism.runtime.attempts import total_usage
 from gradprism.runtime.errors import ConfigError, DataError, MissingFileError
 from gradprism.runtime.files import parse_json
@@ -130,6 +130,15 @@ class Probe:
         """Gradient norms, float32 `[n, N]`, of each trajectory's mean loss with respect to each unit's weight."""
         return self._files.read().norms
 
+    def pass_scores(self, name: str) -> NDArray[Any]:
+        """What the pass gave for a score that was asked for (`scores` of `gradprism.probe`), in the corpus's order: float32 `[n, N]` of
+        each unit, float64 `[n]` of a single number, float32 `[n, k]` of a sketch.
+
+        NaN where a unit has no gradient to rank. Raises `ConfigError` for a score that the probe has not.
+        """
+        check_stored(self.manifest, name)
+        return self._files.read("whole", lambda shard: shard.stored(name), ["id"]).norms
+
     @cached_property
     def turns(self) -> ProbeTable:
         """`ProbeTable` of single assistant turns: norms float32 `[m, N]`, and frame with the column `turn`, by trajectory and turn.
@@ -159,7 +168,8 @@ class Probe:
     def scores(self, metric: str = "gini", *, normalise: str = "none") -> NDArray[np.float64]:
         """The concentration of each trajectory's norms, float64 `[n]`, by a registered metric (`gradprism.concentration`).
 
-        `normalise` scales each unit's norm first: `none` as in the paper, `per_parameter` by 1/√(entries), `per_weight_norm` by 1/‖W‖,
+        A score of the pass that the probe was asked for (`pass_scores`) is one too, by its mean over the units. `normalise` scales each
+        unit's norm first, where norms are scored: `none` as in the paper, `per_parameter` by 1/√(entries), `per_weight_norm` by 1/‖W‖,
         `per_corpus_median` by 1/the median of the unit's norms over this corpus.
         Raises `ConfigError` for an unknown choice and `DataError`, with the trajectory, for norms that have no concentration.
         """

@@ -68,6 +68,7 @@ def result_rows(
                 l2=float(np.linalg.norm(result.norms[k])),
                 norms=norms[k],
                 token_losses=result.token_losses[k] if turn == WHOLE else None,
+                scores={name: values[k] for name, values in result.scores.items()},
             )
         )
     return rows, wrong

@@ -8,7 +8,8 @@ from numpy.typing import NDArray
 
 from gradprism.concentration import METRICS, GroupBy, Grouped, Groups, UndefinedError
 from gradprism.probing.folder import Kind, ProbeFolder, ProbeTable, Shard
-from gradprism.probing.manifest import UnitInfo
+from gradprism.probing.manifest import ProbeManifest, UnitInfo
+from gradprism.probing.pass_scores import PASS_SCORES, RANKING, ranked_by
 from gradprism.runtime.errors import ConfigError, DataError
 
 NORMALISATIONS = ("none", "per_parameter", "per_weight_norm", "per_corpus_median")
@@ -20,7 +21,10 @@ _MEDIAN_ENTRIES = 1 << 26
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """One way to score norms: `metric` of the units at the positions `units` (None for all), times `scales` `[N]` (None for 1)."""
+    """One way to score rows: `metric` of the norms of the units at the positions `units` (None for all), times `scales` `[N]` (None for 1).
+
+    A score of the pass is not one of norms, and knows no scales.
+    """
 
     metric: str
     scales: NDArray[np.float64] | None = None
@@ -36,21 +40,54 @@ def score(
     `DataError`, naming the trajectory. Raises `DataError` for a probe that is not complete.
     """
 
+    for view in views:
+        if view.metric in PASS_SCORES:
+            check_stored(probe.manifest, view.metric)
     groups = unit_groups(probe.manifest.unit_infos)
+    of_norms = [k for k, view in enumerate(views) if view.metric not in PASS_SCORES]
 
     def of_shard(shard: Shard) -> NDArray[np.float64]:
         scores = np.empty((len(shard.norms), len(views)))
         step = max(1, BLOCK_ENTRIES // shard.norms.shape[1])
-        for start in range(0, len(scores) if views else 0, step):
+        for k, view in enumerate(views):
+            if view.metric in PASS_SCORES:
+                scores[:, k] = _stored(shard, view, strict)
+        for start in range(0, len(scores) if of_norms else 0, step):
             rows = slice(start, start + step)
             norms = shard.norms[rows].astype(np.float64)
             try:
-                scores[rows] = np.column_stack([_of_view(norms, view, groups, strict) for view in views])
+                scores[rows, of_norms] = np.column_stack([_of_view(norms, views[k], groups, strict) for k in of_norms])
             except UndefinedError as error:
                 raise DataError(f"trajectory {shard.columns['id'][start + error.row].as_py()!r}: {error.why}") from None
         return scores
 
     return probe.read(kind, of_shard, columns)
+
+
+def check_metric(name: str) -> str:
+    """The name of a metric of norms or of a ranking score of the pass; raises `ConfigError`, which lists both, for another."""
+    if name in RANKING:
+        return name
+    if name in PASS_SCORES:
+        raise ConfigError(f"metric {name!r}: is a direction, which ranks nothing by itself; give --policy target and --target")
+    return METRICS.checked(name)
+
+
+def check_stored(manifest: ProbeManifest, score: str) -> None:
+    """Raises `ConfigError` where a probe has not stored a score of the pass."""
+    if score not in manifest.scores:
+        raise ConfigError(f"{score}: the probe has not measured it; probe into a new folder with --scores {score}")
+
+
+def _stored(shard: Shard, view: View, strict: bool) -> NDArray[np.float64]:
+    values = shard.stored(view.metric)
+    found = ranked_by(view.metric, values if view.units is None or values.ndim == 1 else values[:, view.units])
+    if strict and (undefined := np.flatnonzero(~np.isfinite(found))).size:
+        id = shard.columns["id"][int(undefined[0])].as_py()
+        raise DataError(
+            f"trajectory {id!r}: its {view.metric} is not defined: no matrix has a gradient; leave it out of the corpus"
+        )
+    return found
 
 
 def unit_scales(probe: ProbeFolder, normalise: str) -> NDArray[np.float64] | None:

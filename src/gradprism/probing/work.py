@@ -20,6 +20,7 @@ from gradprism.models import ModelSpec, check_context_length
 from gradprism.probing.folder import PROBE, ProbeFolder
 from gradprism.probing.manifest import Costs, ProbeManifest
 from gradprism.probing.mirror import Mirror
+from gradprism.probing.pass_scores import check_pass_scores
 from gradprism.probing.plan import Batch, Items, pending_batches, plan_items
 from gradprism.probing.prepared import Prepared
 from gradprism.probing.prober import Prober
@@ -43,17 +44,19 @@ class ProbeOptions:
     units: tuple[str, ...] | None = None
     experts: ExpertUnits = "joined"
     checkpoint_activations: bool = False
+    scores: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.batch_tokens is not None and self.batch_tokens < 1:
             raise ConfigError(f"batch tokens {self.batch_tokens}: must be at least 1")
         if self.experts not in get_args(ExpertUnits):
             raise ConfigError(f"experts {self.experts!r}: choose {' or '.join(get_args(ExpertUnits))}")
+        check_pass_scores(self.scores)
 
     def prober(self, model: Any, costs: Costs | None) -> Prober:
         """A prober of a loaded model; `costs` are those that the probe folder keeps, so that every process chooses the same forms."""
         units = find_units(model, self.units, self.experts)
-        return Prober(model, units, costs=costs, checkpoint_activations=self.checkpoint_activations)
+        return Prober(model, units, costs=costs, checkpoint_activations=self.checkpoint_activations, scores=self.scores)
 
 
 @dataclass(frozen=True, slots=True)

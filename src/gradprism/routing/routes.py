@@ -15,8 +15,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from gradprism import __version__
-from gradprism.concentration import METRICS
+from gradprism.probing.pass_scores import PASS_SCORES
 from gradprism.probing.result import Probe
+from gradprism.probing.scores import check_metric
 from gradprism.routing.audit import Audit, audit_split
 from gradprism.routing.policies import POLICIES, PolicyContext, policy_scores
 from gradprism.routing.sets import FileSets, ProbeSets, RlTask
@@ -260,7 +261,8 @@ def route(
 
     Args:
         probe: A `Probe`, or a probe folder or URL.
-        metric: One of `concentration.METRICS`: gini, cv, kurtosis and others (docs/audit.md), or a registered one.
+        metric: One of `concentration.METRICS`: gini, cv, kurtosis and others (docs/audit.md), or a registered one; or a
+            score of the pass that the probe was asked for, such as effective_rank.
         policy: One of `policies.POLICIES`, which makes scores of the metric and of the other measures; `concentration` is PRISM.
         rl_share: Share of the trajectories that go to RL, 0 to 1, those of the highest scores; at 0.5, what is above the median.
         threshold: Number above which scores go to RL, in place of a share.
@@ -284,7 +286,9 @@ def route(
         MissingFileError: There is no such probe folder, or no such file of episodes.
         DataError: The probe is incomplete (turns included) or holds bad norms; the episodes do not fit the corpus.
     """
-    _ = METRICS[metric], POLICIES[policy]  # both are known, before anything is read
+    _ = check_metric(metric), POLICIES[policy]  # both are known, before anything is read
+    if metric in PASS_SCORES and normalise != "none":
+        raise ConfigError(f"normalise {normalise!r}: scales norms, and {metric} is not made of them; leave it out")
     if seed < 0:
         raise ConfigError(f"seed {seed}: must be 0 or more")
     order = check_order(order)

@@ -10,6 +10,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from gradprism.concentration import METRICS, OWN_METRICS, Grouped
+from gradprism.probing.pass_scores import PASS_SCORES, RANKING
 from gradprism.probing.result import Probe
 from gradprism.probing.scores import NORMALISATIONS, View, unit_groups
 from gradprism.routing.agreement import Agreement, agreement
@@ -101,10 +102,10 @@ def _compared(probe: Probe, routes: Routes, others: Mapping[str, Probe], notes: 
 
 
 def score_table(probe: Probe, metric: str = "gini", normalise: str = "none") -> pl.DataFrame:
-    """`id`, the metrics and the plain measures of a probe; metrics between layers or kinds where it has several."""
+    """`id`, the metrics, scores of the pass and plain measures that a probe has; metrics between layers or kinds where it has several."""
     groups = {by: codes.max(initial=0) for by, codes in unit_groups(probe.units).items()}
     names = [name for name in OWN_METRICS if not isinstance(thing := METRICS[name], Grouped) or groups[thing.by]]
-    names = metrics_with(metric, *names)
+    names = metrics_with(metric, *names, *(name for name in RANKING if name in probe.manifest.scores))
     return probe.measures(normalise, names, strict=False).select("id", *names, *_PLAIN)
 
 
@@ -126,6 +127,9 @@ def _cost(probe: Probe, full_rl_hours: float, routed_hours: float) -> Cost:
 
 
 def _normalisations(probe: Probe, metric: str, notes: list[str]) -> dict[str, View]:
+    if metric in PASS_SCORES:
+        notes.append(f"no comparison of normalisations: {metric} is not made of norms")
+        return {}
     views = {}
     for name in NORMALISATIONS:
         try:
@@ -137,6 +141,9 @@ def _normalisations(probe: Probe, metric: str, notes: list[str]) -> dict[str, Vi
 
 def _layers(probe: Probe, metric: str, normalise: str, notes: list[str]) -> dict[str, View]:
     """Views of the units of half of the layers; of an odd number of layers, the second half has one more."""
+    if metric in PASS_SCORES and PASS_SCORES[metric].stores != "units":
+        notes.append(f"no comparison of layers: {metric} is not made of matrices")
+        return {}
     layer = np.array([unit.layer for unit in probe.units])
     layers = np.unique(layer)
     place = np.searchsorted(layers, layer)

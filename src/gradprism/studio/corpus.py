@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from gradprism.concentration import BUILTIN
 from gradprism.probing.manifest import ProbeManifest
+from gradprism.probing.pass_scores import PASS_SCORES, RANKING
 from gradprism.probing.prepared import Prepared
 from gradprism.probing.result import Probe
 from gradprism.probing.scores import View
@@ -228,6 +229,7 @@ class Corpus:
                 scales = probe.unit_scales(normalise)
                 views |= {_name(metric, normalise): View(metric, scales) for metric in BUILTIN}
         del views[DEFAULT]
+        views |= {name: View(name) for name in RANKING if name in probe.manifest.scores}
         scores = probe.views(list(views.values()))
         made = [_metric(name, scores[:, k]) for k, name in enumerate(views)]
         try:
@@ -288,6 +290,8 @@ def _name(metric: str, normalise: str) -> str:
 
 
 def _metric(name: str, scores: NDArray[np.float64]) -> Column:
+    if name in PASS_SCORES:
+        return measure(name, name, scores, f"{PASS_SCORES[name].formula}: {PASS_SCORES[name].high}.", kind="metric")
     metric, _, normalise = name.partition("/")
     scaled = f" of norms {_SCALED[normalise]}" if normalise else ""
     return measure(name, f"{metric}{scaled}", scores, f"Concentration of the gradient: {metric}{scaled}.", kind="metric")
