@@ -287,6 +287,15 @@ def test_settings_that_came_later_leave_the_keys_of_results_as_they_were():
     assert within.causes["config"] == {**as_before, "within": ["length"]}
 
 
+def test_what_arms_route_by_is_taken_from_the_pass():
+    plain = plan(MINI[0]).probe
+    assert "scores" not in plain.causes
+    made = small_plan("{name='rank', route={metric='effective_rank'}}", "probe.scores=['sketch']")
+    assert made.probe.scores == ("effective_rank", "sketch") and made.probe.key != plain.key
+    (route,) = [stage for stage in runs_of(made, "rank")[0].stages if stage.kind == "route"]
+    assert route.probe is made.probe
+
+
 def test_weights_leave_half_of_the_rounds_and_all_of_the_corpus(tmp_path):
     made = small_plan("{name='w', route={weights='logistic', temperature=0.2}}", "rl.rounds=10")
     stages = {stage.kind: stage for stage in runs_of(made, "w")[0].stages}
@@ -362,6 +371,13 @@ def _contents(path):
         (["arms=[{name='a', route={order='up'}}]"], r"arms\.0\.route\.order: "),
         (["arms=[{name='a', route={order='ascending'}, refresh={after_sft=true}}]"], r"arm a: a refresh cuts what is left"),
         (["arms=[{name='a', route={within=['length']}, refresh={after_sft=true}}]"], r"arm a: a refresh cuts what is left"),
+        (["arms=[{name='a', route={policy='target'}}]"], r"arms\.0\.route\.policy: .*an experiment has no target set"),
+        (["arms=[{name='a', route={metric='sketch'}}]"], r"arms\.0\.route\.metric: .*ranks nothing by itself"),
+        (
+            ["arms=[{name='a', route={metric='gini_rows', normalise='per_parameter'}}]"],
+            r"arms\.0\.route: .*gini_rows is not made of",
+        ),
+        (["probe.scores=['gini']"], r"probe\.scores: score 'gini': choose from effective_rank"),
         (["arms=[{name='a', scored='after_sft'}]"], r"arm a: scored after_sft needs sft = all and rl = routed"),
         (["evaluations=[{name='x', temperature=0}]"], r"evaluations\.0\.temperature: .*greater than 0"),
         (["evaluations=[{name='x', temperature=1, arms=['nobody']}]"], r"no arm is called nobody"),

@@ -114,7 +114,19 @@ def test_policies_rank_by_what_they_say():
     ):
         np.testing.assert_array_equal(scored(name, t, "cv", 0), sign * t[column].to_numpy())
     assert set(POLICIES) == {
-        *("concentration", "inverse", "soft", "random", "magnitude", "loss", "length", "uncertainty", "pass_rate", "learnability")
+        *(
+            "concentration",
+            "inverse",
+            "soft",
+            "random",
+            "magnitude",
+            "loss",
+            "length",
+            "uncertainty",
+            "pass_rate",
+            "learnability",
+            "target",
+        )
     }
     with pytest.raises(ConfigError, match="policy 'best': choose one of concentration, inverse"):
         scored("best", t)

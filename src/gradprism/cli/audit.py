@@ -25,6 +25,7 @@ def command(
         ),
     ] = None,
     pass_rates: o.PassRates = None,
+    target: o.Target = None,
     full_rl_hours: Annotated[
         float | None, typer.Option(help="Hours that RL on everything would take (with --routed-hours).")
     ] = None,
@@ -46,6 +47,7 @@ def command(
         normalise=normalise,
         seed=seed,
         pass_rates=pass_rates,
+        target=target,
         compare=compare or (),
         hours=_hours(full_rl_hours, routed_hours) if run is None else projected_hours(gp.read_results(run)),
     )

@@ -157,13 +157,17 @@ Policy = Annotated[
     str,
     typer.Option(
         help="What goes to RL: concentration (high metrics), inverse, soft (by chance, in proportion to rank), random, magnitude, loss, "
-        "length, uncertainty, pass_rate or learnability (both with --pass-rates), or a registered policy."
+        "length, uncertainty, pass_rate or learnability (both with --pass-rates), target (with --target), or a registered policy."
     ),
 ]
 Normalise = Annotated[str, typer.Option(help="Norms as they are (none), per_parameter, per_weight_norm or per_corpus_median.")]
 PassRates = Annotated[
     Path | None,
     typer.Option(metavar="FILE", help="episodes.jsonl of a `gradprism evaluate` of the base model on the corpus's tasks."),
+]
+Target = Annotated[
+    Path | None,
+    typer.Option(metavar="DIR", help="Probe folder of target trajectories by the same model; both probes need --scores sketch."),
 ]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of what is drawn by chance: routes, and the audit's bootstrap.")]
 

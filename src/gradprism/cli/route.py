@@ -49,6 +49,7 @@ def command(
     ] = None,
     normalise: o.Normalise = "none",
     pass_rates: o.PassRates = None,
+    target: o.Target = None,
     per_turn: Annotated[
         bool,
         typer.Option("--per-turn", help="Add statistics of single turns' scores to the table; the probe must have --per-turn."),
@@ -74,6 +75,7 @@ def command(
         normalise=normalise,
         seed=seed,
         pass_rates=pass_rates,
+        target=target,
         per_turn=per_turn,
     )
     routes.save(out, on_existing)

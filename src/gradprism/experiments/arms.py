@@ -6,11 +6,12 @@ from typing import Annotated, ClassVar, Literal, Self
 from pydantic import AfterValidator, Field, PositiveInt, model_validator
 
 from gradprism.evaluation.config import EvaluationConfig
-from gradprism.probing.scores import check_metric
+from gradprism.probing.scores import check_metric, check_scaled
 from gradprism.routing.policies import FROM_PASS_RATES, POLICIES
 from gradprism.routing.split import Order, Side, check_division, check_weights
 from gradprism.routing.strata import Stratum, check_strata
 from gradprism.routing.weights import Form
+from gradprism.runtime.errors import ConfigError
 from gradprism.runtime.settings import Settings
 
 Data = Literal["none", "routed", "all"]
@@ -18,6 +19,14 @@ Data = Literal["none", "routed", "all"]
 
 class Section(Settings):
     """A part of the configuration."""
+
+
+def _check_policy(name: str) -> str:
+    if name == "target":
+        raise ConfigError(
+            "policy 'target': an experiment has no target set; give `gradprism route --policy target` one with --target"
+        )
+    return POLICIES.checked(name)
 
 
 class RouteConfig(Section):
@@ -29,7 +38,7 @@ class RouteConfig(Section):
     metric: Annotated[str, AfterValidator(check_metric)] = Field(
         default="gini", description="Concentration metric: gini, cv, kurtosis or a registered one, or a score of the probe's pass."
     )
-    policy: Annotated[str, AfterValidator(POLICIES.checked)] = Field(
+    policy: Annotated[str, AfterValidator(_check_policy)] = Field(
         default="concentration", description="What trajectories are ranked by; see `gradprism route`."
     )
     normalise: Literal["none", "per_parameter", "per_weight_norm", "per_corpus_median"] = Field(
@@ -68,6 +77,7 @@ class RouteConfig(Section):
             self.weights, self.temperature, self.rl_share, self.threshold, self.sides or self.cuts or self.shares, self.order
         )
         check_strata(self.within)
+        check_scaled(self.metric, self.normalise)
         return self
 
     @property

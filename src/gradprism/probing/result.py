@@ -1,7 +1,7 @@
 """A probe: norms of a corpus, and everything that is read off them. Nothing here needs torch."""
 
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -130,14 +130,15 @@ class Probe:
         """Gradient norms, float32 `[n, N]`, of each trajectory's mean loss with respect to each unit's weight."""
         return self._files.read().norms
 
-    def pass_scores(self, name: str) -> NDArray[Any]:
+    def pass_scores(self, name: str, of: Callable[[NDArray[Any]], NDArray[Any]] | None = None) -> NDArray[Any]:
         """What the pass gave for a score that was asked for (`scores` of `gradprism.probe`), in the corpus's order: float32 `[n, N]` of
         each unit, float64 `[n]` of a single number, float32 `[n, k]` of a sketch.
 
-        NaN where a unit has no gradient to rank. Raises `ConfigError` for a score that the probe has not.
+        NaN where a unit has no gradient to rank. With `of`, what that makes of some trajectories' values, a row each. Raises
+        `ConfigError` for a score that the probe has not.
         """
         check_stored(self.manifest, name)
-        return self._files.read("whole", lambda shard: shard.stored(name), ["id"]).norms
+        return self._files.read("whole", lambda shard: shard.stored(name) if of is None else of(shard.stored(name)), ["id"]).norms
 
     @cached_property
     def turns(self) -> ProbeTable:

@@ -73,6 +73,12 @@ def check_metric(name: str) -> str:
     return METRICS.checked(name)
 
 
+def check_scaled(metric: str, normalise: str) -> None:
+    """Raises `ConfigError` where norms are to be scaled for a score that is not made of them."""
+    if metric in PASS_SCORES and normalise != "none":
+        raise ConfigError(f"normalise {normalise!r}: scales norms, and {metric} is not made of them; leave it out")
+
+
 def check_stored(manifest: ProbeManifest, score: str) -> None:
     """Raises `ConfigError` where a probe has not stored a score of the pass."""
     if score not in manifest.scores:

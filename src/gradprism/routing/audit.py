@@ -78,7 +78,8 @@ class Audit(Value):
     """The audit of a split; `str` gives it as a person reads it, `to_json` as plain values.
 
     `spearman` and `split_by` compare the score and its split with plain measures (`success`: the pass rate); `scores` compares all
-    scores of the probe, and `notes` say what could not be computed. Figures that do not apply are None.
+    scores of the probe, `diversity` has the Vendi scores of all gradients and of each side's, and `notes` say what could not be
+    computed. Figures that do not apply are None.
     """
 
     routing: Routing
@@ -91,6 +92,7 @@ class Audit(Value):
     agreement: Agreements
     cost: Cost | None = None
     scores: ScoreComparison | None = None
+    diversity: Mapping[str, float | None] = {}
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...]
 
@@ -126,6 +128,9 @@ class Audit(Value):
             yield f"{name}: {pair.shared} shared trajectories; {changes or 'taken in the same way'}"
         if self.scores:
             yield from self.scores.lines(made.metric)
+        if self.diversity:
+            parts = (f"{name} {'–' if value is None else f'{value:.1f}'}" for name, value in self.diversity.items())
+            yield f"Directions that gradients are spread over (Vendi score): {', '.join(parts)}"
         if self.cost:
             yield f"The probe took {self.cost.probe_seconds:.0f} s; routing saves {self.cost.saved_seconds:.0f} s"
         yield from (f"note: {note}" for note in self.notes)

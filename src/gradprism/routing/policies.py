@@ -33,8 +33,8 @@ class PolicyContext:
 
 
 # The table has a row per trajectory: `id`, `n_tokens`, `n_response_tokens`, `n_turns`, `loss` (nats), `l2` (of the gradient), a column
-# per built-in metric and the one chosen, and, where they were asked for, `pass_rate` (0 to 1) and figures of single turns. The scores
-# are float64 `[n]`.
+# per built-in metric and the one chosen, and, where they were asked for, `pass_rate` (0 to 1), `target_cosine` and figures of single
+# turns. The scores are float64 `[n]`.
 Policy = Callable[[pl.DataFrame, PolicyContext], NDArray[np.float64]]
 POLICIES: Registry[Policy] = Registry("policy")
 register_policy = POLICIES.register
@@ -124,6 +124,17 @@ def learnability(table: pl.DataFrame, context: PolicyContext) -> NDArray[np.floa
     Equals stand in a seeded random order, and errors are raised, as with `pass_rate`.
     """
     return _among_equals(of_pass_rates("learnability", table), context)
+
+
+@register_policy("target")
+def target(table: pl.DataFrame, context: PolicyContext) -> NDArray[np.float64]:
+    """The cosine of the gradient to a target set's mean gradient: what moves the model as the target would goes to RL.
+
+    As LESS (arXiv 2402.04333) and GradAlign (arXiv 2602.21492) choose data. Raises `ConfigError` where the table has no `target_cosine`.
+    """
+    if "target_cosine" not in table.columns:
+        raise ConfigError("policy target: needs a target; give --target, a probe of target trajectories with --scores sketch")
+    return table["target_cosine"].to_numpy()
 
 
 # Policies that rank by pass rates, and by nothing of the probe: what they make of rates `[n]`. p(1 − p), at most 1/4, is rounded, so that

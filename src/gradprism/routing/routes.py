@@ -15,10 +15,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from gradprism import __version__
-from gradprism.probing.pass_scores import PASS_SCORES
 from gradprism.probing.result import Probe
-from gradprism.probing.scores import check_metric
+from gradprism.probing.scores import check_metric, check_scaled
 from gradprism.routing.audit import Audit, audit_split
+from gradprism.routing.directions import target_cosines
 from gradprism.routing.policies import POLICIES, PolicyContext, policy_scores
 from gradprism.routing.sets import FileSets, ProbeSets, RlTask
 from gradprism.routing.split import (
@@ -61,8 +61,9 @@ class Routes:
 
     `frame` has a row per trajectory: `id`, `score`, `rank` (from 1), `margin` (score − threshold, or − the nearest of several cuts),
     `route` (`sft`, `rl`, `none` or `both`), and what the probe measured: `n_tokens`, `n_response_tokens`, `n_turns`, `loss`, `l2`, metrics,
-    `pass_rate` where rates were given, `turn_score_mean`, `_std`, `_min`, `_max` and `turn_of_max` (from 0) of its own turns' scores
-    where they were asked for, `sft_weight` and `rl_weight` of a route by weights, and `override` and `reason` where there are overrides.
+    `pass_rate` where rates were given, `target_cosine` where a target was, `turn_score_mean`, `_std`, `_min`, `_max` and `turn_of_max`
+    (from 0) of its own turns' scores where they were asked for, `sft_weight` and `rl_weight` of a route by weights, and `override` and
+    `reason` where there are overrides.
     `routing` says how the route was made.
     """
 
@@ -249,6 +250,7 @@ def route(
     normalise: str = "none",
     seed: int = 0,
     pass_rates: str | Path | Mapping[str, float] | None = None,
+    target: Probe | str | Path | None = None,
     per_turn: bool = False,
 ) -> Routes:
     """Routes every trajectory of a complete probe: those with high scores to RL, the others to SFT (PRISM, arXiv 2601.07224).
@@ -279,6 +281,7 @@ def route(
         seed: Of policies by chance, and of the audit's bootstrap.
         pass_rates: Rates, 0 to 1, by task id, or an `episodes.jsonl` of `gradprism evaluate` with an episode of each trajectory's task;
             for the policies `pass_rate` and `learnability`, and for the audit.
+        target: A probe of target trajectories by the same model, both with the score `sketch`; for the policy `target`, and for the frame.
         per_turn: Add statistics of each trajectory's single turns to the frame, by the same metric; what goes where does not change.
 
     Raises:
@@ -287,8 +290,7 @@ def route(
         DataError: The probe is incomplete (turns included) or holds bad norms; the episodes do not fit the corpus.
     """
     _ = check_metric(metric), POLICIES[policy]  # both are known, before anything is read
-    if metric in PASS_SCORES and normalise != "none":
-        raise ConfigError(f"normalise {normalise!r}: scales norms, and {metric} is not made of them; leave it out")
+    check_scaled(metric, normalise)
     if seed < 0:
         raise ConfigError(f"seed {seed}: must be 0 or more")
     order = check_order(order)
@@ -297,6 +299,7 @@ def route(
     weighting = check_weights(weights, temperature, rl_share, threshold, sides or cuts or shares, order)
     if not isinstance(probe, Probe):
         probe = Probe.load(probe)
+    target = Probe.load(target) if isinstance(target, str | Path) else target
     rates = None if pass_rates is None else PassRates.of(pass_rates)
     turns = probe.turn_scores(metric, normalise=normalise) if per_turn else None
     with ThreadPoolExecutor(1) as pool:  # hashing and reading the corpus hide behind the norms
@@ -305,6 +308,8 @@ def route(
         tasks = reading.result()
     if rates is not None:
         measures = measures.with_columns(rates.column(measures["id"], tasks["task"]))
+    if target is not None:
+        measures = measures.with_columns(target_cosine=pl.Series(target_cosines(probe, target)))
     if turns is not None:
         measures = measures.hstack(turn_statistics(turns, len(measures)))
     given = given_cut is not None or threshold is not None or weighting is not None
@@ -333,6 +338,7 @@ def route(
         rl_share=None if given or rl_share == 0.5 else rl_share,
         seed=seed,
         pass_rates_sha256=rates and rates.sha256,
+        target_sha256=None if target is None else target.manifest.fingerprint,
         n_trajectories=len(frame),
         **counts(frame["route"]),
         n_undefined_turns=None if turns is None else turns["score"].null_count(),

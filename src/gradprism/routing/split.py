@@ -179,6 +179,7 @@ class Routing(Value):
     temperature: float | None = None
     seed: int = 0
     pass_rates_sha256: str | None = None
+    target_sha256: str | None = None
     n_trajectories: int
     n_sft: int
     n_none: int = 0

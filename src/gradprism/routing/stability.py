@@ -16,10 +16,11 @@ from gradprism.probing.scores import NORMALISATIONS, View, unit_groups
 from gradprism.routing.agreement import Agreement, agreement
 from gradprism.routing.audit import Agreements, Audit, Cost, ProbeAgreement
 from gradprism.routing.comparison import compare_scores
+from gradprism.routing.directions import diversity
 from gradprism.routing.policies import FROM_PASS_RATES, PolicyContext, policy_scores
 from gradprism.routing.routes import Routes, route
 from gradprism.routing.scoreboard import ScoreComparison
-from gradprism.routing.split import metrics_with
+from gradprism.routing.split import metrics_with, to_side
 from gradprism.runtime.errors import ConfigError, DataError
 
 # What a probe of the same corpus may have been taken with otherwise.
@@ -44,6 +45,7 @@ def audit(
     normalise: str = "none",
     seed: int = 0,
     pass_rates: str | Path | Mapping[str, float] | None = None,
+    target: Probe | str | Path | None = None,
     compare: Probe | str | Path | Sequence[Probe | str | Path] = (),
     hours: tuple[float, float] | None = None,
     all_scores: bool = True,
@@ -55,14 +57,20 @@ def audit(
     routed are set against what the probe took. With `all_scores` every metric of this package, every plain measure and what pass rates give
     are compared with each other: 100,000 trajectories take some 15 seconds for 25 scores.
 
+    Where the probe has the score `sketch`, `diversity` says over how many directions the gradients of all and of each side are spread.
+
     Raises what `route` does, `DataError` for a probe to compare that shares fewer than two trajectories, and where the probe does not
     tell its time.
     """
     if isinstance(compare, Probe | str | Path):
         compare = (compare,)
     probe, *others = (one if isinstance(one, Probe) else Probe.load(one) for one in (probe, *compare))
+    if policy == "target" and others:
+        raise ConfigError(
+            "compare: a target's direction is of one model, and none is known of the others; compare by another policy"
+        )
     cost = None if hours is None else _cost(probe, *hours)
-    routes = route(probe, metric, policy=policy, normalise=normalise, seed=seed, pass_rates=pass_rates)
+    routes = route(probe, metric, policy=policy, normalise=normalise, seed=seed, pass_rates=pass_rates, target=target)
     found, notes = routes.audit(), []
     views = {**_normalisations(probe, metric, notes), **_layers(probe, metric, normalise, notes)}
     scores = dict(zip(views, probe.views(list(views.values())).T, strict=True)) | {"all layers": routes.frame[metric].to_numpy()}
@@ -80,6 +88,7 @@ def audit(
                 },
             ),
             "cost": cost,
+            "diversity": _diversity(probe, routes) if "sketch" in probe.manifest.scores else {},
             "scores": _compared(probe, routes, dict(zip(labels, others, strict=True)), notes) if all_scores else None,
             "notes": tuple(notes),
             "warnings": (*found.warnings, *([cost.warning] if cost and cost.warning else [])),
@@ -94,6 +103,8 @@ def _compared(probe: Probe, routes: Routes, others: Mapping[str, Probe], notes: 
     if "pass_rate" in routes.frame.columns:
         rates = routes.frame["pass_rate"].to_numpy().astype(np.float64)
         table = table.with_columns(**{policy: pl.Series(of(rates)) for policy, of in FROM_PASS_RATES.items()})
+    if "target_cosine" in routes.frame.columns:
+        table = table.with_columns(routes.frame["target_cosine"])
     empty = [name for name in table.columns if name != "id" and table[name].fill_nan(None).null_count() == len(table)]
     notes += [f"{name}: is not defined for any trajectory" for name in empty]
     groupings = {} if tasks is None else {name: tasks[name] for name in ("task_type", "source")}
@@ -107,6 +118,15 @@ def score_table(probe: Probe, metric: str = "gini", normalise: str = "none") -> 
     names = [name for name in OWN_METRICS if not isinstance(thing := METRICS[name], Grouped) or groups[thing.by]]
     names = metrics_with(metric, *names, *(name for name in RANKING if name in probe.manifest.scores))
     return probe.measures(normalise, names, strict=False).select("id", *names, *_PLAIN)
+
+
+def _diversity(probe: Probe, routes: Routes) -> dict[str, float | None]:
+    """The diversity of the gradients of all trajectories, and of those that go to each side."""
+    sketches = probe.pass_scores("sketch")
+    return {
+        "all": diversity(sketches),
+        **{side: diversity(sketches[to_side(routes.frame["route"], side)]) for side in ("sft", "rl")},
+    }
 
 
 def _labels(probes: Sequence[Probe]) -> list[str]:
