@@ -18,7 +18,7 @@ from gradprism.probing.pass_scores import PASS_SCORES, SKETCH_SIDE
 
 
 def triangle(X_mTF: Tensor) -> Tensor:
-    """R of X's factors XᵀX = … for T < F: `[m, T, T]` with X = Rᵀ·Qᵀ, so that XXᵀ = RᵀR, without squaring's loss of digits."""
+    """R of Xᵀ = Q·R, `[m, T, T]` for T ≤ F: XXᵀ = RᵀR, without the digits that forming it would lose."""
     return torch.linalg.qr(X_mTF.mT, mode="r").R
 
 
