@@ -32,7 +32,7 @@ def guess(tmp_path, monkeypatch):
 
 
 def test_an_installed_package_adds_it_by_name(guess):
-    assert list(ENVIRONMENTS) == ["alfworld", "webshop", "guess"]
+    assert list(ENVIRONMENTS) == ["alfworld", "dialogue", "stories", "webshop", "guess"]
     environment = make_environment("guess", most="50")
     session, expert = environment.session(), environment.expert()
     step = session.reset("test/3")
