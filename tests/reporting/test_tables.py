@@ -421,3 +421,5 @@ def test_named_parts_of_the_score_have_a_table_where_any_run_tells_of_them(whole
     table = tables.parts_table(told, ["base", "gini"], "unseen")
     assert cells(table)[2:] == [["Base", "–", "–"], ["PRISM, Gini 50:50", "37.5", "100.0"]]
     assert "Parts of the score" in markdown(pages.document(told))
+    assert "| PRISM, Gini 50:50 | 37.5 | 100.0 |" in pages.fill_blocks(block("parts"), told, "README.md")
+    assert "37.5" not in pages.fill_blocks(block("parts"), whole, "README.md")

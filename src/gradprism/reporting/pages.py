@@ -184,6 +184,7 @@ _TABLES: dict[str, Callable[[Comparison], Block | None]] = {
     "sampled": sampled_table,
     "cost": cost_table,
     "training": training_table,
+    "parts": lambda comparison: parts_table(comparison, comparison.of_group(MAIN_GROUP), comparison.splits[0]),
 }
 # Name: what its words are ("arm", "evaluation"), whether a split may follow, and the number of the comparison, the words and the split.
 _NUMBERS: dict[str, tuple[tuple[str, ...], bool, Callable[..., str]]] = {
@@ -205,7 +206,7 @@ _NUMBERS: dict[str, tuple[tuple[str, ...], bool, Callable[..., str]]] = {
 def fill_blocks(text: str, comparison: Comparison, source: str, prefix: str = "") -> str:
     """`text` with what stands between `<!-- gradprism: NAME -->` and `<!-- /gradprism -->` filled in; errors name the file `source`.
 
-    Blocks are `main`, `claims`, `regime`, `bars`, `sampled`, `cost`, `training`, and within a line `success ARM [SPLIT]`,
+    Blocks are `main`, `claims`, `regime`, `bars`, `sampled`, `cost`, `training`, `parts`, and within a line `success ARM [SPLIT]`,
     `score ARM [SPLIT]`, `difference ARM ARM [SPLIT]`, `sampled-success ARM EVALUATION [SPLIT]`, `pass-at-k ARM EVALUATION [SPLIT]`,
     `speedup ARM`, `speedup-flops ARM`, `detectable`. With a prefix, only blocks whose names begin with it are filled
     ("PREFIX success gini"), so that one file can show several experiments. (A line that begins with a marker is HTML to Markdown:
