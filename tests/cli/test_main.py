@@ -30,7 +30,9 @@ def test_a_model_that_is_not_shipped_is_told_with_those_that_are(cli, tmp_path):
     for words in (["probe", "--data", "x", "--model"], ["evaluate", "--agent"], ["evaluate", "--model"]):
         result = cli(*words, "shipped:nope", "--out", tmp_path / "o")
         assert_refused(
-            result, "shipped:nope: is no model that comes with gradprism; choose one of alfworld-tiny, dialogue-tiny, stories-tiny, webshop-tiny"
+            result,
+            "shipped:nope: is no model that comes with gradprism; "
+            "choose one of alfworld-tiny, dialogue-tiny, stories-tiny, webshop-tiny",
         )
 
 
