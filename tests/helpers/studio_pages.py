@@ -26,9 +26,13 @@ def settle(page):
 
 
 def parameter(page, name):
-    """What the address says of a parameter, once it follows the page; None where it says nothing."""
-    page.wait_for_timeout(400)
-    found = re.search(rf"[?&]{name}=([^&]+)", page.url)
+    """What the address says of a parameter, once it follows the page; None where it says nothing.
+
+    The page changes its address 250 ms after what was done. A longer timer of the page itself fires after that one, however slow the
+    machine is.
+    """
+    address = page.evaluate("new Promise(done => setTimeout(() => done(location.hash), 300))")
+    found = re.search(rf"[?&]{name}=([^&]+)", address)
     return found and found[1]
 
 
