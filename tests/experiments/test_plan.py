@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+import gradprism as gp
 from gradprism.environments.webshop.generated import generate_catalogue
 from gradprism.experiments import data_work, model_work
 from gradprism.experiments.arms import RouteConfig
@@ -441,3 +442,19 @@ def test_shares_tell_rounds_before_anything_is_routed():
     made = small_plan("{name='o', route={shares=[0.3, 0.2, 0.5], sides=['sft', 'both', 'rl']}}", "rl.rounds=10")
     [rl] = [stage for stage in runs_of(made, "o")[0].stages if stage.kind == "rl"]
     assert (rl.config.rounds, rl.share_of) == (7, None)
+
+
+def test_a_corpus_of_other_tasks_passes_over_the_first(tmp_path):
+    dialogue = Path("configs/dialogue-mini.toml")
+
+    def collected(*overrides):
+        stage = plan(dialogue, *overrides).corpus
+        (folder := tmp_path / stage.name).mkdir()
+        stage.run(folder, None)
+        return stage, gp.load_corpus(folder / data_work.CORPUS)
+
+    first, six = collected("corpus.collect.count=6")
+    second, four = collected("corpus.collect.count=4", "corpus.collect.skip=2")
+    assert [one.id for one in four] == [one.id for one in six][2:] and len(list(four)) == 4
+    assert "skip" not in first.causes["config"], "results from before it could be said are still found"
+    assert second.causes["config"]["skip"] == 2

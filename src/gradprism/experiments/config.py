@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from datetime import date
 from glob import has_magic
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, Field, JsonValue, ValidationError, model_validator
 
@@ -68,8 +68,11 @@ class ModelConfig(Section):
 class CollectConfig(Section):
     """Gold trajectories that the environment's expert plays."""
 
+    added: ClassVar[frozenset[str]] = frozenset(("skip",))
+
     count: int = Field(ge=1, description="Tasks, types in turn.")
     split: str | None = Field(default=None, description="Their split; default the environment's training split.")
+    skip: int = Field(default=0, ge=0, description="Tasks of the split passed over before them: another corpus of the same kind.")
     max_steps: int = Field(default=50, ge=1, description="Actions per episode; a task not solved by then is left out.")
 
 

@@ -49,7 +49,7 @@ def pass_rates_file(stage: PassRates | None, store: Store) -> Path | None:
 def collect_corpus(stage: Collect, folder: Path, store: Store) -> Outcome[Part]:
     """Writes the expert's trajectories."""
     environment, wanted = stage.world.make(), stage.config
-    tasks = environment.tasks(wanted.split or environment.splits[0], wanted.count)
+    tasks = environment.tasks(wanted.split or environment.splits[0], wanted.skip + wanted.count)[wanted.skip :]
     trajectories = collect(environment, tasks, max_steps=wanted.max_steps, workers=stage.world.workers)
     write_messages_jsonl(folder / CORPUS, trajectories)
     return Outcome(Part(), f"{len(trajectories)} of {len(tasks)} tasks solved by the expert")
