@@ -1,7 +1,6 @@
 """Reinforcement learning on routed tasks: play a round, score it, take the policy-gradient steps, log, save, evaluate."""
 
 import copy
-import importlib.util
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -19,7 +18,7 @@ from gradprism.models import check_context_length
 from gradprism.rollouts.config import RolloutConfig
 from gradprism.rollouts.player import Player
 from gradprism.routing.sets import RlTask
-from gradprism.runtime.errors import ConfigError, ModelError
+from gradprism.runtime.errors import ConfigError
 from gradprism.runtime.files import sha256_json
 from gradprism.runtime.folders import Manifest, OnExisting
 from gradprism.runtime.progress import say
@@ -31,7 +30,7 @@ from gradprism.training.frame import training_frame
 from gradprism.training.head import add_head, score_tokens
 from gradprism.training.loop import Loop, constant, cosine
 from gradprism.training.loss import policy_loss, sampling_correction
-from gradprism.training.processes import fsdp_version
+from gradprism.training.rl_check import check_rl
 from gradprism.training.rl_config import RlConfig
 from gradprism.training.rounds import Rounds, figures_of
 from gradprism.training.rows import Row, row_weight, split_rows
@@ -90,7 +89,7 @@ def train_rl(
         length = check_context_length(frame.model, config.context_length)
         config, renderer = config.model_copy(update={"context_length": length}), Renderer(frame.tokenizer, length)
         frame.config = config
-        _check(tasks, config, frame.world, frame.model, renderer)
+        check_rl(tasks, config, frame.world, frame.model, renderer)
 
         def inputs() -> Manifest:
             known = [task.reference() for task in tasks]
@@ -109,38 +108,6 @@ def train_rl(
         evaluated = training.seconds["evaluation"]
         frame.warn(*training.warnings)
         return frame.finish(training.loop, len(tasks), training.counts, evaluated, training.stopped)
-
-
-def _check(tasks: Sequence[Task], config: RlConfig, world: int, model: Any, renderer: Renderer) -> None:
-    """Refuses what can be known to fail before anything is written."""
-    if not tasks:
-        raise ConfigError("no tasks to train on: the route sends nothing to RL; lower the threshold or use another policy")
-    if config.tasks_per_round % world:
-        raise ConfigError(
-            f"tasks_per_round {config.tasks_per_round}: must be a multiple of the {world} processes, so that none shares a group"
-        )
-    if config.context_length is not None and config.max_action_tokens >= config.context_length:
-        raise ConfigError(
-            f"max_action_tokens {config.max_action_tokens}: leaves no room in a context of {config.context_length} tokens"
-        )
-    if fsdp_version() and config.vllm == "off":
-        raise ConfigError(
-            "a sharded model cannot play: its processes would wait for each other's turns; use --vllm colocate or server"
-        )
-    if fsdp_version() == 1 and config.kl and config.lora_rank is None:
-        raise ConfigError("kl: version 1 of FSDP does not shard the reference model; use fsdp_version: 2, --kl 0 or --lora-rank")
-    if config.vllm != "off" and importlib.util.find_spec("vllm") is None:
-        raise ConfigError(f"vllm {config.vllm}: vLLM is not installed here; pip install vllm, or --vllm off")
-    if config.vllm != "off" and renderer.stop_id != renderer.tokenizer.eos_token_id:
-        raise ConfigError(
-            f"vllm {config.vllm}: stops at the tokenizer's end-of-sequence token {renderer.tokenizer.eos_token!r}, with which the chat "
-            "template does not end a turn; make the turn's end the tokenizer's eos_token, or --vllm off"
-        )
-    rows, tokens = model.get_input_embeddings().weight.shape[0], len(renderer.tokenizer)
-    if tokens > rows:
-        raise ModelError(f"the tokenizer has {tokens} tokens and the model {rows} embeddings: it is another model's tokenizer")
-    if config.prompt.history is None:
-        renderer.turn_suffix_ids("")  # a template that rewrites earlier turns is refused here
 
 
 class RlTraining:
