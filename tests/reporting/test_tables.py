@@ -162,18 +162,52 @@ def sampled(attempts: int = 4, n: int = 20) -> dict[str, Any]:
     return results
 
 
+AT_1 = "at 1, difference to Random 50:50 (points)"
+
+
+def test_sampled_differences_are_of_the_seeds_that_both_have() -> None:
+    results = sampled()
+    arms = {arm["name"]: arm for arm in results["arms"]}
+    for place, run in enumerate(arms["random"]["runs"][1:]):
+        won = "".join("1" if (task + place) % 3 else "0" for task in range(20) for _ in range(4))
+        results["stages"][f"cold-{place}"] = {"kind": "evaluate"}
+        run["sampled"] = {"hot": {"stage": f"cold-{place}", "success": {"unseen": won}, "score": {"unseen": [0.5] * 20}}}
+    experiment = comparison(results)
+    of = {
+        name: {run["seed"]: run["sampled"]["hot"]["success"]["unseen"] for run in arms[name]["runs"] if "sampled" in run}
+        for name in ("gini", "random")
+    }
+    both = sorted(of["gini"].keys() & of["random"].keys())
+    slow = sum(of["gini"][seed].count("1") - of["random"][seed].count("1") for seed in both) / (80 * len(both))
+    found = experiment.sampled_difference("gini", "random", "hot")
+    assert len(both) == 2 and found is not None and found.mean == pytest.approx(slow)
+    row = row_of(tables.sampled_table(experiment), "PRISM, Gini 50:50")
+    assert row[AT_1] == numbers.points(found)
+    filled = pages.fill_blocks(block("sampled-difference gini random hot"), experiment, "README.md")
+    assert f"{numbers.points(found)} points" in filled
+    assert experiment.sampled_difference("base", "random", "hot") is None
+
+
+def test_a_share_s_interval_stays_within_it() -> None:
+    results = sampled()
+    for run, won in zip(results["arms"][5]["runs"], "101", strict=True):
+        run["sampled"]["hot"]["success"]["unseen"] = won * 80
+    found = comparison(results).sampled_mean("gini", "hot")
+    assert found is not None and (found.low, found.high) == (0.0, 1.0)
+
+
 def test_sampled_answers_stand_beside_greedy_ones_on_the_same_tasks() -> None:
     results = sampled()
     experiment = comparison(results)
     headings, _, *rows = cells(tables.sampled_table(experiment))
-    assert headings == ["arm", "seeds", "greedy (20)", "at 1", "at 1 less greedy (points)", "pass@4 at 1"]
+    assert headings == ["arm", "seeds", "greedy (20)", "at 1", "at 1 less greedy (points)", "pass@4 at 1", AT_1]
     [row] = rows
     runs = results["arms"][5]["runs"]
     greedy = [int(run["success"]["unseen"][t]) for run in runs for t in range(20)]
     hot = [run["sampled"]["hot"]["success"]["unseen"][4 * t : 4 * t + 4] for run in runs for t in range(20)]
     share = [each.count("1") / 4 for each in hot]
     assert row[0] == "PRISM, Gini 50:50"
-    assert row[2].startswith(f"{100 * sum(greedy) / 60:.1f} [") and row[3].startswith(f"{100 * sum(share) / 60:.1f} [")
+    assert row[2] == f"{100 * sum(greedy) / 60:.1f}" and row[6] == "–" and row[3].startswith(f"{100 * sum(share) / 60:.1f} [")
     assert row[5].startswith(f"{100 * sum('1' in each for each in hot) / 60:.1f} [")
     assert row[4].startswith(numbers.fixed(100 * (sum(share) - sum(greedy)) / 60).replace("−", "−"))
     assert tables.sampled_table(experiment, "seen") is None and tables.sampled_table(comparison()) is None

@@ -79,7 +79,7 @@ class Comparison:
         if what == "success" and len(values) == 1 and self.is_run:
             low, high = wilson_interval(int(values.sum()), values.size)
             return replace(found, low=low, high=high)
-        return replace(found, low=max(0.0, found.low), high=min(1.0, found.high))
+        return _within_share(found)
 
     def scores(self, arms: Sequence[str], split: str | None = None) -> dict[str, Interval | None]:
         """Each arm's mean score on a split (default the first), where any differs from its success; else nothing."""
@@ -93,17 +93,7 @@ class Comparison:
 
         S is 0 where they have none in common.
         """
-        a, b = self.values(first, split), self.values(second, split)
-        runs_a, runs_b = self.runs(first, split), self.runs(second, split)
-        seeds_a, seeds_b = [run.seed for run in runs_a], [run.seed for run in runs_b]
-        if not a.size or not b.size:
-            return a[:0], b[:0]
-        if not any(run.stages for run in runs_a):
-            return np.repeat(a[:1], len(b), 0), b
-        if not any(run.stages for run in runs_b):
-            return a, np.repeat(b[:1], len(a), 0)
-        both = [seed for seed in seeds_a if seed in seeds_b]
-        return a[[seeds_a.index(seed) for seed in both]], b[[seeds_b.index(seed) for seed in both]]
+        return _aligned(self.runs(first, split), self.values(first, split), self.runs(second, split), self.values(second, split))
 
     def _paired(self, statistic: Callable[..., T], first: str, second: str, split: str | None) -> T | None:
         """A statistic of two arms' successes over the seeds that both have, on a split (default the first); None where there are none."""
@@ -128,16 +118,30 @@ class Comparison:
         run has it.
         """
         [sampling] = [sampling for sampling in self.results.evaluations if sampling.name == evaluation]
-        runs = [run for run in self.runs(arm, split) if evaluation in run.sampled and split in run.sampled[evaluation].success]
+        runs = self._sampled_runs(arm, evaluation, split)
         T = min(sampling.splits.get(split, 0), len(self.results.tasks[split]))
         many = np.array([list(run.sampled[evaluation].success[split]) for run in runs], dtype=np.float64)
         greedy = np.array([list(run.success[split][:T]) for run in runs], dtype=np.float64)
         return many.reshape(len(runs), T, sampling.attempts), greedy.reshape(len(runs), T)
 
+    def _sampled_runs(self, arm: str, evaluation: str, split: str) -> list[Run]:
+        return [run for run in self.runs(arm, split) if evaluation in run.sampled and split in run.sampled[evaluation].success]
+
     def sampled_mean(self, arm: str, evaluation: str, split: str | None = None, *, any_attempt: bool = False) -> Interval | None:
-        """Mean success of a further evaluation over attempts, or of any of a task's (pass@k); None where no run has it."""
+        """Mean success of a further evaluation over attempts, or of any of a task's (pass@k); None where no run has it.
+
+        The parts of the interval outside 0 and 1 are cut off.
+        """
         many, _ = self.sampled(arm, evaluation, split or self.splits[0])
-        return interval(many.max(2) if any_attempt else many.mean(2)) if many.size else None
+        return _within_share(interval(many.max(2) if any_attempt else many.mean(2))) if many.size else None
+
+    def sampled_difference(self, first: str, second: str, evaluation: str, split: str | None = None) -> Interval | None:
+        """Mean of `first` less that of `second` in a further evaluation, over the seeds that both have; None where there are none."""
+        split = split or self.splits[0]
+        runs = [self._sampled_runs(arm, evaluation, split) for arm in (first, second)]
+        means = [self.sampled(arm, evaluation, split)[0].mean(2) for arm in (first, second)]
+        a, b = _aligned(runs[0], means[0], runs[1], means[1])
+        return difference(a, b) if a.size else None
 
     def costs(self, arm: str | None) -> list[Cost]:
         """Cost of each run of an arm; none for an arm without stages (the base)."""
@@ -178,3 +182,23 @@ class Comparison:
         """The same of two arms by the spread of their own difference, as one of so many `comparisons`, by the p for any trainings."""
         found, S = self.difference(first, second), len(self.pairs(first, second, self.splits[0])[0])
         return detectable_difference([at_most(found, S - 1)], 0.05 / comparisons) if found and S > 1 else None
+
+
+def _within_share(found: Interval) -> Interval:
+    """The interval of a fraction, without what lies outside 0 and 1."""
+    return replace(found, low=max(0.0, found.low), high=min(1.0, found.high))
+
+
+def _aligned(
+    runs_a: Sequence[Run], a: NDArray[np.float64], runs_b: Sequence[Run], b: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Values `[S, T]` of two arms' runs with the seeds that both have; an arm that trains nothing is the same with every seed."""
+    if not a.size or not b.size:
+        return a[:0], b[:0]
+    if not any(run.stages for run in runs_a):
+        return np.repeat(a[:1], len(b), 0), b
+    if not any(run.stages for run in runs_b):
+        return a, np.repeat(b[:1], len(a), 0)
+    seeds_a, seeds_b = [run.seed for run in runs_a], [run.seed for run in runs_b]
+    both = [seed for seed in seeds_a if seed in seeds_b]
+    return a[[seeds_a.index(seed) for seed in both]], b[[seeds_b.index(seed) for seed in both]]

@@ -192,6 +192,11 @@ _NUMBERS: dict[str, tuple[tuple[str, ...], bool, Callable[..., str]]] = {
     "score": (("arm",), True, lambda c, arm, split: percent(c.mean(arm, split, "score"))),
     "difference": (("arm", "arm"), True, lambda c, arm, other, split: points(c.difference(arm, other, split), " points")),
     "sampled-success": (("arm", "evaluation"), True, lambda c, arm, name, split: percent(c.sampled_mean(arm, name, split), " %")),
+    "sampled-difference": (
+        ("arm", "arm", "evaluation"),
+        True,
+        lambda c, arm, other, name, split: points(c.sampled_difference(arm, other, name, split), " points"),
+    ),
     "pass-at-k": (
         ("arm", "evaluation"),
         True,
@@ -207,10 +212,10 @@ def fill_blocks(text: str, comparison: Comparison, source: str, prefix: str = ""
     """`text` with what stands between `<!-- gradprism: NAME -->` and `<!-- /gradprism -->` filled in; errors name the file `source`.
 
     Blocks are `main`, `claims`, `regime`, `bars`, `sampled`, `cost`, `training`, `parts`, and within a line `success ARM [SPLIT]`,
-    `score ARM [SPLIT]`, `difference ARM ARM [SPLIT]`, `sampled-success ARM EVALUATION [SPLIT]`, `pass-at-k ARM EVALUATION [SPLIT]`,
-    `speedup ARM`, `speedup-flops ARM`, `detectable`. With a prefix, only blocks whose names begin with it are filled
-    ("PREFIX success gini"), so that one file can show several experiments. (A line that begins with a marker is HTML to Markdown:
-    begin it with a word.)
+    `score ARM [SPLIT]`, `difference ARM ARM [SPLIT]`, `sampled-success ARM EVALUATION [SPLIT]`,
+    `sampled-difference ARM ARM EVALUATION [SPLIT]`, `pass-at-k ARM EVALUATION [SPLIT]`, `speedup ARM`, `speedup-flops ARM`,
+    `detectable`. With a prefix, only blocks whose names begin with it are filled ("PREFIX success gini"), so that one file can show
+    several experiments. (A line that begins with a marker is HTML to Markdown: begin it with a word.)
 
     Raises `DataError` for a block that is none of these, an unknown arm or split, or a block that does not end before the next.
     """

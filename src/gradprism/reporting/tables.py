@@ -172,9 +172,10 @@ def sampled_table(comparison: Comparison, split: str | None = None) -> Table | N
     """Success by greedy answers against that by sampled ones, and pass@k, of the arms that have both; None where none has.
 
     All are of the same tasks, the first of the split (default the main one), and of the seeds that were sampled, whose number is told;
-    differences are paired by task and seed.
+    differences are paired by task and seed. The last columns are differences of sampled success to the first reference arm.
     """
     split = split or comparison.splits[0]
+    [reference, *_] = [arm for arm in comparison.results.reference_arms if comparison.runs(arm, split)] or [None]
     samplings = [s for s in comparison.results.evaluations if split in s.splits]
     rows = []
     for arm in comparison.arms:
@@ -182,10 +183,14 @@ def sampled_table(comparison: Comparison, split: str | None = None) -> Table | N
         for sampling in samplings:
             sampled, greedy = comparison.sampled(arm, sampling.name, split)
             seeds.append(str(len(sampled)))
-            mean = interval(sampled.mean(2)) if sampled.size else None
+            mean = comparison.sampled_mean(arm, sampling.name, split)
             less = interval(sampled.mean(2) - greedy) if sampled.size else None
-            cells += [percent(interval(greedy) if sampled.size else None), percent(mean), points(less)]
-            cells += [percent(interval(sampled.max(2)) if sampled.size else None)] if sampling.attempts > 1 else []
+            cells += [f"{100 * greedy.mean():.1f}" if sampled.size else "–", percent(mean), points(less)]
+            if sampling.attempts > 1:
+                cells += [percent(comparison.sampled_mean(arm, sampling.name, split, any_attempt=True))]
+            if reference:
+                other = comparison.sampled_difference(arm, reference, sampling.name, split) if arm != reference else None
+                cells += [points(other)]
         if any(cell != "–" for cell in cells):
             rows.append([comparison.title(arm), "/".join(dict.fromkeys(seeds)), *cells])
     headings = ["arm", "seeds"]
@@ -193,6 +198,7 @@ def sampled_table(comparison: Comparison, split: str | None = None) -> Table | N
         at = f"at {sampling.temperature:g}"
         headings += [f"greedy ({sampling.splits[split]})", at, f"{at} less greedy (points)"]
         headings += [f"pass@{sampling.attempts} {at}"] if sampling.attempts > 1 else []
+        headings += [f"{at}, difference to {comparison.title(reference)} (points)"] if reference else []
     return Table(headings, rows) if rows else None
 
 
