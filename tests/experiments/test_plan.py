@@ -53,18 +53,14 @@ def runs_of(planned, name):
 
 
 @pytest.mark.parametrize("file", MINI)
-def test_every_arm_of_the_issue_is_there(file):
+def test_the_arms_beyond_table_1_are_there(file):
     config = load_config(file)
     there = {arm.name for arm in config.arms}
-    assert there >= {"base", "sft", "grpo", "gigpo", "sft-then-rl", "random", "pass-rate", "gini", "cv", "kurtosis"}
-    assert there >= {"inverse-gini", "inverse-cv", "inverse-kurtosis", "magnitude", "loss", "length", "uncertainty"}
+    assert there >= {"gigpo", "inverse-gini", "inverse-cv", "inverse-kurtosis", "magnitude", "loss", "length", "uncertainty"}
     assert there >= {f"{metric}-{share}" for metric in ("gini", "cv") for share in (10, 30, 70, 90)}
     assert there >= {"gini-refreshed", "gini-soft"}
     assert there >= {"pass-rate-band", "pass-rate-band-reversed", "gini-within-length", "gini-within-type", "gini-per-median"}
     assert there >= {"all-then-random", "all-then-gini", "all-then-gini-after", "random-full-rounds", "gini-full-rounds"}
-    assert all(len(config.seeds_of(arm)) >= 3 for arm in config.arms if arm.name != "base" and arm.group != "sweep")
-    assert all(config.seeds_of(arm) == config.seeds for arm in config.arms if arm.group == "table1" and arm.name != "base")
-    assert config.evaluation.seed == 0, "evaluations of all arms draw alike"
 
 
 def test_what_arms_have_in_common_runs_once():
