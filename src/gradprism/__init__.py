@@ -11,6 +11,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from gradprism.advice.advise import Advice as Advice, advise as advise
     from gradprism.concentration import register_metric as register_metric
     from gradprism.environments.demonstrations import collect as collect
     from gradprism.environments.protocol import Environment as Environment, Info as Info, Step as Step, Task as Task
@@ -63,6 +64,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 _ROOMS = {
+    "advice.advise": "Advice advise",
     "concentration": "register_metric",
     "environments.demonstrations": "collect",
     "environments.protocol": "Environment Info Step Task",

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
+from gradprism.experiments.comparison import families
 from gradprism.experiments.config import load_config
-from gradprism.experiments.power import detectable, expected, families, seeds_of_claim
+from gradprism.experiments.power import detectable, expected, seeds_of_claim
 from gradprism.experiments.results import Power
 from gradprism.experiments.statistics import difference, interval, training_p
 from helpers.cli import assert_refused

@@ -18,6 +18,7 @@ COMMANDS = {
     "route": "Send each probed trajectory to SFT or to RL.",
     "export": "Write a route folder in the format of another trainer, such as verl.",
     "audit": "Show what a probe's split correlates with, and how stable it is.",
+    "advise": "Advise how much of a corpus goes to SFT and to RL, and chosen by what.",
     "sft": "Fine-tune a model on trajectories.",
     "rl": "Train a model with GRPO or GiGPO on an environment's tasks.",
     "evaluate": "Play an environment's tasks with a model, the expert or at random, and report success with intervals.",

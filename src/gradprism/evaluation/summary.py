@@ -45,7 +45,7 @@ class SuccessRow:
     parts: dict[str, float] = field(default_factory=dict)
 
 
-def wilson_interval(successes: int, episodes: int, z: float = Z) -> tuple[float, float]:
+def wilson_interval(successes: float, episodes: int, z: float = Z) -> tuple[float, float]:
     """95 % Wilson score interval of a proportion (Wilson 1927), as fractions; (0, 1) for no episodes."""
     if episodes == 0:
         return 0.0, 1.0

@@ -1,7 +1,7 @@
 """Arms of an experiment compared: means, differences and p values of their successes, costs and speed-ups."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal, TypeVar
 
 import numpy as np
@@ -9,12 +9,13 @@ from numpy.typing import NDArray
 
 from gradprism.evaluation.summary import wilson_interval
 from gradprism.experiments.costs import Measure, Speedup, run_cost, speedup
-from gradprism.experiments.results import Cost, Results, Run
+from gradprism.experiments.results import Claim, Cost, Results, Run
 from gradprism.experiments.statistics import (
     Interval,
     at_most,
     detectable_difference,
     difference,
+    holm,
     interval,
     permutation_p,
     training_p,
@@ -23,6 +24,27 @@ from gradprism.experiments.statistics import (
 MAIN_GROUP = "table1"
 What = Literal["success", "score"]
 T = TypeVar("T")
+K = TypeVar("K")
+
+
+@dataclass(frozen=True)
+class Tested:
+    """A claim's difference "better less worse" on the main split, a fraction, over `seeds` in common, and p values of no difference:
+    given these models, and for any trainings, both Holm's over its family of `comparisons` claims; with the difference that such an
+    experiment detects. None for what is not known."""
+
+    difference: Interval | None
+    p_models: float | None
+    p_trainings: float | None
+    seeds: int
+    comparisons: int
+    detectable: float | None
+
+
+def corrected(p_values: Mapping[K, float | None]) -> dict[K, float]:
+    """Those that are known, corrected by Holm's method for their number."""
+    known = {key: p for key, p in p_values.items() if p is not None}
+    return dict(zip(known, holm(list(known.values())), strict=True))
 
 
 class Comparison:
@@ -182,6 +204,31 @@ class Comparison:
         """The same of two arms by the spread of their own difference, as one of so many `comparisons`, by the p for any trainings."""
         found, S = self.difference(first, second), len(self.pairs(first, second, self.splits[0])[0])
         return detectable_difference([at_most(found, S - 1)], 0.05 / comparisons) if found and S > 1 else None
+
+    def tested(self, claims: Sequence[Claim]) -> list[Tested]:
+        """Each claim's test, in the order given; the claims of a family are corrected together."""
+        sizes, of_models, of_trainings = families(claims), dict[int, float](), dict[int, float]()
+        for family in sizes:
+            own = {i: claim for i, claim in enumerate(claims) if claim.family == family}
+            of_models |= corrected({i: self.p(claim.better, claim.worse) for i, claim in own.items()})
+            of_trainings |= corrected({i: self.training_p(claim.better, claim.worse) for i, claim in own.items()})
+        return [
+            Tested(
+                self.difference(claim.better, claim.worse),
+                of_models.get(i),
+                of_trainings.get(i),
+                len(self.pairs(claim.better, claim.worse, self.splits[0])[0]),
+                sizes[claim.family],
+                self.detectable_between(claim.better, claim.worse, sizes[claim.family]),
+            )
+            for i, claim in enumerate(claims)
+        ]
+
+
+def families(claims: Sequence[Claim]) -> dict[str, int]:
+    """The number of claims in each family, over which p values are corrected."""
+    names = [claim.family for claim in claims]
+    return {name: names.count(name) for name in dict.fromkeys(names)}
 
 
 def _within_share(found: Interval) -> Interval:

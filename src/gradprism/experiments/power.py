@@ -1,7 +1,6 @@
 """The difference that an experiment can detect, told before it is run: by its seeds and tasks, and by what is assumed of both."""
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from gradprism.experiments.config import ExperimentConfig
@@ -41,12 +40,6 @@ def detectable(power: Power, S: int, T: int, family: int) -> Detectable | None:
         return None
     found = expected(power, S, T)
     return Detectable(detectable_difference([found]), detectable_difference([at_most(found, S - 1)], 0.05 / family))
-
-
-def families(claims: Sequence[Claim]) -> dict[str, int]:
-    """The number of claims in each family, over which p values are corrected."""
-    names = [claim.family for claim in claims]
-    return {name: names.count(name) for name in dict.fromkeys(names)}
 
 
 def seeds_of_claim(config: ExperimentConfig, claim: Claim) -> int:

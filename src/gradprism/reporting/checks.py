@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from gradprism.experiments import costs
-from gradprism.experiments.comparison import Comparison
+from gradprism.experiments.comparison import Comparison, families
 from gradprism.experiments.config import ExperimentConfig
-from gradprism.experiments.power import detectable, families, seeds_of_claim
+from gradprism.experiments.power import detectable, seeds_of_claim
 from gradprism.experiments.results import Power
 from gradprism.reporting.document import Table
 from gradprism.reporting.numbers import percent, points

@@ -1,14 +1,12 @@
 """Tables of results: success, differences, claims, sweeps, audits and routes."""
 
 from collections.abc import Iterable, Sequence
-from typing import TypeVar
 
 import numpy as np
 
-from gradprism.experiments.comparison import MAIN_GROUP, Comparison
-from gradprism.experiments.power import families
+from gradprism.experiments.comparison import MAIN_GROUP, Comparison, corrected, families
 from gradprism.experiments.results import Agreement, Run, Sweep
-from gradprism.experiments.statistics import Interval, holm, interval
+from gradprism.experiments.statistics import Interval, interval
 from gradprism.reporting.document import Block, Table
 from gradprism.reporting.numbers import optional, p_value, percent, points, share, times
 
@@ -23,7 +21,6 @@ SHORT_NAMES = {
 }
 ENDS = "ended by steps / context / failure"  # episodes, the mean over runs
 _P = ("p, these models", "p, any trainings")
-K = TypeVar("K")
 
 
 def short_name(task_type: str) -> str:
@@ -96,20 +93,14 @@ def parts_table(comparison: Comparison, arms: Sequence[str], split: str) -> Tabl
     return Table(["arm", *names], rows) if names else None
 
 
-def _corrected(p_values: dict[K, float | None]) -> dict[K, float]:
-    """Those that are known, corrected by Holm's method for their number."""
-    known = {key: p for key, p in p_values.items() if p is not None}
-    return dict(zip(known, holm(list(known.values())), strict=True))
-
-
 def difference_table(comparison: Comparison, arms: Sequence[str], split: str) -> Table | None:
     """Differences of arms to each reference arm in points, with interval and both p, Holm's over the column's comparisons."""
     references = [arm for arm in comparison.results.reference_arms if comparison.runs(arm, split)]
     cells: dict[str, list[str]] = {arm: [] for arm in arms}
     for reference in references:
         others = [arm for arm in arms if arm != reference]
-        of_models = _corrected({arm: comparison.p(arm, reference, split) for arm in others})
-        of_trainings = _corrected({arm: comparison.training_p(arm, reference, split) for arm in others})
+        of_models = corrected({arm: comparison.p(arm, reference, split) for arm in others})
+        of_trainings = corrected({arm: comparison.training_p(arm, reference, split) for arm in others})
         for arm, row in cells.items():
             found = None if arm == reference else comparison.difference(arm, reference, split)
             row += [points(found), p_value(of_models.get(arm)), p_value(of_trainings.get(arm))]
@@ -135,19 +126,11 @@ def main_table(comparison: Comparison) -> Table:
 
 def claims_table(comparison: Comparison) -> Table:
     """Each claim's difference on the main split, its p values (Holm's over its family), and whether it is borne out."""
-    claims, of_models, of_trainings = comparison.results.claims, dict[int, float](), dict[int, float]()
-    sizes = families(claims)
-    for family in sizes:
-        own = {i: claim for i, claim in enumerate(claims) if claim.family == family}
-        of_models |= _corrected({i: comparison.p(claim.better, claim.worse) for i, claim in own.items()})
-        of_trainings |= _corrected({i: comparison.training_p(claim.better, claim.worse) for i, claim in own.items()})
-    rows = []
-    for i, claim in enumerate(claims):
-        found = comparison.difference(claim.better, claim.worse)
-        seeds = len(comparison.pairs(claim.better, claim.worse, comparison.splits[0])[0])
-        detectable = comparison.detectable_between(claim.better, claim.worse, sizes[claim.family])
-        said = verdict(found, of_trainings.get(i), detectable)
-        cells = [said, points(found), p_value(of_models.get(i)), p_value(of_trainings.get(i)), str(seeds)]
+    claims = comparison.results.claims
+    sizes, rows = families(claims), []
+    for claim, found in zip(claims, comparison.tested(claims), strict=True):
+        said = verdict(found.difference, found.p_trainings, found.detectable)
+        cells = [said, points(found.difference), p_value(found.p_models), p_value(found.p_trainings), str(found.seeds)]
         rows.append([claim.text, *cells, *([claim.family or "–"] if len(sizes) > 1 else [])])
     return Table(["claim", "verdict", "difference (points)", *_P, "seeds", *(["family"] if len(sizes) > 1 else [])], rows)
 

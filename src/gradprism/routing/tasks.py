@@ -1,10 +1,10 @@
 """Which task each trajectory is of, by the corpus, and how often a model wins that task, by the episodes it played."""
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import polars as pl
@@ -57,13 +57,24 @@ def _tasks(lines: list[_Line]) -> pl.DataFrame:
     )
 
 
+class Played(NamedTuple):
+    """The end of an episode; `score` is None where the file tells none."""
+
+    success: bool
+    score: float | None
+
+
 @dataclass(frozen=True, slots=True)
 class PassRates:
-    """Share of each task's episodes that a model wins, 0 to 1 by the task's id; `source` says where from, and `sha256` is of that."""
+    """Share of each task's episodes that a model wins, 0 to 1 by the task's id; `source` says where from, and `sha256` is of that.
+
+    `episodes` are those of each task, None where only rates were given.
+    """
 
     rates: Mapping[str, float]
     source: str
     sha256: str
+    episodes: Mapping[str, Sequence[Played]] | None = None
 
     @classmethod
     def of(cls, rates: "str | Path | Mapping[str, float]") -> "PassRates":
@@ -76,7 +87,7 @@ class PassRates:
                 raise DataError(f"pass rates: that of task {bad[0][0]!r} is {bad[0][1]!r}; give numbers from 0 to 1")
             return cls(rates, "the pass rates", sha256_json(dict(rates)))
         path = Path(rates)
-        played: defaultdict[str, list[bool]] = defaultdict(list)
+        played: defaultdict[str, list[Played]] = defaultdict(list)
         for record in iter_records(path):
             episode = record.value
             if not (isinstance(episode, dict) and isinstance(episode.get("id"), str) and isinstance(episode.get("success"), bool)):
@@ -84,8 +95,10 @@ class PassRates:
                     f"{record.place}: is no episode, which has a task's 'id' (text) and 'success' (true or false); "
                     "give the episodes.jsonl of a `gradprism evaluate`"
                 )
-            played[episode["id"]].append(episode["success"])
-        return cls({task: sum(wins) / len(wins) for task, wins in played.items()}, f"the episodes of {path}", sha256_file(path))
+            score = episode.get("score")
+            played[episode["id"]].append(Played(episode["success"], score if isinstance(score, int | float) else None))
+        rates = {task: sum(end.success for end in ends) / len(ends) for task, ends in played.items()}
+        return cls(rates, f"the episodes of {path}", sha256_file(path), played)
 
     def column(self, ids: pl.Series, tasks: pl.Series) -> pl.Series:
         """The rate of each trajectory's task, `[n]`; raises `DataError` naming the first trajectory whose task has none."""

@@ -1,0 +1,69 @@
+"""What the audit of a probe says of one score: whether a route by it would be by something of its own that stays the same."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from gradprism.probing.result import Probe
+from gradprism.routing.audit import UNSTABLE
+from gradprism.routing.scoreboard import FEWEST, OWN, STABLE
+from gradprism.routing.split import Value, metrics_with
+from gradprism.routing.stability import audit
+
+
+class ScoreFacts(Value):
+    """Facts of `metric` over n trajectories, of which it is not defined for `undefined`: then nothing else is known.
+
+    `own` is the share of its ranks' variance that length and loss leave, `near` the share of trajectories within one standard error of the
+    median, `stability` Spearman's correlation with itself in each other probe, `alike` the scores that rank as it does, `warnings` the
+    audit's. None where a figure is not known.
+    """
+
+    metric: str
+    n: int
+    undefined: int
+    first_undefined: str | None = None
+    own: float | None = None
+    near: float | None = None
+    stability: Mapping[str, float | None] = {}
+    alike: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def doubts(self) -> tuple[str, ...]:
+        """Reasons not to route by it here, from its own figures; a few trajectories give next to none."""
+        return tuple(self._doubts())
+
+    def _doubts(self) -> Iterator[str]:
+        if self.undefined:
+            yield f"not defined for {self.undefined} of {self.n} trajectories, the first {self.first_undefined!r}; leave them out"
+            return
+        if self.own is not None and self.own < OWN and self.n >= FEWEST:
+            yield f"mostly length and loss here ({1 - self.own:.0%} of its ranks' variance)"
+        if self.near is not None and self.near > UNSTABLE:
+            yield f"an uncertain cut: {self.near:.0%} of the trajectories lie within one standard error of it"
+        moved = [f"{name} (ρ {rho:.2f})" for name, rho in self.stability.items() if rho is not None and rho < STABLE]
+        if moved:
+            yield f"not the same in {', '.join(moved)}"
+
+
+def score_facts(
+    probe: Probe, metric: str, pass_rates: str | Path | Mapping[str, float] | None, compare: Sequence[Probe | str | Path]
+) -> ScoreFacts:
+    """The facts of a score, from `audit`; raises what that does, but for scores that are not defined for some trajectories."""
+    table = probe.measures(metrics=metrics_with(metric), strict=False)
+    undefined = table.filter(table.select(metrics_with(metric)).fill_nan(None).sum_horizontal(ignore_nulls=False).is_null())
+    if len(undefined):
+        return ScoreFacts(metric=metric, n=len(table), undefined=len(undefined), first_undefined=undefined["id"][0])
+    found = audit(probe, metric, pass_rates=pass_rates, compare=compare)
+    assert found.scores is not None  # all are compared
+    facts = found.scores.scores.get(metric)
+    return ScoreFacts(
+        metric=metric,
+        n=len(table),
+        undefined=0,
+        own=facts and facts.own,
+        near=found.share_within_one_standard_error,
+        stability={name: agreed.spearman for name, agreed in found.agreement.probes.items()},
+        alike=tuple(name for group in found.scores.groups or () if metric in group for name in group if name != metric),
+        warnings=found.warnings,
+    )

@@ -1,0 +1,257 @@
+"""The sentences of an advice, each with its numbers."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from gradprism.advice.audit_facts import ScoreFacts
+from gradprism.advice.choice import FEW, KEPT, STRONG, WEAK, Choice, Corpus
+from gradprism.advice.evidence import Contrast, Experiment, Rule, Span, Way
+from gradprism.advice.pass_rates import Start
+from gradprism.evaluation.summary import Z
+from gradprism.probing.result import Probe
+from gradprism.reporting.numbers import count, duration, fixed, p_value
+
+# Tasks, none of which is won, that show a success below WEAK by Wilson's interval.
+ENOUGH = int(Z**2 * (1 - WEAK) / WEAK) + 1
+RANDOM = Rule(policy="random")
+
+
+@dataclass(frozen=True)
+class Case:
+    """All that the sentences are made of."""
+
+    probe: Probe
+    corpus: Corpus
+    begin: Start | None
+    score: ScoreFacts
+    experiments: Sequence[Experiment]
+    choice: Choice
+    playable: bool
+    group_size: int
+
+    @property
+    def place(self) -> str:
+        """The probe folder, as one would type it."""
+        return "PROBE" if self.probe.folder is None else str(self.probe.folder)
+
+    @property
+    def refused(self) -> tuple[str, ...]:
+        """Why a rule that experiments show is not advised here: what the probe's own audit says against it."""
+        shown = self.choice.rule
+        return self.score.doubts if shown and shown.by_metric else ()
+
+    @property
+    def rule(self) -> Rule:
+        """What to split by."""
+        return RANDOM if self.choice.rule is None or self.refused else self.choice.rule
+
+
+def recommendation(case: Case) -> str:
+    """The advice in a sentence or two."""
+    choice, corpus, way = case.choice, case.corpus, case.choice.way
+    if choice.only_sft:
+        return "SFT on everything: RL has nothing to play."
+    if choice.verdict == "strong":
+        if way is None:
+            return "Neither SFT nor RL on these tasks: the base wins nearly all of them; take harder ones."
+        return "RL on everything, with little or no SFT before it: the base wins most of these tasks already."
+    if way is None:
+        first = "SFT first; what share of the corpus" if choice.verdict in ("weak", "flat") else "No share is advised; which"
+        return f"{first} is best no experiment says."
+    said = f"{str(way)[0].upper()}{str(way)[1:]}"
+    if way.splits:
+        said += f", split {'at random' if case.rule == RANDOM else f'by {case.rule}'}"
+    if corpus.named < corpus.trajectories and way.rl != "none":
+        said += f"; RL can play only the {corpus.named} of {corpus.trajectories} trajectories that name a task"
+    return f"{said}."
+
+
+def certainty(case: Case) -> str:
+    """How sure the advice is."""
+    choice, way = case.choice, case.choice.way
+    if choice.only_sft:
+        return "nothing else is possible."
+    if choice.verdict == "strong":
+        return "the pass rates say so; what SFT or RL still gains from such a base no experiment here says."
+    if way is None:
+        return "none."
+    least: dict[Way, int] = {}  # of several experiments the one that says least for it
+    for other, contrast in _alternatives(case):
+        least[other] = min(least.get(other, 2), 2 * contrast.shown or contrast.suggested)
+    words = {
+        2: "shown to be better than",
+        1: "suggested, not shown, to be better than",
+        0: "not told apart from",
+        -1: "suggested, not shown, to be worse than",
+        -2: "shown to be worse than",
+    }
+    parts = [f"{said} {_listed(others)}" for n, said in words.items() if (others := [way for way in least if least[way] == n])]
+    names = ", ".join(found.name for found in case.experiments if found.speaks)
+    return f"low. In {names}: {'; '.join(parts)}. For your model and tasks not known."
+
+
+def _alternatives(case: Case) -> Iterator[tuple[Way, Contrast]]:
+    """The chosen way against every other, in every experiment that speaks."""
+    for experiment in case.experiments:
+        arms = experiment.by_way() if experiment.speaks else {}
+        if own := case.choice.way and arms.get(case.choice.way):
+            for other in (found.way for found in case.choice.ways if found.way != own.way):
+                if contrast := experiment.contrast(own.name, arms[other].name):
+                    yield other, contrast
+
+
+def reasons(case: Case) -> Iterator[str]:
+    """Why, what is the corpus's own first."""
+    yield from _of_corpus(case)
+    yield from _of_pass_rates(case)
+    yield from _of_score(case.score)
+    if case.choice.only_sft:
+        return
+    yield from _of_ways(case)
+    yield from _of_rules(case)
+    sizes = [f"{found.environment}, {count(found.parameters)} parameters" for found in case.experiments if found.parameters]
+    yield f"The experiments are of tiny models on generated tasks ({'; '.join(sizes)}): how far they carry over is not known."
+
+
+def _of_corpus(case: Case) -> Iterator[str]:
+    corpus = case.corpus
+    if not corpus.named:
+        yield f"None of the {corpus.trajectories} trajectories names a task, so no environment can set one up."
+    elif not case.playable:
+        yield f"There is no environment to play the {corpus.tasks} tasks."
+    else:
+        yield (
+            f"{corpus.named} of {corpus.trajectories} trajectories name a task, {corpus.tasks} in all; RL needs an environment that "
+            "plays them."
+        )
+
+
+def _of_pass_rates(case: Case) -> Iterator[str]:
+    begin = case.begin
+    if begin is None:
+        if not case.choice.only_sft:
+            yield "Pass rates: not known, so neither is whether RL has anything to learn from the base."
+        return
+    episodes = ""
+    if begin.fewest_episodes is not None:
+        low, high = begin.fewest_episodes, begin.most_episodes
+        episodes = f", {low} episodes each" if low == high else f", {low} to {high} episodes each"
+    yield f"Pass rates: the base wins {_percent(begin.success)} of {begin.tasks} of {begin.of_tasks} tasks{episodes}."
+    for varying, rewarded in ((begin.varying, "success"), (begin.varying_scores, "the score")):
+        if varying is not None and (rewarded == "success" or varying != begin.varying):
+            least = "at least " if begin.at_least else ""
+            yield (
+                f"Groups of {begin.group_size} that do not all earn the same, rewarding {rewarded}: {least}{_percent(varying)} of the "
+                "tasks; from the others RL learns nothing."
+            )
+    said = {
+        "weak": f"Whole interval below {WEAK:.0%}: RL from the base would learn next to nothing; SFT first, then measure again.",
+        "graded": f"Whole interval below {WEAK:.0%}, but scores vary: RL from the base can learn from the score, not from success.",
+        "flat": f"Fewer than {FEW:.0%} of the groups vary: RL from the base would learn next to nothing; SFT first, then measure again.",
+        "strong": f"Whole interval above {STRONG:.0%}: SFT has little to add.",
+    }
+    if case.choice.verdict in said:
+        yield said[case.choice.verdict]
+
+
+def _of_score(score: ScoreFacts) -> Iterator[str]:
+    if score.doubts:
+        yield f"Audit of {score.metric}: {'; '.join(score.doubts)}."
+    else:
+        own = "" if score.own is None else f", {score.own:.0%} of its ranks' variance is not length and loss"
+        stable = [rho for rho in score.stability.values() if rho is not None]
+        kept = f", least ρ with itself in another probe {min(stable):.2f}" if stable else ", stability in other probes not measured"
+        yield f"Audit of {score.metric} over {score.n} trajectories: nothing against it{own}{kept}."
+    if score.alike:
+        yield f"{score.metric} ranks like {', '.join(score.alike)}: one of them will do."
+
+
+def _of_ways(case: Case) -> Iterator[str]:
+    choice = case.choice
+    for experiment in case.experiments:
+        if not experiment.speaks:
+            unmet = [bar.text for bar in experiment.bars if bar.met is False] or ["what RL must do is not known"]
+            yield f"{experiment.name} does not count, for RL did not do there what it must: {'; '.join(unmet)}."
+            continue
+        arms = experiment.by_way()
+        told = [f"{way} {_percent(arms[way].success)}{_price(arms[way].flops)}" for way in (found.way for found in choice.ways)]
+        if told:
+            yield f"{experiment.name}, success (and FLOPs over those of SFT, then RL on everything): {'; '.join(told)}."
+        others = [
+            f"{arm.rule} with {100 * (arm.way.rl_share or 0):g} % to RL {_percent(arm.success)}"
+            for arm in experiment.arms
+            if arm.rule and arm.way not in arms
+        ]
+        if others:
+            yield f"{experiment.name}, splits without a random one to compare with: {'; '.join(others)}."
+    if choice.way and choice.ways and choice.verdict != "strong":
+        kept = "; ".join(f"{found.way} {100 * found.kept:.0f} %" for found in choice.ways)
+        criterion = "most success" if choice.prefer == "success" else f"cheapest with {100 * KEPT:g} % of the best way's gain"
+        yield f"Chosen: the {criterion}, by means. Share of the best way's gain over the base: {kept}."
+
+
+def _price(flops: Span | None) -> str:
+    return "" if flops is None else f" ({flops.mean:.2f}×)"
+
+
+def _of_rules(case: Case) -> Iterator[str]:
+    trials, shown = case.choice.trials, case.choice.rule
+    if shown:
+        for experiment, rule, contrast in trials:
+            if rule == shown:
+                yield f"{experiment.name}: {rule} against a random split {_difference(contrast)}."
+        if case.refused:
+            yield f"A random split is advised all the same, for the audit here says of {shown.metric}: {'; '.join(case.refused)}."
+    elif trials:
+        best = max(trials, key=lambda trial: trial[2].difference.mean)
+        of_metric = [trial for trial in trials if trial[1] == Rule(policy="concentration", metric=case.score.metric)]
+        told = {id(trial): f"{trial[1]} in {trial[0].name} {_difference(trial[2])}" for trial in (best, *of_metric)}
+        yield f"None of {len(trials)} comparisons shows a rule that beats a random split, the best first: {'; '.join(told.values())}."
+
+
+def _difference(contrast: Contrast) -> str:
+    d, detectable = contrast.difference, contrast.detectable
+    seen = "" if detectable is None else f", {f'{100 * detectable:.0f} points' if detectable < 1 else 'nothing'} detectable"
+    return f"{'+' if d.mean > 0 else ''}{_percent(d, '')} points (corrected p {p_value(contrast.p)}{seen})"
+
+
+def changes(case: Case) -> Iterator[str]:
+    """What would lead to another advice."""
+    choice = case.choice
+    if choice.only_sft:
+        yield "an environment that plays the tasks, and trajectories that name them"
+        return
+    if choice.verdict in ("unknown", "between"):
+        yield f"a base that wins less than {WEAK:.0%} of the tasks, or whose groups hardly vary: SFT first, whatever follows"
+        yield f"a base that wins more than {STRONG:.0%}: little SFT is needed"
+    if choice.ways and choice.verdict != "strong":
+        yield "--prefer price" if choice.prefer == "success" else "--prefer success"
+    if not choice.rule:
+        yield "an experiment, such as your own (--results), in which a rule beats a random split at a corrected p below 0.05"
+
+
+def measurements(case: Case) -> Iterator[str]:
+    """What to measure next."""
+    begin, probe = case.begin, case.probe
+    only_sft, open_ = case.choice.only_sft, case.choice.verdict == "between" and begin and begin.tasks < begin.of_tasks
+    if not only_sft and (begin is None or begin.at_least or open_):
+        tasks = case.corpus.tasks
+        few = f"; {ENOUGH} tasks without a win would show a weak base" if tasks > ENOUGH and begin is None else ""
+        yield (
+            f"pass rates, {tasks} tasks × {case.group_size} episodes{few}: gradprism evaluate --model {probe.manifest.model or 'MODEL'} "
+            f"--tasks {case.place}/corpus.jsonl --attempts {case.group_size} --temperature 1 --out base/"
+        )
+    if not case.score.stability:
+        seconds = probe.usage.wall_seconds
+        took = f", about {duration(seconds)} as the first one took" if seconds else ""
+        yield f"the same probe in another dtype or context length{took}, for --compare"
+    if not case.choice.only_sft:
+        yield "both ways on your own model, with three seeds or more: gradprism experiment; power tells beforehand what it can detect"
+
+
+def _listed(ways: Sequence[Way]) -> str:
+    return ", ".join(f"“{way}”" for way in dict.fromkeys(ways))
+
+
+def _percent(span: Span, unit: str = " %") -> str:
+    return f"{fixed(100 * span.mean)}{unit} [{fixed(100 * span.low)}, {fixed(100 * span.high)}]"

@@ -1,0 +1,139 @@
+"""The command and its Python face, on probe folders of every kind."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import gradprism as gp
+from gradprism.advice.evidence import Rule, packaged
+from gradprism.probing.result import Probe
+from gradprism.runtime.errors import ConfigError
+from gradprism.runtime.files import write_jsonl
+from helpers.cli import assert_refused
+from helpers.probes import COUNT, make_probe
+from helpers.tiny import sample_trajectories
+
+
+def episodes(path, wins, k=8, tasks=COUNT):
+    """`wins` of k episodes of each task are won."""
+    write_jsonl(path, [{"id": f"sample-{i:04d}", "success": j < wins} for i in range(tasks) for j in range(k)])
+    return path
+
+
+@pytest.fixture
+def probe(tmp_path):
+    make_probe(tmp_path / "probe")
+    return tmp_path / "probe"
+
+
+def test_the_text_begins_with_the_advice_and_its_certainty(cli, probe):
+    code, out, err = cli("advise", probe)
+    found = gp.advise(probe)
+    lines = out.splitlines()
+    assert (code, err) == (0, "") and lines[:2] == [found.recommendation, f"Certainty: {found.certainty}"]
+    assert [line for line in lines if line in ("Why", "What would change it", "Next, cheapest first")] == [
+        "Why",
+        "What would change it",
+        "Next, cheapest first",
+    ]
+    assert found.start is None and "Pass rates: not known" in out and f"--tasks {probe}/corpus.jsonl" in out
+    assert "tiny models" in out
+
+
+def test_json_is_the_value(cli, probe):
+    code, out, err = cli("advise", probe, "--prefer", "price", "--json")
+    assert (code, err) == (0, "") and json.loads(out) == gp.advise(probe, prefer="price").to_json()
+
+
+def test_a_way_that_splits_has_a_rule_and_others_none(probe):
+    for prefer in ("success", "price"):
+        found = gp.advise(probe, prefer=prefer)
+        assert (found.rule is not None) == bool(found.way and found.way.splits)
+        if found.rule and not any(contrast.shown > 0 for one in packaged() for contrast in one.rules):
+            assert found.rule == Rule(policy="random")
+
+
+def test_pass_rates_of_all_tasks_or_of_some(cli, probe, tmp_path):
+    weak = gp.advise(probe, pass_rates=episodes(tmp_path / "weak.jsonl", 0))
+    assert weak.start and weak.start.success.high < 0.05  # 168 episodes lost
+    assert weak.way is None or weak.way.sft != "none"
+    assert any("SFT first" in reason for reason in weak.reasons)
+    strong = gp.advise(probe, pass_rates=episodes(tmp_path / "strong.jsonl", 7))
+    assert strong.way and strong.way.sft == "none" and any("SFT has little to add" in reason for reason in strong.reasons)
+    solved = gp.advise(probe, pass_rates=episodes(tmp_path / "solved.jsonl", 8))
+    assert solved.way is None and solved.recommendation.startswith("Neither")
+    some = gp.advise(probe, pass_rates=episodes(tmp_path / "some.jsonl", 1, k=4, tasks=5))
+    assert some.start and (some.start.tasks, some.start.of_tasks, some.start.at_least) == (5, COUNT, True)
+    assert any("at least" in reason for reason in some.reasons) and any("pass rates" in line for line in some.next)
+    bad = episodes(tmp_path / "bad.jsonl", 1)
+    bad.write_text(bad.read_text().replace("sample-", "other-"))
+    assert_refused(cli("advise", probe, "--pass-rates", bad), str(bad), "none of the corpus's 21 tasks")
+
+
+def test_without_task_names_or_an_environment_only_sft_is_left(cli, probe, tmp_path):
+    make_probe(tmp_path / "nameless", trajectories=[replace(t, task={}) for t in sample_trajectories(5)])
+    nameless = gp.advise(tmp_path / "nameless", pass_rates=episodes(tmp_path / "e.jsonl", 4, tasks=5))
+    code, out, _ = cli("advise", probe, "--no-env", "--json")
+    for found in (nameless.to_json(), json.loads(out)):
+        assert found["way"]["rl"] == "none" and found["recommendation"].startswith("SFT on everything")
+    assert code == 0 and "None of the 5 trajectories names a task" in "\n".join(nameless.reasons) and nameless.start is None
+
+
+def test_rl_plays_only_what_names_a_task(tmp_path):
+    some = [t if i % 3 else replace(t, task={}) for i, t in enumerate(sample_trajectories(9))]
+    make_probe(tmp_path / "some", trajectories=some)
+    found = gp.advise(tmp_path / "some")
+    assert (found.corpus.trajectories, found.corpus.named, found.corpus.tasks) == (9, 6, 6)
+    assert "only the 6 of 9 trajectories" in found.recommendation
+
+
+def test_one_trajectory_is_enough_for_an_answer(tmp_path):
+    make_probe(tmp_path / "one", trajectories=sample_trajectories(1))
+    found = gp.advise(tmp_path / "one")
+    assert found.corpus.trajectories == 1 and found.score.own is None and str(found)
+
+
+def test_scores_that_are_not_defined_are_told(tmp_path):
+    def change(norms):
+        norms[3] = 0
+
+    make_probe(tmp_path / "probe", change=change)
+    found = gp.advise(tmp_path / "probe")
+    assert (found.score.undefined, found.score.first_undefined) == (1, "sample-0003")
+    assert any("not defined for 1 of 21" in reason for reason in found.reasons)
+
+
+def test_the_own_audit_weighs_first(probe, tmp_path):
+    """A rule that an experiment shows is not advised where the probe's own audit doubts its score."""
+    make_probe(tmp_path / "other", change=lambda norms: norms.__imul__(np.random.default_rng(1).random(norms.shape)))
+    found = gp.advise(probe, compare=tmp_path / "other")
+    [rho] = found.score.stability.values()
+    assert rho is not None and rho < 0.9 and any(f"ρ {rho:.2f}" in doubt for doubt in found.score.doubts)
+    assert not any("same probe in another dtype" in line for line in found.next)
+
+
+def test_own_experiments_count_beside_those_of_the_package_and_before_those_of_their_name(cli, probe, tmp_path):
+    own = tmp_path / "own"
+    own.mkdir()
+    for name in ("results.json", "config.json"):
+        values = json.loads((Path("results/webshop-mini") / name).read_text())
+        (own / name).write_text(json.dumps({**values, "name": "mine"}))
+    names = [one.name for one in packaged()]
+    found = gp.advise(probe, results=own)
+    assert [one.name for one in found.experiments] == ["mine", *names]
+    assert any(reason.startswith("mine, success") for reason in found.reasons)
+    again = gp.advise(probe, results=["results/webshop-mini"])
+    assert [one.name for one in again.experiments] == ["webshop-mini", *(name for name in names if name != "webshop-mini")]
+    assert_refused(cli("advise", probe, "--results", tmp_path / "nothing"), str(tmp_path / "nothing"))
+
+
+def test_wrong_choices_are_one_line(cli, probe, tmp_path):
+    assert_refused(cli("advise", probe, "--prefer", "luck"), "prefer 'luck': choose success or price")
+    assert_refused(cli("advise", tmp_path / "no"), "no such folder")
+    assert_refused(cli("advise", probe, "--metric", "nope"), "nope")
+    assert_refused(cli("advise", probe, "--group-size", "1"), "--group-size")
+    with pytest.raises(ConfigError, match="group size 0"):
+        gp.advise(Probe.load(probe), group_size=0)
