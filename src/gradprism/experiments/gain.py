@@ -1,7 +1,7 @@
 """What SFT and RL gain on groups of similar trajectories, each trained on by itself from the base, and which scores predict it."""
 
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from pydantic import Field, ValidationError
 
 from gradprism.experiments.config import CollectConfig, ExperimentConfig
-from gradprism.experiments.gain_stages import Groups, Measure, MeasureRl, MeasureSft, Outcomes
+from gradprism.experiments.gain_stages import Grouped, Groups, Measure, MeasureRl, MeasureSft, Outcomes, PassScores
 from gradprism.experiments.plan import Plan
 from gradprism.experiments.results import Machine, Part
 from gradprism.experiments.schedule import Status, run_stages, status
@@ -69,10 +69,12 @@ class Gain(Part):
 
 @dataclass(frozen=True)
 class GainPlan:
-    """The stages: the groups, the base's outcomes by seed, and those after each method by (method, seed, group)."""
+    """The stages: the groups, the scores of the pass that are asked for, the base's outcomes by seed, and those after each method by
+    (method, seed, group)."""
 
     config: ExperimentConfig
     groups: Groups
+    more: PassScores | None
     base: dict[int, Measure]
     trained: dict[tuple[str, int, int], MeasureSft | MeasureRl]
 
@@ -85,7 +87,9 @@ class GainPlan:
         [(split, n)] = config.evaluation.splits.items()
         steps = (config.corpus.collect or config.evaluation).max_steps
         demonstrations = Collect(plan.world, CollectConfig(count=config.gain.demonstrations, split=split, max_steps=steps))
-        groups = Groups(plan.probe, plan.pass_rates(config.seed), config.gain.groups)
+        groups = Groups(replace(plan.probe, scores=()), plan.pass_rates(config.seed), config.gain.groups)
+        target = replace(plan.probe, corpus=demonstrations, scores=("sketch",)) if "sketch" in plan.probe.scores else None
+        more = PassScores(plan.probe, target) if plan.probe.scores else None
         base, trained = {}, {}
         for place, seed in enumerate(seeds):
             # Other tasks and other draws for each seed, the same for all models: what seeds agree on is the group's own.
@@ -98,17 +102,18 @@ class GainPlan:
             for group in range(config.gain.groups):
                 trained["sft", seed, group] = MeasureSft(*given, group, sft)
                 trained["rl", seed, group] = MeasureRl(*given, group, rl)
-        return cls(config, groups, base, trained)
+        return cls(config, groups, more, base, trained)
 
     @property
     def stages(self) -> list[AnyStage]:
         """All of them, in order."""
-        return [self.groups, *self.base.values(), *self.trained.values()]
+        return [self.groups, *([self.more] if self.more else []), *self.base.values(), *self.trained.values()]
 
     @property
     def labels(self) -> dict[str, str]:
         """What a person is told of each."""
         of_base = {stage.name: f"base/{seed}" for seed, stage in self.base.items()}
+        of_base |= {self.more.name: "scores of the pass"} if self.more else {}
         return of_base | {stage.name: f"{method}/{seed} on group {group}" for (method, seed, group), stage in self.trained.items()}
 
 
@@ -165,7 +170,8 @@ def gather_gain(plan: GainPlan, store: Store) -> Gain | None:
         }
         for method in METHODS
     }
-    scores = {name: np.array([np.nan if v is None else v for v in values]) for name, values in grouped.scores.items()}
+    told = grouped.scores | _more_scores(plan, store, grouped)
+    scores = {name: np.array([np.nan if v is None else v for v in values]) for name, values in told.items()}
     config, example = plan.config, plan.base[seeds[0]]
     made = [store.record(stage) for stage in plan.stages if store.is_done(stage)]
     return Gain(
@@ -196,6 +202,15 @@ def gather_gain(plan: GainPlan, store: Store) -> Gain | None:
         },
         machine=made[-1].machine.model_copy(update={"threads": config.threads}),
     )
+
+
+def _more_scores(plan: GainPlan, store: Store, grouped: Grouped) -> dict[str, list[float | None]]:
+    """The scores of the pass of the grouped trajectories, in their order; none before they are taken."""
+    if plan.more is None or not store.is_done(plan.more):
+        return {}
+    found = store.found(plan.more)
+    places = {one: place for place, one in enumerate(found.ids)}
+    return {name: [values[places[one]] for one in grouped.ids] for name, values in found.scores.items()}
 
 
 def _gain(base: Outcomes, trained: Outcomes, outcome: str) -> float:

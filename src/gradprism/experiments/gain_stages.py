@@ -34,6 +34,28 @@ class Groups(Stage[Grouped]):
     count: int
 
 
+class Scored(Part):
+    """Further scores of every trajectory, None where one is not defined."""
+
+    ids: list[str]
+    scores: dict[str, list[float | None]]
+
+
+@dataclass(frozen=True)
+class PassScores(Stage[Scored]):
+    """Scores of the pass, and with a `target` the cosine of each gradient to its mean gradient.
+
+    They have no part in the groups, so that they can be added when the trainings are done.
+    """
+
+    kind = "gain-scores"
+    Found = Scored
+    runner = f"{WORK}:score_pass"
+
+    probe: Probe
+    target: Probe | None
+
+
 class Outcomes(Part):
     """Of a model: mean loss over the demonstrations' response tokens, in nats, and mean success and score of the played tasks."""
 

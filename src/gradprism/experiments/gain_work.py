@@ -7,15 +7,18 @@ from typing import Any
 import numpy as np
 import polars as pl
 import torch
+from numpy.typing import NDArray
 
 from gradprism.evaluation.agents import ModelAgent
 from gradprism.evaluation.run import evaluate
 from gradprism.experiments.data_work import corpus_of, pass_rates_file, probe_folder
-from gradprism.experiments.gain_stages import Grouped, Groups, Measure, MeasureRl, MeasureSft, Outcomes
+from gradprism.experiments.gain_stages import Grouped, Groups, Measure, MeasureRl, MeasureSft, Outcomes, PassScores, Scored
 from gradprism.experiments.gain_statistics import similar_groups
 from gradprism.experiments.model_work import load
 from gradprism.experiments.stage import Outcome, Store
+from gradprism.probing.pass_scores import RANKING
 from gradprism.probing.result import Probe
+from gradprism.routing.directions import target_cosines
 from gradprism.routing.policies import FROM_PASS_RATES, PolicyContext, policy_scores
 from gradprism.routing.routes import route
 from gradprism.routing.stability import score_table
@@ -49,10 +52,25 @@ def group_corpus(stage: Groups, folder: Path, store: Store) -> Outcome[Grouped]:
     found = Grouped(
         ids=probe.ids,
         groups=similar_groups(varied, stage.count),
-        scores={name: [float(v) if np.isfinite(v) else None for v in column] for name, column in values.items()},
+        scores={name: _known(column) for name, column in values.items()},
         parameters=probe.manifest.parameters,
     )
     return Outcome(found, f"{len(probe)} trajectories, {len(values)} scores")
+
+
+def score_pass(stage: PassScores, folder: Path, store: Store) -> Outcome[Scored]:
+    """Reads the scores of the pass, and compares directions with the target's."""
+    probe = Probe.load(probe_folder(stage.probe, store))
+    names = [name for name in RANKING if name in probe.manifest.scores]
+    table = probe.measures(metrics=names, strict=False)
+    scores = {name: _known(table[name].cast(pl.Float64).fill_null(np.nan).to_numpy()) for name in names}
+    if stage.target is not None:
+        scores["target_cosine"] = _known(target_cosines(probe, Probe.load(probe_folder(stage.target, store))))
+    return Outcome(Scored(ids=probe.ids, scores=scores), f"{', '.join(scores)} of {len(probe)} trajectories")
+
+
+def _known(values: NDArray[np.float64]) -> list[float | None]:
+    return [float(value) if np.isfinite(value) else None for value in values]
 
 
 def measure_base(stage: Measure, folder: Path, store: Store) -> Outcome[Outcomes]:
