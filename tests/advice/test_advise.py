@@ -1,5 +1,6 @@
 """The command and its Python face, on probe folders of every kind."""
 
+import itertools
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -8,8 +9,9 @@ import numpy as np
 import pytest
 
 import gradprism as gp
-from gradprism.advice.evidence import Rule, packaged
+from gradprism.advice.evidence import Arm, Contrast, Experiment, Rule, Span, Way, packaged
 from gradprism.probing.result import Probe
+from gradprism.reporting.checks import Check
 from gradprism.runtime.errors import ConfigError
 from gradprism.runtime.files import write_jsonl
 from helpers.cli import assert_refused
@@ -34,10 +36,10 @@ def test_the_text_begins_with_the_advice_and_its_certainty(cli, probe):
     found = gp.advise(probe)
     lines = out.splitlines()
     assert (code, err) == (0, "") and lines[:2] == [found.recommendation, f"Certainty: {found.certainty}"]
-    assert [line for line in lines if line in ("Why", "What would change it", "Next, cheapest first")] == [
+    assert [line for line in lines if line in ("Why", "What would change it", "Next, what decides most first")] == [
         "Why",
         "What would change it",
-        "Next, cheapest first",
+        "Next, what decides most first",
     ]
     assert found.start is None and "Pass rates: not known" in out and f"--tasks {probe}/corpus.jsonl" in out
     assert "tiny models" in out
@@ -106,13 +108,85 @@ def test_scores_that_are_not_defined_are_told(tmp_path):
     assert any("not defined for 1 of 21" in reason for reason in found.reasons)
 
 
-def test_the_own_audit_weighs_first(probe, tmp_path):
-    """A rule that an experiment shows is not advised where the probe's own audit doubts its score."""
+def halves_are_best(rule, p):
+    """An experiment that shows a rule for halves with this corrected p."""
+    halves = Way(sft="routed", rl="routed", rl_share=0.5)
+    success = Span(mean=0.5, low=0.4, high=0.6)
+    gain = Contrast(
+        first="ruled",
+        second="random",
+        difference=Span(mean=0.2, low=0.1, high=0.3),
+        p=p,
+        comparisons=3,
+        detectable=0.1,
+    )
+    return Experiment(
+        name="made-up",
+        environment="made-up",
+        model=None,
+        parameters=None,
+        trajectories=None,
+        tasks=9,
+        base=Span(mean=0.1, low=0, high=0.2),
+        arms=(
+            Arm(name="random", way=halves, rule=Rule(policy="random"), seeds=3, success=success),
+            Arm(name="ruled", way=halves, rule=rule, seeds=3, success=success),
+        ),
+        ways=(),
+        rules=(gain,),
+        bars=(Check(True, "RL gains"),),
+    )
+
+
+def test_a_rule_is_advised_where_it_is_shown_and_the_own_audit_has_nothing_against_it(probe, tmp_path, monkeypatch):
+    rule = Rule(policy="inverse", metric="cv", normalise="per_parameter")
     make_probe(tmp_path / "other", change=lambda norms: norms.__imul__(np.random.default_rng(1).random(norms.shape)))
-    found = gp.advise(probe, compare=tmp_path / "other")
-    [rho] = found.score.stability.values()
-    assert rho is not None and rho < 0.9 and any(f"ρ {rho:.2f}" in doubt for doubt in found.score.doubts)
-    assert not any("same probe in another dtype" in line for line in found.next)
+    make_probe(tmp_path / "many", trajectories=sample_trajectories(200))
+
+    def advice(folder, p=0.01, rule=rule, **options):
+        monkeypatch.setattr("gradprism.advice.advise.packaged", lambda: (halves_are_best(rule, p),))
+        return gp.advise(folder, **options)
+
+    shown = advice(tmp_path / "many")
+    assert (shown.rule, shown.score.metric, shown.score.doubts) == (rule, "cv", ())
+    assert "split by low cv (per_parameter)" in shown.recommendation
+    assert any(reason.startswith("made-up: low cv") and "p 0.010, 10 points detectable" in reason for reason in shown.reasons)
+    assert advice(tmp_path / "many", p=0.06).rule == Rule(policy="random")
+
+    doubted = advice(probe, compare=tmp_path / "other")
+    [rho] = doubted.score.stability.values()
+    assert rho is not None and rho < 0.9 and f"ρ {rho:.2f}" in " ".join(doubted.score.doubts)
+    assert doubted.rule == Rule(policy="random") and "split at random" in doubted.recommendation
+    assert any("advised all the same" in reason and f"ρ {rho:.2f}" in reason for reason in doubted.reasons)
+    assert not any("same probe in another dtype" in line for line in doubted.next)
+    other = Rule(policy="pass_rate")  # which goes by no score of the audit
+    assert advice(probe, rule=other, compare=tmp_path / "other").rule == other
+
+
+def test_nothing_is_advised_where_no_experiment_speaks(probe, monkeypatch):
+    monkeypatch.setattr("gradprism.advice.advise.packaged", lambda: ())
+    found = gp.advise(probe)
+    assert (found.way, found.rule, found.certainty) == (None, None, "none.") and found.recommendation.startswith(
+        "No share is advised"
+    )
+
+
+def test_the_price_of_pass_rates_is_that_of_their_episodes(cli, tmp_path, monkeypatch):
+    corpus = list(itertools.islice(gp.load_corpus(gp.shipped("alfworld-quickstart.jsonl")), 3))
+    make_probe(tmp_path / "probe", trajectories=corpus, manifest={"model": str(gp.shipped("alfworld-tiny"))})
+    asked = {}
+
+    def estimate(model, renderer, environment, tasks, config, machine):
+        asked.update(model=model, tasks=[task.id for task in tasks])
+        return {"rollout hours": gp.Figure(0.5, "h", ""), "episodes": gp.Figure(100, "", "")}
+
+    monkeypatch.setattr(gp, "estimate_rl", estimate)
+    code, out, err = cli("advise", tmp_path / "probe", "--env", "alfworld")
+    assert (code, err) == (0, "")
+    assert "pass rates, 3 tasks × 8 episodes, about 7.2 min" in out  # 18 s each
+    assert "--model shipped:alfworld-tiny" in out
+    assert asked["tasks"] == [trajectory.task["id"] for trajectory in corpus]
+    assert_refused(cli("advise", tmp_path / "probe", "--env", "alfworld", "--no-env"), "exclude each other")
 
 
 def test_own_experiments_count_beside_those_of_the_package_and_before_those_of_their_name(cli, probe, tmp_path):

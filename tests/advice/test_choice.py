@@ -3,8 +3,9 @@
 import pytest
 
 from gradprism.advice.choice import RL, SFT, choose, shown_rule, verdict, weigh
-from gradprism.advice.evidence import Arm, Bar, Contrast, Experiment, Rule, Span, Way
+from gradprism.advice.evidence import Arm, Contrast, Experiment, Rule, Span, Way
 from gradprism.advice.pass_rates import Start
+from gradprism.reporting.checks import Check
 
 BOTH = Way(sft="all", rl="all")
 HALVES = Way(sft="routed", rl="routed", rl_share=0.5)
@@ -38,7 +39,7 @@ def experiment(successes, flops=None, rules=(), base=0.1, met=True, name="made-u
         arms=(*arms, *ruled),
         ways=ways,
         rules=tuple(contrast(f"rule {i}", str(HALVES), mean, p) for i, (_, mean, p) in enumerate(rules)),
-        bars=(Bar(met=met, text="RL gains"),),
+        bars=(Check(met, "RL gains"),),
     )
 
 
@@ -104,7 +105,7 @@ def test_a_strong_base_needs_little_sft_and_a_perfect_one_nothing():
 
 def test_experiments_in_which_rl_did_not_work_say_nothing():
     silent = experiment({SFT: 0.6, BOTH: 0.9}, met=False, rules=((GINI, 0.5, 0.001),))
-    unknown = silent.model_copy(update={"bars": (Bar(met=None, text="not known"),)})
+    unknown = silent.model_copy(update={"bars": (Check(None, "not known"),)})
     for found in (silent, unknown):
         chosen = choose([found], None, False, "success")
         assert (chosen.way, chosen.rule, chosen.ways, chosen.trials) == (None, None, (), ())

@@ -49,7 +49,7 @@ class Advice(Value):
     def _lines(self) -> Iterator[str]:
         yield self.recommendation
         yield f"Certainty: {self.certainty}"
-        parts = {"Why": self.reasons, "What would change it": self.changes, "Next, cheapest first": self.next}
+        parts = {"Why": self.reasons, "What would change it": self.changes, "Next, what decides most first": self.next}
         for name, lines in parts.items():
             if lines:
                 yield from ("", name, *(f"- {line}" for line in lines))
@@ -65,6 +65,7 @@ def advise(
     group_size: int | None = None,
     prefer: Prefer = "success",
     playable: bool = True,
+    episode_seconds: float | None = None,
 ) -> Advice:
     """Advises how to share a probed corpus between SFT and RL, and what is to choose.
 
@@ -77,6 +78,7 @@ def advise(
         group_size: Episodes per group of RL; default that of `RlConfig`.
         prefer: `success`: the way that succeeds most; `price`: the cheapest that keeps 90 % of what that gains.
         playable: Whether there is an environment that can play the tasks.
+        episode_seconds: Seconds that an episode of the base takes, where they are known, for the price of pass rates.
 
     Raises `ConfigError` for a wrong choice, and what `audit` and `read_results` raise; scores that are not defined are no error.
     """
@@ -96,11 +98,11 @@ def advise(
     own = {found.name: found for found in (Experiment.of(Path(folder)) for folder in results)}
     experiments = (*own.values(), *(found for found in packaged() if found.name not in own))
     choice = choose(experiments, begin, not (corpus.named and playable), prefer)
-    shown = choice.rule
+    audited = choice.rule if choice.rule and choice.rule.is_audited else Rule(policy="concentration", metric=metric)
     # An audit asks for the pass rate of every trajectory.
     complete = rates is not None and all(task in rates.rates for task in tasks["task"])
-    score = score_facts(probe, shown.metric if shown and shown.by_metric else metric, pass_rates if complete else None, compare)
-    case = Case(probe, corpus, begin, score, experiments, choice, playable, of_group)
+    score = score_facts(probe, audited.metric, audited.normalise, pass_rates if complete else None, compare)
+    case = Case(probe, corpus, begin, score, experiments, choice, playable, of_group, episode_seconds)
     return Advice(
         probe=case.place,
         model=probe.manifest.model,

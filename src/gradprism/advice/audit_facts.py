@@ -3,6 +3,8 @@
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+import polars as pl
+
 from gradprism.probing.result import Probe
 from gradprism.routing.audit import UNSTABLE
 from gradprism.routing.scoreboard import FEWEST, OWN, STABLE
@@ -47,14 +49,18 @@ class ScoreFacts(Value):
 
 
 def score_facts(
-    probe: Probe, metric: str, pass_rates: str | Path | Mapping[str, float] | None, compare: Sequence[Probe | str | Path]
+    probe: Probe,
+    metric: str,
+    normalise: str,
+    pass_rates: str | Path | Mapping[str, float] | None,
+    compare: Sequence[Probe | str | Path],
 ) -> ScoreFacts:
     """The facts of a score, from `audit`; raises what that does, but for scores that are not defined for some trajectories."""
-    table = probe.measures(metrics=metrics_with(metric), strict=False)
-    undefined = table.filter(table.select(metrics_with(metric)).fill_nan(None).sum_horizontal(ignore_nulls=False).is_null())
+    table = probe.measures(normalise, metrics_with(metric), strict=False)
+    undefined = table.filter(pl.any_horizontal(pl.col(metrics_with(metric)).is_nan()))
     if len(undefined):
         return ScoreFacts(metric=metric, n=len(table), undefined=len(undefined), first_undefined=undefined["id"][0])
-    found = audit(probe, metric, pass_rates=pass_rates, compare=compare)
+    found = audit(probe, metric, normalise=normalise, pass_rates=pass_rates, compare=compare)
     assert found.scores is not None  # all are compared
     facts = found.scores.scores.get(metric)
     return ScoreFacts(

@@ -39,20 +39,17 @@ class WayFound(Value):
 @dataclass(frozen=True)
 class Choice:
     """What was chosen, and from what: `way` is None where nothing supports one, `rule` where none is shown to beat chance; `trials` are
-    the rules' comparisons with chance in the experiments that speak. `only_sft`: there is nothing that RL can play."""
+    the rules' comparisons with chance in the experiments that speak. `only_sft`: there is nothing that RL can play. `other` is the way that
+    the other preference chooses."""
 
     verdict: Verdict
     only_sft: bool
     prefer: Prefer
     ways: tuple[WayFound, ...]
     way: Way | None
+    other: Way | None
     trials: tuple[tuple[Experiment, Rule, Contrast], ...]
     rule: Rule | None
-
-    @property
-    def speaking(self) -> list[Experiment]:
-        """The experiments that say which way was best; the rules' own may be fewer."""
-        return list({id(found): found for found, _, _ in self.trials}.values())
 
 
 def choose(experiments: Sequence[Experiment], begin: Start | None, only_sft: bool, prefer: Prefer) -> Choice:
@@ -60,7 +57,8 @@ def choose(experiments: Sequence[Experiment], begin: Start | None, only_sft: boo
     speaking = [found for found in experiments if found.speaks]
     said, ways = verdict(begin), weigh(speaking)
     trials = tuple(_trials(speaking))
-    return Choice(said, only_sft, prefer, ways, _way(ways, said, begin, only_sft, prefer), trials, shown_rule(trials))
+    way, other = (_way(ways, said, begin, only_sft, by_price) for by_price in (prefer == "price", prefer != "price"))
+    return Choice(said, only_sft, prefer, ways, way, other, trials, shown_rule(trials))
 
 
 def verdict(begin: Start | None) -> Verdict:
@@ -98,7 +96,7 @@ def weigh(speaking: Sequence[Experiment]) -> tuple[WayFound, ...]:
     return tuple(sorted(found, key=lambda one: (one.flops is None, one.flops or 0.0, -one.kept)))
 
 
-def _way(ways: Sequence[WayFound], said: Verdict, begin: Start | None, only_sft: bool, prefer: Prefer) -> Way | None:
+def _way(ways: Sequence[WayFound], said: Verdict, begin: Start | None, only_sft: bool, by_price: bool) -> Way | None:
     if only_sft:
         return SFT
     if said == "strong":
@@ -107,7 +105,7 @@ def _way(ways: Sequence[WayFound], said: Verdict, begin: Start | None, only_sft:
     allowed = [found for found in ways if said not in ("weak", "flat") or found.way.sft != "none"]
     if not allowed:
         return None
-    if prefer == "price":
+    if by_price:
         best = max(found.kept for found in allowed)
         return next(found.way for found in allowed if found.kept >= KEPT * best)
     return max(allowed, key=lambda found: found.kept).way

@@ -13,10 +13,11 @@ from pydantic import BaseModel, TypeAdapter
 from gradprism.experiments.arms import ArmConfig, Data, RefreshConfig, RouteConfig
 from gradprism.experiments.comparison import Comparison, Tested
 from gradprism.experiments.config import load_config
-from gradprism.experiments.costs import Measure, speedup
+from gradprism.experiments.costs import speedup
 from gradprism.experiments.results import Claim, read_results
 from gradprism.experiments.statistics import Interval
-from gradprism.reporting import checks
+from gradprism.reporting.checks import Check, bars
+from gradprism.routing.audit import BY_METRIC
 from gradprism.routing.split import Value
 
 PACKAGED = Path(__file__).with_name("evidence.json")
@@ -66,9 +67,9 @@ class Rule(BaseModel, frozen=True, extra="forbid"):
     scored: str = "base"
 
     @property
-    def by_metric(self) -> bool:
-        """Whether the metric matters to it."""
-        return self.policy in ("concentration", "inverse", "soft")
+    def is_audited(self) -> bool:
+        """Whether it goes by a score that the audit of a probe of the base looks at."""
+        return self.policy in BY_METRIC and self.scored == "base"
 
     def __str__(self) -> str:
         named = {"concentration": f"high {self.metric}", "inverse": f"low {self.metric}", "soft": f"{self.metric}, softly"}
@@ -79,7 +80,7 @@ class Rule(BaseModel, frozen=True, extra="forbid"):
 
 
 class Arm(Value):
-    """An arm with its success on the main split, and its FLOPs and seconds over those of SFT then RL on everything, where these compare.
+    """An arm with its success on the main split, and its FLOPs over those of SFT then RL on everything.
 
     `rule` is None for an arm that splits nothing.
     """
@@ -90,7 +91,6 @@ class Arm(Value):
     seeds: int
     success: Span
     flops: Span | None = None
-    seconds: Span | None = None
 
 
 class Contrast(Value):
@@ -124,13 +124,6 @@ class Contrast(Value):
         return self.model_copy(update={"first": self.second, "second": self.first, "difference": turned})
 
 
-class Bar(Value):
-    """A condition on the experiment, whether it is met (None: not known), and the figures."""
-
-    met: bool | None
-    text: str
-
-
 class Experiment(Value):
     """What an experiment found. `ways` compares arms that split nothing or split by chance with each other, `rules` every other arm that
     splits with the arm that splits alike by chance."""
@@ -145,7 +138,7 @@ class Experiment(Value):
     arms: tuple[Arm, ...]
     ways: tuple[Contrast, ...]
     rules: tuple[Contrast, ...]
-    bars: tuple[Bar, ...]
+    bars: tuple[Check, ...]
 
     @property
     def speaks(self) -> bool:
@@ -191,7 +184,7 @@ class Experiment(Value):
             arms=tuple(_arm(comparison, name, *found, whole) for name, found in trained.items()),
             ways=tuple(_contrasts(comparison, list(itertools.combinations(by_chance, 2)))),
             rules=tuple(_contrasts(comparison, ruled)),
-            bars=tuple(Bar(met=check.met, text=check.text) for check in checks.bars(comparison)),
+            bars=tuple(bars(comparison)),
         )
 
 
@@ -214,21 +207,10 @@ def _rule(arm: ArmConfig) -> Rule | None:
 
 
 def _arm(comparison: Comparison, name: str, way: Way, rule: Rule | None, whole: str | None) -> Arm:
-    success = comparison.mean(name)
+    success, price = comparison.mean(name), whole and speedup(comparison.costs(name), comparison.costs(whole), "flops")
     assert success is not None  # it has runs
-    prices = {measure: _price(comparison, name, whole, measure) for measure in ("flops", "wall_seconds")}
-    seeds = len(comparison.runs(name))
-    return Arm(
-        name=name, way=way, rule=rule, seeds=seeds, success=_span(success), flops=prices["flops"], seconds=prices["wall_seconds"]
-    )
-
-
-def _price(comparison: Comparison, name: str, whole: str | None, measure: Measure) -> Span | None:
-    """Mean cost of an arm over that of SFT then RL on everything, and the range over its runs."""
-    if whole is None or (measure != "flops" and not (comparison.times_compare(name) and comparison.times_compare(whole))):
-        return None
-    found = speedup(comparison.costs(name), comparison.costs(whole), measure)
-    return found and Span(mean=_short(1 / found.ratio), low=_short(1 / found.high), high=_short(1 / found.low))
+    flops = Span(mean=_short(1 / price.ratio), low=_short(1 / price.high), high=_short(1 / price.low)) if price else None
+    return Arm(name=name, way=way, rule=rule, seeds=len(comparison.runs(name)), success=_span(success), flops=flops)
 
 
 def _contrasts(comparison: Comparison, pairs: Sequence[tuple[str, str]]) -> Iterator[Contrast]:

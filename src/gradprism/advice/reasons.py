@@ -8,6 +8,7 @@ from gradprism.advice.choice import FEW, KEPT, STRONG, WEAK, Choice, Corpus
 from gradprism.advice.evidence import Contrast, Experiment, Rule, Span, Way
 from gradprism.advice.pass_rates import Start
 from gradprism.evaluation.summary import Z
+from gradprism.package_data import shipped_name
 from gradprism.probing.result import Probe
 from gradprism.reporting.numbers import count, duration, fixed, p_value
 
@@ -28,6 +29,7 @@ class Case:
     choice: Choice
     playable: bool
     group_size: int
+    episode_seconds: float | None
 
     @property
     def place(self) -> str:
@@ -38,7 +40,7 @@ class Case:
     def refused(self) -> tuple[str, ...]:
         """Why a rule that experiments show is not advised here: what the probe's own audit says against it."""
         shown = self.choice.rule
-        return self.score.doubts if shown and shown.by_metric else ()
+        return self.score.doubts if shown and shown.is_audited else ()
 
     @property
     def rule(self) -> Rule:
@@ -224,23 +226,24 @@ def changes(case: Case) -> Iterator[str]:
     if choice.verdict in ("unknown", "between"):
         yield f"a base that wins less than {WEAK:.0%} of the tasks, or whose groups hardly vary: SFT first, whatever follows"
         yield f"a base that wins more than {STRONG:.0%}: little SFT is needed"
-    if choice.ways and choice.verdict != "strong":
-        yield "--prefer price" if choice.prefer == "success" else "--prefer success"
+    if choice.other != choice.way:
+        yield f"--prefer {'price' if choice.prefer == 'success' else 'success'}: {choice.other}"
     if not choice.rule:
         yield "an experiment, such as your own (--results), in which a rule beats a random split at a corrected p below 0.05"
 
 
 def measurements(case: Case) -> Iterator[str]:
-    """What to measure next."""
+    """What to measure next, what decides most first."""
     begin, probe = case.begin, case.probe
     only_sft, open_ = case.choice.only_sft, case.choice.verdict == "between" and begin and begin.tasks < begin.of_tasks
     if not only_sft and (begin is None or begin.at_least or open_):
         tasks = case.corpus.tasks
+        price = "" if case.episode_seconds is None else f", about {duration(case.episode_seconds * tasks * case.group_size)}"
         few = f"; {ENOUGH} tasks without a win would show a weak base" if tasks > ENOUGH and begin is None else ""
-        yield (
-            f"pass rates, {tasks} tasks × {case.group_size} episodes{few}: gradprism evaluate --model {probe.manifest.model or 'MODEL'} "
-            f"--tasks {case.place}/corpus.jsonl --attempts {case.group_size} --temperature 1 --out base/"
-        )
+        model = shipped_name(probe.manifest.model) or probe.manifest.model or "MODEL"
+        play = f"gradprism evaluate --model {model} --env ENV --tasks {case.place}/corpus.jsonl"
+        sampled = f"--attempts {case.group_size} --temperature 1 --out base/"
+        yield f"pass rates, {tasks} tasks × {case.group_size} episodes{price}{few}: {play} {sampled}"
     if not case.score.stability:
         seconds = probe.usage.wall_seconds
         took = f", about {duration(seconds)} as the first one took" if seconds else ""

@@ -7,6 +7,8 @@ import typer
 
 import gradprism as gp
 from gradprism.cli import options as o
+from gradprism.probing.result import Probe
+from gradprism.runtime.errors import ConfigError
 
 
 def command(
@@ -36,12 +38,22 @@ def command(
         ),
     ] = "success",
     group_size: Annotated[int | None, typer.Option(min=2, help="Episodes per group of RL; default that of `gradprism rl`.")] = None,
+    env: Annotated[
+        str | None,
+        typer.Option(help="Environment of the tasks, to estimate what pass rates would take; plays some episodes, trains nothing."),
+    ] = None,
+    data_dir: o.DataDir = None,
+    env_option: o.EnvOptions = None,
     no_env: Annotated[bool, typer.Option("--no-env", help="There is no environment that plays the tasks.")] = False,
     as_json: o.AsJson = False,
 ) -> None:
     """Advises how much of a probed corpus goes to SFT and to RL, and chosen by what, with reasons and how sure they are. Trains nothing."""
+    if env is not None and no_env:
+        raise ConfigError("--env and --no-env exclude each other; give one")
+    opened = Probe.load(probe)
+    environment = None if env is None else gp.make_environment(env, **o.environment_options(data_dir, env_option))
     found = gp.advise(
-        probe,
+        opened,
         metric,
         pass_rates=pass_rates,
         compare=compare or (),
@@ -49,5 +61,17 @@ def command(
         group_size=group_size,
         prefer=prefer,
         playable=not no_env,
+        episode_seconds=None if environment is None else _episode_seconds(opened, environment),
     )
     o.show(found.to_json(), str(found), as_json)
+
+
+def _episode_seconds(probe: Probe, environment: gp.Environment) -> float | None:
+    """Seconds that an episode of the probed model takes, as `gradprism rl --dry-run` estimates them; None where there is no task."""
+    tasks = [environment.task(trajectory.task) for trajectory in probe.trajectories if trajectory.task]
+    if not tasks:
+        return None
+    model, config = probe.manifest.model, gp.RlConfig(rounds=1, evaluate_every=0)
+    renderer = gp.Renderer(gp.load_tokenizer(model), probe.manifest.context_length)
+    estimate = gp.estimate_rl(gp.ModelSpec(model), renderer, environment, tasks, config, gp.hardware())
+    return 3600 * estimate["rollout hours"].value / estimate["episodes"].value

@@ -37,7 +37,7 @@ UNSTABLE = 0.1
 # Share of the RL set above which a pass-rate split is said to be drawn by chance.
 BY_CHANCE = 0.1
 # Policies that rank by the metric, for which following a plain measure is news.
-_BY_METRIC = ("concentration", "inverse", "soft")
+BY_METRIC = ("concentration", "inverse", "soft")
 
 
 class ProbeAgreement(Agreement):
@@ -179,14 +179,14 @@ def audit_split(table: pl.DataFrame, routing: Routing, tasks: pl.DataFrame | Non
         warnings=(),
     )
     # Soft and pass-rate scores are spread by chance, and ranks within strata evenly: what they rank by is asked.
-    by_metric = routing.policy in _BY_METRIC and (routing.within or routing.policy == "soft")
+    by_metric = routing.policy in BY_METRIC and (routing.within or routing.policy == "soft")
     source = routing.metric if by_metric else "score"
     values = of_pass_rates(routing.policy, table) if from_rates else table[source].to_numpy()
     warnings = [*_saturation(values, "pass rates" if from_rates else "scores")]
     if not warnings and routing.policy != "random":
         warnings += _unstable(found.share_within_one_standard_error)
     warnings += [*_one_sided(routing), *_by_chance(found.rl_by_chance, routing.n_rl)]
-    if routing.policy in _BY_METRIC:
+    if routing.policy in BY_METRIC:
         # Within strata it is the rank there that routes, and that is to follow nothing.
         asked = ranks["score" if routing.within and routing.policy != "soft" else source]
         warnings += _follows({name: correlation(asked, column) for name, column in confounds.items()})
