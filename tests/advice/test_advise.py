@@ -42,7 +42,7 @@ def test_the_text_begins_with_the_advice_and_its_certainty(cli, probe):
         "Next, what decides most first",
     ]
     assert found.start is None and "Pass rates: not known" in out and f"--tasks {probe}/corpus.jsonl" in out
-    assert "tiny models" in out
+    assert "not known; they are of" in out
 
 
 def test_json_is_the_value(cli, probe):
@@ -95,7 +95,7 @@ def test_rl_plays_only_what_names_a_task(tmp_path):
 def test_one_trajectory_is_enough_for_an_answer(tmp_path):
     make_probe(tmp_path / "one", trajectories=sample_trajectories(1))
     found = gp.advise(tmp_path / "one")
-    assert found.corpus.trajectories == 1 and found.score.own is None and str(found)
+    assert found.corpus.trajectories == 1 and found.scores[0].own is None and str(found)
 
 
 def test_scores_that_are_not_defined_are_told(tmp_path):
@@ -104,7 +104,7 @@ def test_scores_that_are_not_defined_are_told(tmp_path):
 
     make_probe(tmp_path / "probe", change=change)
     found = gp.advise(tmp_path / "probe")
-    assert (found.score.undefined, found.score.first_undefined) == (1, "sample-0003")
+    assert (found.scores[0].undefined, found.scores[0].first_undefined) == (1, "sample-0003")
     assert any("not defined for 1 of 21" in reason for reason in found.reasons)
 
 
@@ -148,16 +148,19 @@ def test_a_rule_is_advised_where_it_is_shown_and_the_own_audit_has_nothing_again
         return gp.advise(folder, **options)
 
     shown = advice(tmp_path / "many")
-    assert (shown.rule, shown.score.metric, shown.score.doubts) == (rule, "cv", ())
+    assert (shown.rule, shown.scores[1].metric, shown.scores[1].doubts) == (rule, "cv", ())
     assert "split by low cv (per_parameter)" in shown.recommendation
-    assert any(reason.startswith("made-up: low cv") and "p 0.010, 10 points detectable" in reason for reason in shown.reasons)
+    assert any(
+        "low cv (per_parameter) against a random split" in reason and "p 0.010, 10 points detectable" in reason
+        for reason in shown.reasons
+    )
     assert advice(tmp_path / "many", p=0.06).rule == Rule(policy="random")
 
     doubted = advice(probe, compare=tmp_path / "other")
-    [rho] = doubted.score.stability.values()
-    assert rho is not None and rho < 0.9 and f"ρ {rho:.2f}" in " ".join(doubted.score.doubts)
+    [rho] = doubted.scores[1].stability.values()
+    assert rho is not None and rho < 0.9 and f"ρ {rho:.2f}" in " ".join(doubted.scores[1].doubts)
     assert doubted.rule == Rule(policy="random") and "split at random" in doubted.recommendation
-    assert any("advised all the same" in reason and f"ρ {rho:.2f}" in reason for reason in doubted.reasons)
+    assert any("is not advised here" in reason for reason in doubted.reasons) and f"ρ {rho:.2f}" in str(doubted)
     assert not any("same probe in another dtype" in line for line in doubted.next)
     other = Rule(policy="pass_rate")  # which goes by no score of the audit
     assert advice(probe, rule=other, compare=tmp_path / "other").rule == other

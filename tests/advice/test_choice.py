@@ -2,7 +2,7 @@
 
 import pytest
 
-from gradprism.advice.choice import RL, SFT, choose, shown_rule, verdict, weigh
+from gradprism.advice.choice import RL, SFT, choose, rule_trials, shown_rules, verdict, weigh
 from gradprism.advice.evidence import Arm, Contrast, Experiment, Rule, Span, Way
 from gradprism.advice.pass_rates import Start
 from gradprism.reporting.checks import Check
@@ -71,51 +71,50 @@ def test_pass_rates_decide_by_their_whole_interval():
 
 def test_nothing_to_play_leaves_sft_alone():
     for found in ([SEEN], []):
-        assert choose(found, begin(0.9, 0.5), True, "price").way == SFT
+        assert choose(found, begin(0.9, 0.5), True, "price", {}).way == SFT
 
 
 def test_success_or_price():
-    assert choose([SEEN], None, False, "success").way == BOTH
-    assert choose([SEEN], None, False, "price").way == HALVES  # 0.74 of 0.8 gained, at half of the price
+    assert choose([SEEN], None, False, "success", {}).way == BOTH
+    assert choose([SEEN], None, False, "price", {}).way == HALVES  # 0.74 of 0.8 gained, at half of the price
     dear = experiment({SFT: 0.6, RL: 0.8, BOTH: 0.9, HALVES: 0.7})
-    assert choose([dear], None, False, "price").way == BOTH
+    assert choose([dear], None, False, "price", {}).way == BOTH
 
 
 def test_ways_are_weighed_over_all_experiments_that_have_them():
     other = experiment({SFT: 0.5, BOTH: 0.6}, base=0.1, name="other")
-    found = weigh([SEEN, other])
+    found = weigh([SEEN, other], {})
     assert [one.way for one in found] == [SFT, BOTH]  # the cheapest first
     assert [one.kept for one in found] == pytest.approx([(0.5 / 0.8 + 0.4 / 0.5) / 2, 1])
-    assert weigh([]) == ()
-    assert [one.kept for one in weigh([experiment({SFT: 0.1, BOTH: 0.1})])] == [0, 0]
+    assert weigh([], {}) == ()
+    assert [one.kept for one in weigh([experiment({SFT: 0.1, BOTH: 0.1})], {})] == [0, 0]
 
 
 def test_a_weak_or_flat_base_is_not_sent_to_rl_alone():
     best_alone = experiment({SFT: 0.5, RL: 0.9, BOTH: 0.8})
-    assert choose([best_alone], begin(0.3, 0.5), False, "success").way == RL
-    assert choose([best_alone], begin(0.01, 0.01), False, "success").way == BOTH
-    assert choose([best_alone], begin(0.5, 0.01), False, "success").way == BOTH
-    assert choose([best_alone], begin(0.01, 0.01, scores=0.5), False, "success").way == RL
+    assert choose([best_alone], begin(0.3, 0.5), False, "success", {}).way == RL
+    assert choose([best_alone], begin(0.01, 0.01), False, "success", {}).way == BOTH
+    assert choose([best_alone], begin(0.5, 0.01), False, "success", {}).way == BOTH
+    assert choose([best_alone], begin(0.01, 0.01, scores=0.5), False, "success", {}).way == RL
 
 
 def test_a_strong_base_needs_little_sft_and_a_perfect_one_nothing():
-    assert choose([SEEN], begin(0.9, 0.4), False, "success").way == RL
-    assert choose([SEEN], begin(0.98, 0.01), False, "success").way is None
+    assert choose([SEEN], begin(0.9, 0.4), False, "success", {}).way == RL
+    assert choose([SEEN], begin(0.98, 0.01), False, "success", {}).way is None
 
 
 def test_experiments_in_which_rl_did_not_work_say_nothing():
     silent = experiment({SFT: 0.6, BOTH: 0.9}, met=False, rules=((GINI, 0.5, 0.001),))
     unknown = silent.model_copy(update={"bars": (Check(None, "not known"),)})
     for found in (silent, unknown):
-        chosen = choose([found], None, False, "success")
-        assert (chosen.way, chosen.rule, chosen.ways, chosen.trials) == (None, None, (), ())
+        chosen = choose([found], None, False, "success", {})
+        assert (chosen.way, chosen.ways, rule_trials([found])) == (None, (), [])
 
 
 def test_a_rule_needs_a_corrected_p_and_no_experiment_against_it():
     def rule(*findings):
-        return choose(
-            [experiment({HALVES: 0.5}, rules=found, name=str(i)) for i, found in enumerate(findings)], None, False, "success"
-        ).rule
+        found = [experiment({HALVES: 0.5}, rules=each, name=str(i)) for i, each in enumerate(findings)]
+        return shown_rules(rule_trials(found)).get(HALVES)
 
     other = Rule(policy="inverse")
     assert rule([(GINI, 0.3, 0.06)]) is None and rule([(GINI, -0.3, 0.01)]) is None
@@ -123,4 +122,20 @@ def test_a_rule_needs_a_corrected_p_and_no_experiment_against_it():
     assert rule([(GINI, 0.3, 0.04), (other, 0.4, 0.01)]) == other
     assert rule([(GINI, 0.3, 0.04)], [(GINI, 0.0, 1.0)]) == GINI
     assert rule([(GINI, 0.3, 0.04)], [(GINI, -0.3, 0.04)]) is None
-    assert shown_rule(()) is None
+    assert shown_rules([]) == {}
+
+
+def test_a_way_that_splits_by_a_shown_rule_counts_as_that_rule_s_arm():
+    found = experiment({BOTH: 0.7, HALVES: 0.5}, rules=((GINI, 0.3, 0.01),))
+    ruled = [arm.model_copy(update={"success": span(0.8)}) if arm.rule == GINI else arm for arm in found.arms]
+    found = found.model_copy(update={"arms": tuple(ruled)})
+    assert choose([found], None, False, "success", {}).way == BOTH
+    assert choose([found], None, False, "success", {HALVES: GINI}).way == HALVES
+    other = found.model_copy(update={"arms": tuple(arm for arm in found.arms if arm.rule != GINI), "rules": ()})
+    assert [one.kept for one in weigh([other], {HALVES: GINI})] == pytest.approx([0.4 / 0.6, 1])  # which has no such arm
+
+
+def test_ways_below_the_base_are_weighed_too():
+    worse = experiment({SFT: 0.05, RL: 0.9, BOTH: 0.02})
+    for prefer in ("success", "price"):
+        assert choose([worse], begin(0.01, 0.01), False, prefer, {}).way == SFT

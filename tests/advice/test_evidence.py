@@ -130,3 +130,21 @@ def test_ways_and_rules_are_told_in_words():
         == "low cv (per_parameter, within length)"
     )
     assert str(Rule(policy="pass_rate")) == "pass rate"
+
+
+def test_an_arm_whose_rule_is_shown_is_compared_with_every_way(tmp_path):
+    for name in ("results.json", "config.json"):
+        values = json.loads((Path("results/webshop-mini") / name).read_text())
+        values["claims"] = []
+        for arm in values["arms"] if name == "results.json" else []:
+            for run in arm.get("runs", []) if arm["name"] in ("gini", "random") else []:
+                ends = ("1" if arm["name"] == "gini" else "01") * 300
+                run["success"] = dict.fromkeys(run["success"], ends[:300])
+        (tmp_path / name).write_text(json.dumps(values))
+    found = Experiment.of(tmp_path)
+    assert [c.first for c in found.rules if c.shown > 0] == ["gini"]
+    others = [arm.name for arm in found.arms if arm.rule is None or arm.rule.policy == "random"]
+    assert all(found.contrast("gini", other) for other in others) and not found.contrast("cv", "sft")
+    halves = found.arm("gini").way
+    assert found.by_way({})[halves].name == "random"
+    assert found.by_way({halves: Rule(policy="concentration")})[halves].name == "gini"

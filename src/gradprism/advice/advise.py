@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from gradprism.advice.audit_facts import ScoreFacts, score_facts
-from gradprism.advice.choice import Corpus, Prefer, WayFound, choose
+from gradprism.advice.choice import Corpus, Prefer, WayFound, choose, rule_trials, shown_rules
 from gradprism.advice.evidence import Experiment, Rule, Way, packaged
 from gradprism.advice.pass_rates import Start, start
 from gradprism.advice.reasons import Case, certainty, changes, measurements, reasons, recommendation
@@ -20,7 +20,8 @@ class Advice(Value):
     """The advice with its numbers and reasons; `str` gives it as a person reads it, `to_json` as plain values.
 
     `way` is None where nothing supports a share. `rule` is what to split by, where `way` splits: a random split unless another is shown
-    to be better; None where `way` splits nothing.
+    to be better; None where `way` splits nothing. `scores` are the audit's facts of the metric that was asked for, and of those of shown
+    rules.
     """
 
     probe: str
@@ -35,7 +36,7 @@ class Advice(Value):
     next: tuple[str, ...]
     corpus: Corpus
     start: Start | None
-    score: ScoreFacts
+    scores: tuple[ScoreFacts, ...]
     ways: tuple[WayFound, ...]
     experiments: tuple[Experiment, ...]
 
@@ -97,12 +98,20 @@ def advise(
     begin = None if rates is None or not named else start(rates, named, of_group)
     own = {found.name: found for found in (Experiment.of(Path(folder)) for folder in results)}
     experiments = (*own.values(), *(found for found in packaged() if found.name not in own))
-    choice = choose(experiments, begin, not (corpus.named and playable), prefer)
-    audited = choice.rule if choice.rule and choice.rule.is_audited else Rule(policy="concentration", metric=metric)
+    trials = rule_trials(experiments)
+    shown = shown_rules(trials)
     # An audit asks for the pass rate of every trajectory.
     complete = rates is not None and all(task in rates.rates for task in tasks["task"])
-    score = score_facts(probe, audited.metric, audited.normalise, pass_rates if complete else None, compare)
-    case = Case(probe, corpus, begin, score, experiments, choice, playable, of_group, episode_seconds)
+    asked = Rule(policy="concentration", metric=metric)
+    facts = {
+        rule: score_facts(probe, rule.metric, rule.normalise, pass_rates if complete else None, compare)
+        for rule in (asked, *shown.values())
+        if rule.is_audited
+    }
+    # What the own audit says weighs first: a rule that it doubts is none.
+    trusted = {way: rule for way, rule in shown.items() if rule not in facts or not facts[rule].doubts}
+    choice = choose(experiments, begin, not (corpus.named and playable), prefer, trusted)
+    case = Case(probe, corpus, begin, facts, experiments, trials, shown, choice, playable, of_group, episode_seconds)
     return Advice(
         probe=case.place,
         model=probe.manifest.model,
@@ -110,13 +119,13 @@ def advise(
         recommendation=recommendation(case),
         certainty=certainty(case),
         way=choice.way,
-        rule=case.rule if choice.way and choice.way.splits else None,
+        rule=case.rule,
         reasons=tuple(reasons(case)),
         changes=tuple(changes(case)),
         next=tuple(measurements(case)),
         corpus=corpus,
         start=begin,
-        score=score,
+        scores=tuple(facts.values()),
         ways=choice.ways,
         experiments=experiments,
     )

@@ -40,9 +40,9 @@ class ScoreFacts(Value):
             yield f"not defined for {self.undefined} of {self.n} trajectories, the first {self.first_undefined!r}; leave them out"
             return
         if self.own is not None and self.own < OWN and self.n >= FEWEST:
-            yield f"mostly length and loss here ({1 - self.own:.0%} of its ranks' variance)"
+            yield f"mostly length and loss here ({100 * (1 - self.own):.0f} % of its ranks' variance)"
         if self.near is not None and self.near > UNSTABLE:
-            yield f"an uncertain cut: {self.near:.0%} of the trajectories lie within one standard error of it"
+            yield f"an uncertain cut: {100 * self.near:.0f} % of the trajectories lie within one standard error of it"
         moved = [f"{name} (ρ {rho:.2f})" for name, rho in self.stability.items() if rho is not None and rho < STABLE]
         if moved:
             yield f"not the same in {', '.join(moved)}"

@@ -1,11 +1,11 @@
 """The choice of a way to spend a corpus and of a rule that splits it, from what is known of both. `docs/advise.md` says how."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
-from typing import Literal
+from typing import Literal, NamedTuple
 
-from gradprism.advice.evidence import Contrast, Experiment, Rule, Way
+from gradprism.advice.evidence import Arm, Contrast, Experiment, Rule, Way
 from gradprism.advice.pass_rates import Start
 from gradprism.routing.split import Value
 
@@ -36,11 +36,18 @@ class WayFound(Value):
     flops: float | None
 
 
+class Trial(NamedTuple):
+    """A rule's arm in an experiment that speaks, and its comparison with chance."""
+
+    experiment: Experiment
+    arm: Arm
+    contrast: Contrast
+
+
 @dataclass(frozen=True)
 class Choice:
-    """What was chosen, and from what: `way` is None where nothing supports one, `rule` where none is shown to beat chance; `trials` are
-    the rules' comparisons with chance in the experiments that speak. `only_sft`: there is nothing that RL can play. `other` is the way that
-    the other preference chooses."""
+    """What was chosen, and from what: `way` is None where nothing supports one, `other` is what the other preference chooses; `rules` are
+    those by which ways split better than by chance. `only_sft`: there is nothing that RL can play."""
 
     verdict: Verdict
     only_sft: bool
@@ -48,17 +55,16 @@ class Choice:
     ways: tuple[WayFound, ...]
     way: Way | None
     other: Way | None
-    trials: tuple[tuple[Experiment, Rule, Contrast], ...]
-    rule: Rule | None
+    rules: Mapping[Way, Rule]
 
 
-def choose(experiments: Sequence[Experiment], begin: Start | None, only_sft: bool, prefer: Prefer) -> Choice:
-    """Chooses by the experiments that speak."""
-    speaking = [found for found in experiments if found.speaks]
-    said, ways = verdict(begin), weigh(speaking)
-    trials = tuple(_trials(speaking))
+def choose(
+    experiments: Sequence[Experiment], begin: Start | None, only_sft: bool, prefer: Prefer, rules: Mapping[Way, Rule]
+) -> Choice:
+    """Chooses by the experiments that speak, where ways split by `rules`."""
+    said, ways = verdict(begin), weigh([found for found in experiments if found.speaks], rules)
     way, other = (_way(ways, said, begin, only_sft, by_price) for by_price in (prefer == "price", prefer != "price"))
-    return Choice(said, only_sft, prefer, ways, way, other, trials, shown_rule(trials))
+    return Choice(said, only_sft, prefer, ways, way, other, rules)
 
 
 def verdict(begin: Start | None) -> Verdict:
@@ -79,9 +85,9 @@ def hardly_varies(begin: Start) -> bool:
     return bool(known) and not begin.at_least and all(varying.high < FEW for varying in known)
 
 
-def weigh(speaking: Sequence[Experiment]) -> tuple[WayFound, ...]:
+def weigh(speaking: Sequence[Experiment], rules: Mapping[Way, Rule]) -> tuple[WayFound, ...]:
     """The ways that all of these experiments have, the cheapest first."""
-    each = [found.by_way() for found in speaking]
+    each = [found.by_way(rules) for found in speaking]
     common = [way for way in (each[0] if each else ()) if all(way in ways for ways in each)]
     found = []
     for way in common:
@@ -107,19 +113,20 @@ def _way(ways: Sequence[WayFound], said: Verdict, begin: Start | None, only_sft:
         return None
     if by_price:
         best = max(found.kept for found in allowed)
-        return next(found.way for found in allowed if found.kept >= KEPT * best)
+        return next(found.way for found in allowed if found.kept >= min(best, KEPT * best))  # all may be below the base
     return max(allowed, key=lambda found: found.kept).way
 
 
-def _trials(speaking: Sequence[Experiment]) -> Iterator[tuple[Experiment, Rule, Contrast]]:
-    for experiment in speaking:
-        for contrast in experiment.rules:
-            if rule := experiment.arm(contrast.first).rule:
-                yield experiment, rule, contrast
+def rule_trials(experiments: Sequence[Experiment]) -> list[Trial]:
+    """All that the experiments that speak say of rules."""
+    speaking = [found for found in experiments if found.speaks]
+    return [Trial(found, found.arm(contrast.first), contrast) for found in speaking for contrast in found.rules]
 
 
-def shown_rule(trials: Sequence[tuple[Experiment, Rule, Contrast]]) -> Rule | None:
-    """The rule that an experiment shows to beat chance, and none shows to be worse; of several the one with the largest gain."""
-    worse = [rule for _, rule, contrast in trials if contrast.shown < 0]
-    better = [(contrast.difference.mean, rule) for _, rule, contrast in trials if contrast.shown > 0 and rule not in worse]
-    return max(better, key=lambda pair: pair[0])[1] if better else None
+def shown_rules(trials: Sequence[Trial]) -> dict[Way, Rule]:
+    """For each way that splits the rule that an experiment shows to beat chance and none to be worse, of several that with the largest
+    gain; ways that have none are left out."""
+    worse = [(trial.arm.way, trial.arm.rule) for trial in trials if trial.contrast.shown < 0]
+    better = [t for t in trials if t.contrast.shown > 0 and (t.arm.way, t.arm.rule) not in worse]
+    ascending = sorted(better, key=lambda trial: trial.contrast.difference.mean)
+    return {trial.arm.way: trial.arm.rule for trial in ascending if trial.arm.rule}

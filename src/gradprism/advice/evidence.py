@@ -4,7 +4,7 @@ The findings of the committed experiments come with the package (`evidence.json`
 """
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Self
 
@@ -125,8 +125,11 @@ class Contrast(Value):
 
 
 class Experiment(Value):
-    """What an experiment found. `ways` compares arms that split nothing or split by chance with each other, `rules` every other arm that
-    splits with the arm that splits alike by chance."""
+    """What an experiment found.
+
+    `rules` compares every arm that splits by a rule with the one that splits alike by chance; `ways` those that split nothing or by
+    chance with each other, and with arms whose rule is shown to be better.
+    """
 
     name: str
     environment: str
@@ -149,10 +152,11 @@ class Experiment(Value):
         """The arm of a name."""
         return next(arm for arm in self.arms if arm.name == name)
 
-    def by_way(self) -> dict[Way, Arm]:
-        """The arms that split nothing or split by chance; of arms alike the first."""
+    def by_way(self, rules: Mapping[Way, Rule]) -> dict[Way, Arm]:
+        """The arm of each way: the one that splits by its rule of `rules`, else the first that splits by chance or nothing."""
         plain = [arm for arm in self.arms if arm.rule is None or arm.rule.policy == "random"]
-        return {arm.way: arm for arm in reversed(plain)}
+        ruled = [arm for arm in self.arms if arm.rule and arm.rule == rules.get(arm.way)]
+        return {arm.way: arm for arm in (*reversed(plain), *ruled)}
 
     def contrast(self, first: str, second: str) -> Contrast | None:
         """The comparison of two arms, in whichever order; None where there is none."""
@@ -172,6 +176,9 @@ class Experiment(Value):
         by_chance = [name for name, (_, rule) in trained.items() if rule is None or rule.policy == "random"]
         control = {trained[name][0]: name for name in reversed(by_chance) if trained[name][1]}
         ruled = [(name, control[way]) for name, (way, rule) in trained.items() if name not in by_chance and way in control]
+        rules = tuple(_contrasts(comparison, ruled))
+        better = [contrast.first for contrast in rules if contrast.shown > 0]
+        pairs = [*itertools.combinations(by_chance, 2), *itertools.product(better, by_chance)]
         whole = next((name for name, (way, _) in trained.items() if way == Way(sft="all", rl="all")), None)
         return cls(
             name=results.name,
@@ -182,8 +189,8 @@ class Experiment(Value):
             tasks=len(results.tasks[comparison.splits[0]]),
             base=None if base is None else _span(base),
             arms=tuple(_arm(comparison, name, *found, whole) for name, found in trained.items()),
-            ways=tuple(_contrasts(comparison, list(itertools.combinations(by_chance, 2)))),
-            rules=tuple(_contrasts(comparison, ruled)),
+            ways=tuple(_contrasts(comparison, pairs)),
+            rules=rules,
             bars=tuple(bars(comparison)),
         )
 

@@ -1,10 +1,10 @@
 """The sentences of an advice, each with its numbers."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from gradprism.advice.audit_facts import ScoreFacts
-from gradprism.advice.choice import FEW, KEPT, STRONG, WEAK, Choice, Corpus
+from gradprism.advice.choice import FEW, KEPT, STRONG, WEAK, Choice, Corpus, Trial
 from gradprism.advice.evidence import Contrast, Experiment, Rule, Span, Way
 from gradprism.advice.pass_rates import Start
 from gradprism.evaluation.summary import Z
@@ -24,8 +24,10 @@ class Case:
     probe: Probe
     corpus: Corpus
     begin: Start | None
-    score: ScoreFacts
+    scores: Mapping[Rule, ScoreFacts]
     experiments: Sequence[Experiment]
+    trials: Sequence[Trial]
+    shown: Mapping[Way, Rule]
     choice: Choice
     playable: bool
     group_size: int
@@ -37,15 +39,10 @@ class Case:
         return "PROBE" if self.probe.folder is None else str(self.probe.folder)
 
     @property
-    def refused(self) -> tuple[str, ...]:
-        """Why a rule that experiments show is not advised here: what the probe's own audit says against it."""
-        shown = self.choice.rule
-        return self.score.doubts if shown and shown.is_audited else ()
-
-    @property
-    def rule(self) -> Rule:
-        """What to split by."""
-        return RANDOM if self.choice.rule is None or self.refused else self.choice.rule
+    def rule(self) -> Rule | None:
+        """What to split by, where the way splits."""
+        way = self.choice.way
+        return self.choice.rules.get(way, RANDOM) if way and way.splits else None
 
 
 def recommendation(case: Case) -> str:
@@ -53,16 +50,16 @@ def recommendation(case: Case) -> str:
     choice, corpus, way = case.choice, case.corpus, case.choice.way
     if choice.only_sft:
         return "SFT on everything: RL has nothing to play."
-    if choice.verdict == "strong":
-        if way is None:
-            return "Neither SFT nor RL on these tasks: the base wins nearly all of them; take harder ones."
-        return "RL on everything, with little or no SFT before it: the base wins most of these tasks already."
+    if way is None and choice.verdict == "strong":
+        return "Neither SFT nor RL on these tasks: the base wins nearly all of them; take harder ones."
     if way is None:
         first = "SFT first; what share of the corpus" if choice.verdict in ("weak", "flat") else "No share is advised; which"
         return f"{first} is best no experiment says."
     said = f"{str(way)[0].upper()}{str(way)[1:]}"
-    if way.splits:
+    if case.rule:
         said += f", split {'at random' if case.rule == RANDOM else f'by {case.rule}'}"
+    if choice.verdict == "strong":
+        said += ", with little or no SFT before it: the base wins most of these tasks already"
     if corpus.named < corpus.trajectories and way.rl != "none":
         said += f"; RL can play only the {corpus.named} of {corpus.trajectories} trajectories that name a task"
     return f"{said}."
@@ -88,6 +85,8 @@ def certainty(case: Case) -> str:
         -2: "shown to be worse than",
     }
     parts = [f"{said} {_listed(others)}" for n, said in words.items() if (others := [way for way in least if least[way] == n])]
+    if not parts:
+        return "none: nothing was compared with it."
     names = ", ".join(found.name for found in case.experiments if found.speaks)
     return f"low. In {names}: {'; '.join(parts)}. For your model and tasks not known."
 
@@ -95,7 +94,7 @@ def certainty(case: Case) -> str:
 def _alternatives(case: Case) -> Iterator[tuple[Way, Contrast]]:
     """The chosen way against every other, in every experiment that speaks."""
     for experiment in case.experiments:
-        arms = experiment.by_way() if experiment.speaks else {}
+        arms = experiment.by_way(case.choice.rules) if experiment.speaks else {}
         if own := case.choice.way and arms.get(case.choice.way):
             for other in (found.way for found in case.choice.ways if found.way != own.way):
                 if contrast := experiment.contrast(own.name, arms[other].name):
@@ -106,13 +105,17 @@ def reasons(case: Case) -> Iterator[str]:
     """Why, what is the corpus's own first."""
     yield from _of_corpus(case)
     yield from _of_pass_rates(case)
-    yield from _of_score(case.score)
+    for score in case.scores.values():
+        yield from _of_score(score)
     if case.choice.only_sft:
         return
     yield from _of_ways(case)
     yield from _of_rules(case)
-    sizes = [f"{found.environment}, {count(found.parameters)} parameters" for found in case.experiments if found.parameters]
-    yield f"The experiments are of tiny models on generated tasks ({'; '.join(sizes)}): how far they carry over is not known."
+    sizes = [
+        f"{found.name} {count(found.parameters)} parameters" for found in case.experiments if found.speaks and found.parameters
+    ]
+    if sizes:
+        yield f"How far the experiments carry over to other models and tasks is not known; they are of {', '.join(sizes)}."
 
 
 def _of_corpus(case: Case) -> Iterator[str]:
@@ -138,7 +141,7 @@ def _of_pass_rates(case: Case) -> Iterator[str]:
     if begin.fewest_episodes is not None:
         low, high = begin.fewest_episodes, begin.most_episodes
         episodes = f", {low} episodes each" if low == high else f", {low} to {high} episodes each"
-    yield f"Pass rates: the base wins {_percent(begin.success)} of {begin.tasks} of {begin.of_tasks} tasks{episodes}."
+    yield f"Pass rates of {begin.tasks} of {begin.of_tasks} tasks{episodes}: the base wins {_percent(begin.success)}."
     for varying, rewarded in ((begin.varying, "success"), (begin.varying_scores, "the score")):
         if varying is not None and (rewarded == "success" or varying != begin.varying):
             least = "at least " if begin.at_least else ""
@@ -146,11 +149,12 @@ def _of_pass_rates(case: Case) -> Iterator[str]:
                 f"Groups of {begin.group_size} that do not all earn the same, rewarding {rewarded}: {least}{_percent(varying)} of the "
                 "tasks; from the others RL learns nothing."
             )
+    no_rl = "RL from the base would learn next to nothing; SFT first, then measure again."
     said = {
-        "weak": f"Whole interval below {WEAK:.0%}: RL from the base would learn next to nothing; SFT first, then measure again.",
-        "graded": f"Whole interval below {WEAK:.0%}, but scores vary: RL from the base can learn from the score, not from success.",
-        "flat": f"Fewer than {FEW:.0%} of the groups vary: RL from the base would learn next to nothing; SFT first, then measure again.",
-        "strong": f"Whole interval above {STRONG:.0%}: SFT has little to add.",
+        "weak": f"Whole interval below {100 * WEAK:g} %: {no_rl}",
+        "graded": f"Whole interval below {100 * WEAK:g} %, but scores vary: RL from the base can learn from the score, not from success.",
+        "flat": f"Fewer than {100 * FEW:g} % of the groups vary: {no_rl}",
+        "strong": f"Whole interval above {100 * STRONG:g} %: SFT has little to add.",
     }
     if case.choice.verdict in said:
         yield said[case.choice.verdict]
@@ -160,7 +164,7 @@ def _of_score(score: ScoreFacts) -> Iterator[str]:
     if score.doubts:
         yield f"Audit of {score.metric}: {'; '.join(score.doubts)}."
     else:
-        own = "" if score.own is None else f", {score.own:.0%} of its ranks' variance is not length and loss"
+        own = "" if score.own is None else f", {100 * score.own:.0f} % of its ranks' variance is not length and loss"
         stable = [rho for rho in score.stability.values() if rho is not None]
         kept = f", least ρ with itself in another probe {min(stable):.2f}" if stable else ", stability in other probes not measured"
         yield f"Audit of {score.metric} over {score.n} trajectories: nothing against it{own}{kept}."
@@ -175,7 +179,7 @@ def _of_ways(case: Case) -> Iterator[str]:
             unmet = [bar.text for bar in experiment.bars if bar.met is False] or ["what RL must do is not known"]
             yield f"{experiment.name} does not count, for RL did not do there what it must: {'; '.join(unmet)}."
             continue
-        arms = experiment.by_way()
+        arms = experiment.by_way(choice.rules)
         told = [f"{way} {_percent(arms[way].success)}{_price(arms[way].flops)}" for way in (found.way for found in choice.ways)]
         if told:
             yield f"{experiment.name}, success (and FLOPs over those of SFT, then RL on everything): {'; '.join(told)}."
@@ -197,18 +201,16 @@ def _price(flops: Span | None) -> str:
 
 
 def _of_rules(case: Case) -> Iterator[str]:
-    trials, shown = case.choice.trials, case.choice.rule
-    if shown:
-        for experiment, rule, contrast in trials:
-            if rule == shown:
-                yield f"{experiment.name}: {rule} against a random split {_difference(contrast)}."
-        if case.refused:
-            yield f"A random split is advised all the same, for the audit here says of {shown.metric}: {'; '.join(case.refused)}."
-    elif trials:
-        best = max(trials, key=lambda trial: trial[2].difference.mean)
-        of_metric = [trial for trial in trials if trial[1] == Rule(policy="concentration", metric=case.score.metric)]
-        told = {id(trial): f"{trial[1]} in {trial[0].name} {_difference(trial[2])}" for trial in (best, *of_metric)}
-        yield f"None of {len(trials)} comparisons shows a rule that beats a random split, the best first: {'; '.join(told.values())}."
+    for trial in case.trials:
+        if trial.arm.rule and trial.arm.rule == case.shown.get(trial.arm.way):
+            yield f"{trial.experiment.name}, {trial.arm.way}: {trial.arm.rule} against a random split {_difference(trial.contrast)}."
+    for rule in (rule for way, rule in case.shown.items() if way not in case.choice.rules):
+        yield f"{rule} is not advised here, where the audit doubts {rule.metric}."
+    if case.trials and not case.shown:
+        best = max(case.trials, key=lambda trial: trial.contrast.difference.mean)
+        told = {id(t): t for t in (best, *(t for t in case.trials if t.arm.rule in case.scores))}.values()
+        said = "; ".join(f"{t.arm.rule} in {t.experiment.name} {_difference(t.contrast)}" for t in told)
+        yield f"None of {len(case.trials)} comparisons shows a rule that beats a random split, the best first: {said}."
 
 
 def _difference(contrast: Contrast) -> str:
@@ -224,11 +226,11 @@ def changes(case: Case) -> Iterator[str]:
         yield "an environment that plays the tasks, and trajectories that name them"
         return
     if choice.verdict in ("unknown", "between"):
-        yield f"a base that wins less than {WEAK:.0%} of the tasks, or whose groups hardly vary: SFT first, whatever follows"
-        yield f"a base that wins more than {STRONG:.0%}: little SFT is needed"
+        yield f"a base that wins less than {100 * WEAK:g} % of the tasks, or whose groups hardly vary: SFT first, whatever follows"
+        yield f"a base that wins more than {100 * STRONG:g} %: little SFT is needed"
     if choice.other != choice.way:
         yield f"--prefer {'price' if choice.prefer == 'success' else 'success'}: {choice.other}"
-    if not choice.rule:
+    if not case.shown:
         yield "an experiment, such as your own (--results), in which a rule beats a random split at a corrected p below 0.05"
 
 
@@ -244,7 +246,7 @@ def measurements(case: Case) -> Iterator[str]:
         play = f"gradprism evaluate --model {model} --env ENV --tasks {case.place}/corpus.jsonl"
         sampled = f"--attempts {case.group_size} --temperature 1 --out base/"
         yield f"pass rates, {tasks} tasks × {case.group_size} episodes{price}{few}: {play} {sampled}"
-    if not case.score.stability:
+    if not any(score.stability for score in case.scores.values()):
         seconds = probe.usage.wall_seconds
         took = f", about {duration(seconds)} as the first one took" if seconds else ""
         yield f"the same probe in another dtype or context length{took}, for --compare"

@@ -7,7 +7,6 @@ import typer
 
 import gradprism as gp
 from gradprism.cli import options as o
-from gradprism.probing.result import Probe
 from gradprism.runtime.errors import ConfigError
 
 
@@ -50,7 +49,7 @@ def command(
     """Advises how much of a probed corpus goes to SFT and to RL, and chosen by what, with reasons and how sure they are. Trains nothing."""
     if env is not None and no_env:
         raise ConfigError("--env and --no-env exclude each other; give one")
-    opened = Probe.load(probe)
+    opened = gp.Probe.load(probe)
     environment = None if env is None else gp.make_environment(env, **o.environment_options(data_dir, env_option))
     found = gp.advise(
         opened,
@@ -66,7 +65,7 @@ def command(
     o.show(found.to_json(), str(found), as_json)
 
 
-def _episode_seconds(probe: Probe, environment: gp.Environment) -> float | None:
+def _episode_seconds(probe: gp.Probe, environment: gp.Environment) -> float | None:
     """Seconds that an episode of the probed model takes, as `gradprism rl --dry-run` estimates them; None where there is no task."""
     tasks = [environment.task(trajectory.task) for trajectory in probe.trajectories if trajectory.task]
     if not tasks:
