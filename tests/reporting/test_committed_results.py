@@ -8,10 +8,14 @@ import pytest
 from gradprism.experiments.comparison import Comparison
 from gradprism.experiments.config import load_config
 from gradprism.experiments.experiment import Job, job_status
+from gradprism.experiments.gain import read_gain
 from gradprism.experiments.results import read_results
+from gradprism.reporting.gain_page import fill_gain_blocks, gain_page
 from gradprism.reporting.pages import fill_blocks, tables_are_current
+from gradprism.runtime.errors import DataError
 
 FOLDERS = sorted(path.parent for path in Path("results").glob("*/results.json"))
+GAINS = sorted(path.parent for path in Path("results").glob("*/gain.json"))
 
 
 def test_there_are_results_of_both_environments():
@@ -55,4 +59,31 @@ def test_numbers_in_other_pages_come_from_the_results(page):
     assert blocks, "no number of the results is shown"
     for folder in FOLDERS:
         text = fill_blocks(text, Comparison(read_results(folder)), page, prefix=folder.name)
+    for folder in GAINS:
+        text = fill_gain_blocks(text, read_gain(folder), page, folder.name)
     assert text == Path(page).read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("folder", GAINS, ids=str)
+def test_pages_of_measured_gains_are_current(folder):
+    measured, config = read_gain(folder), load_config(folder / "config.json")
+    assert gain_page(measured) == (folder / "README.md").read_text(encoding="utf-8")
+    assert (measured.name, measured.seeds, measured.planned_groups) == (config.name, config.all_seeds, config.gain.groups)
+
+
+def test_numbers_of_measured_gains_are_those_of_their_page():
+    measured = read_gain(Path("results/gain-webshop"))
+
+    def filled(name: str) -> str:
+        return fill_gain_blocks(f"<!-- gradprism: g {name} --><!-- /gradprism -->", measured, "R.md", "g")
+
+    table = gain_page(measured).split("### RL: success")[1].split("###")[0]
+    [row] = [line for line in table.splitlines() if line.startswith("| gini |")]
+    assert row.split("|")[2].strip() in filled("rho rl success gini")
+    assert (
+        fill_gain_blocks("<!-- gradprism: h x --><!-- /gradprism -->", measured, "R.md", "g")
+        == "<!-- gradprism: h x --><!-- /gradprism -->"
+    )
+    for wrong in ("rho rl success luck", "rho luck success gini", "reliability rl", "main"):
+        with pytest.raises(DataError, match=f"R.md: no block is called '{wrong}'; see docs/gain.md"):
+            filled(wrong)

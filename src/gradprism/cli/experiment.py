@@ -12,11 +12,12 @@ from gradprism.cli.help import Command, Group, new_app
 from gradprism.cli.run import print_job
 from gradprism.environments.pool import default_workers
 from gradprism.experiments.experiment import Job
-from gradprism.experiments.gain import GAIN, gain_status, measure_gain
+from gradprism.experiments.gain import GAIN, gain_status, measure_gain, read_gain
 from gradprism.experiments.results import Power
+from gradprism.reporting.blocks import fill_file
 from gradprism.reporting.checks import power_lines, power_tables
 from gradprism.reporting.document import show
-from gradprism.reporting.gain_page import write_gain_page
+from gradprism.reporting.gain_page import fill_gain_blocks, write_gain_page
 from gradprism.reporting.pages import fill_page, print_status, tables_are_current, write_tables
 from gradprism.runtime.errors import DataError
 from gradprism.runtime.progress import tell
@@ -142,9 +143,19 @@ def gain(
 
 
 @app.command("gain-page", cls=Command)
-def gain_page(folder: Annotated[Path, typer.Argument(help="Results folder, for example results/gain-webshop.")]) -> None:
+def gain_page(
+    folder: Annotated[Path, typer.Argument(help="Results folder, for example results/gain-webshop.")],
+    page: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="FILE", help="Also fill this Markdown file's blocks of that folder. May be repeated."),
+    ] = None,
+) -> None:
     """Writes the page of measured gains again, from gain.json."""
     tell(str(write_gain_page(folder)))
+    measured, name = read_gain(folder), folder.resolve().name
+    for path in page or ():
+        fill_file(path, lambda text, path=path: fill_gain_blocks(text, measured, str(path), name))
+        tell(str(path))
 
 
 @app.command("tables", cls=Command)

@@ -9,10 +9,13 @@ import numpy as np
 from gradprism.experiments.gain import OUTCOMES, Gain, read_gain
 from gradprism.experiments.gain_statistics import LEAST_RELIABILITY, Prediction, detectable, predict, reliability
 from gradprism.experiments.statistics import holm
+from gradprism.reporting.blocks import fill
 from gradprism.reporting.document import Block, Heading, Table, markdown
 from gradprism.reporting.numbers import duration, fixed, optional, p_value
 from gradprism.routing.scoreboard import GIVEN
+from gradprism.runtime.errors import DataError
 from gradprism.runtime.files import atomic_write
+from gradprism.runtime.progress import printable
 
 PAGE = "README.md"
 TITLES = {"sft": "SFT", "rl": "RL", "difference": "RL less SFT"}
@@ -85,6 +88,23 @@ def _blocks(gain: Gain) -> Iterator[Block]:
         for kind, price in gain.prices.items()
     ]
     yield Table(["stage", "number", "wall", "CPU", "CPU seconds each"], rows)
+
+
+def fill_gain_blocks(text: str, gain: Gain, source: str, prefix: str) -> str:
+    """`text` with the numbers of blocks "PREFIX rho METHOD OUTCOME SCORE" (ρ with its interval) and "PREFIX reliability METHOD OUTCOME".
+
+    METHOD is `sft`, `rl` or `difference`. Raises `DataError` with the file `source` for a block that is neither, or unknown names.
+    """
+
+    def told(name: str) -> str:
+        match name.split():
+            case ["reliability", method, outcome] if method in TITLES and outcome in OUTCOMES:
+                return optional(reliability(gain.of(method, outcome)), 2)
+            case ["rho", method, outcome, score] if method in TITLES and outcome in OUTCOMES and score in gain.scores:
+                return _interval(_predictions(gain, method, outcome)[score])
+        raise DataError(f"{source}: no block is called {printable(name)!r}; see docs/gain.md for those that are")
+
+    return fill(text, told, source, prefix)
 
 
 def _power(groups: int, scores: int) -> Iterator[str]:

@@ -1,6 +1,5 @@
 """Pages of results: all tables and figures as one document, and the blocks of other Markdown pages that show them."""
 
-import re
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
@@ -9,6 +8,7 @@ from rich.console import Console
 from gradprism.experiments.comparison import MAIN_GROUP, Comparison
 from gradprism.experiments.results import shown_results
 from gradprism.experiments.schedule import Status
+from gradprism.reporting.blocks import fill, fill_file
 from gradprism.reporting.checks import bars_text, detectable_text, power_found, regime_text
 from gradprism.reporting.cost_tables import cost_table, ledger_table, saving_lines, training_table, work_table
 from gradprism.reporting.document import Block, Figure, Heading, Table, markdown, show
@@ -25,7 +25,7 @@ from gradprism.reporting.tables import (
     success_table,
     sweep_table,
 )
-from gradprism.runtime.errors import DataError, MissingFileError
+from gradprism.runtime.errors import DataError
 from gradprism.runtime.files import atomic_write
 from gradprism.runtime.progress import printable
 
@@ -175,7 +175,6 @@ def _success(comparison: Comparison, arms: Sequence[str]) -> list[Block]:
 
 # --- blocks of other pages
 
-_BLOCK = re.compile(r"<!-- gradprism: (.*?) -->.*?(<!-- /gradprism -->|(?=<!-- gradprism: )|\Z)", re.DOTALL)
 _TABLES: dict[str, Callable[[Comparison], Block | None]] = {
     "main": main_table,
     "claims": claims_table,
@@ -219,19 +218,7 @@ def fill_blocks(text: str, comparison: Comparison, source: str, prefix: str = ""
 
     Raises `DataError` for a block that is none of these, an unknown arm or split, or a block that does not end before the next.
     """
-    begin = f"{prefix} " if prefix else ""
-
-    def filled(block: re.Match[str]) -> str:
-        name = block[1]
-        if not block[2]:
-            raise DataError(f"{source}: block {name!r} does not end; add <!-- /gradprism -->")
-        if not name.startswith(begin):
-            return block[0]
-        body = _block(name.removeprefix(begin), comparison, source)
-        body = f"\n\n{body.strip()}\n\n" if "\n" in body else body  # as Markdown wants of a table
-        return f"<!-- gradprism: {name} -->{body}<!-- /gradprism -->"
-
-    return _BLOCK.sub(filled, text)
+    return fill(text, lambda name: _block(name, comparison, source), source, prefix)
 
 
 def _block(name: str, comparison: Comparison, source: str) -> str:
@@ -297,13 +284,8 @@ def tables_are_current(folder: Path) -> list[str]:
 
 def fill_page(folder: Path, path: Path) -> None:
     """Fills the blocks of a Markdown page elsewhere that name the results of `folder`: `<!-- gradprism: FOLDER success gini -->`."""
-    if not path.is_file():
-        raise MissingFileError(f"{path}: no such file")
-    text = path.read_text(encoding="utf-8")
-    filled = fill_blocks(text, Comparison(shown_results(folder)), str(path), prefix=folder.resolve().name)
-    if filled != text:
-        with atomic_write(path) as file:
-            file.write(filled)
+    comparison = Comparison(shown_results(folder))
+    fill_file(path, lambda text: fill_blocks(text, comparison, str(path), prefix=folder.resolve().name))
 
 
 def print_tables(folder: Path, console: Console) -> None:

@@ -1,0 +1,41 @@
+"""Markers in Markdown pages between which numbers and tables of results are filled in, so that none is typed."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+from gradprism.runtime.errors import DataError, MissingFileError
+from gradprism.runtime.files import atomic_write
+
+_BLOCK = re.compile(r"<!-- gradprism: (.*?) -->.*?(<!-- /gradprism -->|(?=<!-- gradprism: )|\Z)", re.DOTALL)
+
+
+def fill(text: str, told: Callable[[str], str], source: str, prefix: str = "") -> str:
+    """`text` with what `told` says of NAME between each `<!-- gradprism: NAME -->` and `<!-- /gradprism -->`; with a prefix, only of
+    blocks "PREFIX NAME".
+
+    Raises `DataError` with the file `source` for a block that does not end before the next.
+    """
+    begin = f"{prefix} " if prefix else ""
+
+    def filled(block: re.Match[str]) -> str:
+        name = block[1]
+        if not block[2]:
+            raise DataError(f"{source}: block {name!r} does not end; add <!-- /gradprism -->")
+        if not name.startswith(begin):
+            return block[0]
+        body = told(name.removeprefix(begin))
+        body = f"\n\n{body.strip()}\n\n" if "\n" in body else body  # as Markdown wants of a table
+        return f"<!-- gradprism: {name} -->{body}<!-- /gradprism -->"
+
+    return _BLOCK.sub(filled, text)
+
+
+def fill_file(path: Path, filled: Callable[[str], str]) -> None:
+    """Writes a page again where `filled` changes its text; raises `MissingFileError` where there is none."""
+    if not path.is_file():
+        raise MissingFileError(f"{path}: no such file")
+    text = path.read_text(encoding="utf-8")
+    if (new := filled(text)) != text:
+        with atomic_write(path) as file:
+            file.write(new)
