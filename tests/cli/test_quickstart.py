@@ -7,6 +7,8 @@ import sys
 
 import pytest
 
+from helpers.cli import assert_refused
+
 SMALLER = [
     "sft.epochs=1",
     "rl.rounds=2",
@@ -18,10 +20,14 @@ SMALLER = [
 ]
 
 
-def run(folder, *overrides, flags=(), check=True):
+def arguments(folder, *overrides):
     settings = [part for value in [f"out={json.dumps(str(folder))}", *SMALLER, *overrides] for part in ("--set", value)]
-    command = [sys.executable, "-m", "gradprism", "run", "configs/quickstart.toml", *flags, *settings]
-    return subprocess.run(command, capture_output=True, text=True, check=check)
+    return ["run", "configs/quickstart.toml", *settings]
+
+
+def run(folder, *overrides):
+    command = [sys.executable, "-m", "gradprism", *arguments(folder, *overrides)]
+    return subprocess.run(command, capture_output=True, text=True, check=True)
 
 
 @pytest.mark.slow
@@ -121,17 +127,15 @@ def test_quickstart_from_corpus_to_report_and_again(tmp_path):
         (["seed=-1"], r"seed: Input should be greater than or equal to 0"),
     ],
 )
-def test_bad_settings_end_with_one_line_and_code_2(tmp_path, overrides, message):
-    result = run(tmp_path / "run", *overrides, check=False)
-    assert result.returncode == 2
-    assert re.search(message, result.stderr)
-    assert "Traceback" not in result.stderr
-    assert len(result.stderr.strip().splitlines()) == 1
+def test_bad_settings_end_with_one_line_and_code_2(cli, tmp_path, overrides, message):
+    code, out, err = cli(*arguments(tmp_path / "run", *overrides))
+    assert_refused((code, out, err))
+    assert re.search(message, err)
 
 
-def test_dry_run_writes_nothing_and_prints_the_resolved_config(tmp_path):
-    result = run(tmp_path / "run", "seed=7", flags=["--dry-run", "--json"])
-    plan = json.loads(result.stdout)
-    assert plan["config"]["seed"] == plan["config"]["sft"]["seed"] == plan["config"]["rl"]["seed"] == 7
+def test_dry_run_writes_nothing_and_prints_the_resolved_config(cli, tmp_path):
+    code, out, _ = cli(*arguments(tmp_path / "run", "seed=7"), "--dry-run", "--json")
+    plan = json.loads(out)
+    assert code == 0 and plan["config"]["seed"] == plan["config"]["sft"]["seed"] == plan["config"]["rl"]["seed"] == 7
     assert [s["label"] for s in plan["pending"][:3]] == ["evaluate base/7", "probe the base", "route sft/7"] and plan["done"] == []
     assert not (tmp_path / "run").exists()
