@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from gradprism.concentration import (
+    FORMULAS,
     METRICS,
     Grouped,
     UndefinedError,
@@ -224,10 +225,11 @@ def test_one_group_alone_has_no_totals_to_compare():
     assert between[0] == 0 and within[0] == by_name("theil", x)[0]
 
 
-def test_the_audit_page_has_every_metric():
+def test_the_audit_page_has_every_metric_with_its_formula():
     table = Path("docs/audit.md").read_text().split("## The scores")[1].split("\n## ")[0]
     names, of_pass = (set(re.findall(r"^\| `(\w+)`", part, flags=re.MULTILINE)) for part in table.split("### Scores of the pass"))
     assert (names, of_pass) == (set(METRICS), set(PASS_SCORES))
+    assert dict(re.findall(r"^\| `(\w+)` \| (.+?) \| ", table.split("### Scores of the pass")[0], flags=re.MULTILINE)) == FORMULAS
 
 
 @given(rows)

@@ -38,6 +38,23 @@ BUILTIN = ("gini", "cv", "kurtosis")  # the paper's, which every route is told o
 register_metric = METRICS.register
 # The share of the matrices whose norms `top_tenth` sums, rounded up.
 TOP = 10
+# What a person is told of each: its formula of the norms x of N matrices with mean μ and population standard deviation σ.
+FORMULAS = {
+    "gini": "Σ(2i − N − 1)·x₍ᵢ₎ / (N·Σx), x in ascending order",
+    "cv": "σ/μ",
+    "kurtosis": "m₄/m₂² − 3; undefined for equal norms",
+    "hoyer": "(√N − ‖x‖₁/‖x‖₂)/(√N − 1)",
+    "participation": "1 − PR/N, PR = (Σx²)²/Σx⁴",
+    "entropy": "1 − H/ln N, H = −Σp·ln p, p = x²/Σx²",
+    "theil": "Σ(x/μ)·ln(x/μ)/N",
+    "theil_layers": "Σ s·ln(s·N/n) over layers, of n matrices and the share s of Σx each",
+    "theil_in_layers": "Σ s·T, T the Theil index within a layer; with `theil_layers` it sums to `theil`",
+    "theil_kinds": "as `theil_layers`, over kinds (q, k, v, o, gate, up, down)",
+    "theil_in_kinds": "as `theil_in_layers`, within kinds",
+    "gini_layers": "Gini of √Σx² of each layer",
+    "gini_kinds": "Gini of √Σx² of each kind",
+    "top_tenth": "share of Σx that the ⌈N/10⌉ largest norms have",
+}
 
 
 class UndefinedError(DataError):

@@ -47,7 +47,7 @@ def corpus(n: int = 11) -> list[Trajectory]:
 
 
 def make_tree(folder: Path) -> list[Trajectory]:
-    """A model, a probe of it with single turns, and a route, below `folder`; gives the trajectories."""
+    """A model, a probe of it with single turns and a score of the pass, and a route, below `folder`; gives the trajectories."""
     tokenizer = chatml_tokenizer()
     model = tiny_qwen3(len(tokenizer))
     model.config.max_position_embeddings = 4096
@@ -56,7 +56,7 @@ def make_tree(folder: Path) -> list[Trajectory]:
     model.name_or_path = str(folder / "model")
     trajectories = corpus()
     short = [*trajectories[:-1], replace(HOSTILE, messages=(*HOSTILE.messages[:5], Message("user", "x"), HOSTILE.messages[6]))]
-    made = probe(model, tokenizer, short, out=folder / "probe", context_length=4096, per_turn=True)
+    made = probe(model, tokenizer, short, out=folder / "probe", context_length=4096, per_turn=True, scores="effective_rank")
     route(made).save(folder / "route")
     return short
 

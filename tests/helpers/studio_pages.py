@@ -25,6 +25,13 @@ def settle(page):
     )
 
 
+def counts(page):
+    """Trajectories by side, as the page says."""
+    settle(page)
+    rows = page.locator(".sides tbody tr").all()
+    return {row.get_attribute("data-side"): int(row.locator("td.n").inner_text()) for row in rows}
+
+
 def parameter(page, name):
     """What the address says of a parameter, once it follows the page; None where it says nothing.
 

@@ -9,7 +9,8 @@ import pytest
 from scipy.spatial.distance import cdist
 
 import gradprism as gp
-from gradprism.concentration import METRICS
+from gradprism.concentration import BUILTIN, FORMULAS, METRICS
+from gradprism.probing.pass_scores import PASS_SCORES
 from gradprism.probing.result import Probe
 from gradprism.routing.routes import Routes
 from gradprism.runtime.errors import ConfigError, DataError, MissingFileError
@@ -73,6 +74,27 @@ def test_columns_are_the_probes_and_the_tasks(kept):
     meta = asked.meta()
     assert (meta["n"], meta["metrics"][0], meta["per_turn"], meta["tokens"], meta["losses"]) == (12, "gini", True, True, True)
     assert [(unit["layer"], unit["matrix"]) for unit in meta["units"][6:8]] == [(0, "down"), (1, "q")]
+
+
+def test_every_score_of_norms_and_of_the_pass_is_a_column_with_its_formula(kept):
+    asked, probe = Asked(kept[0]), Probe.load(kept[0] / "probe")
+    metrics = asked.meta()["metrics"]
+    assert metrics[:3] == list(BUILTIN) and set(metrics) == {*FORMULAS, "effective_rank"} == {*METRICS, "effective_rank"}
+    columns = asked.columns("columns.bin") | asked.columns("more.bin")
+    headers = [columns_of(asked.resources.get(f"corpus/{asked.id}/{name}", {}).content)[0] for name in ("columns.bin", "more.bin")]
+    told = {column["name"]: column for header in headers for column in header["columns"]}
+    for name in metrics:
+        np.testing.assert_allclose(columns[name], probe.scores(name), err_msg=name)
+        formula = PASS_SCORES[name].formula if name in PASS_SCORES else FORMULAS[name].replace("`", "")
+        assert told[name]["kind"] == "metric" and told[name]["help"].startswith(formula) and ". High: " in told[name]["help"]
+    audit = gp.route(kept[0] / "probe", "effective_rank").audit()
+    assert asked.json("audit.json", column="effective_rank")["spearman"]["l2"] == pytest.approx(audit.spearman["l2"])
+
+
+def test_a_score_that_no_trajectory_has_is_no_column(tmp_path):
+    make_probe(tmp_path / "probe", manifest={"units": [f"layers.0.{i}" for i in range(14)]})
+    columns = Asked(tmp_path).columns("more.bin")
+    assert "gini_kinds" in columns and "gini_layers" not in columns
 
 
 def test_a_trajectory_is_what_was_probed(kept):
@@ -213,6 +235,33 @@ def test_routes_are_shown_with_the_probe_that_they_are_of(tree):
     entry = next(entry for entry in asked.entries if entry["kind"] == "route")
     assert entry["corpus"] == asked.id and "6 to SFT, 6 to RL" in entry["summary"]
     assert len(probe) == 12
+
+
+def test_how_a_route_was_made_is_told(tree):
+    ways = {
+        "plain": {},
+        "share": {"rl_share": 0.25, "order": "descending", "seed": 3},
+        "shares": {"shares": (0.25, 0.25, 0.5), "sides": ("sft", "both", "rl"), "within": "length"},
+        "weights": {"weights": "logistic", "temperature": 0.2, "per_turn": True},
+    }
+    for name, way in ways.items():
+        gp.route(tree / "probe", **way).save(tree / name)
+    asked = Asked(tree)
+    told = {route["name"]: route for route in asked.meta()["routes"]}
+    names = ("threshold_rule", "rl_share", "shares", "weights", "temperature", "order", "seed", "per_turn", "asks_for")
+    assert {name: [told[name][key] for key in names] for name in ways} == {
+        "plain": ["median", None, [], None, None, None, 0, False, []],
+        "share": ["quantile", 0.25, [], None, None, "descending", 3, False, []],
+        "shares": ["shares", None, [0.25, 0.25, 0.5], None, None, None, 0, False, []],
+        "weights": ["weights", None, [], "logistic", 0.2, None, 0, True, []],
+    }
+    assert (
+        told["shares"]["sides"] == ["sft", "both", "rl"]
+        and told["shares"]["n_both"] == Routes.load(tree / "shares").routing.n_both > 0
+    )
+    columns, frame = asked.columns(f"routes/{told['weights']['id']}.bin"), Routes.load(tree / "weights").frame
+    assert columns["side"] == frame["route"].to_list() and set(columns["side"]) == {"both"}
+    np.testing.assert_array_equal(columns["rl_weight"], frame["rl_weight"])
 
 
 def test_a_route_without_its_probe_is_a_corpus_by_itself(tree, kept):

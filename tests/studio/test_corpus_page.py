@@ -9,18 +9,11 @@ import pytest
 from playwright.sync_api import expect
 
 import gradprism as gp
-from helpers.studio_pages import parameter, served, settle
+from helpers.studio_pages import counts, parameter, served, settle
 
 pytestmark = pytest.mark.slow  # a browser, and a server of its own
 
 N = 12
-
-
-def counts(page):
-    """Trajectories by side, as the page says."""
-    settle(page)
-    rows = page.locator(".sides tbody tr").all()
-    return {row.get_attribute("data-side"): int(row.locator("td.n").inner_text()) for row in rows}
 
 
 def scores(tree, metric="gini"):

@@ -200,7 +200,7 @@ export interface CorpusMeta {
   manifest: Record<string, Json>;
   /** Empty where there are no norms (a route without its probe). */
   units: Unit[];
-  /** Names of the metric columns, the default first. */
+  /** Names of the columns of scores by which a corpus may be cut, of norms as they are and of the probe's pass; the default first. */
   metrics: string[];
   /** Whether single turns were probed. */
   per_turn: boolean;
@@ -239,12 +239,24 @@ export interface RouteMeta {
   metric: string;
   normalise: string;
   threshold: number;
-  threshold_rule: string;
+  threshold_rule: "median" | "quantile" | "fixed" | "cuts" | "shares" | "weights";
   /** Numbers at which scores are cut, ascending, and the side of each range, one more; a score belongs above where it is greater. */
   cuts: number[];
   sides: Side[];
   /** Strata in which scores were ranked, `length` or `task_type`; scores are then fractions of their stratum. */
   within: string[];
+  /** By rule: the share of a `quantile`, those of `shares`; null or empty of others. */
+  rl_share: number | null;
+  shares: number[];
+  /** Of rule `weights`, in place of sides: SFT's loss and RL's draws by the score's rank (columns `sft_weight` and `rl_weight`). */
+  weights: "linear" | "logistic" | null;
+  temperature: number | null;
+  /** That of the scores in which both sets are written; null for the corpus's. */
+  order: "ascending" | "descending" | null;
+  seed: number;
+  /** Files that it was made with beside the probe, of which it knows no path. */
+  asks_for: ("pass_rates" | "target")[];
+  per_turn: boolean;
   /** Those of both sides are among `n_sft` and `n_rl` too. */
   n_sft: number;
   n_none: number;

@@ -16,7 +16,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from gradprism.concentration import BUILTIN
+from gradprism.concentration import BUILTIN, FORMULAS
 from gradprism.probing.manifest import ProbeManifest
 from gradprism.probing.pass_scores import PASS_SCORES, RANKING
 from gradprism.probing.prepared import Prepared
@@ -199,6 +199,15 @@ class Corpus:
 
     # --- columns
 
+    @property
+    def metrics(self) -> list[str]:
+        """Names of the scores by which the corpus may be cut, of norms as they are and of the probe's pass; the default first."""
+        if self.routes is not None:
+            known = [*BUILTIN, *(name for name in (*FORMULAS, *RANKING) if name not in BUILTIN)]
+            return [name for name in known if name in self.frame.columns]
+        stored = [name for name in RANKING if name in self._probe.manifest.scores]
+        return [DEFAULT, *(name for name in FORMULAS if name != DEFAULT), *stored]
+
     def columns(self) -> list[Column]:
         """Those of a first picture."""
         return self._once("columns", self._columns)
@@ -221,17 +230,15 @@ class Corpus:
 
     def _more(self) -> list[Column]:
         if self.routes is not None:
-            names = [name for name in BUILTIN if name != DEFAULT and name in self.frame.columns]
-            return [_metric(name, self.frame[name].to_numpy()) for name in names]
-        probe, views = self._probe, dict[str, View]()
-        for normalise in ("none", *_SCALED):
+            return [_metric(name, self.frame[name].to_numpy()) for name in self.metrics if name != DEFAULT]
+        probe, views = self._probe, {name: View(name) for name in self.metrics if name != DEFAULT}
+        for normalise in _SCALED:
             with contextlib.suppress(ConfigError):  # there is nothing to divide by
                 scales = probe.unit_scales(normalise)
-                views |= {_name(metric, normalise): View(metric, scales) for metric in BUILTIN}
-        del views[DEFAULT]
-        views |= {name: View(name) for name in RANKING if name in probe.manifest.scores}
+                views |= {f"{metric}/{normalise}": View(metric, scales) for metric in BUILTIN}
         scores = probe.views(list(views.values()))
-        made = [_metric(name, scores[:, k]) for k, name in enumerate(views)]
+        # One that no trajectory has, as a model of one layer has no differences between layers, is no column.
+        made = [_metric(name, scores[:, k]) for k, name in enumerate(views) if np.isfinite(scores[:, k]).any()]
         try:
             cut = self.prepared.column("n_truncated")
             made += [measure("n_truncated", "tokens cut off", cut, "Tokens past the context length.")] if cut.any() else []
@@ -285,13 +292,12 @@ class Corpus:
         return audit_split(table, routing, tasks), cut
 
 
-def _name(metric: str, normalise: str) -> str:
-    return metric if normalise == "none" else f"{metric}/{normalise}"
-
-
 def _metric(name: str, scores: NDArray[np.float64]) -> Column:
-    if name in PASS_SCORES:
-        return measure(name, name, scores, f"{PASS_SCORES[name].formula}: {PASS_SCORES[name].high}.", kind="metric")
     metric, _, normalise = name.partition("/")
-    scaled = f" of norms {_SCALED[normalise]}" if normalise else ""
-    return measure(name, f"{metric}{scaled}", scores, f"Concentration of the gradient: {metric}{scaled}.", kind="metric")
+    scaled = f" {_SCALED[normalise]}" if normalise else ""
+    if metric in PASS_SCORES:
+        told = f"{PASS_SCORES[metric].formula}. High: {PASS_SCORES[metric].high}."
+    else:
+        formula = FORMULAS[metric].replace("`", "")
+        told = f"{formula}, of the norms x of the gradient's N matrices{scaled}. High: the gradient is concentrated."
+    return measure(name, f"{metric}{scaled and f' of norms{scaled}'}", scores, told, kind="metric")

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer
 
-from gradprism.concentration import BUILTIN
 from gradprism.experiments.costs import last_routed
 from gradprism.experiments.results import read_results
 from gradprism.probing.manifest import ProbeManifest
@@ -32,7 +31,6 @@ def corpus_meta(
     """`CorpusMeta` of `web/src/api.ts`; `run` is the one that the probe is a stage of."""
     corpus.begin()
     frame, hint = corpus.frame, tokens_problem(corpus, tokenizer)
-    metrics = [DEFAULT, *(name for name in BUILTIN if name != DEFAULT)]
     manifest = corpus.manifest
     return {
         "id": corpus.folder.id,
@@ -47,7 +45,7 @@ def corpus_meta(
             {"name": unit.name, "layer": unit.layer, "matrix": unit.kind, "n_parameters": unit.n_parameters}
             for unit in (corpus.probe.units if corpus.probe else ())
         ],
-        "metrics": metrics,
+        "metrics": corpus.metrics,
         "per_turn": corpus.has_turns,
         "tokens": not hint,
         "losses": corpus.probe is not None and corpus.probe.token_losses(0) is not None,
@@ -116,6 +114,7 @@ def route_meta(corpus: Corpus, folder: Folder) -> dict[str, Any]:
     routes = load_routes(corpus, folder)
     routing, audit = routes.routing, routes.audit()
     names = ("policy", "metric", "normalise", "threshold", "threshold_rule", "n_sft", "n_none", "n_rl", "n_both", "n_overrides")
+    names = (*names, "within", "rl_share", "shares", "weights", "temperature", "order", "seed")
     read_only = read_only_because(corpus, folder)
     return {
         "id": folder.id,
@@ -125,7 +124,8 @@ def route_meta(corpus: Corpus, folder: Folder) -> dict[str, Any]:
         **{name: getattr(routing, name) for name in names},
         "cuts": routing.cut.at,
         "sides": routing.cut.sides,
-        "within": routing.within,
+        "asks_for": [name for name, sha in (("pass_rates", routing.pass_rates_sha256), ("target", routing.target_sha256)) if sha],
+        "per_turn": routing.n_undefined_turns is not None,
         "read_only": None if read_only is None else dataclasses.asdict(read_only),
         "warnings": list(audit.warnings),
         "audit": audit_view(audit, "score", routing.threshold),
@@ -165,7 +165,8 @@ def route_columns(routes: Routes) -> list[Column]:
         category("cut", "route by score", cut, SIDES, help="Where it would go without overrides."),
         text("reason", "reason of the override", reasons),
     ]
-    others = [name for name in frame.columns if name in ("pass_rate", "sft_weight", "rl_weight") or name.startswith("turn_score_")]
+    own = ("pass_rate", "target_cosine", "sft_weight", "rl_weight")
+    others = [name for name in frame.columns if name in own or name.startswith("turn_score_")]
     return [*made, *(measure(name, _LABELS.get(name, name.replace("_", " ")), frame[name].to_numpy()) for name in others)]
 
 

@@ -15,6 +15,9 @@ const USUAL: readonly (readonly number[])[] = [[], [0, 2], [0, 1, 2]];
 
 export const usualSides = (cuts: number): readonly number[] => USUAL[cuts] ?? [0, ...Array(cuts - 1).fill(1), 2];
 
+/** Where weights take the place of sides: nothing is cut, all goes to both. */
+export const UNCUT: Cut = { at: [], sides: [3] };
+
 export function cutOf(route: RouteMeta): Cut {
   return { at: route.cuts, sides: route.sides.map((side) => SIDES.indexOf(side)) };
 }

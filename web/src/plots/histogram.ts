@@ -116,7 +116,8 @@ export function drawCuts(p: Painter, c: Palette, data: HistogramData, brush: rea
     const room = ends[i + 1] - ends[i] - 18;
     const style = { fill: sideColours(c)[side], bold: true, baseline: "middle", halo: c.panel } as const;
     if (room < 7 * name.length) return;
-    if (i === 0) p.text(`← ${name}`, ends[1] - 9, frame.top - 8, { ...style, align: "end" });
+    if (last === 0) p.text(name, (ends[0] + ends[1]) / 2, frame.top - 8, { ...style, align: "middle" });
+    else if (i === 0) p.text(`← ${name}`, ends[1] - 9, frame.top - 8, { ...style, align: "end" });
     else if (i === last) p.text(`${name} →`, ends[i] + 9, frame.top - 8, { ...style, align: "start" });
     else p.text(name, (ends[i] + ends[i + 1]) / 2, frame.top - 8, { ...style, align: "middle" });
   });

@@ -1,6 +1,5 @@
 import { useEffect, useState } from "preact/hooks";
 import { type Audit, type Problem, paths } from "../../api";
-import { cutOf, sameCut } from "../../core/cut";
 import { problemOf } from "../../source/failed";
 import { source } from "../../source/source";
 import type { CorpusState } from "./state";
@@ -19,15 +18,17 @@ export function useAudit(state: CorpusState): Audited {
   const [found, setFound] = useState<Audited>({ audit: null, problem: null, stale: true });
   const column = state.metric.value;
   const cut = state.cut.value;
-  const threshold = cut.at[cut.at.length - 1];
-  const { id, version, metrics } = state.corpus.meta;
+  const threshold = cut.at.at(-1) ?? state.median.value;
+  const { id, version } = state.corpus.meta;
   const route = state.route.value;
+  const asRouted = state.isAsRouted.value;
+  const ofCorpus = state.metrics.value.includes(column);
   useEffect(() => {
-    if (route && sameCut(cut, cutOf(route))) {
+    if (route && asRouted) {
       setFound({ audit: route.audit, problem: null, stale: false });
       return;
     }
-    if (!metrics.includes(column)) return;
+    if (!ofCorpus) return;
     let current = true;
     setFound((before) => ({ ...before, stale: true }));
     const timer = window.setTimeout(async () => {
@@ -44,6 +45,6 @@ export function useAudit(state: CorpusState): Audited {
       current = false;
       window.clearTimeout(timer);
     };
-  }, [id, version, column, threshold, cut, route]);
+  }, [id, version, column, ofCorpus, threshold, cut, route, asRouted]);
   return found;
 }

@@ -6,8 +6,69 @@ import { type CorpusState, cutAtShare } from "./state";
 
 const SIDE_OPTIONS = SIDE_NAMES.map((name, code) => [String(code), name] as const);
 
-/** A slider for each cut; with several cuts, also where each range goes. */
+/** How the scores divide the corpus: by cuts, or by weights in place of sides; and the order in which the sets are written. */
 export function CutControls({ state }: { state: CorpusState }) {
+  const weights = state.weights.value;
+  const route = state.route.value;
+  return (
+    <div class="cuts">
+      {!weights && <Cuts state={state} />}
+      <div class="cut-actions">
+        <Select
+          label="divide by"
+          value={weights?.form ?? "none"}
+          options={DIVISIONS}
+          onChange={(value) =>
+            set({ w: value === (route?.weights ?? "none") ? null : value, t: null, order: null }, true)
+          }
+        />
+        {weights && weights.temperature !== null && (
+          <label class="field">
+            <span>temperature</span>
+            <input
+              class="number"
+              type="number"
+              min={0}
+              step="any"
+              value={weights.temperature}
+              onChange={(event) => {
+                if (Number(event.currentTarget.value) > 0) set({ w: weights.form, t: event.currentTarget.value }, true);
+              }}
+            />
+          </label>
+        )}
+        {!weights && (
+          <Select
+            label="sets in"
+            value={state.order.value ?? "corpus"}
+            options={ORDERS}
+            onChange={(value) => set({ order: value === (route?.order ?? "corpus") ? null : value }, true)}
+          />
+        )}
+      </div>
+      {weights && (
+        <p class="fine">
+          Each trajectory goes to both sides: SFT weighs its loss, RL draws tasks, by the rank of its score; the two
+          weights sum to 1, and over all trajectories each side has half.
+        </p>
+      )}
+    </div>
+  );
+}
+
+const DIVISIONS = [
+  ["none", "cuts"],
+  ["linear", "linear weights"],
+  ["logistic", "logistic weights"],
+] as const;
+const ORDERS = [
+  ["corpus", "the corpus's order"],
+  ["ascending", "ascending order of scores"],
+  ["descending", "descending order of scores"],
+] as const;
+
+/** A slider for each cut; with several cuts, also where each range goes. */
+function Cuts({ state }: { state: CorpusState }) {
   const ascending = state.ascending.value;
   const cut = state.cut.value;
   const [min, max] = [ascending[0] ?? 0, ascending[ascending.length - 1] ?? 1];
@@ -22,7 +83,7 @@ export function CutControls({ state }: { state: CorpusState }) {
     set(cutParams({ at, sides: usualSides(at.length) }), true);
   };
   return (
-    <div class="cuts">
+    <>
       {cut.at.map((value, i) => (
         <CutRow
           key={i}
@@ -62,7 +123,7 @@ export function CutControls({ state }: { state: CorpusState }) {
           {cut.at.length > 2 ? "One cut" : "Two cuts"}
         </button>
       </div>
-    </div>
+    </>
   );
 }
 

@@ -90,10 +90,11 @@ function CorpusView({ state }: { state: CorpusState }) {
   const cut = state.cut.value;
   const column = state.metric.value;
   const route = state.route.value;
-  const isGiven = sameCut(cut, state.given.value);
+  const [weights, order, shares] = [state.weights.value, state.order.value, state.shares.value];
+  const moved = !sameCut(cut, state.given.value);
   const commands = useMemo(
-    () => routeCommands(meta, column, isGiven && !route ? null : cut, route),
-    [meta, column, cut, isGiven, route],
+    () => routeCommands(meta, column, { cut: moved ? cut : null, shares, weights, order }, route),
+    [meta, column, cut, moved, shares, weights, order, route],
   );
   const others = entries.value.filter((entry) => entry.corpus && entry.corpus !== meta.id);
   return (

@@ -3,6 +3,7 @@ import { SIDES } from "../../core/cut";
 import { toggled } from "../../core/filters";
 import { thinned } from "../../core/geometry";
 import { number } from "../../core/numbers";
+import { byQuarter } from "../../core/split";
 import { correlation, extent } from "../../core/statistics";
 import { sideColours } from "../../plots/colours";
 import { type Draw, Figure } from "../../plots/figure";
@@ -29,10 +30,10 @@ export function ScatterPanel({ state }: { state: CorpusState }) {
       : (["loss", "n_response_tokens"].find((n) => n !== xName && state.numeric(n)) ?? metric);
   const colourBy = param("c") ?? "side";
   const options = numbers.map((column) => [column.name, column.label] as const);
-  const colours = [["side", "side"], ...state.categories.value.map((column) => [column.name, column.label])] as [
-    string,
-    string,
-  ][];
+  const colours = [
+    ["side", "side"] as const,
+    ...[...state.categories.value, ...numbers].map((column) => [column.name, column.label] as const),
+  ];
   const [x, y] = [state.numeric(xName), state.numeric(yName)];
   return (
     <Panel
@@ -189,12 +190,23 @@ function* scatterRows(state: CorpusState, x: NumericColumn, y: NumericColumn, ro
 // Okabe and Ito's colours, which any colour vision tells apart; further categories share the last.
 const CATEGORY_COLOURS = ["#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#a6982f", "#8b8f94"];
 
+// Quarters of a number, lowest first, and what has no value.
+const QUARTER_COLOURS = ["#56b4e9", "#0072b2", "#e69f00", "#d55e00", "#8b8f94"];
+
 function useGroups(state: CorpusState, colourBy: string) {
   const c = palette.value;
   const sides = state.sides.value;
   const column = colourBy === "side" ? undefined : state.numeric(colourBy);
   const [, neither, , both] = state.totals.value.map((total) => total.n > 0);
   return useMemo(() => {
+    if (column && !column.values) {
+      const { codes, strata } = byQuarter(column.data, state.sorted(column), number);
+      const none = QUARTER_COLOURS.length - 1;
+      const group = Uint8Array.from(codes, (code, row) => (Number.isNaN(column.data[row]) ? none : code));
+      const lacking = group.includes(none) ? [["none", QUARTER_COLOURS[none]] as [string, string]] : [];
+      const legend = [...strata.map(({ label }, i): [string, string] => [label, QUARTER_COLOURS[i]]), ...lacking];
+      return { group, colours: QUARTER_COLOURS, legend };
+    }
     if (!column?.values) {
       const legend: [string, string][] = [
         ["SFT", c.sft],

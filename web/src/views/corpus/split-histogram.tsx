@@ -2,6 +2,7 @@ import { useCallback, useMemo, useRef, useState } from "preact/hooks";
 import { cutParams, cutText, moved } from "../../core/cut";
 import { toggled } from "../../core/filters";
 import { count, number } from "../../core/numbers";
+import { weightsText } from "../../core/weights";
 import { type Draw, Figure } from "../../plots/figure";
 import {
   binsFor,
@@ -22,6 +23,7 @@ export function SplitHistogram({ state }: { state: CorpusState }) {
   const ascending = state.ascending.value;
   const shown = state.shownScores.value;
   const cut = state.cut.value;
+  const weights = state.weights.value;
   const metric = state.metric.value;
   const filtered = state.isFiltered.value;
   const label = state.label(metric);
@@ -80,7 +82,7 @@ export function SplitHistogram({ state }: { state: CorpusState }) {
   return (
     <Figure
       title={`${label} of ${state.corpus.meta.name}`}
-      description={`${count(sft.n)} trajectories to SFT, ${count(none.n)} to neither, ${count(rl.n)} to RL, ${count(both.n)} to both; cut at ${cutText(cut, number)}.`}
+      description={`${count(sft.n)} trajectories to SFT, ${count(none.n)} to neither, ${count(rl.n)} to RL, ${count(both.n)} to both; ${weights ? weightsText(weights) : `cut at ${cutText(cut, number)}`}.`}
       height={HEIGHT}
       draw={draw}
       overlay={overlay}
@@ -90,7 +92,9 @@ export function SplitHistogram({ state }: { state: CorpusState }) {
       cursor="crosshair"
       rows={() => [["from", "to", "trajectories"], ...Array.from(all, (n, i) => [...binEnds(i), n])]}
     >
-      <div class="readout">{hover || "Drag a cut; click a bar, or drag over bars, to filter."}</div>
+      <div class="readout">
+        {hover || `${weights ? "Click" : "Drag a cut; click"} a bar, or drag over bars, to filter.`}
+      </div>
     </Figure>
   );
 }

@@ -9,16 +9,14 @@ import type { CorpusState } from "./state";
 
 /** The metric's histogram, the cuts with their sliders, and what each side amounts to. */
 export function SplitPanel({ state }: { state: CorpusState }) {
-  const { meta } = state.corpus;
   const route = state.route.value;
-  const metrics = meta.metrics.filter((name) => state.column(name));
   const routes = state.corpus.routes.value;
   const options: (readonly [string, string])[] = [
-    ...metrics.map((name) => [`m:${name}`, state.label(name)] as const),
+    ...state.metrics.value.map((name) => [`m:${name}`, state.label(name)] as const),
     ...routes.map((each) => [`r:${each.id}`, `route ${each.name}`] as const),
   ];
   const choose = (value: string) => {
-    const cleared = { cut: null, sides: null };
+    const cleared = { cut: null, sides: null, w: null, t: null, order: null };
     if (value.startsWith("r:")) set({ route: value.slice(2), m: null, ...cleared }, true);
     else set({ m: value.slice(2), route: null, ...cleared }, true);
   };
@@ -36,6 +34,7 @@ export function SplitPanel({ state }: { state: CorpusState }) {
         />
       }
     >
+      {state.score.value?.help && <p class="fine score-help">{state.score.value.help}</p>}
       <SplitHistogram state={state} />
       <CutControls state={state} />
       <SidesTable state={state} />

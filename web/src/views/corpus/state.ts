@@ -2,14 +2,18 @@
 import { computed, effect, type ReadonlySignal, signal } from "@preact/signals";
 import type { RouteMeta } from "../../api";
 import type { Corpus } from "../../core/corpus";
-import { type Cut, cutOf, parseCut, SIDES, usualSides } from "../../core/cut";
+import { type Cut, cutOf, parseCut, SIDES, sameCut, UNCUT, usualSides } from "../../core/cut";
 import { applyFilter, type Filter, filterText, parseFilters } from "../../core/filters";
 import { number, short } from "../../core/numbers";
 import { byCategory, byQuarter, type Division, type Stratum, sidesAt, strataOf, totals } from "../../core/split";
+import { countUpTo } from "../../core/statistics";
 import { Tags } from "../../core/tags";
+import { parseWeights, rlWeights, sidesByWeights, type Weights, weightsOf } from "../../core/weights";
 import { param, set } from "../../router";
 import { isText, type LoadedColumn, type NumericColumn } from "../../source/columns";
 import { problemOf } from "../../source/failed";
+
+export type Order = NonNullable<RouteMeta["order"]>;
 
 const NO_OVERRIDES: ReadonlyMap<number, number> = new Map();
 
@@ -66,12 +70,42 @@ export class CorpusState {
 
   readonly ascending = computed(() => (this.score.value ? this.sorted(this.score.value) : new Float64Array()));
 
+  private readonly routedBy = computed(() => this.route.value && weightsOf(this.route.value));
+
+  /** Weights in place of sides: of the address, which may also say `none`, or the route's. */
+  readonly weights = computed<Weights | null>(() => {
+    const form = param("w");
+    return form === undefined ? this.routedBy.value : parseWeights(form, param("t"));
+  });
+
+  /** Of the scores, in which both sets are to be written: of the address, which may also say `corpus`, or the route's. */
+  readonly order = computed<Order | null>(() => {
+    const wanted = param("order");
+    if (this.weights.value) return null;
+    if (wanted === undefined) return this.route.value?.order ?? null;
+    return wanted === "ascending" || wanted === "descending" ? wanted : null;
+  });
+
   /** The route's cut, or the median: where nobody has moved it. */
   readonly given = computed<Cut>(() =>
-    this.route.value ? cutOf(this.route.value) : { at: [this.median.value], sides: usualSides(1) },
+    this.route.value && !this.route.value.weights
+      ? cutOf(this.route.value)
+      : { at: [this.median.value], sides: usualSides(1) },
   );
 
-  readonly cut = computed<Cut>(() => parseCut(param("cut"), param("sides")) ?? this.given.value);
+  readonly cut = computed<Cut>(() =>
+    this.weights.value ? UNCUT : (parseCut(param("cut"), param("sides")) ?? this.given.value),
+  );
+
+  /** Whether the route is shown as it was made. */
+  readonly isAsRouted = computed(() => {
+    const route = this.route.value;
+    if (!route || String(this.order.value) !== String(route.order)) return false;
+    const [now, then] = [this.weights.value, this.routedBy.value];
+    return now || then
+      ? now?.form === then?.form && now?.temperature === then?.temperature
+      : sameCut(this.cut.value, this.given.value);
+  });
 
   readonly median = computed(() => medianOf(this.ascending.value));
 
@@ -92,9 +126,31 @@ export class CorpusState {
     return result;
   });
 
+  /** RL's weights, where weights take the place of sides. */
+  private readonly rlWeights = computed(() => {
+    const [score, weights] = [this.score.value, this.weights.value];
+    return score && weights ? rlWeights(score.data, weights) : null;
+  });
+
   readonly sides = computed(() => {
     const score = this.score.value;
+    if (this.rlWeights.value) return sidesByWeights(this.rlWeights.value, this.overrides.value);
     return score ? sidesAt(score.data, this.cut.value, this.overrides.value) : new Uint8Array(this.corpus.n).fill(1);
+  });
+
+  /** Shares of the scores in the ranges between the cuts, lowest first. */
+  readonly shares = computed(() => {
+    const ascending = this.ascending.value;
+    const below = [0, ...this.cut.value.at.map((at) => countUpTo(ascending, at)), ascending.length];
+    return below.slice(1).map((end, i) => (end - below[i]) / Math.max(1, ascending.length));
+  });
+
+  /** Scores by which the corpus may be cut: of norms as they are, of the pass, then of scaled norms. */
+  readonly metrics = computed(() => {
+    const columns = this.corpus.columns.value;
+    const { metrics } = this.corpus.meta;
+    const scaled = [...columns.values()].filter((column) => column.kind === "metric" && !metrics.includes(column.name));
+    return [...metrics, ...scaled.map((column) => column.name)].filter((name) => columns.has(name));
   });
 
   readonly totals = computed(() => totals(this.sides.value, this.data("n_tokens"), this.data("n_response_tokens")));

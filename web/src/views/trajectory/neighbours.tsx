@@ -1,5 +1,6 @@
 import { useEffect, useMemo, useState } from "preact/hooks";
 import { type Problem, paths } from "../../api";
+import { SIDES } from "../../core/cut";
 import { number } from "../../core/numbers";
 import { decodeColumns, type NumberArray, type NumericColumn } from "../../source/columns";
 import { problemOf } from "../../source/failed";
@@ -9,6 +10,7 @@ import { trajectoryLink } from "../corpus/open";
 import type { CorpusState } from "../corpus/state";
 
 const MOST = 5;
+const BOTH = SIDES.indexOf("both"); // which is on each side
 
 /** The trajectories whose gradients lie most alike, on both sides of the cut. */
 export function NeighboursPanel({ state, row }: { state: CorpusState; row: number }) {
@@ -77,7 +79,7 @@ function TaskType({ type, id }: { type: string | null; id: string }) {
 function nearest(distances: NumberArray, sides: Uint8Array, side: number, self: number): number[] {
   const best: number[] = [];
   for (let i = 0; i < distances.length; i++) {
-    if (i === self || sides[i] !== side || Number.isNaN(distances[i])) continue;
+    if (i === self || (sides[i] !== side && sides[i] !== BOTH) || Number.isNaN(distances[i])) continue;
     if (best.length === MOST && distances[i] >= distances[best[MOST - 1]]) continue;
     best.push(i);
     best.sort((a, b) => distances[a] - distances[b]);

@@ -103,7 +103,9 @@ function TrajectoryView({ state, row }: { state: CorpusState; row: number }) {
           )}
         </Panel>
         <aside>
-          {score && <Where name={state.label(score.name)} value={score.data[row]} cuts={state.cut.value.at} />}
+          {score && state.cut.value.at.length > 0 && (
+            <Where name={state.label(score.name)} value={score.data[row]} cuts={state.cut.value.at} />
+          )}
           <RanksPanel state={state} row={row} />
           {trajectory && trajectory.norms.length > 0 && <ProfilePanel state={state} trajectory={trajectory} />}
           {meta.units.length > 0 && <NeighboursPanel state={state} row={row} />}

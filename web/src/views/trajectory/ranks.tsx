@@ -50,8 +50,8 @@ function RankRow({ state, row, name, metric }: { state: CorpusState; row: number
           <button
             type="button"
             class="link"
-            title={`Cut by ${column.label}`}
-            onClick={() => set({ m: name, route: null, cut: null, sides: null }, true)}
+            title={`Cut by ${column.label}: ${column.help ?? ""}`}
+            onClick={() => set({ m: name, route: null, cut: null, sides: null, w: null, t: null, order: null }, true)}
           >
             {column.label}
           </button>
