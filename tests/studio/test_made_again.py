@@ -1,6 +1,7 @@
 """Scores by which a page cuts, colours and sorts, and the line that it lets a user copy: it makes what is shown."""
 
 import json
+import re
 import shlex
 
 import pytest
@@ -115,7 +116,8 @@ def test_ranks_drawn_among_equal_pass_rates_are_cut_by_shares(kept_tree, tmp_pat
 def test_every_score_can_be_cut_by_sorted_by_and_coloured_by(pages):
     page = pages.corpus("?m=effective_rank&c=hoyer&sort=-theil_in_layers&cols=id,kurtosis,theil_in_layers,effective_rank")
     for label, prefix in (("cut by", "m:"), ("x", ""), ("y", ""), ("colour", "")):
-        offered = {option.get_attribute("value") for option in page.get_by_label(label, exact=True).locator("option").all()}
+        of_label = page.locator("label").filter(has_text=re.compile(f"^{label}")).locator("select").first
+        offered = set(of_label.evaluate("select => Array.from(select.options, option => option.value)"))
         assert {f"{prefix}{name}" for name in ("gini", "hoyer", "theil_in_kinds", "effective_rank", "cv/per_parameter")} <= offered
     assert page.locator(".score-help").inner_text().startswith("exp(−Σp·ln p)")
     assert page.locator(".scatter .legend span").count() == 4
