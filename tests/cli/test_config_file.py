@@ -14,7 +14,9 @@ QUICKSTART = Path("configs/quickstart.toml")
 
 def test_a_stage_has_its_section_and_the_models_and_environments_of_the_run():
     rl = defaults(
-        "rl", QUICKSTART, ["rl.prompt.history=3", "environment.options.games=generated", "environment.options.data_dir=x"]
+        "rl",
+        QUICKSTART,
+        ["rl.rounds=30", "rl.prompt.history=3", "environment.options.games=generated", "environment.options.data_dir=x"],
     )
     assert (rl["rounds"], rl["loss"], rl["history"], rl["env"]) == (30, "dapo", 3, "alfworld")
     assert rl["env_option"] == ["difficulty=small", "games=generated"] and rl["data_dir"] == "x"
