@@ -96,6 +96,7 @@ def test_one_trajectory_is_enough_for_an_answer(tmp_path):
     make_probe(tmp_path / "one", trajectories=sample_trajectories(1))
     found = gp.advise(tmp_path / "one")
     assert found.corpus.trajectories == 1 and found.scores[0].own is None and str(found)
+    assert "Audit of gini: the same for all 1 trajectories, so that it splits nothing." in found.reasons
 
 
 def test_scores_that_are_not_defined_are_told(tmp_path):

@@ -103,6 +103,11 @@ def test_a_strong_base_needs_little_sft_and_a_perfect_one_nothing():
     assert choose([SEEN], begin(0.98, 0.01), False, "success", {}).way is None
 
 
+def test_a_base_that_wins_all_has_something_to_learn_where_scores_vary():
+    assert choose([SEEN], begin(0.95, 0.01, scores=0.5), False, "success", {}).way == RL
+    assert choose([SEEN], begin(0.95, 0.01, scores=0.01), False, "success", {}).way is None
+
+
 def test_experiments_in_which_rl_did_not_work_say_nothing():
     silent = experiment({SFT: 0.6, BOTH: 0.9}, met=False, rules=((GINI, 0.5, 0.001),))
     unknown = silent.model_copy(update={"bars": (Check(None, "not known"),)})

@@ -15,15 +15,16 @@ from gradprism.routing.stability import audit
 class ScoreFacts(Value):
     """Facts of `metric` over n trajectories, of which it is not defined for `undefined`: then nothing else is known.
 
-    `own` is the share of its ranks' variance that length and loss leave, `near` the share of trajectories within one standard error of the
-    median, `stability` Spearman's correlation with itself in each other probe, `alike` the scores that rank as it does, `warnings` the
-    audit's. None where a figure is not known.
+    `equal` says that all trajectories have the same score. `own` is the share of its ranks' variance that length and loss leave, `near`
+    the share of trajectories within one standard error of the median, `stability` Spearman's correlation with itself in each other probe,
+    `alike` the scores that rank as it does, `warnings` the audit's. None where a figure is not known.
     """
 
     metric: str
     n: int
     undefined: int
     first_undefined: str | None = None
+    equal: bool = False
     own: float | None = None
     near: float | None = None
     stability: Mapping[str, float | None] = {}
@@ -39,6 +40,8 @@ class ScoreFacts(Value):
         if self.undefined:
             yield f"not defined for {self.undefined} of {self.n} trajectories, the first {self.first_undefined!r}; leave them out"
             return
+        if self.equal:
+            yield f"the same for all {self.n} trajectories, so that it splits nothing"
         if self.own is not None and self.own < OWN and self.n >= FEWEST:
             yield f"mostly length and loss here ({100 * (1 - self.own):.0f} % of its ranks' variance)"
         if self.near is not None and self.near > UNSTABLE:
@@ -67,6 +70,7 @@ def score_facts(
         metric=metric,
         n=len(table),
         undefined=0,
+        equal=table[metric].n_unique() == 1,
         own=facts and facts.own,
         near=found.share_within_one_standard_error,
         stability={name: agreed.spearman for name, agreed in found.agreement.probes.items()},

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Literal, NamedTuple
 
-from gradprism.advice.evidence import Arm, Contrast, Experiment, Rule, Way
+from gradprism.advice.evidence import Arm, Contrast, Experiment, Rule, Span, Way
 from gradprism.advice.pass_rates import Start
 from gradprism.routing.split import Value
 
@@ -81,8 +81,13 @@ def verdict(begin: Start | None) -> Verdict:
 
 def hardly_varies(begin: Start) -> bool:
     """Whether nearly all groups have one reward throughout, whichever is rewarded."""
-    known = [varying for varying in (begin.varying, begin.varying_scores) if varying is not None]
-    return bool(known) and not begin.at_least and all(varying.high < FEW for varying in known)
+    known = _varying(begin)
+    return bool(known) and all(varying.high < FEW for varying in known)
+
+
+def _varying(begin: Start) -> list[Span]:
+    """What is known of groups that vary, by success and by score; nothing where only a lower bound is."""
+    return [] if begin.at_least else [varying for varying in (begin.varying, begin.varying_scores) if varying is not None]
 
 
 def weigh(speaking: Sequence[Experiment], rules: Mapping[Way, Rule]) -> tuple[WayFound, ...]:
@@ -106,8 +111,8 @@ def _way(ways: Sequence[WayFound], said: Verdict, begin: Start | None, only_sft:
     if only_sft:
         return SFT
     if said == "strong":
-        solved = begin and begin.varying and not begin.at_least and begin.varying.mean < FEW
-        return None if solved else RL
+        known = _varying(begin) if begin else []
+        return None if known and all(varying.mean < FEW for varying in known) else RL
     allowed = [found for found in ways if said not in ("weak", "flat") or found.way.sft != "none"]
     if not allowed:
         return None
