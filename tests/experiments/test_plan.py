@@ -97,7 +97,7 @@ def test_what_arms_have_in_common_runs_once():
 
 
 def test_a_run_is_an_experiment_of_one_seed():
-    planned = plan(Path("configs/quickstart.toml"))
+    planned = plan(Path("configs/quickstart.toml"), "rl.rounds=30")
     assert [(run.arm.name, run.seed, kinds(run)) for run in planned.runs] == [
         ("base", 0, []),
         ("sft", 0, ["probe", "route", "sft"]),

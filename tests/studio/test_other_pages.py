@@ -96,7 +96,7 @@ def test_a_turn_of_megabytes_is_folded(browser, tmp_path, pages_of):
         page = found.open()
         page.locator(".folders tbody a").first.wait_for()
         page = found.open(f"{link(page, 'corpus')}/trajectory/long")
-        expect(page.get_by_role("button", name=re.compile("Show .* more"))).to_contain_text("5.0\u00a0MB left")
+        expect(page.get_by_role("button", name=re.compile("Show .* more"))).to_contain_text("5.0\u00a0MB left", timeout=30_000)
         assert page.evaluate("document.body.innerText.length") < 20_000
         assert found.said == []
 

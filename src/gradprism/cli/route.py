@@ -86,8 +86,11 @@ def command(
     o.show({"routing": routes.routing.model_dump(), "audit": audit.to_json()}, "\n".join(lines), as_json)
 
 
+_EXAMPLES = {"cuts": "0.1,0.7", "shares": "0.4,0.2,0.4"}
+
+
 def _numbers(option: str, text: str | None) -> list[float]:
     try:
         return [float(number) for number in text.split(",")] if text else []
     except ValueError:
-        raise ConfigError(f"--{option} {text!r}: expected numbers, for example 0.1,0.7") from None
+        raise ConfigError(f"--{option} {text!r}: expected numbers, for example {_EXAMPLES[option]}") from None
