@@ -176,8 +176,9 @@ def _of_ways(case: Case) -> Iterator[str]:
     choice = case.choice
     for experiment in case.experiments:
         if not experiment.speaks:
-            unmet = [bar.text for bar in experiment.bars if bar.met is False] or ["what RL must do is not known"]
-            yield f"{experiment.name} does not count, for RL did not do there what it must: {'; '.join(unmet)}."
+            unmet = "; ".join(bar.text for bar in experiment.bars if bar.met is False)
+            why = f"RL did not do there what it must: {unmet}" if unmet else "whether RL did there what it must is not known"
+            yield f"{experiment.name} does not count, for {why}."
             continue
         arms = experiment.by_way(choice.rules)
         told = [f"{way} {_percent(arms[way].success)}{_price(arms[way].flops)}" for way in (found.way for found in choice.ways)]

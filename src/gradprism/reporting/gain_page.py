@@ -1,14 +1,14 @@
 """The page of measured gains: which score predicts what SFT or RL gains on its groups."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 
+from gradprism.experiments.comparison import corrected
 from gradprism.experiments.gain import OUTCOMES, Gain, read_gain
 from gradprism.experiments.gain_statistics import LEAST_RELIABILITY, Prediction, detectable, predict, reliability
-from gradprism.experiments.statistics import holm
 from gradprism.reporting.blocks import fill
 from gradprism.reporting.document import Block, Heading, Table, markdown
 from gradprism.reporting.numbers import duration, fixed, optional, p_value
@@ -101,7 +101,7 @@ def fill_gain_blocks(text: str, gain: Gain, source: str, prefix: str) -> str:
             case ["reliability", method, outcome] if method in TITLES and outcome in OUTCOMES:
                 return optional(reliability(gain.of(method, outcome)), 2)
             case ["rho", method, outcome, score] if method in TITLES and outcome in OUTCOMES and score in gain.scores:
-                return _interval(_predictions(gain, method, outcome)[score])
+                return _interval(_predictions(gain, method, outcome, [score])[score])
         raise DataError(f"{source}: no block is called {printable(name)!r}; see docs/gain.md for those that are")
 
     return fill(text, told, source, prefix)
@@ -129,16 +129,16 @@ def _outcomes(gain: Gain) -> Table:
     return Table(["gain", "base", "mean gain", "std over groups", "least", "most", "reliability"], rows)
 
 
-def _predictions(gain: Gain, method: str, outcome: str) -> dict[str, Prediction]:
+def _predictions(gain: Gain, method: str, outcome: str, names: Iterable[str] | None = None) -> dict[str, Prediction]:
+    """What each score, or each of `names`, predicts of a gain."""
     gains = gain.of(method, outcome)
     values = {name: np.array([np.nan if v is None else v for v in column]) for name, column in gain.scores.items()}
     controls = {name: values[name] for name in GIVEN if name in values}
-    return {name: predict(column, gains, () if name in controls else list(controls.values())) for name, column in values.items()}
+    return {name: predict(values[name], gains, () if name in controls else list(controls.values())) for name in names or values}
 
 
 def _corrected(found: dict[str, Prediction]) -> dict[str, float]:
-    tested = {name: one.p for name, one in found.items() if one.p is not None}
-    return dict(zip(tested, holm(list(tested.values())), strict=True))
+    return corrected({name: one.p for name, one in found.items()})
 
 
 def _ranked(found: dict[str, Prediction]) -> list[str]:
