@@ -70,7 +70,7 @@ def table(search: Mapping[str, Any], out: Path) -> str:
         sampled = 100 * rows[-1].get("evaluation/sampled_success", float("nan"))
         done = finished_training(folder)
         minutes = f"{done.usage.wall_seconds / 60:.0f}" if done else "under way"
-        alarms = "; ".join(told.split(":")[0] for told in done.warnings) if done else ""
+        alarms = "; ".join(told.split(":")[0].rpartition(", ")[2] for told in done.warnings) if done else ""
         by_round = ", ".join(f"{n}: {value:.1f}" for n, value in curve)
         best = max(value for _, value in curve)
         cells = (name, recipe["from"], settings, by_round, f"{best:.1f}", f"{curve[-1][1]:.1f}", f"{sampled:.1f}", minutes, alarms)

@@ -1,5 +1,6 @@
 """The processes of `accelerate launch` or `torchrun` that train together."""
 
+import gc
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -7,6 +8,9 @@ from datetime import timedelta
 from itertools import count
 from typing import TypeVar
 
+# Imported before any group of processes is there: its functions keep the one that they find, to the end of the interpreter, and with it
+# threads that abort a process which ends while they finish their last exchange. DDP imports it.
+import torch.distributed.nn.functional
 from accelerate import PartialState
 
 from gradprism.models import resolve_device
@@ -66,10 +70,13 @@ def fsdp_version() -> int:
 @contextmanager
 def training_processes(device: str) -> Iterator[Ranks | None]:
     """A command in which the launcher's processes train: the first one alone shows progress, and the first error alone is printed."""
+    given = torch.distributed.is_initialized()
     ranks = join_processes(device)
     if ranks is None:
         yield None
-        return
-    with ranks.failing_together(), quiet(not ranks.is_first):
-        yield ranks
-    PartialState().destroy_process_group()
+    else:
+        with ranks.failing_together(), quiet(not ranks.is_first):
+            yield ranks
+    if torch.distributed.is_initialized() and not given:  # a launcher's variables make one of one process, too
+        gc.collect()  # a model whose parts refer to each other would keep the group
+        PartialState().destroy_process_group()
