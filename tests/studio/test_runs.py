@@ -34,7 +34,7 @@ def test_a_run_while_it_runs(tmp_path):
     trainings = {training["kind"]: training for training in view["trainings"]}
     assert (trainings["sft"]["steps"], trainings["sft"]["total_steps"]) == (4, 4)
     [alarm] = trainings["rl"]["alarms"]
-    assert (alarm["name"], alarm["round"]) == ("refused", 10) and alarm["remedy"].startswith("set invalid_penalty")
+    assert (alarm["name"], alarm["round"]) == ("refused", 10) and alarm["remedy"].startswith("raise invalid_penalty")
     assert view["warnings"] == [f"weights {ATTACK}"]
     told = f"raised in round 10 and still true, refused: {alarm['what']}; {alarm['remedy']}"
     summary = {"steps": 12, "warnings": [told, "text was cut"]}
@@ -129,4 +129,5 @@ def test_results_say_what_the_tables_say(name):
     kinds = [block["type"] for block in view["document"]]
     assert kinds[0] == "heading" and kinds.count("table") >= 10
     costed = [arm for arm in view["arms"] if arm["cost"]]
-    assert len(costed) >= 9 and all(arm["cost"]["wall_seconds"] > 0 for arm in costed)
+    trained = [arm.name for arm in comparison.results.arms if arm.runs and arm.name != comparison.results.base_arm]
+    assert trained and set(trained) <= {arm["name"] for arm in costed} and all(arm["cost"]["wall_seconds"] > 0 for arm in costed)

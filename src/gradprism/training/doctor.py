@@ -145,14 +145,14 @@ def _timeouts(doctor: Doctor) -> Alarm | None:
     share = doctor.late("out_of_steps") / doctor.late("episodes")
     if share > 0.3 and share - doctor.early("out_of_steps") / doctor.early("episodes") > 0.1:
         return Alarm(
-            "timeouts", f"{share:.0%} of the episodes run out of steps, more than before", "set timeout_penalty, or more steps"
+            "timeouts", f"{share:.0%} of the episodes run out of steps, more than before", "raise timeout_penalty, or allow more steps"
         )
     return None
 
 
 def _refused(doctor: Doctor) -> Alarm | None:
     if (share := doctor.late("invalid_share")) > 0.4:
-        return Alarm("refused", f"the environment refuses {share:.0%} of the actions", "set invalid_penalty, or begin with SFT")
+        return Alarm("refused", f"the environment refuses {share:.0%} of the actions", "raise invalid_penalty, or begin with SFT")
     return None
 
 
