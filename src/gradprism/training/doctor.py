@@ -145,7 +145,9 @@ def _timeouts(doctor: Doctor) -> Alarm | None:
     share = doctor.late("out_of_steps") / doctor.late("episodes")
     if share > 0.3 and share - doctor.early("out_of_steps") / doctor.early("episodes") > 0.1:
         return Alarm(
-            "timeouts", f"{share:.0%} of the episodes run out of steps, more than before", "raise timeout_penalty, or allow more steps"
+            "timeouts",
+            f"{share:.0%} of the episodes run out of steps, more than before",
+            "raise timeout_penalty, or allow more steps",
         )
     return None
 
