@@ -142,6 +142,13 @@ def test_an_error_of_several_processes_is_one_line(sft_folder, tmp_path):
     assert not (out / "config.json").exists()
 
 
+def test_what_would_keep_a_group_is_imported_before_there_is_one():
+    """The helpers' processes are forked from one that has imported everything, so that only a fresh one can tell."""
+    code = "import sys, gradprism.training.processes; print('torch.distributed.nn.functional' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], env=environment(), capture_output=True, text=True, timeout=120)
+    assert done.stdout.strip() == "True", done.stderr
+
+
 @pytest.mark.slow
 def test_accelerate_launches_a_training(sft_folder, tmp_path):
     """`accelerate launch --cpu` would start one process; what it starts for devices works on a CPU too."""

@@ -161,7 +161,9 @@ def _refused(doctor: Doctor) -> Alarm | None:
 def _repeats(doctor: Doctor) -> Alarm | None:
     if (share := doctor.late("repeated_share")) > 0.4:
         return Alarm(
-            "repeats", f"{share:.0%} of the actions were tried before on the same screen", "set invalid_penalty or timeout_penalty"
+            "repeats",
+            f"{share:.0%} of the actions were tried before on the same screen",
+            "raise invalid_penalty or timeout_penalty",
         )
     return None
 

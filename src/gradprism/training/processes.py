@@ -10,7 +10,7 @@ from typing import TypeVar
 
 # Imported before any group of processes is there: its functions keep the one that they find, to the end of the interpreter, and with it
 # threads that abort a process which ends while they finish their last exchange. DDP imports it.
-import torch.distributed.nn.functional
+import torch.distributed.nn.functional  # noqa: F401
 from accelerate import PartialState
 
 from gradprism.models import resolve_device
@@ -69,14 +69,17 @@ def fsdp_version() -> int:
 
 @contextmanager
 def training_processes(device: str) -> Iterator[Ranks | None]:
-    """A command in which the launcher's processes train: the first one alone shows progress, and the first error alone is printed."""
-    given = torch.distributed.is_initialized()
+    """A command in which the launcher's processes train: the first one alone shows progress, and the first error alone is printed.
+
+    Once per process. At its end the group of processes goes: hold no model that was trained in it, whose wrapper would keep the group's
+    threads.
+    """
     ranks = join_processes(device)
     if ranks is None:
         yield None
-    else:
-        with ranks.failing_together(), quiet(not ranks.is_first):
-            yield ranks
-    if torch.distributed.is_initialized() and not given:  # a launcher's variables make one of one process, too
-        gc.collect()  # a model whose parts refer to each other would keep the group
-        PartialState().destroy_process_group()
+        return
+    with ranks.failing_together(), quiet(not ranks.is_first):
+        yield ranks
+    # Where the body fails, the launcher ends all processes, some of which may still wait for others.
+    gc.collect()  # a model whose parts refer to each other would keep the group
+    PartialState().destroy_process_group()
