@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import gradprism as gp
+from gradprism.training.doctor import Doctor
 from gradprism.training.folder import finished_training, read_log
 
 
@@ -61,7 +62,8 @@ def table(search: Mapping[str, Any], out: Path) -> str:
     ]
     for name, recipe in search["recipes"].items():
         folder = out / name
-        rows = [row for row in read_log(folder) if "evaluation/success" in row] if (folder / "log.jsonl").is_file() else []
+        log = read_log(folder) if (folder / "log.jsonl").is_file() else []
+        rows = [row for row in log if "evaluation/success" in row]
         if not rows:
             continue
         steps = recipe.get("updates_per_round", search["rl"].get("updates_per_round", 1))
@@ -70,7 +72,7 @@ def table(search: Mapping[str, Any], out: Path) -> str:
         sampled = 100 * rows[-1].get("evaluation/sampled_success", float("nan"))
         done = finished_training(folder)
         minutes = f"{done.usage.wall_seconds / 60:.0f}" if done else "under way"
-        alarms = "; ".join(told.split(":")[0].rpartition(", ")[2] for told in done.warnings) if done else ""
+        alarms = "; ".join(alarm.name for alarm in Doctor.of(log).alarms())
         by_round = ", ".join(f"{n}: {value:.1f}" for n, value in curve)
         best = max(value for _, value in curve)
         cells = (name, recipe["from"], settings, by_round, f"{best:.1f}", f"{curve[-1][1]:.1f}", f"{sampled:.1f}", minutes, alarms)

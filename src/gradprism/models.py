@@ -177,7 +177,7 @@ def _from_pretrained(source: Source, auto: Any, options: dict[str, Any]) -> Any:
             )
     except ImportError as error:
         raise MissingDependencyError(f"model {name!r}: cannot be loaded: {one_line(error)}") from None
-    except (OSError, ValueError, RuntimeError, KeyError, AttributeError, TypeError, NotImplementedError, SafetensorError) as error:
+    except (OSError, ValueError, RuntimeError, KeyError, AttributeError, TypeError, SafetensorError) as error:
         raise ModelError(f"model {name!r}: cannot be loaded: {one_line(error)}") from None
     model, info = loaded
     # The library fills these with random numbers.

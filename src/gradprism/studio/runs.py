@@ -166,11 +166,8 @@ def _training(folder: Folder) -> dict[str, Any]:
     manifest, rows = read_json(folder.below(MANIFEST)), _rows(folder)
     summary = read_json(folder.below("summary.json")) if (folder.path / "summary.json").is_file() else {}
     with _broken(folder.path, "train anew with --on-existing replace"):
-        kind, doctor = manifest["command"], Doctor()
-        if kind == "rl":
-            for row in rows:
-                if "episodes" in row:
-                    doctor.add(row)
+        kind = manifest["command"]
+        doctor = Doctor.of(rows if kind == "rl" else [])
         raised = doctor.alarms()
         warnings = [line for line in summary.get("warnings", []) if not any(line.endswith(str(alarm)) for alarm in raised)]
         figures = dict.fromkeys(name for row in rows for name in row)

@@ -4,7 +4,7 @@ All alarms compare means over windows of rounds, since a single round of few gro
 nothing unless asked to.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
@@ -47,6 +47,15 @@ class Doctor:
 
     rounds: list[dict[str, float]] = field(default_factory=list)
     raised: dict[str, int] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, rows: Iterable[Mapping[str, float]]) -> "Doctor":
+        """What a training's log (`log.jsonl`) shows, of whose rows those with `episodes` are rounds."""
+        doctor = cls()
+        for row in rows:
+            if "episodes" in row:
+                doctor.add(row)
+        return doctor
 
     @property
     def state(self) -> dict[str, Any]:

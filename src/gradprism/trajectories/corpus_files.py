@@ -144,7 +144,7 @@ def _zip_records(path: Path, source: Any) -> Iterator[Record]:
                 sample = _parse(archive.read(name).decode("utf-8"), Path(place), 1)
                 value = unpacked({"eval": about, "samples": [sample]})[0]
                 yield Record(number, place, value, path.stat().st_size * number // len(names))
-    # RuntimeError: zipfile's for a password, and (NotImplementedError) for a compression that it does not read.
+    # RuntimeError is zipfile's, for a password and for a compression that it does not read.
     except (zipfile.BadZipFile, RuntimeError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: not a readable log ({one_line(error)}); convert it by `inspect log convert --to json`") from None
 
