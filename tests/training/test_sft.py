@@ -3,6 +3,7 @@
 import json
 import re
 from dataclasses import replace
+from functools import partial
 from itertools import chain
 from typing import Any
 
@@ -360,6 +361,24 @@ def test_updates_that_round_away_and_text_that_is_cut_are_said(tokenizer, tmp_pa
     assert capfd.readouterr().err.count("warning: ") == 2
     assert train_sft(tiny_llama(len(tokenizer)).bfloat16(), tokenizer, sample_trajectories(4, seed=4), config, out=tmp_path / "x",
                      context_length=60).warnings == summary.warnings  # fmt: skip
+
+
+@pytest.mark.parametrize(("emulated", "config", "told"), [(True, {"bf16": True}, 1), (True, {}, 0), (False, {"bf16": True}, 0)])
+def test_bfloat16_that_a_processor_emulates_is_said_once(tokenizer, tmp_path, monkeypatch, capfd, emulated, config, told):
+    monkeypatch.setattr(frame, "lacks_bfloat16", lambda: emulated)
+    run = partial(train_sft, config=SftConfig(max_steps=1, **config), out=tmp_path / "x", device="cpu")
+    for _ in range(2):  # the second finds it finished
+        summary = run(tiny_llama(len(tokenizer)), tokenizer, sample_trajectories(2, seed=4))
+        assert len(summary.warnings) == told and all("leave bf16 out" in line for line in summary.warnings)
+        assert capfd.readouterr().err.count("bf16") == 2 * told  # two words of one line
+
+
+def test_nothing_is_said_of_the_processor_where_a_gpu_trains(monkeypatch):
+    monkeypatch.setattr(frame, "lacks_bfloat16", lambda: True)
+    monkeypatch.setattr(frame, "resolve_device", lambda device: "cuda")
+    assert frame.of_precision(SftConfig(bf16=True), "auto") == []
+    monkeypatch.setattr(frame, "resolve_device", lambda device: "cpu")
+    assert len(frame.of_precision(SftConfig(bf16=True), "auto")) == 1
 
 
 def test_a_corpus_in_the_older_alfworld_text_is_said_before_training(tokenizer, tmp_path, monkeypatch, capfd):

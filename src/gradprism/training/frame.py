@@ -16,6 +16,7 @@ from gradprism.checkpoints import check_trainable
 from gradprism.models import ModelSpec, resolve_device
 from gradprism.probing.fingerprint import config_fingerprint, weights_fingerprint
 from gradprism.runtime.folders import Manifest, OnExisting, exclusive_lock
+from gradprism.runtime.processor import lacks_bfloat16
 from gradprism.runtime.progress import quiet, say
 from gradprism.runtime.ranks import Ranks
 from gradprism.training.folder import TRAINING, claim_training, finish_training
@@ -71,6 +72,7 @@ class Frame:
 
         self.step, finished = decide(self.ranks, claim)
         if finished is None:
+            self.warn(*of_precision(self.config, self.device))
             return None
         summary = TrainingSummary.from_json(finished)
         self.warn(*summary.warnings)
@@ -130,6 +132,13 @@ class Frame:
             ).to_json()
 
         return TrainingSummary.from_json(decide(self.ranks, summary))
+
+
+def of_precision(config: TrainingConfig, device: str) -> list[str]:
+    """What is to be said of the numbers in which `device` is to compute."""
+    if config.bf16 and resolve_device(device) == "cpu" and lacks_bfloat16():
+        return ["bf16: this processor has no bfloat16 instructions and emulates them, slower than float32; leave bf16 out"]
+    return []
 
 
 def _of_weights(moved: float, dtype: torch.dtype) -> list[str]:

@@ -55,7 +55,7 @@ class TrainingConfig(LoraSettings):
     learning_rate: float = Field(default=1e-5, gt=0, description="Peak learning rate of AdamW.")
     weight_decay: float = Field(default=0.0, ge=0, description="Weight decay of AdamW, on matrices alone.")
     max_grad_norm: float = Field(default=1.0, gt=0, description="Gradients are clipped to this norm.")
-    bf16: bool = Field(default=False, description="Train under bfloat16 autocast.")
+    bf16: bool = Field(default=False, description="Train under bfloat16 autocast, for devices that compute in it.")
     activation_checkpointing: bool = Field(default=False, description="Recompute activations in the backward pass to save memory.")
     keep_checkpoints: bool = Field(default=False, description="Keep all checkpoints, also when the training has finished.")
     seed: int = Field(
