@@ -10,7 +10,7 @@ from gradprism.environments.demonstrations import collect
 from gradprism.experiments import stages
 from gradprism.experiments.results import Agreement, MetricAudit, Part, Routing
 from gradprism.experiments.stage import Outcome, Store
-from gradprism.experiments.stages import PROBE, ROUTE, Audit, Audited, Collect, Corpus, OwnFiles, PassRates, Refresh, Route, Routed
+from gradprism.experiments.stages import PROBE, ROUTE, Audit, Audited, Collect, Corpus, PassRates, Refresh, Route, Routed
 from gradprism.probing.result import Probe
 from gradprism.routing.audit import drawn_by_chance
 from gradprism.routing.routes import Routes, route
@@ -24,11 +24,7 @@ CORPUS, PASS_RATES = "corpus.jsonl", "pass-rates.jsonl"
 
 def corpus_of(corpus: Corpus, store: Store) -> Trajectories:
     """The whole corpus."""
-    if isinstance(corpus, Collect):
-        return load_corpus(store.path(corpus) / CORPUS)
-    if isinstance(corpus, OwnFiles):
-        return load_corpus(corpus.paths, format=corpus.format, mapping=dict(corpus.mapping), on_bad=corpus.on_bad)
-    return load_corpus(corpus.paths, format=corpus.format)
+    return load_corpus(store.path(corpus) / CORPUS) if isinstance(corpus, Collect) else corpus.read()
 
 
 def probe_folder(probe: stages.Probe, store: Store) -> Path:

@@ -3,7 +3,7 @@
 Without a model a stage works on the base. A checkpoint lies in its stage's own folder; routes, probes and evaluations in one below.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from glob import has_magic
 from pathlib import Path
@@ -41,7 +41,8 @@ from gradprism.runtime.files import sha256_file, sha256_folder, sha256_json
 from gradprism.training.rl_config import RlConfig
 from gradprism.training.sft_config import SftConfig
 from gradprism.trajectories.chat_options import ChatOptions
-from gradprism.trajectories.corpus import OnBad
+from gradprism.trajectories.corpus import Corpus as Trajectories
+from gradprism.trajectories.corpus import OnBad, load_corpus
 from gradprism.trajectories.corpus_paths import expand
 from gradprism.trajectories.mapping import FieldMap
 
@@ -135,6 +136,10 @@ class Files:
         names = FieldMap.of(config.map).to_json()
         return OwnFiles(hashes, config.format, paths, tuple(sorted(names.items())), config.on_bad)
 
+    def read(self, records: Sequence[object] = ()) -> Trajectories:
+        """The whole corpus, or records of it."""
+        return load_corpus(records or self.paths, format=self.format)  # pyright: ignore[reportArgumentType] # what is none is refused
+
 
 @dataclass(frozen=True)
 class OwnFiles(Files):
@@ -142,6 +147,10 @@ class OwnFiles(Files):
 
     mapping: tuple[tuple[str, str], ...]
     on_bad: OnBad
+
+    def read(self, records: Sequence[object] = ()) -> Trajectories:
+        """The whole corpus, or records of it, without bad ones where those are left out."""
+        return load_corpus(records or self.paths, format=self.format, mapping=dict(self.mapping), on_bad=self.on_bad)  # pyright: ignore[reportArgumentType] # as above
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,63 @@
+"""Whether RL can play a corpus, asked before anything is paid for."""
+
+import json
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+
+from gradprism.environments.protocol import Environment
+from gradprism.experiments.stage import AnyStage
+from gradprism.experiments.stages import Files, PassRates, Rl
+from gradprism.runtime.errors import ConfigError, DataError
+from gradprism.runtime.progress import quiet
+from gradprism.trajectories.corpus_files import Record, iter_records
+
+
+def plays_tasks(stages: Iterable[AnyStage]) -> bool:
+    """Whether one of the stages plays tasks of the corpus."""
+    return any(isinstance(stage, Rl | PassRates) for stage in stages)
+
+
+def check_tasks(corpus: Files, environment: Environment) -> None:
+    """Asks the environment for the task of every trajectory, for any of them may be sent to RL; raises `DataError` naming the first
+    whose task it does not know. Records that cannot be read are left to who reads them."""
+    for path in corpus.paths:
+        for record in iter_records(path, keep_bad=True):
+            # A record's turns, on which reading spends its time, need not be read where its task is told as corpora tell it.
+            if not isinstance(record.value, DataError) and _refusal(_told(record.value), environment):
+                _check(record, corpus, environment)
+
+
+def _told(record: object) -> object:
+    """The `task` that a record tells, which may be JSON text."""
+    told = record.get("task") if isinstance(record, Mapping) else None
+    if isinstance(told, str):
+        with suppress(ValueError, RecursionError):
+            return json.loads(told)
+    return told
+
+
+def _refusal(task: object, environment: Environment) -> str:
+    """Why the environment cannot set up a task; empty where it can."""
+    if not task or not isinstance(task, Mapping):
+        return "names no task"
+    try:
+        environment.task(task)
+    except (ConfigError, DataError) as error:
+        return f"environment {environment.name!r} does not know its task ({error})"
+    return ""
+
+
+def _check(record: Record, corpus: Files, environment: Environment) -> None:
+    """Reads the record as the corpus is read; raises `DataError` where its task is none of the environment's."""
+    try:
+        with quiet(True):
+            read = list(corpus.read([record.value]))
+    except DataError:
+        return
+    for trajectory in read:
+        if why := _refusal(trajectory.task, environment):
+            told = record.value.get("id") is not None
+            raise DataError(
+                f"{record.place}: {f'trajectory {trajectory.id!r}' if told else 'the trajectory'}: {why}, so RL cannot play it; give its "
+                "'task' the env and id of one of that environment's, name the right environment, or leave it out of corpus.files"
+            )
