@@ -12,6 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from gradprism.experiments import schedule
 from gradprism.experiments.schedule import LOG, expected_seconds, run_stages, status
 from gradprism.experiments.stage import Outcome, Stage, Store
 from gradprism.runtime.errors import StageError
@@ -86,6 +87,7 @@ def test_what_is_left_is_told_from_what_is_done(tmp_path):
 COMMAND = """
 import sys
 from pathlib import Path
+from gradprism.experiments import schedule
 from gradprism.experiments.schedule import run_stages
 from gradprism.experiments.stage import Store
 from helpers.stages import Write
@@ -139,3 +141,37 @@ def test_each_stage_has_a_process_of_its_own_that_has_imported_its_libraries(tmp
     assert (machine.cores or 0) >= 1 and "torch" in machine.versions
     run_stages(store, [Own(2)], {})
     assert store.found(Own(2)).words.split()[0] == str(os.getpid()), "without jobs in this one"
+
+
+@dataclass(frozen=True)
+class Told(Stage[Words]):
+    """Says who began its process and what it was told by the environment."""
+
+    kind = "told"
+    Found = Words
+    runner = "helpers.stages:open"
+
+    number: int
+
+    def run(self, folder, store):
+        return Outcome(Words(words=f"{psutil.Process().ppid()} {os.environ.get('WORDS')} {'GONE' in os.environ}", left=[]))
+
+
+def test_workers_are_forked_from_one_server_and_have_the_environment_of_now(tmp_path, monkeypatch):
+    store, stages = Store(tmp_path), [Told(0), Told(1), Told(2)]
+    monkeypatch.setenv("WORDS", "first")
+    monkeypatch.setenv("GONE", "not yet")
+    run_stages(store, stages[:2], {}, jobs=1)
+    monkeypatch.setenv("WORDS", "second")
+    monkeypatch.delenv("GONE")
+    run_stages(store, stages[2:], {}, jobs=1)
+    (one, *first), (two, *_), (three, *second) = (store.found(stage).words.split() for stage in stages)
+    assert one == two == three != str(os.getpid())
+    assert (first, second) == (["first", "True"], ["second", "False"])
+
+
+def test_where_there_may_be_a_gpu_each_worker_begins_from_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(schedule, "_GPU_DRIVERS", (str(tmp_path),))
+    store = Store(tmp_path / "run")
+    run_stages(store, [Told(0)], {}, jobs=1)
+    assert store.found(Told(0)).words.split()[0] == str(os.getpid())
