@@ -9,13 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
-import gradprism as gp
 from gradprism.experiments import gain_statistics
 from gradprism.experiments.config import load_config
 from gradprism.experiments.gain import Gain, GainPlan, Price, measure_gain, read_gain
-from gradprism.experiments.gain_work import expert_loss
 from gradprism.experiments.results import Machine
 from gradprism.experiments.stage import Store
 from gradprism.reporting.gain_page import gain_page
@@ -112,21 +109,6 @@ def test_page_of_one_seed_has_no_reliability_and_corrects_nothing():
 def test_page_tells_that_groups_are_missing():
     half = synthetic().model_copy(update={"planned_groups": 41})
     assert "**Unfinished**: 40 of 41 groups" in gain_page(half)
-
-
-def test_expert_loss_is_the_mean_of_single_tokens():
-    environment = gp.make_environment("alfworld", difficulty="tiny")
-    corpus = gp.collect(environment, environment.tasks("train", 5), max_steps=20, workers=1)
-    renderer = gp.Renderer(gp.load_tokenizer("models/alfworld-tiny"), None)
-    model = gp.ModelSpec("models/alfworld-tiny").load()
-    losses = []
-    for trajectory in corpus:
-        rendered = renderer.render(trajectory)
-        with torch.no_grad():
-            logits = model(torch.as_tensor(rendered.input_ids).long()[None]).logits[0].float()
-        places = np.flatnonzero(rendered.response_mask)
-        losses += [-logits[place - 1].log_softmax(-1)[int(rendered.input_ids[place])].item() for place in places]
-    assert expert_loss(model, renderer, corpus) == pytest.approx(np.mean(losses), rel=1e-4)
 
 
 @pytest.mark.slow

@@ -1,12 +1,10 @@
 """The work of measuring gain: scoring and grouping the corpus, training on one group, and the outcomes of a model."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
-import torch
 from numpy.typing import NDArray
 
 from gradprism.evaluation.agents import ModelAgent
@@ -25,15 +23,11 @@ from gradprism.routing.stability import score_table
 from gradprism.runtime.errors import ConfigError
 from gradprism.runtime.folders import remove
 from gradprism.runtime.usage import Usage
-from gradprism.training.head import add_head, places_of, score_tokens
+from gradprism.training.held_out import held_out_loss
 from gradprism.training.rl import train_rl
 from gradprism.training.sft import train_sft
-from gradprism.training.sft_data import tensors
-from gradprism.trajectories.parallel import render_all
 from gradprism.trajectories.record import Trajectory
 from gradprism.trajectories.rendering import Renderer
-
-_BATCH = 16  # demonstrations per forward pass
 
 
 def group_corpus(stage: Groups, folder: Path, store: Store) -> Outcome[Grouped]:
@@ -115,23 +109,9 @@ def _group(stage: MeasureSft | MeasureRl, store: Store) -> list[Trajectory]:
 def _measured(stage: Measure, model: Any, renderer: Renderer, store: Store, used: Usage) -> Outcome[Outcomes]:
     played = evaluate(ModelAgent(model, renderer.tokenizer), stage.world.make(), stage.evaluation, workers=stage.world.workers)
     found = Outcomes(
-        loss=expert_loss(model, renderer, list(corpus_of(stage.demonstrations, store))),
+        loss=held_out_loss(model, renderer, corpus_of(stage.demonstrations, store)).loss,
         success=float(np.mean([episode.success for episode in played.episodes])),
         score=float(np.mean([episode.score for episode in played.episodes])),
     )
     line = f"loss {found.loss:.3f}, success {100 * found.success:.1f} %, score {100 * found.score:.1f}"
     return Outcome(found, line, used + played.usage)
-
-
-@torch.no_grad()
-def expert_loss(model: Any, renderer: Renderer, demonstrations: Sequence[Trajectory]) -> float:
-    """Mean loss over all response tokens of the demonstrations, in nats, each token counted alike."""
-    add_head(model)
-    model.eval()
-    rendered = sorted(render_all(renderer, demonstrations), key=lambda one: len(one.input_ids))
-    total, tokens = 0.0, 0
-    for start in range(0, len(rendered), _BATCH):
-        inputs, chosen = tensors([[one] for one in rendered[start : start + _BATCH]], model.device, packed=False)
-        losses = -score_tokens(model, model, inputs, places_of(inputs["input_ids"], chosen)).log_probs.double()  # pyright: ignore[reportOptionalMemberAccess]
-        total, tokens = total + float(losses.sum()), tokens + losses.numel()
-    return total / tokens

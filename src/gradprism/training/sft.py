@@ -18,6 +18,7 @@ from gradprism.runtime.usage import Usage
 from gradprism.training.folder import read_log
 from gradprism.training.frame import Frame, training_frame
 from gradprism.training.head import add_head, places_of, router_weight, score_tokens
+from gradprism.training.held_out import summed_loss
 from gradprism.training.loop import Loop, cosine
 from gradprism.training.processes import decide
 from gradprism.training.sft_config import SftConfig
@@ -178,10 +179,8 @@ def _evaluate(loop: Loop, data: _Data, plan: Plan) -> None:
     for start in range(0, len(rows), size * loop.world):
         batch = rows[start : start + size * loop.world]
         mine = share(batch, loop.rank, size)
-        inputs, chosen = tensors(mine or batch[:1], loop.device, packed=False)
         with torch.no_grad(), loop.autocast():
-            found: Any = score_tokens(loop.model, loop.unwrapped, inputs, places_of(inputs["input_ids"], chosen))
-        total -= found.log_probs.sum().double() * bool(mine)
+            total += summed_loss(loop.model, loop.unwrapped, mine or batch[:1], loop.device) * bool(mine)
     [loss] = loop.summed([float(total)])
     tokens = sum(row[0].n_targets for row in rows)
     loop.used += Usage(tokens_forward=sum(len(row[0].input_ids) for row in rows))
