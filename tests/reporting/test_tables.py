@@ -162,6 +162,64 @@ def sampled(attempts: int = 4, n: int = 20) -> dict[str, Any]:
     return results
 
 
+def with_losses(seeds: int = 3) -> dict[str, Any]:
+    """With held-out losses of the base, SFT, and two of the seeds of a random split."""
+    results = synthetic(seeds)
+    levels = {"base": [1.5], "sft": [1.0, 1.1, 1.3], "random": [1.2, 1.25]}
+    for arm in results["arms"]:
+        for run, loss in zip(arm["runs"], levels.get(arm["name"], []), strict=False):
+            stage = f"held-out-loss-{arm['name']}-{run['seed']}"
+            results["stages"][stage] = {"kind": "held-out-loss", "wall_seconds": 5.0}
+            run["held_out"] = {"stage": stage, "loss": loss, "tokens": 1234, "trajectories": 40}
+    return results
+
+
+def test_held_out_losses_have_intervals_over_seeds_and_differences_paired_by_seed() -> None:
+    found = comparison(with_losses())
+    headings, _, *rows = cells(tables.held_out_table(found))
+    assert headings == ["arm", "seeds", "loss (nats per token)", "difference to Random 50:50 (nats)"]
+    half = stats.t.ppf(0.975, 2) * stats.sem([1.0, 1.1, 1.3])
+    of_pairs = [1.0 - 1.2, 1.1 - 1.25]
+    more = stats.t.ppf(0.975, 1) * stats.sem(of_pairs)
+    mean, less = sum([1.0, 1.1, 1.3]) / 3, sum(of_pairs) / 2
+    expected = [f"{mean:.3f} [{mean - half:.3f}, {mean + half:.3f}]", f"{less:.3f} [{less - more:.3f}, +{less + more:.3f}]"]
+    sft = [cell.replace("−", "-") for cell in rows[1][2:]]
+    assert rows[1][:2] == ["SFT, all", "3"] and sft == [expected[0], expected[1].replace("+", "")]
+    assert rows[0][:3] == ["Base", "1", "1.500"] and rows[0][3].startswith("+0.275 ["), "paired with either seed of the other"
+    assert rows[2][:2] == ["Random 50:50", "2"] and rows[2][3] == "–" and len(rows) == 3
+    text = markdown(pages.document(found))
+    assert "## Held-out loss" in text and "1,234 response tokens of 40 demonstrations" in text
+    assert "| held-out-loss | 6 | 30.0 s |" in text, "what it cost is told"
+    filled = pages.fill_blocks("x " + block("held-out-loss sft") + block("held-out-difference sft random"), found, "R.md")
+    shown = [one.replace("−", "-") for one in re.findall("gradprism: .*? -->(.*?)<!--", filled)]
+    assert shown == [expected[0].replace(" [", " nats [", 1), expected[1].replace("+", "") + " nats"]
+    assert markdown([tables.held_out_table(found) or ""]).strip() in pages.fill_blocks(block("held-out"), found, "R.md")
+
+
+def test_without_a_held_out_loss_nothing_is_told_of_it(whole: Comparison) -> None:
+    assert tables.held_out_table(whole) is None and "Held-out" not in markdown(pages.document(whole))
+    filled = pages.fill_blocks(block("held-out") + block("held-out-loss sft") + block("held-out-difference sft random"), whole, "R")
+    assert re.findall("gradprism: .*? -->(.*?)<!--", filled) == ["", "–", "–"]
+
+
+def test_a_held_out_loss_of_one_seed_has_no_interval() -> None:
+    found = comparison(with_losses(1))
+    headings, _, base, sft, *_ = cells(tables.held_out_table(found))
+    assert "seeds" not in headings and base[1:] == ["1.500", "+0.300"] and sft[1:] == ["1.000", "−0.200"]
+
+
+def test_held_out_losses_are_of_the_same_demonstrations_and_of_stages_that_are_there() -> None:
+    for key, value, message in (
+        ("tokens", 1235, "held-out losses are of other demonstrations from run to run"),
+        ("stage", "held-out-loss-x", "arm 'sft', seed 0: stage 'held-out-loss-x' is not among the stages"),
+        ("loss", -1.0, r"held_out\.loss: Input should be greater than or equal to 0"),
+    ):
+        results = with_losses()
+        results["arms"][1]["runs"][0]["held_out"][key] = value
+        with pytest.raises(DataError, match=message):
+            comparison(results)
+
+
 AT_1 = "at 1, difference to Random 50:50 (points)"
 
 

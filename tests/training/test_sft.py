@@ -31,7 +31,7 @@ from gradprism.trajectories.rendering import Renderer, load_tokenizer
 from helpers.cli import assert_refused
 from helpers.families import family_model
 from helpers.tiny import sample_trajectories, tiny_llama, tiny_qwen3
-from helpers.training import sft_command
+from helpers.training import loss_by_hand, sft_command
 
 # What is trained on
 
@@ -61,18 +61,6 @@ def test_exactly_the_tokens_are_trained_on_that_the_probe_counts(tokenizer, pack
         for i in batch:
             expected[i] = []
     assert not any(expected)
-
-
-def loss_by_hand(model, renderer: Renderer, trajectories: list[Trajectory]) -> tuple[float, int]:
-    """Mean loss over all response tokens of all trajectories, and their number."""
-    total, count = 0.0, 0
-    for rendered in map(renderer.render, trajectories):
-        ids = torch.tensor(rendered.input_ids, dtype=torch.long)
-        with torch.no_grad():
-            logprobs = model(input_ids=ids[None]).logits[0, :-1].log_softmax(-1)
-        losses = -logprobs[torch.arange(len(ids) - 1), ids[1:]][torch.tensor(rendered.response_mask[1:])]
-        total, count = total + losses.sum().item(), count + len(losses)
-    return total / count, count
 
 
 def test_the_loss_is_the_mean_over_response_tokens(tokenizer, tmp_path):

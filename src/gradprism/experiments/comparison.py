@@ -165,6 +165,28 @@ class Comparison:
         a, b = _aligned(runs[0], means[0], runs[1], means[1])
         return difference(a, b) if a.size else None
 
+    def held_out_runs(self, arm: str) -> list[Run]:
+        """The arm's runs whose loss on held-out demonstrations is known, in the order of their seeds."""
+        return [run for run in self.runs(arm) if run.held_out]
+
+    def held_out_losses(self, arm: str) -> NDArray[np.float64]:
+        """Their losses, `[S, 1]`."""
+        losses = [run.held_out.loss for run in self.held_out_runs(arm) if run.held_out]
+        return np.array(losses, dtype=np.float64).reshape(-1, 1)
+
+    def held_out_loss(self, arm: str) -> Interval | None:
+        """Mean held-out loss of an arm, in nats, with the interval for other training seeds and these demonstrations; None where no run
+        has one. Of one seed the interval has no width, and says nothing.
+        """
+        losses = self.held_out_losses(arm)
+        return interval(losses) if losses.size else None
+
+    def held_out_difference(self, first: str, second: str) -> Interval | None:
+        """Mean held-out loss of `first` less that of `second` over the seeds that both have; None where there are none."""
+        runs, losses = zip(*((self.held_out_runs(arm), self.held_out_losses(arm)) for arm in (first, second)), strict=True)
+        a, b = _aligned(runs[0], losses[0], runs[1], losses[1])
+        return difference(a, b) if a.size else None
+
     def costs(self, arm: str | None) -> list[Cost]:
         """Cost of each run of an arm; none for an arm without stages (the base)."""
         return [run_cost(run, self.results.stages) for run in self.runs(arm) if run.stages]

@@ -155,6 +155,9 @@ class ExperimentConfig(Design, Section):
     rl: RlConfig = RlConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     evaluations: list[FurtherEvaluation] = Field(default=[], description="Further evaluations, on which the first does not depend.")
+    held_out: CorpusConfig | None = Field(
+        default=None, description="Demonstrations that no arm trains on, whose mean loss under every arm's model is measured."
+    )
     seeds: list[Seed] | None = Field(default=None, min_length=1, description="Training seeds of the arms.")
     arms: list[ArmConfig] = Field(default=[], description="Arms, in the order of the tables; earlier groups run first.")
     audit: AuditConfig = AuditConfig()
@@ -201,6 +204,8 @@ class ExperimentConfig(Design, Section):
         if self.sft.packing != "off" and any(arm.route.order and arm.sft == "routed" for arm in self.all_arms):
             raise ValueError("sft.packing: fills rows by length, which keeps no order of a route; leave packing off")
         self._check_evaluations()
+        if self.held_out and self.held_out.collect and self.held_out.collect.split is None:
+            raise ValueError("held_out.collect.split: name the split of the demonstrations, one that the corpus is not of")
         if len(set(self.all_seeds)) < len(self.all_seeds):
             raise ValueError(f"seeds: {', '.join(map(str, self.all_seeds))} has one twice")
         return self
@@ -231,7 +236,9 @@ class ExperimentConfig(Design, Section):
         values["model"]["path"] = relative(self.model.path)
         if self.model.chat_template:
             values["model"]["chat_template"] = relative(self.model.chat_template)
-        values["corpus"]["files"] = [relative(file) for file in self.corpus.files]
+        for name, corpus in (("corpus", self.corpus), ("held_out", self.held_out)):
+            if corpus:
+                values[name]["files"] = [relative(file) for file in corpus.files]
         return values
 
 
@@ -253,7 +260,7 @@ def load_config(path: Path | str, overrides: Sequence[str] = ()) -> ExperimentCo
 
 
 def build_config(values: Values, base: Path, source: str) -> ExperimentConfig:
-    """Validates `values`; paths of the model and the corpus are taken relative to `base`."""
+    """Validates `values`; paths of the model, the corpus and the held-out demonstrations are taken relative to `base`."""
     for section in ("sft", "rl", "evaluation"):
         if isinstance(values.setdefault(section, {}), dict):
             values[section].setdefault("seed", values.get("seed", 0))
@@ -266,13 +273,16 @@ def build_config(values: Values, base: Path, source: str) -> ExperimentConfig:
         "path": _resolve(resolve_shipped_model(config.model.path), base),
         "chat_template": _resolve(template, base) if template else None,
     }
-    files = [_resolve(file, base) for file in config.corpus.files]
-    return config.model_copy(
-        update={
-            "model": config.model.model_copy(update=paths),
-            "corpus": config.corpus.model_copy(update={"files": files}),
-        }
-    )
+    update = {
+        "model": config.model.model_copy(update=paths),
+        "corpus": _resolved(config.corpus, base),
+        "held_out": config.held_out and _resolved(config.held_out, base),
+    }
+    return config.model_copy(update=update)
+
+
+def _resolved(corpus: CorpusConfig, base: Path) -> CorpusConfig:
+    return corpus.model_copy(update={"files": [_resolve(file, base) for file in corpus.files]})
 
 
 def _resolve(name: str, base: Path) -> str:

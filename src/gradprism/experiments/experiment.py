@@ -15,6 +15,7 @@ from gradprism.experiments.results import (
     RESULTS,
     Arm,
     Design,
+    HeldOut,
     Machine,
     Model,
     Point,
@@ -108,7 +109,11 @@ def _prepare(job: Job, plan: Plan) -> tuple[Results, list[AnyStage]]:
     earlier = read_results(job.out) if job.extend else _empty(job.config)
     reusable = _reusable(plan, earlier)
     there = {name for key, run in reusable.items() for name in (key, *_beside(run))}
-    there |= {run.watched.name for run in plan.runs if run.watched and run.evaluation.name in reusable}
+    kept = [run for run in plan.runs if run.evaluation.name in reusable]
+    there |= {run.watched.name for run in kept if run.watched}
+    # The loss of a run that is kept is measured where its model is: none is trained again for it.
+    store, measured = Store(job.config.folder), [run.held_out for run in kept if run.held_out]
+    there |= {stage.name for stage in measured if stage.model and not store.is_done(stage.model)}
     # An audit that results have, with all probes that are asked for, needs none of them again.
     if plan.audit and earlier.audits and {probe.name for probe in plan.audit.probes} <= earlier.stages.keys():
         there.add(plan.audit.name)
@@ -181,7 +186,8 @@ def _reusable(plan: Plan, earlier: Results) -> dict[str, Run]:
 
 def _beside(run: Run) -> list[str]:
     """The stages of a run that are neither of its model nor its first evaluation."""
-    return [*([run.watched] if run.watched else []), *(sampled.stage for sampled in run.sampled.values())]
+    measured = [*run.sampled.values(), *([run.held_out] if run.held_out else [])]
+    return [*([run.watched] if run.watched else []), *(each.stage for each in measured)]
 
 
 def gather(plan: Plan, store: Store, earlier: Results | None = None) -> Results:
@@ -193,8 +199,8 @@ def gather(plan: Plan, store: Store, earlier: Results | None = None) -> Results:
     done = [run for run in plan.runs if run.evaluation.name in runs and store.is_done(run.evaluation)]
     audited = [*audit.probes, audit] if audit else []
     made = {stage.name: stage for run in done for stage in (*run.stages, run.evaluation)}
-    beside = [stage for run in plan.runs for stage in (*([run.watched] if run.watched else []), *run.further.values())]
-    made |= {stage.name: stage for stage in (*audited, *beside) if store.is_done(stage)}
+    beside = [stage for run in plan.runs for stage in (run.watched, *run.further.values(), run.held_out)]
+    made |= {stage.name: stage for stage in (*audited, *beside) if stage and store.is_done(stage)}
     kept = {name for key, run in known.items() if key not in {r.evaluation.name for r in done} for name in [*run.stages, key]}
     kept |= {name for run in runs.values() for name in _beside(run) if name not in made}
     kept |= {stage.name for stage in audited if stage.name not in made and stage.name in earlier.stages}
@@ -252,12 +258,13 @@ def _runs(plan: Plan, store: Store, known: Mapping[str, Run]) -> Iterator[tuple[
         sampled = {key: kept for key, kept in (before.sampled if before else {}).items() if key in planned.further}
         sampled = {key: kept for key, kept in sampled.items() if kept.stage == planned.further[key].name}
         sampled |= {key: _sampled(stage, store) for key, stage in planned.further.items() if store.is_done(stage)}
+        added = {"sampled": sampled, "held_out": _held_out(planned, store, before)}
         if store.is_done(planned.evaluation):
-            yield name, _run(plan, planned, store).model_copy(update={"sampled": sampled})
+            yield name, _run(plan, planned, store).model_copy(update=added)
         elif before:
             # A curve on another split than today's would stand beside curves that it does not compare with.
             same = before.watched == (planned.watched.name if planned.watched else None)
-            yield name, before.model_copy(update={"sampled": sampled, **({} if same else {"curve": [], "watched": None})})
+            yield name, before.model_copy(update={**added, **({} if same else {"curve": [], "watched": None})})
 
 
 def _run(plan: Plan, planned: PlannedRun, store: Store) -> Run:
@@ -291,6 +298,15 @@ def _sampled(stage: Evaluate, store: Store) -> Sampled:
     found, attempts = store.found(stage), stage.config.attempts
     scores = {split: np.reshape(values, (-1, attempts)).mean(1).round(4).tolist() for split, values in found.score.items()}
     return Sampled(stage=stage.name, success=found.success, score=scores)
+
+
+def _held_out(planned: PlannedRun, store: Store, before: Run | None) -> HeldOut | None:
+    """The loss on the demonstrations, measured here or known before; None where it is neither, or was one on others."""
+    stage = planned.held_out
+    if stage and store.is_done(stage):
+        return HeldOut(stage=stage.name, **store.found(stage).model_dump())
+    known = before.held_out if before else None
+    return known if stage and known and known.stage == stage.name else None
 
 
 def _curve(plan: Plan, planned: PlannedRun, store: Store, success: str) -> list[Point]:

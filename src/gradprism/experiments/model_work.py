@@ -1,4 +1,4 @@
-"""The work of stages that load the model: probing, pass rates, both trainings, refreshes and evaluation."""
+"""The work of stages that load the model: probing, pass rates, both trainings, refreshes, evaluation and the loss on demonstrations."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,6 +19,8 @@ from gradprism.experiments.stages import (
     Corpus,
     Evaluate,
     Evaluated,
+    HeldOutLoss,
+    Imitated,
     Moved,
     PassRates,
     PassRatesOf,
@@ -37,6 +39,7 @@ from gradprism.runtime.files import write_jsonl
 from gradprism.runtime.progress import Progress
 from gradprism.runtime.usage import Usage
 from gradprism.training.folder import save_model
+from gradprism.training.held_out import held_out_loss
 from gradprism.training.rl import train_rl
 from gradprism.training.sft import train_sft
 from gradprism.trajectories.rendering import Renderer, load_tokenizer
@@ -223,3 +226,13 @@ def evaluate_model(stage: Evaluate, folder: Path, store: Store) -> Outcome[Evalu
         remarks=list(evaluation.remarks),
     )
     return Outcome(found, evaluation.headline, evaluation.usage)
+
+
+def measure_held_out_loss(stage: HeldOutLoss, folder: Path, store: Store) -> Outcome[Imitated]:
+    """Measures the loss on the demonstrations."""
+    model, renderer = load(stage.base, stage.model, store)
+    measured = held_out_loss(model, renderer, corpus_of(stage.demonstrations, store))
+    found = Imitated(loss=measured.loss, tokens=measured.tokens, trajectories=measured.trajectories)
+    cut = f"; {measured.cut:,} tokens lie past the context and are not read" if measured.cut else ""
+    line = f"loss {found.loss:.3f} over {found.tokens:,} response tokens of {found.trajectories} demonstrations{cut}"
+    return Outcome(found, line, measured.usage)

@@ -17,6 +17,7 @@ from gradprism.experiments.stages import (
     Corpus,
     Evaluate,
     Files,
+    HeldOutLoss,
     PassRates,
     PassRatesOf,
     Probe,
@@ -46,7 +47,7 @@ class PlannedRun:
     """An arm with a seed: the stages that make its model, in order, and the one that evaluates it.
 
     Of the stages in `forward_only` it needs the forward pass alone. `watched` evaluates it where its curve would else not end, `further`
-    are its other evaluations by name.
+    are its other evaluations by name. `held_out` measures its loss on demonstrations.
     """
 
     arm: ArmConfig
@@ -57,6 +58,7 @@ class PlannedRun:
     forward_only: tuple[AnyStage, ...] = ()
     watched: Evaluate | None = None
     further: Mapping[str, Evaluate] = field(default_factory=dict)
+    held_out: HeldOutLoss | None = None
 
 
 class Surroundings(Part):
@@ -86,12 +88,31 @@ def _check_splits(config: ExperimentConfig, environment: Environment) -> None:
                 has = ", ".join(environment.splits)
                 raise ConfigError(f"{key}: environment {environment.name!r} has no split {split!r}; it has {has}")
             environment.tasks(split, 1)
+    _check_held_out(config, environment)
     main = next(iter(splits))
     if rl.evaluate_every and rl.evaluate_split == main and rl.evaluate_tasks > splits[main]:
         raise ConfigError(
             f"rl.evaluate_tasks: {main!r}, the evaluation's first split, has {splits[main]} tasks there; give no more, so that curves "
             "end where the evaluation does, or another rl.evaluate_split"
         )
+
+
+def _check_held_out(config: ExperimentConfig, environment: Environment) -> None:
+    """Raises `ConfigError` for tasks that are not there, and for those that the corpus is collected from."""
+    wanted, trained = config.held_out and config.held_out.collect, config.corpus.collect
+    if not wanted or not wanted.split:
+        return
+    try:
+        environment.tasks(wanted.split, wanted.count, wanted.skip)
+    except ConfigError as error:
+        raise ConfigError(f"held_out.collect: {error}") from None
+    if trained and wanted.split == (trained.split or environment.splits[0]):
+        begin, end = max(wanted.skip, trained.skip), min(wanted.skip + wanted.count, trained.skip + trained.count)
+        if begin < end:
+            raise ConfigError(
+                f"held_out.collect.split: tasks {begin} to {end} of {wanted.split!r} are the corpus's, which arms train on; name "
+                f"another split, or give held_out.collect.skip = {trained.skip + trained.count}"
+            )
 
 
 class Plan:
@@ -120,6 +141,7 @@ class Plan:
         routed_by = {arm.route.metric for arm in config.all_arms}
         self.scores = check_pass_scores([*config.probe.scores, *(name for name in PASS_SCORES if name in routed_by)])
         self.probe = Probe(self.base, self.corpus, config.probe.batch_tokens, scores=self.scores)
+        self.demonstrations = self._demonstrations()
 
         groups = dict.fromkeys(arm.group for arm in config.all_arms)
         self.runs = [
@@ -132,7 +154,7 @@ class Plan:
         self.audit = self._audit() if any(run.route for run in self.runs) else None
 
     def wanted(self, groups: Sequence[str] = ()) -> list[AnyStage]:
-        """The evaluations of the groups' arms (default all), the audit, and the further evaluations, which wait for all else.
+        """The evaluations of the groups' arms (default all), the audit, and what waits for all else: further evaluations and losses.
 
         Raises `ConfigError` for a group that no arm is in.
         """
@@ -142,7 +164,24 @@ class Plan:
         runs = [run for run in self.runs if not groups or run.arm.group in groups]
         first = [stage for run in runs for stage in (run.evaluation, *([run.watched] if run.watched else []))]
         further = [stage for run in runs for stage in run.further.values()]
-        return [*first, *([self.audit] if self.audit else []), *further]
+        held_out = [run.held_out for run in runs if run.held_out]
+        return [*first, *([self.audit] if self.audit else []), *further, *held_out]
+
+    def _demonstrations(self) -> Files | Collect | None:
+        """The demonstrations that no arm trains on; raises `ConfigError` for a file that is the corpus's too."""
+        config = self.config.held_out
+        if config is None:
+            return None
+        if config.collect:
+            stage = Collect(self.world, config.collect)
+            self.labels[stage.name] = "collect held-out demonstrations"
+            return stage
+        files = Files.of(config, "held_out")
+        known = self.corpus.sha256 if isinstance(self.corpus, Files) else ()
+        for path, sha256 in zip(files.paths, files.sha256, strict=True):
+            if sha256 in known:
+                raise ConfigError(f"held_out.files: {path}: is one of the corpus, which arms train on; give other demonstrations")
+        return files
 
     def _told(self, stage: AnyStage, label: str) -> None:
         """Gives the stage, and all that it needs, a label, unless an earlier run has."""
@@ -184,7 +223,10 @@ class Plan:
             for each in config.evaluations
             if each.is_of(arm) and (each.max_seeds is None or place < each.max_seeds)
         }
-        return PlannedRun(arm, seed, tuple(stages), evaluation, route, forward_only, watched, further)
+        held_out = HeldOutLoss(self.base, self.demonstrations, model) if self.demonstrations else None
+        if held_out:
+            self._told(held_out, f"of {arm.name}/{seed}")
+        return PlannedRun(arm, seed, tuple(stages), evaluation, route, forward_only, watched, further, held_out)
 
     def _evaluation(self, config: EvaluationConfig, model: Sft | Rl | None, label: str) -> Evaluate:
         stage = Evaluate(self.base, self.world, config, model)

@@ -119,12 +119,21 @@ class Sampled(Part):
     score: dict[str, list[float]]
 
 
+class HeldOut(Part):
+    """Mean loss in nats over `tokens` response tokens of `trajectories` that no arm trains on, each token counted alike."""
+
+    stage: str
+    loss: Count
+    tokens: Annotated[int, Field(ge=1)]
+    trajectories: Annotated[int, Field(ge=1)]
+
+
 class Run(Part):
     """An arm with one seed: success and score of every task by split, what it was trained on, and the stages that made its model.
 
     Of the stages in `forward_only` it needs the forward pass alone. `ends` by split, as are `parts`: means of the score's named parts.
-    `sampled`: further evaluations by their names. `watched` is the stage of the evaluation with which its curve ends, where that is
-    another one.
+    `sampled`: further evaluations by their names; `held_out`: its loss on demonstrations. `watched` is the stage of the evaluation with
+    which its curve ends, where that is another one.
     """
 
     seed: int
@@ -144,6 +153,7 @@ class Run(Part):
     curve: list[Point] = []
     watched: str | None = None
     sampled: dict[str, Sampled] = {}
+    held_out: HeldOut | None = None
 
 
 class Arm(Part):
@@ -322,10 +332,12 @@ class Results(Design, Part):
                     if split not in self.tasks or len(values) != len(self.tasks[split]):
                         yield f"{where}: {split!r} has {len(values)} results, tasks {len(self.tasks.get(split, []))}"
                 yield from self._of_sampled(run, where)
-                of_sampled = [sampled.stage for sampled in run.sampled.values()]
-                for stage in filter(None, [*run.stages, run.evaluation, run.watched, *of_sampled]):
+                beside = [*run.sampled.values(), *([run.held_out] if run.held_out else [])]
+                for stage in filter(None, [*run.stages, run.evaluation, run.watched, *(each.stage for each in beside)]):
                     if stage not in self.stages:
                         yield f"{where}: stage {stage!r} is not among the stages"
+        if len({(of.tokens, of.trajectories) for arm in self.arms for run in arm.runs if (of := run.held_out)}) > 1:
+            yield "held-out losses are of other demonstrations from run to run"
 
     def _of_sampled(self, run: Run, where: str) -> Iterator[str]:
         known = {sampling.name: sampling for sampling in self.evaluations}

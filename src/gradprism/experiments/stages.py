@@ -114,8 +114,8 @@ def _existing(key: str, file: str) -> Path:
     return Path(file)
 
 
-def _files(file: str) -> tuple[Path, ...]:
-    return expand([file]) if Path(file).is_dir() or has_magic(file) else (_existing("corpus.files", file),)
+def _files(file: str, key: str) -> tuple[Path, ...]:
+    return expand([file]) if Path(file).is_dir() or has_magic(file) else (_existing(f"{key}.files", file),)
 
 
 @dataclass(frozen=True)
@@ -127,9 +127,9 @@ class Files:
     paths: tuple[Path, ...] = field(compare=False)
 
     @staticmethod
-    def of(config: CorpusConfig) -> "Files":
-        """Reads the hashes; raises `ConfigError` for a file that is not there or an unknown name."""
-        paths = tuple(path for file in config.files for path in _files(file))
+    def of(config: CorpusConfig, key: str = "corpus") -> "Files":
+        """Reads the hashes; raises `ConfigError` naming the section `key` for a file that is not there, or an unknown name."""
+        paths = tuple(path for file in config.files for path in _files(file, key))
         hashes = tuple(map(sha256_file, paths))
         if not config.map and config.on_bad == "fail":
             return Files(hashes, config.format, paths)
@@ -340,6 +340,27 @@ class Evaluate(Stage[Evaluated]):
     base: Base
     world: World
     config: EvaluationConfig
+    model: Sft | Rl | None = None
+
+
+class Imitated(Part):
+    """Mean loss in nats over the response `tokens` of `trajectories`, each token counted alike."""
+
+    loss: float
+    tokens: int
+    trajectories: int
+
+
+@dataclass(frozen=True)
+class HeldOutLoss(Stage[Imitated]):
+    """The loss of the model, or the base, on demonstrations that it was not trained on."""
+
+    kind = "held-out-loss"
+    Found = Imitated
+    runner = f"{MODELS}:measure_held_out_loss"
+
+    base: Base
+    demonstrations: Files | Collect
     model: Sft | Rl | None = None
 
 

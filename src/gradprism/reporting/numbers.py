@@ -27,6 +27,23 @@ def points(interval: Interval | None, unit: str = "") -> str:
     return f"{plus}{percent(interval)}{unit}"
 
 
+def nats(interval: Interval | None, unit: str = "") -> str:
+    """`1.234 [1.201, 1.267]`, in thousandths, with the unit behind the mean; no brackets of an interval without width, as of one seed."""
+    if interval is None:
+        return "–"
+    wide = interval.high - interval.low > 1e-9  # equal losses of several seeds may differ by a rounding
+    brackets = f" [{fixed(interval.low, 3)}, {fixed(interval.high, 3)}]" if wide else ""
+    return f"{fixed(interval.mean, 3)}{unit}{brackets}"
+
+
+def nats_more(interval: Interval | None, unit: str = "") -> str:
+    """`+0.021 [−0.010, 0.052]`: a difference of losses, with the unit behind all."""
+    if interval is None:
+        return "–"
+    plus = "+" if float(f"{interval.mean:.3f}") > 0 else ""
+    return f"{plus}{nats(interval)}{unit}"
+
+
 def p_value(p: float | None) -> str:
     """`0.031`, `<0.001`."""
     if p is None:

@@ -13,11 +13,12 @@ from gradprism.reporting.checks import bars_text, detectable_text, power_found, 
 from gradprism.reporting.cost_tables import cost_table, ledger_table, saving_lines, training_table, work_table
 from gradprism.reporting.document import Block, Figure, Heading, Table, markdown, show
 from gradprism.reporting.figures import FIGURES, draw_figures, drawn_elsewhere
-from gradprism.reporting.numbers import count, duration, mib, percent, points, share, times
+from gradprism.reporting.numbers import count, duration, mib, nats, nats_more, percent, points, share, times
 from gradprism.reporting.tables import (
     audit_blocks,
     claims_table,
     difference_table,
+    held_out_table,
     main_table,
     parts_table,
     routes_table,
@@ -60,6 +61,11 @@ SAMPLED_NOTE = (
     "Success in % of the same models on the same tasks, whose number is in parentheses, by greedy answers, by answers sampled at a "
     "temperature, and in any of k sampled attempts (pass@k). Differences are paired by task and seed."
 )
+HELD_OUT_NOTE = (
+    "Mean loss of the same models in nats over the {tokens:,} response tokens of {trajectories} demonstrations that no arm trains on, each "
+    "token counted alike; less is better. It asks how well a model imitates, which SFT is trained for and RL is not. Brackets are 95 % "
+    "intervals for other training seeds (Student's t) and these demonstrations; one seed has none. Differences are paired by seed."
+)
 TRAINING_NOTE = (
     "Success in % on the tasks of the curves, means over seeds. The highest point of a mean curve is that of several, and so flatters. "
     "The end is that of the training, also where the best weights were kept. Score 0: the share of all evaluated episodes that ended with "
@@ -99,6 +105,7 @@ def document(comparison: Comparison, figures: Collection[str] = ()) -> list[Bloc
     tables = [(split, sampled_table(comparison, split)) for split in comparison.splits]
     sampled = [block for split, table in tables if table for block in (Heading(f"{split.capitalize()} tasks", 3), table)]
     blocks += [Heading("Greedy against sampled"), SAMPLED_NOTE, *sampled] if sampled else []
+    blocks += _held_out(comparison)
     for group in dict.fromkeys(arm.group for arm in results.arms if arm.group != MAIN_GROUP):
         blocks += [Heading(GROUP_TITLES.get(group, group.capitalize())), *_success(comparison, comparison.of_group(group))]
     for sweep in results.sweeps:
@@ -119,6 +126,15 @@ def document(comparison: Comparison, figures: Collection[str] = ()) -> list[Bloc
 def _titled(title: str, *blocks: Block) -> list[Block]:
     """The blocks under a heading, where there are any."""
     return [Heading(title), *blocks] if blocks else []
+
+
+def _held_out(comparison: Comparison) -> list[Block]:
+    """The held-out losses; nothing where no run has one. All are of the same demonstrations."""
+    of = next((run.held_out for arm in comparison.arms for run in comparison.held_out_runs(arm)), None)
+    table = held_out_table(comparison)
+    if of is None or table is None:
+        return []
+    return [Heading("Held-out loss"), HELD_OUT_NOTE.format(tokens=of.tokens, trajectories=of.trajectories), table]
 
 
 def _facts(comparison: Comparison) -> str:
@@ -181,6 +197,7 @@ _TABLES: dict[str, Callable[[Comparison], Block | None]] = {
     "regime": regime_text,
     "bars": bars_text,
     "sampled": sampled_table,
+    "held-out": held_out_table,
     "cost": cost_table,
     "training": training_table,
     "parts": lambda comparison: parts_table(comparison, comparison.of_group(MAIN_GROUP), comparison.splits[0]),
@@ -201,6 +218,12 @@ _NUMBERS: dict[str, tuple[tuple[str, ...], bool, Callable[..., str]]] = {
         True,
         lambda c, arm, name, split: percent(c.sampled_mean(arm, name, split, any_attempt=True), " %"),
     ),
+    "held-out-loss": (("arm",), False, lambda c, arm, _: nats(c.held_out_loss(arm), " nats")),
+    "held-out-difference": (
+        ("arm", "arm"),
+        False,
+        lambda c, arm, other, _: nats_more(c.held_out_difference(arm, other), " nats"),
+    ),
     "speedup": (("arm",), False, lambda c, arm, _: times(c.speedup(arm))),
     "speedup-flops": (("arm",), False, lambda c, arm, _: times(c.speedup(arm, "flops"))),
     "detectable": ((), False, lambda c, _: detectable_text(c)),
@@ -210,11 +233,12 @@ _NUMBERS: dict[str, tuple[tuple[str, ...], bool, Callable[..., str]]] = {
 def fill_blocks(text: str, comparison: Comparison, source: str, prefix: str = "") -> str:
     """`text` with what stands between `<!-- gradprism: NAME -->` and `<!-- /gradprism -->` filled in; errors name the file `source`.
 
-    Blocks are `main`, `claims`, `regime`, `bars`, `sampled`, `cost`, `training`, `parts`, and within a line `success ARM [SPLIT]`,
-    `score ARM [SPLIT]`, `difference ARM ARM [SPLIT]`, `sampled-success ARM EVALUATION [SPLIT]`,
-    `sampled-difference ARM ARM EVALUATION [SPLIT]`, `pass-at-k ARM EVALUATION [SPLIT]`, `speedup ARM`, `speedup-flops ARM`,
-    `detectable`. With a prefix, only blocks whose names begin with it are filled ("PREFIX success gini"), so that one file can show
-    several experiments. (A line that begins with a marker is HTML to Markdown: begin it with a word.)
+    Blocks are `main`, `claims`, `regime`, `bars`, `sampled`, `held-out`, `cost`, `training`, `parts`, and within a line
+    `success ARM [SPLIT]`, `score ARM [SPLIT]`, `difference ARM ARM [SPLIT]`, `sampled-success ARM EVALUATION [SPLIT]`,
+    `sampled-difference ARM ARM EVALUATION [SPLIT]`, `pass-at-k ARM EVALUATION [SPLIT]`, `held-out-loss ARM`,
+    `held-out-difference ARM ARM`, `speedup ARM`, `speedup-flops ARM`, `detectable`. With a prefix, only blocks whose names begin with it
+    are filled ("PREFIX success gini"), so that one file can show several experiments. (A line that begins with a marker is HTML to
+    Markdown: begin it with a word.)
 
     Raises `DataError` for a block that is none of these, an unknown arm or split, or a block that does not end before the next.
     """
@@ -294,6 +318,8 @@ def print_tables(folder: Path, console: Console) -> None:
     for split in comparison.splits:
         title = f"Success in % [95 % interval], {split} tasks"
         show(title, success_table(comparison, list(comparison.arms), split), console)
+    if losses := held_out_table(comparison):
+        show("Held-out loss", losses, console)
     show("Cost", ledger_table(comparison), console)
     for line in run_lines(comparison) if comparison.is_run else ():
         console.print(printable(line), markup=False, highlight=False)

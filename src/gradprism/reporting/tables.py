@@ -8,7 +8,7 @@ from gradprism.experiments.comparison import MAIN_GROUP, Comparison, corrected, 
 from gradprism.experiments.results import Agreement, Run, Sweep
 from gradprism.experiments.statistics import Interval, interval
 from gradprism.reporting.document import Block, Table
-from gradprism.reporting.numbers import optional, p_value, percent, points, share, times
+from gradprism.reporting.numbers import nats, nats_more, optional, p_value, percent, points, share, times
 
 # ALFWorld's task types under the names of the literature, in its order; any other type goes by its own name.
 SHORT_NAMES = {
@@ -182,6 +182,22 @@ def sampled_table(comparison: Comparison, split: str | None = None) -> Table | N
         headings += [f"greedy ({sampling.splits[split]})", at, f"{at} less greedy (points)"]
         headings += [f"pass@{sampling.attempts} {at}"] if sampling.attempts > 1 else []
         headings += [f"{at}, difference to {comparison.title(reference)} (points)"] if reference else []
+    return Table(headings, rows) if rows else None
+
+
+def held_out_table(comparison: Comparison) -> Table | None:
+    """Held-out loss of the arms that have one, and its difference to the first reference arm that has, paired by seed; None without any."""
+    losses = {arm: loss for arm in comparison.arms if (loss := comparison.held_out_loss(arm))}
+    [reference] = [arm for arm in comparison.results.reference_arms if arm in losses][:1] or [None]
+    rows = []
+    for arm, loss in losses.items():
+        cells = [] if comparison.is_run else [str(len(comparison.held_out_runs(arm)))]
+        cells.append(nats(loss))
+        if reference:
+            cells.append(nats_more(None if arm == reference else comparison.held_out_difference(arm, reference)))
+        rows.append([comparison.title(arm), *cells])
+    headings = ["arm", *([] if comparison.is_run else ["seeds"]), "loss (nats per token)"]
+    headings += [f"difference to {comparison.title(reference)} (nats)"] if reference else []
     return Table(headings, rows) if rows else None
 
 
