@@ -92,6 +92,29 @@ def test_rl_plays_only_what_names_a_task(tmp_path):
     assert "only the 6 of 9 trajectories" in found.recommendation
 
 
+def test_an_environment_is_asked_which_tasks_it_knows(cli, tmp_path):
+    environment = gp.make_environment("dialogue")
+    known = environment.tasks("train", 4)
+    foreign = {"env": "dialogue", "id": "train/none"}
+    tasks = [known[i % 4].reference() if i < 6 else foreign if i < 8 else {} for i in range(9)]
+    make_probe(
+        tmp_path / "some", trajectories=[replace(t, task=task) for t, task in zip(sample_trajectories(9), tasks, strict=True)]
+    )
+    asked = gp.advise(tmp_path / "some", environment=environment)
+    found = asked.corpus
+    assert (found.trajectories, found.named, found.tasks, found.environment, found.known) == (9, 8, 4, "dialogue", 6)
+    assert "only the 6 of 9 trajectories whose task dialogue knows" in asked.recommendation
+    assert asked.reasons[0].startswith(
+        "Environment dialogue knows the tasks of 6 of 9 trajectories, 4 in all; not that of 'sample-0006': "
+    )
+    unasked = gp.advise(tmp_path / "some")
+    assert (unasked.corpus.known, unasked.corpus.tasks) == (None, 5) and "was not checked: --env NAME" in unasked.reasons[0]
+    other = gp.advise(tmp_path / "some", environment=gp.make_environment("stories", fluency="none"))
+    assert other.corpus.known == 0 and other.recommendation.startswith("SFT on everything")
+    code, out, _ = cli("advise", tmp_path / "some", "--env", "stories", "--env-option", "fluency=none")
+    assert code == 0 and out.startswith("SFT on everything") and "stories knows the tasks of 0 of 9 trajectories" in out
+
+
 def test_one_trajectory_is_enough_for_an_answer(tmp_path):
     make_probe(tmp_path / "one", trajectories=sample_trajectories(1))
     found = gp.advise(tmp_path / "one")

@@ -4,11 +4,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import polars as pl
+
 from gradprism.advice.audit_facts import ScoreFacts, score_facts
 from gradprism.advice.choice import Corpus, Prefer, WayFound, choose, rule_trials, shown_rules
 from gradprism.advice.evidence import Experiment, Rule, Way, packaged
 from gradprism.advice.pass_rates import Start, start
 from gradprism.advice.reasons import Case, certainty, changes, measurements, reasons, recommendation
+from gradprism.environments.protocol import Environment
 from gradprism.probing.result import Probe
 from gradprism.routing.split import Value
 from gradprism.routing.tasks import PassRates, read_tasks
@@ -66,6 +69,7 @@ def advise(
     group_size: int | None = None,
     prefer: Prefer = "success",
     playable: bool = True,
+    environment: Environment | None = None,
     episode_seconds: float | None = None,
 ) -> Advice:
     """Advises how to share a probed corpus between SFT and RL, and what is to choose.
@@ -79,6 +83,7 @@ def advise(
         group_size: Episodes per group of RL; default that of `RlConfig`.
         prefer: `success`: the way that succeeds most; `price`: the cheapest that keeps 90 % of what that gains.
         playable: Whether there is an environment that can play the tasks.
+        environment: The one that plays them, which is asked what tasks it knows; without, whether any can play them is not checked.
         episode_seconds: Seconds that an episode of the base takes, where they are known, for the price of pass rates.
 
     Raises `ConfigError` for a wrong choice, and what `audit` and `read_results` raise; scores that are not defined are no error.
@@ -92,8 +97,7 @@ def advise(
     results = (results,) if isinstance(results, str | Path) else results
     probe = probe if isinstance(probe, Probe) else Probe.load(probe)
     tasks = read_tasks(probe)
-    named = tasks.filter("named")["task"].unique(maintain_order=True).to_list()
-    corpus = Corpus(trajectories=len(tasks), named=int(tasks["named"].sum()), tasks=len(named))
+    corpus, named = _corpus(probe, tasks, environment)
     rates = None if pass_rates is None else PassRates.of(pass_rates)
     begin = None if rates is None or not named else start(rates, named, of_group)
     own = {found.name: found for found in (Experiment.of(Path(folder)) for folder in results)}
@@ -110,7 +114,7 @@ def advise(
     }
     # What the own audit says weighs first: a rule that it doubts is none.
     trusted = {way: rule for way, rule in shown.items() if rule not in facts or not facts[rule].doubts}
-    choice = choose(experiments, begin, not (corpus.named and playable), prefer, trusted)
+    choice = choose(experiments, begin, not (corpus.playable and playable), prefer, trusted)
     case = Case(probe, corpus, begin, facts, experiments, trials, shown, choice, playable, of_group, episode_seconds)
     return Advice(
         probe=case.place,
@@ -129,3 +133,16 @@ def advise(
         ways=choice.ways,
         experiments=experiments,
     )
+
+
+def _corpus(probe: Probe, tasks: pl.DataFrame, environment: Environment | None) -> tuple[Corpus, list[str]]:
+    """What RL can play of the corpus, and the ids of these tasks, each once."""
+    named, told = tasks["named"], dict[str, Any]()
+    playable = named
+    if environment is not None:
+        refusals = [environment.refusal(t.task) if t.task else "it names no task" for t in probe.trajectories]
+        playable = pl.Series([not why for why in refusals], dtype=pl.Boolean)
+        first = next((f"{t.id!r}: {why}" for t, why in zip(probe.trajectories, refusals, strict=True) if why), "")
+        told = {"environment": environment.name, "known": int(playable.sum()), "unknown": first}
+    ids = tasks.filter(playable)["task"].unique(maintain_order=True).to_list()
+    return Corpus(trajectories=len(tasks), named=int(named.sum()), tasks=len(ids), **told), ids

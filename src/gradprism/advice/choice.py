@@ -20,11 +20,23 @@ SFT, RL = Way(sft="all", rl="none"), Way(sft="none", rl="all")
 
 
 class Corpus(Value):
-    """The probed trajectories, how many of them name a task that an environment can set up, and how many tasks those are."""
+    """The probed trajectories, how many of them name a task, and how many different tasks are left to RL.
+
+    With an `environment`, those are the tasks that it knows, `known` is how many trajectories have such a one, and `unknown` says of the
+    first that has none why. Without, nothing was asked, and `known` is None.
+    """
 
     trajectories: int
     named: int
     tasks: int
+    environment: str = ""
+    known: int | None = None
+    unknown: str = ""
+
+    @property
+    def playable(self) -> int:
+        """Trajectories whose task RL can play, as far as is known."""
+        return self.named if self.known is None else self.known
 
 
 class WayFound(Value):

@@ -60,8 +60,9 @@ def recommendation(case: Case) -> str:
         said += f", split {'at random' if case.rule == RANDOM else f'by {case.rule}'}"
     if choice.verdict == "strong":
         said += ", with little or no SFT before it: the base wins most of these tasks already"
-    if corpus.named < corpus.trajectories and way.rl != "none":
-        said += f"; RL can play only the {corpus.named} of {corpus.trajectories} trajectories that name a task"
+    if corpus.playable < corpus.trajectories and way.rl != "none":
+        whose = "that name a task" if corpus.known is None else f"whose task {corpus.environment} knows"
+        said += f"; RL can play only the {corpus.playable} of {corpus.trajectories} trajectories {whose}"
     return f"{said}."
 
 
@@ -124,11 +125,14 @@ def _of_corpus(case: Case) -> Iterator[str]:
         yield f"None of the {corpus.trajectories} trajectories names a task, so no environment can set one up."
     elif not case.playable:
         yield f"There is no environment to play the {corpus.tasks} tasks."
-    else:
+    elif corpus.known is None:
         yield (
-            f"{corpus.named} of {corpus.trajectories} trajectories name a task, {corpus.tasks} in all; RL needs an environment that "
-            "plays them."
+            f"{corpus.named} of {corpus.trajectories} trajectories name a task, {corpus.tasks} in all; whether an environment can play "
+            "them was not checked: --env NAME asks it."
         )
+    else:
+        said = f"Environment {corpus.environment} knows the tasks of {corpus.known} of {corpus.trajectories} trajectories"
+        yield f"{said}, {corpus.tasks} in all{f'; not that of {corpus.unknown}' if corpus.unknown else ''}."
 
 
 def _of_pass_rates(case: Case) -> Iterator[str]:

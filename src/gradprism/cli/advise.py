@@ -39,7 +39,9 @@ def command(
     group_size: Annotated[int | None, typer.Option(min=2, help="Episodes per group of RL; default that of `gradprism rl`.")] = None,
     env: Annotated[
         str | None,
-        typer.Option(help="Environment of the tasks, to estimate what pass rates would take; plays some episodes, trains nothing."),
+        typer.Option(
+            help="Environment of the tasks: asked which it knows, and played some episodes to estimate what pass rates would take."
+        ),
     ] = None,
     data_dir: o.DataDir = None,
     env_option: o.EnvOptions = None,
@@ -60,6 +62,7 @@ def command(
         group_size=group_size,
         prefer=prefer,
         playable=not no_env,
+        environment=environment,
         episode_seconds=None if environment is None else _episode_seconds(opened, environment),
     )
     o.show(found.to_json(), str(found), as_json)
@@ -67,7 +70,7 @@ def command(
 
 def _episode_seconds(probe: gp.Probe, environment: gp.Environment) -> float | None:
     """Seconds that an episode of the probed model takes, as `gradprism rl --dry-run` estimates them; None where there is no task."""
-    tasks = [environment.task(trajectory.task) for trajectory in probe.trajectories if trajectory.task]
+    tasks = [environment.task(t.task) for t in probe.trajectories if t.task and not environment.refusal(t.task)]
     if not tasks:
         return None
     model, config = probe.manifest.model, gp.RlConfig(rounds=1, evaluate_every=0)

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import ClassVar, Protocol
 
-from gradprism.runtime.errors import ConfigError
+from gradprism.runtime.errors import ConfigError, DataError
 from gradprism.trajectories.record import Trajectory
 
 
@@ -162,6 +162,14 @@ class Environment(ABC):
         if reference.get("env") != self.name or not isinstance(task_id, str):
             raise ConfigError(f"task {dict(reference)!r}: expected env {self.name!r} and the id of a task")
         return self.find(task_id)
+
+    def refusal(self, reference: Mapping[str, object]) -> str:
+        """Why it cannot set up the task that a reference names, in words; empty where it can."""
+        try:
+            self.task(reference)
+        except (ConfigError, DataError) as error:
+            return str(error)
+        return ""
 
     def check_split(self, split: str) -> None:
         """Raises `ConfigError` where there is no such split."""

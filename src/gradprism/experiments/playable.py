@@ -7,7 +7,7 @@ from contextlib import suppress
 from gradprism.environments.protocol import Environment
 from gradprism.experiments.stage import AnyStage
 from gradprism.experiments.stages import Files, PassRates, Rl
-from gradprism.runtime.errors import ConfigError, DataError
+from gradprism.runtime.errors import DataError
 from gradprism.runtime.progress import quiet
 from gradprism.trajectories.corpus_files import Record, iter_records
 
@@ -40,11 +40,8 @@ def _refusal(task: object, environment: Environment) -> str:
     """Why the environment cannot set up a task; empty where it can."""
     if not task or not isinstance(task, Mapping):
         return "names no task"
-    try:
-        environment.task(task)
-    except (ConfigError, DataError) as error:
-        return f"environment {environment.name!r} does not know its task ({error})"
-    return ""
+    why = environment.refusal(task)
+    return f"environment {environment.name!r} does not know its task ({why})" if why else ""
 
 
 def _check(record: Record, corpus: Files, environment: Environment) -> None:

@@ -30,7 +30,7 @@ class _Line(msgspec.Struct, gc=False):
 
 def read_tasks(probe: Probe) -> pl.DataFrame:
     """The task of each trajectory, in the corpus's order: `task`, its id (where a trajectory names none, its own), `task_type` and
-    `source` (null where they are not told as text), and `named`, whether an environment can set the task up.
+    `source` (null where they are not told as text), and `named`, whether it names one at all.
 
     Raises `DataError` where the corpus is not the one that was probed.
     """
