@@ -1,10 +1,12 @@
 """Options of rendering: what they may be, and how they stay with a model."""
 
 import json
+import tomllib
 from pathlib import Path
 
 import pytest
 
+from gradprism.experiments.config import ModelConfig
 from gradprism.runtime.errors import ConfigError, DataError, ModelError
 from gradprism.trajectories.chat_options import DATE, SAVED, ChatOptions, other_options, saved_options
 from gradprism.trajectories.record import Message, ToolCall, Trajectory
@@ -105,3 +107,31 @@ def test_calls_may_be_written_as_text(template: str) -> None:
 def test_calls_that_a_template_has_no_place_for_are_refused_with_what_helps() -> None:
     with pytest.raises(ModelError, match=r"no place for tool calls; --calls text writes them into the turn's text as <tool_call>"):
         Renderer(template_tokenizer(CHATML), None).render(CALLED)
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "as_option", "as_setting"),
+    [
+        ("calls", "text", "--calls text", 'model.calls = "text"'),
+        ("thoughts", "drop", "--thoughts drop", 'model.thoughts = "drop"'),
+        ("merge", "system,alternate", "--merge system,alternate", 'model.merge = ["system", "alternate"]'),
+        ("template-date", "2025-02-09", "--template-date 2025-02-09", 'model.template_date = "2025-02-09"'),
+        ("template-arg", "effort=3", "--template-arg effort=3", "model.template_args.effort = 3"),
+        ("chat-template", "FILE", "--chat-template FILE", 'model.chat_template = "FILE"'),
+        ("context-length", "", "--context-length", "model.context_length"),
+    ],
+)
+def test_a_choice_is_called_as_the_command_at_hand_has_it(option, value, as_option, as_setting) -> None:
+    own, configured = ChatOptions(), ChatOptions(configured=True)
+    assert (own.called(option, value), configured.called(option, value)) == (as_option, as_setting)
+    assert own == configured and own.to_json() == configured.to_json(), "it is no choice"
+    if value:  # what is said can be set
+        [(key, said)] = tomllib.loads(as_setting)["model"].items()
+        assert getattr(ModelConfig.model_validate({"path": "m", key: said}), key)
+
+
+def test_a_run_names_its_settings_and_no_option() -> None:
+    chat = ModelConfig(path="nowhere").chat
+    with pytest.raises(ModelError, match=r'; model\.calls = "text" writes them .* model\.chat_template = "FILE"$') as caught:
+        Renderer(template_tokenizer(CHATML), None, chat).render(CALLED)
+    assert "--" not in str(caught.value)

@@ -304,7 +304,7 @@ def test_thoughts_are_dropped_by_choice_alone(capsys: pytest.CaptureFixture[str]
     [rendered] = render_all(renderer, [THOUGHTS])
     turns = [TOKENIZERS["qwen"].decode(rendered.input_ids[a:b]) for a, b in rendered.turns]
     assert turns == ["go desk<|im_end|>", WRITTEN[1]]
-    assert "the thoughts of 1 turns are not in the render, as --thoughts drop says" in capsys.readouterr().err
+    assert "the thoughts of 1 turns are not in the render, as was chosen" in capsys.readouterr().err
     with pytest.raises(ModelError, match="rewrites earlier turns; leave out --thoughts drop"):
         renderer.turn_suffix_ids("look")
 

@@ -62,6 +62,7 @@ class ModelConfig(Section):
             calls=self.calls,
             date=None if day is None else day.isoformat(),
             arguments=self.template_args,
+            configured=True,
         )
 
 

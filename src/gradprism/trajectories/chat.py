@@ -15,7 +15,6 @@ from gradprism.trajectories.chat_options import ChatOptions
 from gradprism.trajectories.record import ChatMessage
 
 Tools = Sequence[Mapping[str, Any]]
-GIVE_TEMPLATE = "give one that fits, with {% generation %} around each assistant turn, by --chat-template FILE"
 _MARKER = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
 _DATE_CALL = re.compile(r"strftime_now\s*\(\s*(?:(['\"])(.*?)\1\s*\))?")
 _RAISED = (TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError)

@@ -1,5 +1,6 @@
 """The choices that a person may make about a chat template, and the file that keeps them beside a model that was trained with them."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import date
@@ -26,8 +27,8 @@ class ChatOptions:
     would lose: written into the turn as `<think>…</think>` (keep), left out (drop), or an error (fail). `merge`: `system` puts the system
     prompt at the head of the first user turn, `alternate` joins successive turns of one role. `calls`: tool calls as the template
     writes them, or as text of their turn in Hermes' form, `<tool_call>{…}</tool_call>`, with tools' results as user turns. `date`
-    (YYYY-MM-DD) is today for the template; `arguments` are further variables of it. Raises `ConfigError` for values that are none of
-    these.
+    (YYYY-MM-DD) is today for the template; `arguments` are further variables of it. `configured`: they are chosen in a configuration's
+    `[model]`, not by options of a command, and messages name them so. Raises `ConfigError` for values that are none of these.
     """
 
     file: Path | None = None
@@ -36,6 +37,7 @@ class ChatOptions:
     calls: Calls = "template"
     date: str = DATE
     arguments: Mapping[str, Any] = field(default_factory=dict)
+    configured: bool = field(default=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.thoughts not in get_args(Thoughts):
@@ -62,6 +64,7 @@ class ChatOptions:
         calls: Calls | None = None,
         date: str | None = None,
         arguments: Mapping[str, Any] | None = None,
+        configured: bool = False,
     ) -> Self:
         """What is given, and for all else what the model in the folder `model` was trained with; of any other model the defaults.
 
@@ -75,7 +78,24 @@ class ChatOptions:
             saved.calls if calls is None else calls,
             saved.date if date is None else date,
             {**saved.arguments, **(arguments or {})},
+            configured,
         )
+
+    def called(self, option: str, value: str = "") -> str:
+        """What a person sets to choose `value`: `--merge system`, or in a configuration `model.merge = ["system"]`."""
+        if not self.configured:
+            return f"--{option} {value}".rstrip()
+        key = f"model.{option.replace('-', '_')}"
+        if option == "template-arg":
+            name, _, value = value.partition("=")
+            return f"{key}s.{name} = {value}"
+        written = json.dumps(value.split(",") if option == "merge" else value)
+        return f"{key} = {written}" if value else key
+
+    @property
+    def give_template(self) -> str:
+        """What to do about a template that does not fit, as the end of a message."""
+        return f"give one that fits, with {{% generation %}} around each assistant turn, by {self.called('chat-template', 'FILE')}"
 
     def to_json(self) -> dict[str, Any]:
         """All but the file, whose text goes where templates are kept."""

@@ -68,7 +68,7 @@ def merge(messages: Sequence[Message], options: ChatOptions, place: str) -> Sequ
     rest = [message for message in messages if message.role != "system"]
     first = next((i for i, message in enumerate(rest) if message.role == "user"), None)
     if first is None:
-        raise DataError(f"{place}: no user turn to merge the system prompt into; leave out --merge system")
+        raise DataError(f"{place}: no user turn to merge the system prompt into; leave out {options.called('merge', 'system')}")
     rest[first] = replace(rest[first], content=f"{prompt}\n\n{rest[first].content}")
     return rest
 

@@ -13,7 +13,7 @@ from functools import cached_property
 from typing import Literal, get_args
 
 from gradprism.runtime.errors import DataError, ModelError
-from gradprism.trajectories.chat import GIVE_TEMPLATE, ChatTemplate, TemplateRefusedError, Tools
+from gradprism.trajectories.chat import ChatTemplate, TemplateRefusedError, Tools
 from gradprism.trajectories.chat_options import ChatOptions, Merge
 from gradprism.trajectories.conversation import Conversation, Lost, converse, forms, lost_of
 from gradprism.trajectories.dialect import Dialect, find_dialect
@@ -54,7 +54,7 @@ class Notes:
     def lines(self) -> Iterator[str]:
         """A line for each count that is not 0."""
         if self.thoughts_dropped:
-            yield f"the thoughts of {self.thoughts_dropped} turns are not in the render, as --thoughts drop says"
+            yield f"the thoughts of {self.thoughts_dropped} turns are not in the render, as was chosen"
         if self.thoughts_written:
             yield (
                 f"the thoughts of {self.thoughts_written} turns, for which the chat template has no place, are written into it as "
@@ -63,7 +63,7 @@ class Notes:
         if self.tools_ignored:
             yield (
                 f"the chat template has no place for the tools of {self.tools_ignored} trajectories: the model is not told of them; "
-                "--chat-template FILE names one that has"
+                "give a template that has"
             )
         if self.with_control:
             yield (
@@ -116,8 +116,8 @@ class TurnMasker:
         messages, tools = conversation.messages, trajectory.tools if self.dialect.tools else ()
         if not self.dialect.calls and any(message.tool_calls for message in messages):
             raise ModelError(
-                f"{place}: the chat template has no place for tool calls; --calls text writes them into the turn's text as "
-                "<tool_call>…</tool_call>, or give a template that has by --chat-template FILE"
+                f"{place}: the chat template has no place for tool calls; {self.options.called('calls', 'text')} writes them into the "
+                f"turn's text as <tool_call>…</tool_call>, or give a template that has by {self.options.called('chat-template', 'FILE')}"
             )
         try:
             pieces = self._render(messages, tools)
@@ -125,8 +125,8 @@ class TurnMasker:
             raise ModelError(f"{place}: {error}{self._what_helps(trajectory, place)}") from None
         except UnderivableError as error:
             called = any(message.tool_calls for message in messages)
-            helps = "write calls as text by --calls text, or " if called else ""
-            raise ModelError(f"{place}: {error}; {helps}{GIVE_TEMPLATE}") from None
+            helps = f"write calls as text by {self.options.called('calls', 'text')}, or " if called else ""
+            raise ModelError(f"{place}: {error}; {helps}{self.options.give_template}") from None
         pieces, notes = self._without_loss(pieces, messages, tools, place)
         self._check_given(pieces, messages, place)
         turns = [found for message in trajectory.messages if (found := self.control_in(message_text(message)))]
@@ -266,13 +266,15 @@ class TurnMasker:
         for number, i in enumerate(answers):
             message, lost = messages[i], _lost(messages[i], pieces, number)
             if lost.calls:
-                raise ModelError(f"{place}: message {i + 1}: its tool calls are not in the chat template's render; {GIVE_TEMPLATE}")
+                raise ModelError(
+                    f"{place}: message {i + 1}: its tool calls are not in the chat template's render; {self.options.give_template}"
+                )
             if lost.thought and self.options.thoughts == "fail":
                 raise LostThoughtsError(self._lost_thoughts(messages, pieces, place))
             if lost.text and self.options.thoughts != "keep":
                 raise ModelError(
                     f"{place}: message {i + 1}: some of its text is not in the chat template's render; "
-                    f"--thoughts keep writes it as it is, or {GIVE_TEMPLATE}"
+                    f"{self.options.called('thoughts', 'keep')} writes it as it is, or {self.options.give_template}"
                 )
             if self.options.thoughts == "keep" and (lost.thought or lost.text):
                 context = messages[: i + 1] if self.way == "turn by turn" else messages
@@ -288,8 +290,9 @@ class TurnMasker:
         answers = [message for message in messages if message.role == "assistant"]
         lost = sum(_lost(message, pieces, number).thought for number, message in enumerate(answers))
         return (
-            f"{place}: the thoughts of {lost} of its {len(answers)} turns are not in the chat template's render: choose --thoughts keep, "
-            "which writes them in as <think>…</think>, or --thoughts drop"
+            f"{place}: the thoughts of {lost} of its {len(answers)} turns are not in the chat template's render: choose "
+            f"{self.options.called('thoughts', 'keep')}, which writes them in as <think>…</think>, or "
+            f"{self.options.called('thoughts', 'drop')}"
         )
 
     def _check_given(self, pieces: Pieces, messages: Sequence[Message], place: str) -> None:
@@ -297,28 +300,27 @@ class TurnMasker:
         for number, message in enumerate(messages, 1):
             content = message.content.strip()
             if message.role != "assistant" and content not in text and not any(form in text for form in forms(content)):
-                helps = ", or merge it into the first user turn by --merge system" if message.role == "system" else ""
+                by = f", or merge it into the first user turn by {self.options.called('merge', 'system')}"
+                helps = by if message.role == "system" else ""
                 raise ModelError(
                     f"{place}: message {number}: the chat template leaves out this {message.role} message; "
-                    f"give one that has a place for it by --chat-template FILE{helps}"
+                    f"give one that has a place for it by {self.options.called('chat-template', 'FILE')}{helps}"
                 )
 
     def _what_helps(self, trajectory: Trajectory, place: str) -> str:
         """The options with which the template would take the trajectory, as the end of a message."""
-        merges = {f"--merge {','.join(merge)}": {"merge": merge} for merge in (("system",), ("alternate",), get_args(Merge))}
-        useless = {option for option, choice in merges.items() if set(choice["merge"]) <= set(self.options.merge)}
-        if not any(message.tool_calls or message.role == "tool" for message in trajectory.messages):
-            useless.add("--calls text")
-        for option, choice in (*merges.items(), ("--calls text", {"calls": "text"})):
-            if option in useless:
-                continue
+        choices = [("merge", ",".join(merge), {"merge": merge}) for merge in (("system",), ("alternate",), get_args(Merge))]
+        choices = [choice for choice in choices if not set(choice[2]["merge"]) <= set(self.options.merge)]
+        if any(message.tool_calls or message.role == "tool" for message in trajectory.messages):
+            choices.append(("calls", "text", {"calls": "text"}))
+        for option, value, choice in choices:
             options = replace(self.options, **choice)
             try:
                 messages = converse(trajectory, options, self.dialect, place).messages
                 self.template.render(self.dialect.chat(messages), trajectory.tools if self.dialect.tools else ())
             except (TemplateRefusedError, DataError):
                 continue
-            return f" ({option} makes a conversation of it that the template takes)"
+            return f" ({self.options.called(option, value)} makes a conversation of it that the template takes)"
         return ""
 
 

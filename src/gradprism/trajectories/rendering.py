@@ -19,7 +19,7 @@ from transformers import AutoTokenizer
 from gradprism.checkpoints import HUB_ID, check_finished, model_source
 from gradprism.runtime.errors import ConfigError, ModelError, one_line
 from gradprism.runtime.files import sha256_json
-from gradprism.trajectories.chat import GIVE_TEMPLATE, ChatTemplate, TemplateRefusedError
+from gradprism.trajectories.chat import ChatTemplate, TemplateRefusedError
 from gradprism.trajectories.chat_options import ChatOptions
 from gradprism.trajectories.conversation import merge
 from gradprism.trajectories.masks import ANSWER, NO_NOTES, QUESTION, Notes, TurnMasker, Way
@@ -109,7 +109,7 @@ class Renderer:
         """The token that ends a turn, at which generation stops. Raises `ModelError` where the template has none."""
         if not (end := self._shape.end):
             raise ModelError(
-                f"{_name(self.tokenizer)}: the chat template does not end a turn with a token of its own; {GIVE_TEMPLATE}"
+                f"{_name(self.tokenizer)}: the chat template does not end a turn with a token of its own; {self._options.give_template}"
             )
         ids = self._encode(end)["input_ids"]
         if len(ids) != 1:
@@ -143,13 +143,15 @@ class Renderer:
             if not self._trains_end():
                 found.append(
                     f"the turn's end {self._shape.end!r} gets no loss, as it lies behind the chat template's {{% endgeneration %}}: a "
-                    "model that does not write it already never ends a turn; move the mark behind it, by --chat-template FILE"
+                    "model that does not write it already never ends a turn; move the mark behind it, by "
+                    f"{self._options.called('chat-template', 'FILE')}"
                 )
             self._check_begins()
             if empty := self._shape.empty_thought:
                 found.append(
                     f"the chat template writes {empty!r} before a turn without thoughts, and the generation prompt does not: in episodes "
-                    "the model has to write it; where the template knows it, --template-arg enable_thinking=false puts it into the prompt"
+                    "the model has to write it; where the template knows it, "
+                    f"{self._options.called('template-arg', 'enable_thinking=false')} puts it into the prompt"
                 )
         except ModelError as error:
             found.append(f"{error}; until then gradprism rl and gradprism evaluate refuse the model")
@@ -203,7 +205,9 @@ class Renderer:
             text = masker.template.render(masker.dialect.chat(merged), generate=True)
         except TemplateRefusedError as error:
             unmerged = any(message.role == "system" for message in merged)
-            helps = "; --merge system puts the system prompt into the first user turn" if unmerged else ""
+            helps = (
+                f"; {self._options.called('merge', 'system')} puts the system prompt into the first user turn" if unmerged else ""
+            )
             raise ModelError(f"prompt: {error}{helps}") from None
         return self._encode(text)["input_ids"]
 
@@ -218,7 +222,8 @@ class Renderer:
         self._check_begins()
         if masker.rewrites:
             raise ModelError(
-                f"{_name(self.tokenizer)}: the chat template rewrites earlier turns; leave out --thoughts drop, or {GIVE_TEMPLATE}"
+                f"{_name(self.tokenizer)}: the chat template rewrites earlier turns; leave out "
+                f"{self._options.called('thoughts', 'drop')}, or {self._options.give_template}"
             )
         rest = masker.finder.after([QUESTION, ANSWER, Message("user", observation)], 1, self._followed)
         # Encoded behind the end token, as it will stand: some tokenizers treat the start of a text in a way of its own.
@@ -228,11 +233,15 @@ class Renderer:
         return ids[1:]
 
     @property
+    def _options(self) -> ChatOptions:
+        return self._masker.options
+
+    @property
     def _shape(self) -> Shape:
         try:
             return self._masker.plain
         except ModelError as error:
-            raise ModelError(f"{_name(self.tokenizer)}: {error}; {GIVE_TEMPLATE}") from None
+            raise ModelError(f"{_name(self.tokenizer)}: {error}; {self._options.give_template}") from None
 
     @cached_property
     def _followed(self) -> Shape:
@@ -242,7 +251,8 @@ class Renderer:
     def _check_begins(self) -> None:
         if more := self._shape.unlike_prompt:
             raise ModelError(
-                f"{_name(self.tokenizer)}: the generation prompt is not how a turn begins: it goes on with {more!r}; {GIVE_TEMPLATE}"
+                f"{_name(self.tokenizer)}: the generation prompt is not how a turn begins: it goes on with {more!r}; "
+                f"{self._options.give_template}"
             )
 
     def _tokenise(self, trajectory: Trajectory) -> _Tokenised:
@@ -270,9 +280,10 @@ class Renderer:
         if not any(message.train for message in trajectory.messages if message.role == "assistant"):
             return "no assistant turn is to be trained on (each one's flag is false); delete the record or correct its flags"
         if not whole.mask[1:].any():
-            return f"the chat template marks no text in the assistant turns, or only the first token; {GIVE_TEMPLATE}"
+            return f"the chat template marks no text in the assistant turns, or only the first token; {self._options.give_template}"
         first = 1 + int(whole.mask[1:].argmax())
-        return f"the response begins at token {first + 1}, past the context length {self.context_length}; raise --context-length"
+        past = f"the response begins at token {first + 1}, past the context length {self.context_length}"
+        return f"{past}; raise {self._options.called('context-length')}"
 
 
 def check_vocabulary(rendered: RenderedTrajectory, vocabulary: int | None) -> None:
@@ -326,11 +337,12 @@ def template_fingerprint(tokenizer: Any) -> str:
 
 def _masker(tokenizer: Any, options: ChatOptions | None) -> TurnMasker:
     """What renders with a tokenizer's own template; raises `ModelError` where it has none."""
+    options = options or chat_options(tokenizer)
     try:
         text = tokenizer.get_chat_template()
     except ValueError:
-        raise ModelError(f"{_name(tokenizer)}: has no chat template; {GIVE_TEMPLATE}") from None
-    template = ChatTemplate(text, _name(tokenizer), tokenizer.special_tokens_map, options or chat_options(tokenizer))
+        raise ModelError(f"{_name(tokenizer)}: has no chat template; {options.give_template}") from None
+    template = ChatTemplate(text, _name(tokenizer), tokenizer.special_tokens_map, options)
     added = [token for token in tokenizer.added_tokens_decoder.values() if str(token).strip()]
     return TurnMasker(template, frozenset(map(str, added)), frozenset(str(token) for token in added if token.special))
 
