@@ -149,6 +149,15 @@ def test_what_would_keep_a_group_is_imported_before_there_is_one():
     assert done.stdout.strip() == "True", done.stderr
 
 
+def test_a_torch_without_processes_is_no_error_of_the_import():
+    """Stood in for by one that says so, and that has none of the modules."""
+    missing = ["torch.distributed.nn", "torch.distributed.nn.functional", "torch.distributed.tensor"]
+    code = f"import sys, torch; torch.distributed.is_available = lambda: False; sys.modules.update(dict.fromkeys({missing}))\n"
+    code += "from gradprism.training.processes import fsdp_version; print(fsdp_version())"
+    done = subprocess.run([sys.executable, "-c", code], env=environment(), capture_output=True, text=True, timeout=120)
+    assert done.stdout.strip() == "0", done.stderr
+
+
 @pytest.mark.slow
 def test_accelerate_launches_a_training(sft_folder, tmp_path):
     """`accelerate launch --cpu` would start one process; what it starts for devices works on a CPU too."""

@@ -8,9 +8,7 @@ from datetime import timedelta
 from itertools import count
 from typing import TypeVar
 
-# Imported before any group of processes is there: its functions keep the one that they find, to the end of the interpreter, and with it
-# threads that abort a process which ends while they finish their last exchange. DDP imports it.
-import torch.distributed.nn.functional  # noqa: F401
+import torch
 from accelerate import PartialState
 
 from gradprism.models import resolve_device
@@ -23,6 +21,11 @@ _TIMEOUT = timedelta(hours=2)
 _joined: Ranks | None = None
 _decisions = count()
 _T = TypeVar("_T")
+
+# Imported before any group of processes is there: its functions keep the one that they find, to the end of the interpreter, and with it
+# threads that abort a process which ends while they finish their last exchange. DDP imports it. Some builds of torch have neither.
+if torch.distributed.is_available():
+    import torch.distributed.nn.functional
 
 
 def join_processes(device: str) -> Ranks | None:
@@ -71,8 +74,9 @@ def fsdp_version() -> int:
 def training_processes(device: str) -> Iterator[Ranks | None]:
     """A command in which the launcher's processes train: the first one alone shows progress, and the first error alone is printed.
 
-    Once per process. At its end the group of processes goes: hold no model that was trained in it, whose wrapper would keep the group's
-    threads.
+    Once per process: at its end the group of processes goes, and accelerate, which keeps its state for the interpreter's life, makes no
+    other; a second block of several processes fails at its first exchange. Train several models in one block. Hold none after it, whose
+    wrapper would keep the group's threads.
     """
     ranks = join_processes(device)
     if ranks is None:
