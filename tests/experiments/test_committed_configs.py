@@ -19,6 +19,7 @@ CONFIGS = {file.stem: load_config(file) for file in FILES}
 LOCAL = [name for name, config in CONFIGS.items() if Path(config.model.path).is_dir()]
 GAIN = [name for name in LOCAL if "gain" in tomllib.loads(Path(f"configs/{name}.toml").read_text())]
 EXPERIMENTS = [name for name in LOCAL if CONFIGS[name].arms]
+FURTHER = {file.stem: load_config(file) for file in sorted(Path("configs/further").glob("*.toml"))}
 SEARCHES = sorted(Path("configs/search").glob("*.toml"))
 
 
@@ -31,6 +32,15 @@ def test_all_that_are_there_are_looked_at():
 @pytest.mark.parametrize("name", CONFIGS)
 def test_it_is_called_as_its_file(name):
     assert CONFIGS[name].name == name
+
+
+@pytest.mark.parametrize("name", FURTHER)
+def test_an_experiment_with_a_question_of_its_own_asks_it_beforehand(name):
+    config = FURTHER[name]
+    assert config.name == name and config.claims and len(config.all_seeds) >= 3 and config.evaluation.seed == 0
+    if Path(config.model.path).is_dir():  # a pretrained model is made by a script, and is not everywhere
+        planned = Plan(config)
+        assert {run.arm.name for run in planned.runs} == {arm.name for arm in config.arms}
 
 
 @pytest.mark.parametrize("name", [name for name in LOCAL if name not in GAIN])
