@@ -7,13 +7,16 @@ from pathlib import Path
 import pytest
 
 import gradprism as gp
+from gradprism.experiments import experiment, model_work
 from gradprism.experiments.config import load_config
 from gradprism.experiments.data_work import CORPUS
 from gradprism.experiments.experiment import Job, job_status, run_job
 from gradprism.experiments.plan import Plan
 from gradprism.experiments.stage import Store, with_needs
 from gradprism.experiments.stages import Collect
-from gradprism.runtime.errors import ConfigError
+from gradprism.runtime.errors import ConfigError, GradprismError, ModelError
+from gradprism.runtime.usage import Usage
+from gradprism.training.held_out import HeldOutLoss
 from helpers.training import loss_by_hand
 
 CONFIG = f"""
@@ -136,6 +139,7 @@ def test_a_run_of_one_seed_measures_it_of_files(tmp_path):
     [
         (["held_out={}"], "held_out: give either files or collect"),
         (["held_out.collect={count=3}"], "held_out.collect.split: name the split"),
+        (["held_out.collect={split='', count=3}"], "held_out.collect.split: name the split"),
         (["held_out.collect={split='hidden', count=3}"], "held_out.collect: split 'hidden': choose one of"),
         (
             ["held_out.collect={split='train', count=3, skip=5}"],
@@ -160,3 +164,46 @@ def test_tasks_of_the_training_split_behind_the_corpus_are_held_out(tmp_path, mo
     monkeypatch.chdir(tmp_path)
     planned = Plan(config_of("held_out.collect={split='train', count=3, skip=6}"))
     assert isinstance(planned.demonstrations, Collect) and planned.demonstrations.config.skip == 6
+
+
+def told(task=None, text="Booked.", **more):
+    turns = [{"role": "user", "content": "Book it."}, {"role": "assistant", "content": text}]
+    return json.dumps({"messages": turns, **({"task": task} if task else {}), **more}) + "\n"
+
+
+@pytest.mark.parametrize(
+    ("held_out", "message"),
+    [
+        ("files=['empty.jsonl']", r"empty\.jsonl: holds no records"),
+        ("files=['broken.jsonl'], on_bad='skip'", r"^held_out\.files: hold no trajectory"),
+        ("files=['broken.jsonl']", r"^.*broken\.jsonl:1: "),
+        (
+            "files=['other.jsonl', 'part.jsonl']",
+            r"^held_out\.files: \S*part\.jsonl:1 is \S*corpus\.jsonl:2 of the corpus",
+        ),
+        ("collect={split='train', count=2, skip=2}", r"^held_out\.collect: task 'train/3' is that of \S*corpus\.jsonl:1, which"),
+    ],
+)
+def test_files_are_read_before_anything_is_paid_for(tmp_path, monkeypatch, held_out, message):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(experiment, "run_stages", lambda *_: pytest.fail("a stage was run"))
+    Path("corpus.jsonl").write_text(told({"env": "stories", "id": "train/3"}, id="a") + told(text="Done.", id="b"))
+    Path("part.jsonl").write_text(told(text="Done.", id="of another name"))
+    Path("other.jsonl").write_text(told(text="Yes.", id="b"))
+    Path("empty.jsonl").write_text("")
+    Path("broken.jsonl").write_text("{nope")
+    config = config_of("corpus={files=['corpus.jsonl']}", f"held_out={{{held_out}}}")
+    with pytest.raises(GradprismError, match=message) as caught:
+        run_job(Job(config, tmp_path / "results"))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_loss_that_is_no_number_is_said(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    stage = next(run.held_out for run in Plan(config_of(DEV)).runs)
+    measured = HeldOutLoss(float("nan"), 3, 1, 0, Usage())
+    monkeypatch.setattr(model_work, "load", lambda *_: (None, None))
+    monkeypatch.setattr(model_work, "corpus_of", lambda *_: [])
+    monkeypatch.setattr(model_work, "held_out_loss", lambda *_: measured)
+    with pytest.raises(ModelError, match="the loss on the held-out demonstrations is nan"):
+        model_work.measure_held_out_loss(stage, tmp_path, Store(tmp_path))

@@ -92,6 +92,26 @@ def test_a_task_is_told_as_text_or_under_a_name_of_the_users_own(tmp_path):
         check_tasks(OwnFiles(("",), None, (path,), (("task", "goal"), ("turns", "dialog")), "fail"), make_environment("dialogue"))
 
 
+def test_the_task_that_is_asked_for_is_the_one_that_is_read(tmp_path):
+    """Under its own name alone, though another stands where corpora have theirs; what is no object is left to who reads it."""
+    known = KNOWN[0].reference()
+    record = {"id": "a", "messages": MESSAGES, "task": known, "goal": {"env": "dialogue", "id": "train/x"}}
+    (path := tmp_path / "a.jsonl").write_text(f'{json.dumps(record)}\n"note"\n')
+    with pytest.raises(DataError, match=r"a\.jsonl:1: trajectory 'a': .*train/x"):
+        check_tasks(OwnFiles(("",), None, (path,), (("task", "goal"),), "skip"), make_environment("dialogue"))
+    check_tasks(OwnFiles(("",), None, (path,), (), "skip"), make_environment("dialogue"))
+
+
+def test_what_a_persons_own_environment_raises_is_told(tmp_path):
+    class Own(type(make_environment("dialogue"))):
+        def task(self, reference):
+            return {}[reference["id"]]
+
+    (path := tmp_path / "a.jsonl").write_text(json.dumps({"id": "a", "messages": MESSAGES, "task": KNOWN[0].reference()}))
+    with pytest.raises(DataError, match=rf"trajectory 'a': .* does not know its task \(KeyError: '{KNOWN[0].id}'\)"):
+        check_tasks(Files(("",), None, (path,)), Own())  # pyright: ignore[reportAbstractUsage]
+
+
 def test_sixty_thousand_trajectories_take_seconds(tmp_path):
     """Turns, on which reading would spend a minute, are not read; of the processor's time, so that other work does not count."""
     record = json.dumps({"id": "ID", "messages": MESSAGES * 6, "task": KNOWN[0].reference()})

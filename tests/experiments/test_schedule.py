@@ -12,6 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+import gradprism
 from gradprism.experiments import schedule
 from gradprism.experiments.schedule import LOG, expected_seconds, run_stages, status
 from gradprism.experiments.stage import Outcome, Stage, Store
@@ -157,17 +158,46 @@ class Told(Stage[Words]):
         return Outcome(Words(words=f"{psutil.Process().ppid()} {os.environ.get('WORDS')} {'GONE' in os.environ}", left=[]))
 
 
-def test_workers_are_forked_from_one_server_and_have_the_environment_of_now(tmp_path, monkeypatch):
-    store, stages = Store(tmp_path), [Told(0), Told(1), Told(2)]
-    monkeypatch.setenv("WORDS", "first")
-    monkeypatch.setenv("GONE", "not yet")
+FORKED = """
+import os, sys
+from pathlib import Path
+from gradprism.experiments.schedule import run_stages
+from gradprism.experiments.stage import Store
+from test_schedule import Told
+if __name__ == "__main__":
+    store, stages = Store(Path("out")), [Told(0), Told(1), Told(2)]
     run_stages(store, stages[:2], {}, jobs=1)
-    monkeypatch.setenv("WORDS", "second")
-    monkeypatch.delenv("GONE")
+    assert "torch" not in sys.modules and "PYTHONSAFEPATH" not in os.environ
+    os.environ["WORDS"] = "second"
+    del os.environ["GONE"]
     run_stages(store, stages[2:], {}, jobs=1)
-    (one, *first), (two, *_), (three, *second) = (store.found(stage).words.split() for stage in stages)
-    assert one == two == three != str(os.getpid())
-    assert (first, second) == (["first", "True"], ["second", "False"])
+    print(os.getpid(), *(store.found(stage).words for stage in stages))
+"""
+
+
+def in_a_process_of_its_own(code, cwd):
+    """Runs a script that finds the tests' modules, and what lies in its working directory last."""
+    (cwd / "script.py").write_text(code)
+    paths = [Path("tests"), Path("tests/experiments"), Path(gradprism.__file__).parents[1], *map(Path, filter(None, sys.path))]
+    begun = f"import sys, runpy; sys.path[:] = {[str(path.resolve()) for path in paths]!r} + [{str(cwd)!r}]\nif __name__ == '__main__': "
+    (cwd / "begun.py").write_text(begun + "runpy.run_path('script.py', run_name='__main__')")
+    environment = {**os.environ, "WORDS": "first", "GONE": "not yet"}
+    return subprocess.run([sys.executable, "begun.py"], cwd=cwd, env=environment, capture_output=True, text=True)
+
+
+def test_workers_are_forked_from_one_server_unless_the_environment_is_another_than_it_began_in(tmp_path):
+    done = in_a_process_of_its_own(FORKED, tmp_path)
+    assert done.returncode == 0, done.stderr
+    main, one, *first, two, _, _, three, second, gone = done.stdout.split()
+    assert one == two != main and three == main
+    assert (first, second, gone) == (["first", "True"], "second", "False")
+
+
+def test_what_lies_in_the_working_directory_is_no_library_to_the_server(tmp_path):
+    """Neither one that would be found there first, nor one that fails: the server ends silently without it."""
+    (tmp_path / "torch.py").write_text("print('shadow'); raise OSError('no such library')")
+    done = in_a_process_of_its_own(FORKED.replace('"torch" not in sys.modules', "True"), tmp_path)
+    assert done.returncode == 0 and "shadow" not in done.stdout + done.stderr, done.stderr
 
 
 def test_where_there_may_be_a_gpu_each_worker_begins_from_nothing(tmp_path, monkeypatch):

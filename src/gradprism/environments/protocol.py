@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import ClassVar, Protocol
 
-from gradprism.runtime.errors import ConfigError, DataError
+from gradprism.runtime.errors import ConfigError, GradprismError
 from gradprism.trajectories.record import Trajectory
 
 
@@ -167,8 +167,10 @@ class Environment(ABC):
         """Why it cannot set up the task that a reference names, in words; empty where it can."""
         try:
             self.task(reference)
-        except (ConfigError, DataError) as error:
+        except GradprismError as error:
             return str(error)
+        except Exception as error:  # what a person's own environment raises for a name that it does not have
+            return f"{type(error).__name__}: {error}"
         return ""
 
     def check_split(self, split: str) -> None:

@@ -205,7 +205,7 @@ class ExperimentConfig(Design, Section):
         if self.sft.packing != "off" and any(arm.route.order and arm.sft == "routed" for arm in self.all_arms):
             raise ValueError("sft.packing: fills rows by length, which keeps no order of a route; leave packing off")
         self._check_evaluations()
-        if self.held_out and self.held_out.collect and self.held_out.collect.split is None:
+        if self.held_out and self.held_out.collect and not self.held_out.collect.split:
             raise ValueError("held_out.collect.split: name the split of the demonstrations, one that the corpus is not of")
         if len(set(self.all_seeds)) < len(self.all_seeds):
             raise ValueError(f"seeds: {', '.join(map(str, self.all_seeds))} has one twice")

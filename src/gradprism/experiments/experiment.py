@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from gradprism.experiments.apart import check_apart
 from gradprism.experiments.config import ExperimentConfig
 from gradprism.experiments.costs import stage_flops
 from gradprism.experiments.plan import Plan, PlannedRun, Surroundings
@@ -30,7 +31,7 @@ from gradprism.experiments.results import (
 )
 from gradprism.experiments.schedule import Status, run_stages, status
 from gradprism.experiments.stage import STAGES, AnyStage, Store
-from gradprism.experiments.stages import Evaluate, Files, Refresh, Rl, Sft
+from gradprism.experiments.stages import Evaluate, Files, HeldOutLoss, Refresh, Rl, Sft
 from gradprism.runtime.errors import FolderInUseError, MissingDependencyError, MissingFileError
 from gradprism.runtime.files import is_temporary, read_json, write_json
 from gradprism.runtime.folders import exclusive_lock
@@ -61,8 +62,9 @@ def run_job(job: Job) -> Results:
     """Runs what is not done, and writes `results.json` and `config.json` into the results folder; returns the results.
 
     What is done when a stage fails is written all the same. Before the first one every task of a corpus of files is asked of the
-    environment, where RL is to play it. Raises `FolderInUseError` where one of the folders holds something else, or
-    the results folder runs that this would lose, unless it is to `replace` them, and where another command runs the same experiment.
+    environment, where RL is to play it, and held-out demonstrations are read. Raises `FolderInUseError` where one of the folders holds
+    something else, or the results folder runs that this would lose, unless it is to `replace` them, and where another command runs the
+    same experiment.
     """
     for folder in {job.config.folder, job.out}:
         _check_is_ours(folder)
@@ -75,6 +77,8 @@ def run_job(job: Job) -> Results:
         return _write(job, plan, earlier)
     if isinstance(plan.corpus, Files) and plays_tasks(store.pending(wanted)):
         check_tasks(plan.corpus, plan.world.make())
+    if plan.demonstrations and any(isinstance(stage, HeldOutLoss) for stage in store.pending(wanted)):
+        check_apart(plan.demonstrations, plan.corpus, plan.world.make())
     with exclusive_lock(store.folder, LOCK, "the experiment is being run"):
         write_json(store.folder / CONFIG, job.config.model_dump(mode="json"), sort_keys=False)
         write_json(store.folder / ENVIRONMENT, plan.surroundings.model_dump())

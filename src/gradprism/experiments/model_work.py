@@ -1,5 +1,6 @@
 """The work of stages that load the model: probing, pass rates, both trainings, refreshes, evaluation and the loss on demonstrations."""
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ from gradprism.experiments.stages import (
 from gradprism.models import load_model
 from gradprism.probing import api, result
 from gradprism.rollouts.player import Player
+from gradprism.runtime.errors import ModelError
 from gradprism.runtime.files import write_jsonl
 from gradprism.runtime.progress import Progress
 from gradprism.runtime.usage import Usage
@@ -232,6 +234,8 @@ def measure_held_out_loss(stage: HeldOutLoss, folder: Path, store: Store) -> Out
     """Measures the loss on the demonstrations."""
     model, renderer = load(stage.base, stage.model, store)
     measured = held_out_loss(model, renderer, corpus_of(stage.demonstrations, store))
+    if not math.isfinite(measured.loss):
+        raise ModelError(f"the loss on the held-out demonstrations is {measured.loss}: the model's numbers have diverged")
     found = Imitated(loss=measured.loss, tokens=measured.tokens, trajectories=measured.trajectories)
     cut = f"; {measured.cut:,} tokens lie past the context and are not read" if measured.cut else ""
     line = f"loss {found.loss:.3f} over {found.tokens:,} response tokens of {found.trajectories} demonstrations{cut}"

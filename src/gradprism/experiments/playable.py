@@ -6,10 +6,11 @@ from contextlib import suppress
 
 from gradprism.environments.protocol import Environment
 from gradprism.experiments.stage import AnyStage
-from gradprism.experiments.stages import Files, PassRates, Rl
+from gradprism.experiments.stages import Files, OwnFiles, PassRates, Rl
 from gradprism.runtime.errors import DataError
 from gradprism.runtime.progress import quiet
 from gradprism.trajectories.corpus_files import Record, iter_records
+from gradprism.trajectories.mapping import value_at
 
 
 def plays_tasks(stages: Iterable[AnyStage]) -> bool:
@@ -23,13 +24,14 @@ def check_tasks(corpus: Files, environment: Environment) -> None:
     for path in corpus.paths:
         for record in iter_records(path, keep_bad=True):
             # A record's turns, on which reading spends its time, need not be read where its task is told as corpora tell it.
-            if not isinstance(record.value, DataError) and _refusal(_told(record.value), environment):
+            if isinstance(record.value, Mapping) and _refusal(told_task(record.value, corpus), environment):
                 _check(record, corpus, environment)
 
 
-def _told(record: object) -> object:
-    """The `task` that a record tells, which may be JSON text."""
-    told = record.get("task") if isinstance(record, Mapping) else None
+def told_task(record: Mapping[str, object], corpus: Files) -> object:
+    """The task that a record of the corpus tells, under the corpus's own name for it; it may be JSON text."""
+    own = dict(corpus.mapping).get("task", "task") if isinstance(corpus, OwnFiles) else "task"
+    told = value_at(record, own)
     if isinstance(told, str):
         with suppress(ValueError, RecursionError):
             return json.loads(told)

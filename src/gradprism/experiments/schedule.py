@@ -16,9 +16,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from importlib import import_module
+from multiprocessing import forkserver
 from multiprocessing.context import BaseContext
 from pathlib import Path
 
+import numpy as np
 import psutil
 
 from gradprism.experiments.results import Cost, Part
@@ -28,6 +30,8 @@ from gradprism.runtime.files import read_json, write_json
 from gradprism.runtime.progress import say, set_quiet
 
 RUNNING, LOG = "running", "workers.log"
+_served: dict[str, str] = {}  # the environment in which the server of workers began
+_PRELOADED = "gradprism.experiments.preloaded"
 _GPU_DRIVERS = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")  # NVIDIA's, AMD's, and either's under WSL
 Labels = Mapping[str, str]  # a stage's name -> how a person is told of it
 
@@ -89,7 +93,7 @@ def _say_reused(store: Store, wanted: Sequence[AnyStage], labels: Labels) -> Non
 
 def _run_in_processes(store: Store, told: _Told, jobs: int, threads: int | None) -> None:
     store.folder.mkdir(parents=True, exist_ok=True)
-    context = _context(told.pending)
+    context = _context()
     pool = ProcessPoolExecutor(jobs, context, _begin, (str(store.folder / LOG), threads, dict(os.environ)), max_tasks_per_child=1)
     running: dict[Future[Record | str], AnyStage] = {}
     failed: dict[str, str] = {}  # name of the stage -> error
@@ -116,7 +120,7 @@ def _run_in_processes(store: Store, told: _Told, jobs: int, threads: int | None)
                 else:
                     pending.remove(stage.name)
                     told.end(stage, ended)
-    except BrokenProcessPool:
+    except (BrokenProcessPool, EOFError, ConnectionError):
         cut = ", ".join(map(told.label, running.values()))
         raise StageError(
             f"{store.folder}: a process died (killed, or out of memory) in {cut or 'a stage'}; give the same command again, "
@@ -137,30 +141,37 @@ def _run_in_processes(store: Store, told: _Told, jobs: int, threads: int | None)
         )
 
 
-def _context(stages: Sequence[AnyStage]) -> BaseContext:
-    """How workers begin: forked from a server that has only imported what the stages run, which takes seconds once and not for each.
+def _context() -> BaseContext:
+    """How workers begin: forked from a server that has imported `_PRELOADED`, which takes seconds once and not for each.
 
     A child of this process itself would inherit the threads and locks of libraries. Where there may be a GPU each begins from nothing: to
-    ask a library for GPUs, as some do when they are imported, leaves what is forked after it without any.
+    ask a library for GPUs, as some do when they are imported, leaves what is forked after it without any. So it does where the environment
+    is not the one that the server began in, which libraries read when they are imported.
     """
-    if any(Path(device).exists() for device in _GPU_DRIVERS):
+    if any(Path(device).exists() for device in _GPU_DRIVERS) or _served not in ({}, os.environ):
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(sorted({_module(stage) for stage in stages}))
+    if not _served:
+        _served.update(os.environ)
+        context.set_forkserver_preload([_PRELOADED])
+        # The server would look for modules in the working directory first, and not where this process does.
+        os.environ.update({"PYTHONSAFEPATH": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))})
+        try:
+            forkserver.ensure_running()
+        finally:
+            os.environ.clear()
+            os.environ.update(_served)
     return context
-
-
-def _module(stage: AnyStage) -> str:
-    return stage.runner.partition(":")[0]
 
 
 def _begin(log: str, threads: int | None, environment: Mapping[str, str]) -> None:
     """Sets a worker up: what libraries print goes to `log`, and the worker ends with the process that started it.
 
-    The `environment` is that of now, and not of when the server began.
+    The `environment` is that of the command, without what the server was told besides.
     """
     os.environ.clear()
     os.environ.update(environment)
+    np.random.seed()  # what is forked has one state, which libraries that draw from it would share
     parent = multiprocessing.parent_process()
 
     def watch() -> None:
@@ -187,7 +198,7 @@ def _run(store: Store, stage: AnyStage) -> Record | str:
     """Runs a stage in a worker; the error's message where it fails, whose trace goes to the log."""
     with _marked(store, stage):
         try:
-            import_module(_module(stage))
+            import_module(stage.runner.partition(":")[0])
             return store.run(stage)
         except Exception as error:
             print(f"{stage.name}:", file=sys.stderr)

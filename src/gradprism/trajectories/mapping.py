@@ -76,7 +76,7 @@ class FieldMap:
         """The record under the formats' names; raises `DataError` where it has no such turns."""
         made = dict(record)
         for name, own in self.record:
-            found = _at(record, own)
+            found = value_at(record, own)
             if found is None and name == "turns":
                 raise DataError(f"no {own!r}, which the map names as the turns; keys seen: {keys_of(record)}")
             if found is not None:
@@ -101,7 +101,7 @@ class FieldMap:
         return made
 
 
-def _at(record: Record, path: str) -> Any:
+def value_at(record: Record, path: str) -> Any:
     if path in record:
         return record[path]
     value: Any = record
