@@ -200,7 +200,7 @@ def test_files_are_read_before_anything_is_paid_for(tmp_path, monkeypatch, held_
 
 def test_a_loss_that_is_no_number_is_said(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    stage = next(run.held_out for run in Plan(config_of(DEV)).runs)
+    stage = next(run.held_out for run in Plan(config_of(DEV)).runs if run.held_out)
     measured = HeldOutLoss(float("nan"), 3, 1, 0, Usage())
     monkeypatch.setattr(model_work, "load", lambda *_: (None, None))
     monkeypatch.setattr(model_work, "corpus_of", lambda *_: [])

@@ -79,7 +79,7 @@ def _gains(comparison: Comparison, arm: str | None, other: str, least: float, cl
     found = comparison.difference(arm, other) if arm else None
     seeds = len(comparison.pairs(arm, other, comparison.splits[0])[0]) if arm else 0
     met = found.mean >= least - 1e-9 and found.sign > 0 if found and seeds > 1 else None
-    figures = f"{points(found, ' points')} with {seeds} seeds" if arm else "no arm is named so"
+    figures = f"{points(found, ' points')} with {seeds} {'seed' if seeds == 1 else 'seeds'}" if arm else "no arm is named so"
     return Check(met, f"{claim.format(f'{100 * least:g}')}, its interval above zero: {figures}")
 
 
