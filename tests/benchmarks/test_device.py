@@ -168,7 +168,15 @@ def test_what_was_measured_before_a_stop_is_kept_unless_another_try_comes_furthe
     assert (ended.status, ended.rows, ended.reason) == ("measured", [{"times": 4}], "")
 
 
-def test_an_interrupt_keeps_what_was_measured_and_counts_as_no_end_of_the_process(tmp_path):
+@pytest.fixture
+def interruptible():
+    """Interrupts are heard, also where the tests run in the background of a shell that has them ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_an_interrupt_keeps_what_was_measured_and_counts_as_no_end_of_the_process(tmp_path, interruptible):
     with pytest.raises(KeyboardInterrupt):
         runner.run_part(
             part_of(simple("slow", lambda: growing([2], lambda: signal.raise_signal(signal.SIGINT)))), tmp_path, MACHINE, 9

@@ -11,7 +11,7 @@ from gradprism.experiments.apart import check_apart
 from gradprism.experiments.config import ExperimentConfig
 from gradprism.experiments.costs import stage_flops
 from gradprism.experiments.plan import Plan, PlannedRun, Surroundings
-from gradprism.experiments.playable import check_tasks, plays_tasks
+from gradprism.experiments.playable import check_tasks
 from gradprism.experiments.results import (
     RESULTS,
     Arm,
@@ -31,7 +31,7 @@ from gradprism.experiments.results import (
 )
 from gradprism.experiments.schedule import Status, run_stages, status
 from gradprism.experiments.stage import STAGES, AnyStage, Store
-from gradprism.experiments.stages import Evaluate, Files, HeldOutLoss, Refresh, Rl, Sft
+from gradprism.experiments.stages import Evaluate, Files, HeldOutLoss, PassRates, Refresh, Rl, Sft
 from gradprism.runtime.errors import FolderInUseError, MissingDependencyError, MissingFileError
 from gradprism.runtime.files import is_temporary, read_json, write_json
 from gradprism.runtime.folders import exclusive_lock
@@ -75,10 +75,7 @@ def run_job(job: Job) -> Results:
         _check_nothing_is_lost(job, plan, store, earlier)
     if not wanted:
         return _write(job, plan, earlier)
-    if isinstance(plan.corpus, Files) and plays_tasks(store.pending(wanted)):
-        check_tasks(plan.corpus, plan.world.make())
-    if plan.demonstrations and any(isinstance(stage, HeldOutLoss) for stage in store.pending(wanted)):
-        check_apart(plan.demonstrations, plan.corpus, plan.world.make())
+    _check_inputs(plan, store.pending(wanted))
     with exclusive_lock(store.folder, LOCK, "the experiment is being run"):
         write_json(store.folder / CONFIG, job.config.model_dump(mode="json"), sort_keys=False)
         write_json(store.folder / ENVIRONMENT, plan.surroundings.model_dump())
@@ -87,6 +84,14 @@ def run_job(job: Job) -> Results:
         finally:
             results = _write(job, plan, earlier)
     return results
+
+
+def _check_inputs(plan: Plan, pending: Sequence[AnyStage]) -> None:
+    """Looks into the corpus and the demonstrations, as far as the stages need it, before any is paid for."""
+    if isinstance(plan.corpus, Files) and any(isinstance(stage, Rl | PassRates) for stage in pending):
+        check_tasks(plan.corpus, plan.world.make())
+    if plan.demonstrations and any(isinstance(stage, HeldOutLoss) for stage in pending):
+        check_apart(plan.demonstrations, plan.corpus, plan.world.make())
 
 
 def job_status(job: Job) -> Status:

@@ -1,21 +1,15 @@
 """Whether RL can play a corpus, asked before anything is paid for."""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 
 from gradprism.environments.protocol import Environment
-from gradprism.experiments.stage import AnyStage
-from gradprism.experiments.stages import Files, OwnFiles, PassRates, Rl
+from gradprism.experiments.stages import Files, OwnFiles
 from gradprism.runtime.errors import DataError
 from gradprism.runtime.progress import quiet
 from gradprism.trajectories.corpus_files import Record, iter_records
 from gradprism.trajectories.mapping import value_at
-
-
-def plays_tasks(stages: Iterable[AnyStage]) -> bool:
-    """Whether one of the stages plays tasks of the corpus."""
-    return any(isinstance(stage, Rl | PassRates) for stage in stages)
 
 
 def check_tasks(corpus: Files, environment: Environment) -> None:

@@ -87,8 +87,7 @@ class ChatOptions:
             return f"--{option} {value}".rstrip()
         key = f"model.{option.replace('-', '_')}"
         if option == "template-arg":
-            name, _, value = value.partition("=")
-            return f"{key}s.{name} = {value}"
+            return f"{key}s.{value.replace('=', ' = ', 1)}" if value else f"{key}s"
         written = json.dumps(value.split(",") if option == "merge" else value)
         return f"{key} = {written}" if value else key
 
