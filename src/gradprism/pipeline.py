@@ -30,6 +30,7 @@ def experiment(
     results: Path | str | None = None,
     jobs: int | None = None,
     groups: Sequence[str] = (),
+    arms: Sequence[str] = (),
     extend: bool = False,
     replace: bool = False,
     fresh: bool = False,
@@ -37,13 +38,13 @@ def experiment(
     """Trains and evaluates every arm with every seed, `jobs` stages at once (default one per core), each in a process of its own.
 
     Writes `results.json`, `tables.md` and figures into the folder `results` (default `results/NAME`), and returns the results. Goes on
-    after a kill. `groups`: only arms of these; `extend`, `replace` and `fresh`: see `Job`. Raises `StageError` where a stage failed, and
+    after a kill. `groups`, `arms`, `extend`, `replace` and `fresh`: see `Job`. Raises `StageError` where a stage failed, and
     `FolderInUseError` where runs of other settings would be lost.
     """
     config = config if isinstance(config, ExperimentConfig) else load_config(config)
     out = Path(results or Path("results") / config.name)
     try:
-        return run_job(Job(config, out, jobs or default_workers(), tuple(groups), extend, replace, fresh))
+        return run_job(Job(config, out, jobs or default_workers(), tuple(groups), tuple(arms), extend, replace, fresh))
     finally:
         if has_results(out):
             write_tables(out)

@@ -144,6 +144,22 @@ def test_killed_at_random_moments_it_finds_what_an_undisturbed_run_finds(cli, tm
     assert all((stage.flops > 0) == (stage.tokens_forward > 0) for stage in found.stages.values())
 
 
+def test_arms_and_groups_choose_what_is_run(cli, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "small.toml").write_text(CONFIG)
+
+    def evaluated(*options):
+        code, out, _ = cli("experiment", "status", "small.toml", *options, "--json")
+        assert code == 0
+        labels = [stage["label"] for stage in json.loads(out)["pending"]]
+        return sorted(label.removeprefix("evaluate ") for label in labels if label.startswith("evaluate "))
+
+    assert evaluated() == ["base/3", "gini/3", "pass-rate/3"]
+    assert evaluated("--arm", "gini") == ["gini/3"]
+    assert evaluated("--arm", "base", "--arm", "pass-rate") == ["base/3", "pass-rate/3"]
+    assert evaluated("--group", "controls", "--arm", "base") == ["base/3", "gini/3"]
+
+
 def test_mistakes_are_said_in_a_line(cli, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "small.toml").write_text(CONFIG)
@@ -152,6 +168,7 @@ def test_mistakes_are_said_in_a_line(cli, tmp_path, monkeypatch):
     assert_refused(
         cli("experiment", "small.toml", "--group", "mine"), "--group mine: no arm is in it; choose from controls, table1"
     )
+    assert_refused(cli("experiment", "small.toml", "--arm", "mine"), "--arm mine: no such arm; choose from base, gini, pass-rate")
     assert_refused(cli("experiment", "small.toml", "--extend"), "results.json: no such file, so there is nothing to extend")
     assert_refused(cli("experiment", "tables", "nowhere"), "nowhere")
     damaged = tmp_path / "results" / "small" / "results.json"

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import threading
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from starlette.testclient import TestClient
 
 from gradprism.routing.routes import Routes
 from gradprism.studio.resources import Resources
-from gradprism.studio.server import POLICY, make_app
+from gradprism.studio.server import POLICY, make_app, serve
 from gradprism.studio.static_files import STATIC
 from helpers.probes import make_probe
 from helpers.studio import ATTACK, HOSTILE, columns_of, make_run
@@ -242,3 +243,32 @@ def test_a_step_of_a_run_is_not_overridden(tree):
         body = {"rows": [0], "side": "none", "reason": "x", "version": route["version"]}
         answer = asked.post(f"/api/corpus/{entry['corpus']}/routes/{route['id']}/override", json=body)
         assert answer.status_code == 422 and "gradprism route" in answer.json()["error"]["hint"]
+
+
+@pytest.mark.parametrize("while_it_serves", [True, False])
+def test_a_failure_of_reading_ahead_is_told_only_while_the_server_runs(while_it_serves, tree, monkeypatch):
+    told, begun, go = [], threading.Event(), threading.Event()
+    monkeypatch.setattr(threading, "excepthook", lambda args: told.append(args.exc_type))
+
+    class Failing(Resources):
+        def warm(self):
+            self.thread = threading.current_thread()
+            begun.set()
+            go.wait(20)
+            raise RuntimeError("cannot schedule new futures after interpreter shutdown")
+
+    resources = Failing([str(tree)])
+
+    def run(self, sockets):
+        assert begun.wait(20)
+        if while_it_serves:
+            go.set()
+            resources.thread.join(20)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("uvicorn.Server.run", run)
+    serve(resources, port=0, browser=False)
+    assert told == ([RuntimeError] if while_it_serves else [])
+    go.set()
+    resources.thread.join(20)
+    assert not resources.thread.is_alive() and told == ([RuntimeError] if while_it_serves else [])

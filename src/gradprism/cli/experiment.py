@@ -24,6 +24,7 @@ from gradprism.runtime.progress import tell
 
 Config = Annotated[Path, typer.Argument(help="TOML file, for example configs/alfworld-mini.toml.")]
 Groups = Annotated[list[str] | None, typer.Option("--group", help="Only arms of this group. May be repeated.")]
+Arms = Annotated[list[str] | None, typer.Option("--arm", help="Only this arm, and those of --group. May be repeated.")]
 Jobs = Annotated[int | None, typer.Option(min=1, help="Stages at once; default one per core.")]
 
 
@@ -45,6 +46,7 @@ def run(
     set_: o.Overrides = None,
     jobs: Jobs = None,
     group: Groups = None,
+    arm: Arms = None,
     results: Annotated[Path | None, typer.Option(help="Folder of results.json, tables and figures; default results/NAME.")] = None,
     extend: Annotated[
         bool, typer.Option("--extend", help="Keep the runs that results.json already has, and make only those that it lacks.")
@@ -55,12 +57,19 @@ def run(
     as_json: o.AsJson = False,
 ) -> None:
     """Trains and evaluates every arm with every seed; finished stages are reused, and a killed run goes on with the same command."""
-    job = _job(config, set_, jobs, results, group, extend, replace, fresh)
+    job = _job(config, set_, jobs, results, group, arm, extend, replace, fresh)
     if dry_run:
         print_job(job, as_json)
         return
     found = gp.experiment(
-        job.config, results=job.out, jobs=job.jobs, groups=job.groups, extend=extend, replace=replace, fresh=fresh
+        job.config,
+        results=job.out,
+        jobs=job.jobs,
+        groups=job.groups,
+        arms=job.arms,
+        extend=extend,
+        replace=replace,
+        fresh=fresh,
     )
     if as_json:
         o.print_json(found.model_dump(mode="json", exclude_defaults=True))
@@ -69,11 +78,17 @@ def run(
 
 
 def _job(
-    config: Path, overrides: list[str] | None, jobs: int | None, results: Path | None, groups: list[str] | None, *flags: bool
+    config: Path,
+    overrides: list[str] | None,
+    jobs: int | None,
+    results: Path | None,
+    groups: list[str] | None,
+    arms: list[str] | None,
+    *flags: bool,
 ) -> Job:
     resolved = gp.load_config(config, overrides or [])
     out = results or Path("results") / resolved.name
-    return Job(resolved, out, jobs or default_workers(), tuple(groups or ()), *flags)
+    return Job(resolved, out, jobs or default_workers(), tuple(groups or ()), tuple(arms or ()), *flags)
 
 
 @app.command("status", cls=Command)
@@ -82,12 +97,13 @@ def status(
     set_: o.Overrides = None,
     jobs: Jobs = None,
     group: Groups = None,
+    arm: Arms = None,
     results: Annotated[Path | None, typer.Option(help="Folder of results.json; default results/NAME.")] = None,
     extend: Annotated[bool, typer.Option("--extend", help="As it was run.")] = False,
     as_json: o.AsJson = False,
 ) -> None:
     """Shows what is done, running and pending, and the time left; the same as a dry run."""
-    print_job(_job(config, set_, jobs, results, group, extend), as_json)
+    print_job(_job(config, set_, jobs, results, group, arm, extend), as_json)
 
 
 @app.command("power", cls=Command)

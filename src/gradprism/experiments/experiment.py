@@ -44,15 +44,16 @@ README = "README.md"  # of a results folder, written by hand
 class Job:
     """The arms and seeds to run, and the results folder.
 
-    `jobs`: stages at once, each in a process of its own; None for one after another in this process. `groups`: only the arms of these.
-    `extend`: keep the runs that the results already have. `replace`: give up those of other settings. `fresh`: make again what other
-    code made.
+    `jobs`: stages at once, each in a process of its own; None for one after another in this process. `groups`, `arms`: only the arms of
+    these groups, and these arms. `extend`: keep the runs that the results already have. `replace`: give up those of other settings.
+    `fresh`: make again what other code made.
     """
 
     config: ExperimentConfig
     out: Path
     jobs: int | None = None
     groups: tuple[str, ...] = ()
+    arms: tuple[str, ...] = ()
     extend: bool = False
     replace: bool = False
     fresh: bool = False
@@ -126,7 +127,7 @@ def _prepare(job: Job, plan: Plan) -> tuple[Results, list[AnyStage]]:
     # An audit that results have, with all probes that are asked for, needs none of them again.
     if plan.audit and earlier.audits and {probe.name for probe in plan.audit.probes} <= earlier.stages.keys():
         there.add(plan.audit.name)
-    return earlier, [stage for stage in plan.wanted(job.groups) if stage.name not in there]
+    return earlier, [stage for stage in plan.wanted(job.groups, job.arms) if stage.name not in there]
 
 
 def _empty(config: ExperimentConfig) -> Results:

@@ -153,15 +153,18 @@ class Plan:
         ]
         self.audit = self._audit() if any(run.route for run in self.runs) else None
 
-    def wanted(self, groups: Sequence[str] = ()) -> list[AnyStage]:
-        """The evaluations of the groups' arms (default all), the audit, and what waits for all else: further evaluations and losses.
+    def wanted(self, groups: Sequence[str] = (), arms: Sequence[str] = ()) -> list[AnyStage]:
+        """The evaluations of these arms and those of the groups (default all), the audit, and what waits for all else: further
+        evaluations and losses.
 
-        Raises `ConfigError` for a group that no arm is in.
+        Raises `ConfigError` for a group that no arm is in, and for an unknown arm.
         """
-        known = {run.arm.group for run in self.runs}
-        if unknown := sorted(set(groups) - known):
-            raise ConfigError(f"--group {unknown[0]}: no arm is in it; choose from {', '.join(sorted(known))}")
-        runs = [run for run in self.runs if not groups or run.arm.group in groups]
+        in_groups, names = {run.arm.group for run in self.runs}, {run.arm.name for run in self.runs}
+        if unknown := sorted(set(groups) - in_groups):
+            raise ConfigError(f"--group {unknown[0]}: no arm is in it; choose from {', '.join(sorted(in_groups))}")
+        if unknown := sorted(set(arms) - names):
+            raise ConfigError(f"--arm {unknown[0]}: no such arm; choose from {', '.join(sorted(names))}")
+        runs = [run for run in self.runs if not (groups or arms) or run.arm.group in groups or run.arm.name in arms]
         first = [stage for run in runs for stage in (run.evaluation, *([run.watched] if run.watched else []))]
         further = [stage for run in runs for stage in run.further.values()]
         held_out = [run.held_out for run in runs if run.held_out]

@@ -189,7 +189,8 @@ def serve(resources: Resources, port: int | None = None, browser: bool = True) -
     """
     listening = _listen(port)
     number = listening.getsockname()[1]
-    threading.Thread(target=resources.warm, daemon=True).start()
+    ended = threading.Event()
+    threading.Thread(target=_warm, args=(resources, ended), daemon=True).start()
     token = secrets.token_urlsafe(24)
     address = f"http://{HOST}:{number}/?token={token}"
     config = uvicorn.Config(make_app(resources, token, number), log_level="error", access_log=False, server_header=False)
@@ -199,7 +200,17 @@ def serve(resources: Resources, port: int | None = None, browser: bool = True) -
     except KeyboardInterrupt:
         pass
     finally:
+        ended.set()
         listening.close()
+
+
+def _warm(resources: Resources, ended: threading.Event) -> None:
+    """Reads ahead; what fails because the interpreter ends meanwhile (no thread can be begun any more) is nobody's concern."""
+    try:
+        resources.warm()
+    except Exception:
+        if not ended.is_set():
+            raise
 
 
 class _Server(uvicorn.Server):
