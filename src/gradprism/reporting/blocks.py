@@ -1,7 +1,7 @@
 """Markers in Markdown pages between which numbers and tables of results are filled in, so that none is typed."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 from gradprism.runtime.errors import DataError, MissingFileError
@@ -10,9 +10,9 @@ from gradprism.runtime.files import atomic_write
 _BLOCK = re.compile(r"<!-- gradprism: (.*?) -->.*?(<!-- /gradprism -->|(?=<!-- gradprism: )|\Z)", re.DOTALL)
 
 
-def fill(text: str, told: Callable[[str], str], source: str, prefix: str = "") -> str:
+def fill(text: str, told: Callable[[str], str], source: str, prefix: str = "", others: Collection[str] = ()) -> str:
     """`text` with what `told` says of NAME between each `<!-- gradprism: NAME -->` and `<!-- /gradprism -->`; with a prefix, only of
-    blocks "PREFIX NAME".
+    blocks "PREFIX NAME". Blocks whose first word is one of `others` are left as they are.
 
     Raises `DataError` with the file `source` for a block that does not end before the next.
     """
@@ -22,7 +22,7 @@ def fill(text: str, told: Callable[[str], str], source: str, prefix: str = "") -
         name = block[1]
         if not block[2]:
             raise DataError(f"{source}: block {name!r} does not end; add <!-- /gradprism -->")
-        if not name.startswith(begin):
+        if not name.startswith(begin) or name.partition(" ")[0] in others:
             return block[0]
         body = told(name.removeprefix(begin))
         body = f"\n\n{body.strip()}\n\n" if "\n" in body else body  # as Markdown wants of a table

@@ -6,7 +6,7 @@ from pathlib import Path
 from rich.console import Console
 
 from gradprism.experiments.comparison import MAIN_GROUP, Comparison
-from gradprism.experiments.results import shown_results
+from gradprism.experiments.results import RESULTS, shown_results
 from gradprism.experiments.schedule import Status
 from gradprism.reporting.blocks import fill, fill_file
 from gradprism.reporting.checks import bars_text, detectable_text, power_found, regime_text
@@ -230,19 +230,19 @@ _NUMBERS: dict[str, tuple[tuple[str, ...], bool, Callable[..., str]]] = {
 }
 
 
-def fill_blocks(text: str, comparison: Comparison, source: str, prefix: str = "") -> str:
+def fill_blocks(text: str, comparison: Comparison, source: str, prefix: str = "", others: Collection[str] = ()) -> str:
     """`text` with what stands between `<!-- gradprism: NAME -->` and `<!-- /gradprism -->` filled in; errors name the file `source`.
 
     Blocks are `main`, `claims`, `regime`, `bars`, `sampled`, `held-out`, `cost`, `training`, `parts`, and within a line
     `success ARM [SPLIT]`, `score ARM [SPLIT]`, `difference ARM ARM [SPLIT]`, `sampled-success ARM EVALUATION [SPLIT]`,
     `sampled-difference ARM ARM EVALUATION [SPLIT]`, `pass-at-k ARM EVALUATION [SPLIT]`, `held-out-loss ARM`,
     `held-out-difference ARM ARM`, `speedup ARM`, `speedup-flops ARM`, `detectable`. With a prefix, only blocks whose names begin with it
-    are filled ("PREFIX success gini"), so that one file can show several experiments. (A line that begins with a marker is HTML to
-    Markdown: begin it with a word.)
+    are filled ("PREFIX success gini"), so that one file can show several experiments; blocks that begin with one of `others` are left as
+    they are. (A line that begins with a marker is HTML to Markdown: begin it with a word.)
 
     Raises `DataError` for a block that is none of these, an unknown arm or split, or a block that does not end before the next.
     """
-    return fill(text, lambda name: _block(name, comparison, source), source, prefix)
+    return fill(text, lambda name: _block(name, comparison, source), source, prefix, others)
 
 
 def _block(name: str, comparison: Comparison, source: str) -> str:
@@ -276,7 +276,8 @@ def _files(folder: Path) -> dict[str, str]:
     figures = draw_figures(comparison)
     files = {TABLES: markdown(document(comparison, figures))}
     if readme.is_file():
-        files[README] = fill_blocks(readme.read_text(encoding="utf-8"), comparison, str(readme))
+        others = {path.parent.name for path in folder.resolve().parent.glob(f"*/{RESULTS}")}  # filled by `fill_page`
+        files[README] = fill_blocks(readme.read_text(encoding="utf-8"), comparison, str(readme), others=others)
     return files | {f"{name}.svg": svg for name, svg in figures.items()}
 
 
