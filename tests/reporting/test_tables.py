@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -454,6 +455,24 @@ def test_figures_carry_the_names_of_arms_and_no_date(whole: Comparison) -> None:
         assert not figures.drawn_elsewhere(svg)
         assert "<dc:date>" not in svg
         assert not re.search(r"[ \t]$", svg, flags=re.MULTILINE)
+
+
+def test_a_page_may_show_results_of_the_folders_beside_it(folder: Path) -> None:
+    for name, file in (("other", "results.json"), ("success", "results.json"), ("gains", "gain.json")):
+        (folder.parent / name).mkdir()
+        shutil.copy(folder / "results.json", folder.parent / name / file)
+    theirs, gains, own = block("other success gini"), block("gains rho sft loss gini"), block("success gini")
+    (folder / "README.md").write_text(f"{theirs} {gains} {own}")
+    pages.write_tables(folder)
+    kept = (folder / "README.md").read_text()
+    assert theirs in kept and gains in kept and own not in kept, (
+        "theirs wait for them; a folder that is called as a block is hides none"
+    )
+    pages.fill_page(folder.parent / "other", folder / "README.md")
+    assert theirs not in (folder / "README.md").read_text() and pages.tables_are_current(folder) == []
+    (folder / "README.md").write_text(block("nowhere success gini"))
+    with pytest.raises(DataError, match="nowhere"):
+        pages.write_tables(folder)
 
 
 def test_a_wrong_block_leaves_everything_as_it_was(folder: Path) -> None:

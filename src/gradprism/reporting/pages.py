@@ -6,6 +6,7 @@ from pathlib import Path
 from rich.console import Console
 
 from gradprism.experiments.comparison import MAIN_GROUP, Comparison
+from gradprism.experiments.gain import GAIN
 from gradprism.experiments.results import RESULTS, shown_results
 from gradprism.experiments.schedule import Status
 from gradprism.reporting.blocks import fill, fill_file
@@ -276,7 +277,9 @@ def _files(folder: Path) -> dict[str, str]:
     figures = draw_figures(comparison)
     files = {TABLES: markdown(document(comparison, figures))}
     if readme.is_file():
-        others = {path.parent.name for path in folder.resolve().parent.glob(f"*/{RESULTS}")}  # filled by `fill_page`
+        # What is shown of results beside these is filled by `fill_page`, and by that of measured gains.
+        beside = {path.parent.name for name in (RESULTS, GAIN) for path in folder.resolve().parent.glob(f"*/{name}")}
+        others = beside - _TABLES.keys() - _NUMBERS.keys()
         files[README] = fill_blocks(readme.read_text(encoding="utf-8"), comparison, str(readme), others=others)
     return files | {f"{name}.svg": svg for name, svg in figures.items()}
 
