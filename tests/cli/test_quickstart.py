@@ -31,7 +31,7 @@ def run(folder, *overrides):
 
 
 @pytest.mark.slow
-def test_quickstart_from_corpus_to_report_and_again(tmp_path):
+def test_quickstart_from_corpus_to_report_and_again(cli, tmp_path, monkeypatch):
     first = run(tmp_path / "run")
     results = json.loads((tmp_path / "run" / "results.json").read_text())
 
@@ -68,43 +68,38 @@ def test_quickstart_from_corpus_to_report_and_again(tmp_path):
     assert [e["id"] for e in episodes[:2]] == ["small/unseen/pick_and_place_simple/0", "small/unseen/look_at_obj_in_light/0"]
     assert all(len(e["observations"]) == len(e["actions"]) + 1 for e in episodes)
 
-    # Again: nothing is run. With another metric: route and what follows, but neither the probe nor the base's evaluation.
+    # Again: nothing is run.
     ledger = tmp_path / "run" / "ledger.jsonl"
     before = ledger.read_text().splitlines()
-    again = run(tmp_path / "run")
-    assert ledger.read_text().splitlines() == before
-    assert "reused: evaluate base/0, probe the base, route sft/0, sft sft/0" in again.stderr
+    code, _, said = cli(*arguments(tmp_path / "run"))
+    assert code == 0 and ledger.read_text().splitlines() == before
+    assert "reused: evaluate base/0, probe the base, route sft/0, sft sft/0" in said
     assert json.loads((tmp_path / "run" / "results.json").read_text())["arms"] == results["arms"]
-    replay = [sys.executable, "-m", "gradprism", "run", str(tmp_path / "run" / "config.json"), "--dry-run", "--json"]
-    plan = json.loads(subprocess.run(replay, capture_output=True, text=True, check=True, cwd=tmp_path).stdout)
+    with monkeypatch.context() as elsewhere:
+        elsewhere.chdir(tmp_path)
+        plan = json.loads(cli("run", tmp_path / "run" / "config.json", "--dry-run", "--json")[1])
     assert (len(plan["done"]), plan["pending"]) == (8, []), "the saved config replays the run, from anywhere"
-    run(tmp_path / "run", "route.metric=cv", "rl.rounds=1")
-    rerun = [json.loads(line)["stage"] for line in ledger.read_text().splitlines()[len(before) :]]
-    assert rerun == ["route", "sft", "evaluate", "rl", "evaluate"]
 
-    # Refreshed: what is left after SFT is probed on the SFT checkpoint and routed at the same threshold, and once more during RL.
-    before = ledger.read_text().splitlines()
-    run(tmp_path / "run", "refresh.after_sft=true", "refresh.every_k_steps=1")
-    assert [json.loads(line)["stage"] for line in ledger.read_text().splitlines()[len(before) :]] == [
-        "refresh",
-        "sft",
-        "rl",
-        "evaluate",
-    ]
+    # With another metric: route and what follows, but neither the probe nor the base's evaluation. And refreshed: what is left after SFT
+    # is probed on the SFT checkpoint and routed at the same threshold, and once more during RL.
+    run(tmp_path / "run", "route.metric=cv", "refresh.after_sft=true", "refresh.every_k_steps=1")
+    rerun = [json.loads(line)["stage"] for line in ledger.read_text().splitlines()[len(before) :]]
+    assert sorted(rerun) == ["evaluate", "evaluate", "refresh", "rl", "route", "sft", "sft"]
+    [routing] = json.loads((tmp_path / "run" / "results.json").read_text())["routes"].values()
     stages = tmp_path / "run" / "stages"
     [refresh] = stages.glob("refresh-*")
     changes = json.loads((refresh / "changes.json").read_text())
-    assert changes["threshold"] == routing["threshold"] and changes["trajectories"] == n_rl
+    assert changes["threshold"] == routing["threshold"] and changes["trajectories"] == sum(routing["rl"])
     rerouted = [json.loads(line)["id"] for line in (refresh / "route" / "rl.jsonl").read_text().splitlines()]
     to_sft = [json.loads(line)["id"] for line in (refresh / "route" / "sft.jsonl").read_text().splitlines()]
     assert {row["id"] for row in changes["moved"]} == set(to_sft) and len(to_sft) == changes["moved_to_sft"]
-    [first] = [f for f in stages.glob("route-*") if json.loads((f / "route" / "routing.json").read_text())["metric"] == "gini"]
+    [first] = [f for f in stages.glob("route-*") if json.loads((f / "route" / "routing.json").read_text())["metric"] == "cv"]
     assert set(rerouted) | set(to_sft) == {
         json.loads(line)["id"] for line in (first / "route" / "rl.jsonl").read_text().splitlines()
     }
     [during] = stages.glob("rl-*/refreshes/refresh-00001/changes.json")
     said = json.loads(during.read_text())
-    assert said["trajectories"] == (len(rerouted) or n_rl) and said["mean_score"] != said["mean_score_before"]
+    assert said["trajectories"] == (len(rerouted) or sum(routing["rl"])) and said["mean_score"] != said["mean_score_before"]
 
 
 @pytest.mark.parametrize(

@@ -175,7 +175,10 @@ def test_accelerate_launches_a_training(sft_folder, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("kind", "options"), [("FULL_STATE_DICT", []), ("SHARDED_STATE_DICT", ["--lora-rank", 2])])
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [("SHARDED_STATE_DICT", ["--lora-rank", 2]), pytest.param("FULL_STATE_DICT", [], marks=pytest.mark.rare)],
+)
 def test_sharded_weights_are_trained_saved_and_resumed_like_whole_ones(sft_folder, tmp_path, kind, options):
     """FSDP2 over two processes against DDP: the same losses and weights, also after a kill."""
     arguments = ["--max-steps", 6, "--batch-size", 2, "--save-steps", 2, "--eval-share", 0.27, *options]

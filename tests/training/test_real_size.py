@@ -164,7 +164,10 @@ def test_a_killed_rl_goes_on_to_the_same_bits(shared, tmp_path, world, model, en
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("config", "model"), [("webshop-llama3.1-8b", "llama"), ("alfworld-qwen3-8b", "qwen3")])
+@pytest.mark.parametrize(
+    ("config", "model"),
+    [("webshop-llama3.1-8b", "llama"), pytest.param("alfworld-qwen3-8b", "qwen3", marks=pytest.mark.rare)],
+)
 def test_accelerate_launches_sft(shared, tmp_path, config, model):
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--mixed_precision", "no"]
     launch += ["--num_machines", "1", "--dynamo_backend", "no", "-m", "gradprism"]
@@ -181,7 +184,10 @@ def test_accelerate_launches_sft(shared, tmp_path, config, model):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("config", "model"), [("webshop-llama3.1-8b", "llama"), ("alfworld-qwen3-8b", "qwen3")])
+@pytest.mark.parametrize(
+    ("config", "model"),
+    [pytest.param("webshop-llama3.1-8b", "llama", marks=pytest.mark.rare), ("alfworld-qwen3-8b", "qwen3")],
+)
 def test_accelerate_launches_rl(shared, tmp_path, config, model):
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--mixed_precision", "no"]
     launch += ["--num_machines", "1", "--dynamo_backend", "no", "-m", "gradprism"]
