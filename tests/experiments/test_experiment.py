@@ -171,6 +171,7 @@ def test_mistakes_are_said_in_a_line(cli, tmp_path, monkeypatch):
     assert_refused(cli("experiment", "small.toml", "--arm", "mine"), "--arm mine: no such arm; choose from base, gini, pass-rate")
     assert_refused(cli("experiment", "small.toml", "--extend"), "results.json: no such file, so there is nothing to extend")
     assert_refused(cli("experiment", "tables", "nowhere"), "nowhere")
+    assert_refused(cli("experiment", "tables", "nowhere", "--check", "--page", "a.md"), "--page: --check looks only at")
     damaged = tmp_path / "results" / "small" / "results.json"
     damaged.parent.mkdir(parents=True)
     for text in ("{}", "[]", '{"arms": [{}]}'):

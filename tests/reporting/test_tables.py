@@ -471,7 +471,13 @@ def test_a_page_may_show_results_of_the_folders_beside_it(folder: Path) -> None:
     pages.fill_page(folder.parent / "other", folder / "README.md")
     assert theirs not in (folder / "README.md").read_text() and pages.tables_are_current(folder) == []
     (folder / "README.md").write_text(block("nowhere success gini"))
-    with pytest.raises(DataError, match="nowhere"):
+    with pytest.raises(DataError, match="'nowhere' is no folder of results beside this one"):
+        pages.write_tables(folder)
+    (folder / "README.md").write_text(block(f"{folder.name} success gini"))
+    with pytest.raises(DataError, match="no block is called"):
+        pages.write_tables(folder)
+    (folder / "README.md").write_text(f"<!-- gradprism: other success gini-->2 {block('success gini')}")
+    with pytest.raises(DataError, match="the marker of block 'other success gini' does not end"):
         pages.write_tables(folder)
 
 

@@ -19,7 +19,7 @@ from gradprism.reporting.checks import power_lines, power_tables
 from gradprism.reporting.document import show
 from gradprism.reporting.gain_page import fill_gain_blocks, write_gain_page
 from gradprism.reporting.pages import fill_page, print_status, tables_are_current, write_tables
-from gradprism.runtime.errors import DataError
+from gradprism.runtime.errors import ConfigError, DataError
 from gradprism.runtime.progress import tell
 
 Config = Annotated[Path, typer.Argument(help="TOML file, for example configs/alfworld-mini.toml.")]
@@ -184,6 +184,8 @@ def tables(
     check: Annotated[bool, typer.Option("--check", help="Write nothing; fail where a table or figure is out of date.")] = False,
 ) -> None:
     """Rebuilds every table and figure from results.json."""
+    if check and page:
+        raise ConfigError("--page: --check looks only at the folder's own files; leave one of them out")
     if check:
         if stale := tables_are_current(folder):
             raise DataError(f"{folder}: out of date: {', '.join(stale)}; run gradprism experiment tables {folder}")

@@ -14,12 +14,15 @@ def fill(text: str, told: Callable[[str], str], source: str, prefix: str = "", o
     """`text` with what `told` says of NAME between each `<!-- gradprism: NAME -->` and `<!-- /gradprism -->`; with a prefix, only of
     blocks "PREFIX NAME". Blocks whose first word is one of `others` are left as they are.
 
-    Raises `DataError` with the file `source` for a block that does not end before the next.
+    Raises `DataError` with the file `source` for a block that does not end before the next, and for a marker that does not end in its line.
     """
     begin = f"{prefix} " if prefix else ""
 
     def filled(block: re.Match[str]) -> str:
         name = block[1]
+        if "\n" in name or "-->" in name or "<!--" in name:
+            begun = name.split("-->")[0].split("\n")[0]
+            raise DataError(f"{source}: the marker of block {begun!r} does not end; end it with ' -->'")
         if not block[2]:
             raise DataError(f"{source}: block {name!r} does not end; add <!-- /gradprism -->")
         if not name.startswith(begin) or name.partition(" ")[0] in others:

@@ -253,7 +253,12 @@ def _block(name: str, comparison: Comparison, source: str) -> str:
         return markdown([block]) if block else ""
     number = _NUMBERS.get(what)
     if number is None or not len(number[0]) <= len(words) <= len(number[0]) + number[1]:
-        raise DataError(f"{source}: no block is called {printable(name)!r}; see docs/experiments.md for those that are")
+        more = (
+            f", and {printable(what)!r} is no folder of results beside this one"
+            if words and (words[0] in _TABLES or words[0] in _NUMBERS)
+            else ""
+        )
+        raise DataError(f"{source}: no block is called {printable(name)!r}{more}; see docs/experiments.md for those that are")
     kinds, _, text = number
     names = {
         "arm": list(comparison.arms),
@@ -279,7 +284,7 @@ def _files(folder: Path) -> dict[str, str]:
     if readme.is_file():
         # What is shown of results beside these is filled by `fill_page`, and by that of measured gains.
         beside = {path.parent.name for name in (RESULTS, GAIN) for path in folder.resolve().parent.glob(f"*/{name}")}
-        others = beside - _TABLES.keys() - _NUMBERS.keys()
+        others = beside - {folder.resolve().name} - _TABLES.keys() - _NUMBERS.keys()
         files[README] = fill_blocks(readme.read_text(encoding="utf-8"), comparison, str(readme), others=others)
     return files | {f"{name}.svg": svg for name, svg in figures.items()}
 
