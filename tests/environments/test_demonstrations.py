@@ -31,8 +31,9 @@ def test_successful_episodes_become_trajectories_in_the_order_of_the_tasks(tmp_p
     assert trajectories == collect(environment, tasks, max_steps=5, workers=1)
 
 
-def test_tasks_that_the_expert_does_not_solve_are_left_out(tmp_path):
-    assert collect(BrokenGames(str(tmp_path)), count=3, max_steps=2, workers=1) == []
+def test_steps_too_few_for_any_task_are_refused(tmp_path):
+    with pytest.raises(EnvironmentPlayError, match="max_steps 2: too few for the expert, which solves none of 3 tasks"):
+        collect(BrokenGames(str(tmp_path)), count=3, max_steps=2, workers=1)
 
 
 def test_the_training_split_whole_and_broken_games_left_out_and_told(tmp_path, capsys):

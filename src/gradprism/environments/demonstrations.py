@@ -36,7 +36,7 @@ def collect(
     `tasks`, or else the first `count` of `split` as `default_tasks` has them. A task that the expert does not solve within `max_steps` is
     left out, and so is one that its engine breaks off, which a line tells. The trajectories do not depend on `workers`, the number of
     processes that play (default one per core). `environment` may be the name of one. Raises `EnvironmentPlayError` where every task breaks
-    off, `ConfigError` where the environment has no expert.
+    off or none is solved, `ConfigError` where the environment has no expert.
     """
     environment = as_environment(environment)
     if tasks is None:
@@ -57,4 +57,8 @@ def collect(
         if len(failures) == len(tasks):
             raise EnvironmentPlayError(line)
         say(line)
+    if tasks and not trajectories:
+        raise EnvironmentPlayError(
+            f"max_steps {max_steps}: too few for the expert, which solves none of {len(tasks)} tasks; give more"
+        )
     return trajectories
