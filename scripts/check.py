@@ -25,7 +25,13 @@ DOCS = [*PYTHON, "mkdocs", "build", "--strict", "--quiet", "--site-dir", "build/
 PYTEST = [*PYTHON, "pytest", "--durations=15"]
 # Tests are spread over two processes, those that measure time or need both cores come after them, by themselves.
 SPREAD = [*PYTEST, "-n", "2", "--dist", "worksteal", "-m"]
-ALONE = [*PYTEST, "-m", "alone"]
+# Of the few files that have such tests: reading all of them takes longer than the tests.
+ALONE = [
+    *PYTEST,
+    "-m",
+    "alone",
+    *(str(path) for path in sorted(ROOT.glob("tests/**/test_*.py")) if "mark.alone" in path.read_text()),
+]
 # Of rooms whose tests take seconds; the rest of a minute is pyright's.
 QUICK_ROOMS = [
     "runtime",

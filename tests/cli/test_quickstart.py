@@ -10,12 +10,12 @@ import pytest
 from helpers.cli import assert_refused
 
 SMALLER = [
-    "sft.epochs=1",
+    "sft.max_steps=8",
     "rl.rounds=2",
     "rl.tasks_per_round=3",
     "rl.rollouts_per_task=4",
-    "rl.max_steps=12",
-    "evaluation.splits={unseen=12, seen=6}",
+    "rl.max_steps=8",
+    "evaluation.splits={unseen=8, seen=6}",
     "threads=1",
 ]
 
@@ -46,7 +46,7 @@ def test_quickstart_from_corpus_to_report_and_again(cli, tmp_path, monkeypatch):
     assert len(results["heat_map"]["layers"]) == 4
     assert results["heat_map"]["kinds"] == ["q", "k", "v", "o", "gate", "up", "down"]
     for arm in (base, sft, rl):
-        assert {split: len(success) for split, success in arm["success"].items()} == {"unseen": 12, "seen": 6}
+        assert {split: len(success) for split, success in arm["success"].items()} == {"unseen": 8, "seen": 6}
     stages = {stage["kind"]: stage for stage in results["stages"].values()}
     assert len(stages["rl"]["history"]) == 2 and stages["sft"]["history"][0]["loss"] > 0
     assert stages["probe"]["tokens_backward"] > 20_000

@@ -47,11 +47,12 @@ reference_arms = ["pass-rate"]
 sft_arm = "gini"
 full_rl_arm = "pass-rate"
 [model]
-path = "{Path("models/alfworld-tiny").resolve()}"
+path = "{Path("models/dialogue-tiny").resolve()}"
+context_length = 512
 [corpus]
 collect = {{ count = 18, max_steps = 15 }}
 [environment]
-options = {{ difficulty = "tiny" }}
+name = "dialogue"
 workers = 1
 [sft]
 epochs = 1
@@ -104,7 +105,7 @@ def test_killed_at_random_moments_it_finds_what_an_undisturbed_run_finds(cli, tm
     assert kinds.count("refresh") == 1 and kinds.count("pass-rates") == kinds.count("audit") == 1
 
     (killed / "small.toml").write_text(CONFIG)
-    for seconds in (9, 14):
+    for seconds in (7, 10):
         process = subprocess.Popen(command(), cwd=killed, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         time.sleep(seconds)
         process.send_signal(signal.SIGKILL)

@@ -26,11 +26,12 @@ threads = 1
 groups = 5
 demonstrations = 3
 [model]
-path = "{Path("models/alfworld-tiny").resolve()}"
+path = "{Path("models/dialogue-tiny").resolve()}"
+context_length = 512
 [corpus]
 collect = {{ count = 8, max_steps = 15 }}
 [environment]
-options = {{ difficulty = "tiny" }}
+name = "dialogue"
 workers = 1
 [sft]
 max_steps = 1

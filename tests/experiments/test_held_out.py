@@ -24,12 +24,12 @@ name = "small"
 seeds = [3]
 threads = 1
 [model]
-path = "{gp.shipped("stories-tiny")}"
-context_length = 320
+path = "{gp.shipped("dialogue-tiny")}"
+context_length = 512
 [corpus]
-collect = {{ count = 6, max_steps = 1 }}
+collect = {{ count = 6, max_steps = 12 }}
 [environment]
-name = "stories"
+name = "dialogue"
 workers = 1
 [sft]
 max_steps = 2
@@ -49,7 +49,7 @@ group = "controls"
 sft = "all"
 rl = "none"
 """
-DEV = "held_out.collect={split='dev', count=4, max_steps=1}"
+DEV = "held_out.collect={split='dev', count=4, max_steps=12}"
 
 
 def config_of(*overrides):
@@ -83,8 +83,8 @@ def test_an_experiment_that_has_run_measures_it_alone_and_an_extension_keeps_it(
     assert isinstance(plan.demonstrations, Collect)
     demonstrations = list(gp.load_corpus(store.path(plan.demonstrations) / CORPUS))
     for run in plan.runs:
-        path = store.path(run.evaluation.model) if run.evaluation.model else Path(gp.shipped("stories-tiny"))
-        renderer = gp.Renderer(gp.load_tokenizer(path), 320)
+        path = store.path(run.evaluation.model) if run.evaluation.model else Path(gp.shipped("dialogue-tiny"))
+        renderer = gp.Renderer(gp.load_tokenizer(path), 512)
         loss, tokens = loss_by_hand(gp.ModelSpec(str(path)).load(), renderer, demonstrations)
         [found] = [of.held_out for arm in results.arms for of in arm.runs if arm.name == run.arm.name]
         assert found and found.loss == pytest.approx(loss, rel=1e-5)
@@ -187,7 +187,7 @@ def told(task=None, text="Booked.", **more):
 def test_files_are_read_before_anything_is_paid_for(tmp_path, monkeypatch, held_out, message):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(experiment, "run_stages", lambda *_: pytest.fail("a stage was run"))
-    Path("corpus.jsonl").write_text(told({"env": "stories", "id": "train/3"}, id="a") + told(text="Done.", id="b"))
+    Path("corpus.jsonl").write_text(told({"env": "dialogue", "id": "train/3"}, id="a") + told(text="Done.", id="b"))
     Path("part.jsonl").write_text(told(text="Done.", id="of another name"))
     Path("other.jsonl").write_text(told(text="Yes.", id="b"))
     Path("empty.jsonl").write_text("")

@@ -89,18 +89,8 @@ def test_only_the_first_process_speaks(shared, tmp_path):
 @pytest.mark.slow
 def test_torchrun_a_killed_process_and_another_number(shared, tmp_path):
     out = tmp_path / "probe"
-    torchrun = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--nproc-per-node",
-        "2",
-        "--master-port",
-        "0",
-        "--rdzv-backend",
-        "c10d",
-    ]
-    torchrun = [*torchrun[:5], "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    torchrun += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]
     with open(tmp_path / "log", "w") as log:
         launcher = subprocess.Popen(
             [*torchrun, "-m", "helpers.ranks", *command(shared, out)], env=environment(), stdout=log, stderr=subprocess.STDOUT

@@ -159,6 +159,7 @@ def test_a_torch_without_processes_is_no_error_of_the_import():
 
 
 @pytest.mark.slow
+@pytest.mark.rare
 def test_accelerate_launches_a_training(sft_folder, tmp_path):
     """`accelerate launch --cpu` would start one process; what it starts for devices works on a CPU too."""
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--mixed_precision", "no"]
