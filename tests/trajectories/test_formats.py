@@ -176,7 +176,7 @@ def test_a_mask_is_used_where_its_meaning_is_known_and_refused_elsewhere() -> No
         {"role": "ai", "text": "c", "mask": False},
     ]
     assert [m.weight for m in read({"trajectory": turns}).messages] == [1.0, 0.0, 1.0]
-    with pytest.raises(DataError, match=r"turn 1: 'mask' may say .*--map weight=mask"):
+    with pytest.raises(DataError, match=r"turn 1: 'mask' may say .*; map weight=mask"):
         read({"messages": turns})
     assert [m.weight for m in read({"messages": turns}, mapping={"masked": "mask"}).messages] == [1.0, 0.0, 1.0]
     assert [m.weight for m in read({"messages": turns}, mapping={"weight": "mask"}).messages] == [0.0, 1.0, 0.0]
@@ -496,8 +496,8 @@ def test_hermes_calls_in_text_stay_text_and_its_tools_are_not_listed_twice() -> 
             {"messages": [{**TURNS[0], "content": [{"image": "a.png"}]}, TURNS[1]]},
             "turn 1: 'content' holds a part that is not text",
         ),
-        ({"messages": [{"role": "user", "parts": [{"text": "when?"}]}, TURNS[1]]}, "--map text=KEY"),
-        ({"instruction": "when?", "response": "09:12"}, "--map completion=KEY"),
+        ({"messages": [{"role": "user", "parts": [{"text": "when?"}]}, TURNS[1]]}, "map text=KEY"),
+        ({"instruction": "when?", "response": "09:12"}, "completion=KEY"),
         ({"messages": "[{broken"}, "'messages' is text that is no JSON"),
         ({"messages": TURNS, "tools": "call find"}, "'tools' is text that is no JSON"),
         ({"messages": TURNS, "tools": ["find"]}, "'tools'"),

@@ -28,16 +28,16 @@ def check_rl(tasks: Sequence[Task], config: RlConfig, world: int, model: Any, re
         )
     if fsdp_version() and config.vllm == "off":
         raise ConfigError(
-            "a sharded model cannot play: its processes would wait for each other's turns; use --vllm colocate or server"
+            "a sharded model cannot play: its processes would wait for each other's turns; use vllm colocate or server"
         )
     if fsdp_version() == 1 and config.kl and config.lora_rank is None:
-        raise ConfigError("kl: version 1 of FSDP does not shard the reference model; use fsdp_version: 2, --kl 0 or --lora-rank")
+        raise ConfigError("kl: version 1 of FSDP does not shard the reference model; use fsdp_version: 2, kl 0 or a lora_rank")
     if config.vllm != "off" and importlib.util.find_spec("vllm") is None:
-        raise ConfigError(f"vllm {config.vllm}: vLLM is not installed here; pip install vllm, or --vllm off")
+        raise ConfigError(f"vllm {config.vllm}: vLLM is not installed here; pip install vllm, or vllm off")
     if config.vllm != "off" and renderer.stop_id != renderer.tokenizer.eos_token_id:
         raise ConfigError(
             f"vllm {config.vllm}: stops at the tokenizer's end-of-sequence token {renderer.tokenizer.eos_token!r}, with which the chat "
-            "template does not end a turn; make the turn's end the tokenizer's eos_token, or --vllm off"
+            "template does not end a turn; make the turn's end the tokenizer's eos_token, or vllm off"
         )
     rows, tokens = model.get_input_embeddings().weight.shape[0], len(renderer.tokenizer)
     if tokens > rows:

@@ -46,14 +46,14 @@ def not_recognised(record: Record) -> str:
     """What to say of a record whose format nobody recognises."""
     if "chosen" in record and "rejected" in record:
         name = "completion" if "prompt" in record else "turns"
-        return f"'chosen' and 'rejected' are a preference pair, not a trajectory; give the chosen one by --map {name}=chosen"
+        return f"'chosen' and 'rejected' are a preference pair, not a trajectory; map {name}=chosen gives the chosen one"
     for key, value in record.items():
         first = value[0] if isinstance(value, list) and value else None
         if isinstance(first, Mapping) and (found := recognise(first)):
             return f"format not recognised; {key!r} is a list of records ({found}); write that list alone as the file"
     return (
         f"format not recognised; keys seen: {keys_of(record)}; known formats: {', '.join(FORMATS)}; "
-        "--map turns=KEY names the key of the turns, --map prompt=KEY and --map completion=KEY those of a question and its answer"
+        "map turns=KEY names the key of the turns, prompt=KEY and completion=KEY those of a question and its answer"
     )
 
 
@@ -67,7 +67,7 @@ def parse_record(record: Record, format: str, place: str, default_id: str, notes
         if isinstance(chosen, Reader):
             if missing := chosen.layout.lacks(record):
                 found = recognise(record)
-                hint = f"it looks like {found!r}" if found else "give --format, --map, or convert the record"
+                hint = f"it looks like {found!r}" if found else "give another format, a map, or convert the record"
                 raise DataError(f"format {format!r} needs {missing}; keys seen: {keys_of(record)}; {hint}")
             parsed = chosen.layout.read(record, Notes() if notes is None else notes)
         else:

@@ -29,15 +29,15 @@ class Notes:
         for counts, where in ((self.record_keys, "a record"), (self.turn_keys, "a turn")):
             if counts:
                 names = ", ".join(f"{key!r} ({count})" for key, count in _by_count(counts).items())
-                lines.append(f"keys of {where} that nothing uses (times): {names}; --map names those that mean something")
+                lines.append(f"keys of {where} that nothing uses (times): {names}; a map names those that mean something")
         if self.task_texts:
             names = ", ".join(f"{key!r} ({count})" for key, count in _by_count(self.task_texts).items())
             lines.append(
-                f"texts beside the turns, kept in the task alone (times): {names}; --map names those that the model is to see"
+                f"texts beside the turns, kept in the task alone (times): {names}; a map names those that the model is to see"
             )
         for file, formats in self.mixed().items():
             told = ", ".join(f"{name} ({count})" for name, count in formats.items())
-            lines.append(f"{file}: records of several formats, each read by its own: {told}; --format NAME takes one for all")
+            lines.append(f"{file}: records of several formats, each read by its own: {told}; format NAME takes one for all")
         return lines + [f"{remark} ({count})" for remark, count in _by_count(self.remarks).items()]
 
     def mixed(self) -> dict[str, dict[str, int]]:

@@ -74,11 +74,11 @@ class TurnReader:
             return
         speaker_key = _first_key(turn, _SPEAKER)
         if speaker_key is None:
-            raise DataError(f"no 'role' or 'from'; keys seen: {keys_of(turn)}; --map speaker=KEY names another")
+            raise DataError(f"no 'role' or 'from'; keys seen: {keys_of(turn)}; map speaker=KEY names another")
         role = _ROLE_OF.get(str(turn[speaker_key]).strip().lower()) if isinstance(turn[speaker_key], str) else None
         if role is None:
             known = ", ".join(dict.fromkeys((*SPEAKERS, *_ROLE_OF)))
-            raise DataError(f"{speaker_key!r} is {turn[speaker_key]!r}; known: {known}; --map role.NAME=assistant names others")
+            raise DataError(f"{speaker_key!r} is {turn[speaker_key]!r}; known: {known}; map role.NAME=assistant names others")
         unheard = _other_speakers(turn, speaker_key, role)
         refuse_media(turn, "in a turn")
         text_key = next((key for key in _TEXT if says_something(turn.get(key))), None) or _first_key(turn, _TEXT)
@@ -104,7 +104,7 @@ class TurnReader:
             empty = next((key for key in _TEXT if key in turn), None)
             if empty is not None:
                 raise DataError(f"{empty!r} is {kind_of(turn[empty])}, expected a string")
-            raise DataError(f"no 'content' or 'value'; keys seen: {keys_of(turn)}; --map text=KEY names another")
+            raise DataError(f"no 'content' or 'value'; keys seen: {keys_of(turn)}; map text=KEY names another")
         self.messages.extend(replace(result, weight=weight) for result in parts.results)
         if parts.results and not parts.text:
             return
@@ -150,7 +150,7 @@ class TurnReader:
             if self.mask_means_out is None:
                 raise DataError(
                     "'mask' may say that a turn is trained on, or that it is not; "
-                    "give --map weight=mask where true means trained on, --map masked=mask where true means left out"
+                    "map weight=mask where true means trained on, masked=mask where true means left out"
                 )
             weights["mask"] = float(bool(_number(turn["mask"], "mask")) != self.mask_means_out)
         if not weights:
@@ -170,7 +170,7 @@ def _other_speakers(turn: Record, speaker_key: str, role: str) -> set[str]:
             continue
         other = _ROLE_OF.get(said.strip().lower()) if isinstance(said, str) else None
         if other not in (None, role):
-            raise DataError(f"{speaker_key!r} is {turn[speaker_key]!r} and {key!r} is {said!r}; keep one, or --map speaker=KEY")
+            raise DataError(f"{speaker_key!r} is {turn[speaker_key]!r} and {key!r} is {said!r}; keep one, or map speaker=KEY")
         if other is None:
             others.add(key)
     return others
