@@ -181,6 +181,7 @@ def told(task=None, text="Booked.", **more):
             "files=['other.jsonl', 'part.jsonl']",
             r"^held_out\.files: \S*part\.jsonl:1 is \S*corpus\.jsonl:2 of the corpus",
         ),
+        ("files=['sharegpt.jsonl']", r"^held_out\.files: \S*sharegpt\.jsonl:1 is \S*corpus\.jsonl:2 of the corpus"),
         ("collect={split='train', count=2, skip=2}", r"^held_out\.collect: task 'train/3' is that of \S*corpus\.jsonl:1, which"),
     ],
 )
@@ -190,6 +191,8 @@ def test_files_are_read_before_anything_is_paid_for(tmp_path, monkeypatch, held_
     Path("corpus.jsonl").write_text(told({"env": "dialogue", "id": "train/3"}, id="a") + told(text="Done.", id="b"))
     Path("part.jsonl").write_text(told(text="Done.", id="of another name"))
     Path("other.jsonl").write_text(told(text="Yes.", id="b"))
+    turns = [{"from": "human", "value": "Book it."}, {"from": "gpt", "value": "Done.", "loss": True}]
+    Path("sharegpt.jsonl").write_text(json.dumps({"conversations": turns}) + "\n")
     Path("empty.jsonl").write_text("")
     Path("broken.jsonl").write_text("{nope")
     config = config_of("corpus={files=['corpus.jsonl']}", f"held_out={{{held_out}}}")
