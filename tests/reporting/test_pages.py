@@ -146,6 +146,19 @@ def test_printed_tables_fit_eighty_columns(results: dict[str, Any], tmp_path: Pa
     assert "\x1b" not in text
 
 
+def test_a_terminal_without_room_leaves_out_what_can_be_spared_and_arms_without_a_run(
+    results: dict[str, Any], tmp_path: Path
+) -> None:
+    results["tasks"]["unseen"] = [{"id": str(i), "task_type": f"type{i}"} for i in range(4)]
+    results["arms"][0]["title"] = "an arm whose name is of words that are many"
+    results["arms"][1]["runs"] = []
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    wide, narrow = printed(tmp_path, 200), printed(tmp_path, 70)
+    assert f"1 of {len(results['arms'])} arms have not been run." in narrow and "type3" in wide
+    assert "No room here for type0 (1), type1 (1), type2 (1), type3 (1)." in narrow and "No room" not in wide
+    assert "25.0 [4.6, 69.9]" in narrow and max(map(len, narrow.splitlines())) <= 70
+
+
 def test_printed_names_are_neither_markup_nor_control_codes(results: dict[str, Any], tmp_path: Path) -> None:
     results["arms"][0]["title"] = "[red]a[/red]"
     results["tasks"]["unseen"][1]["task_type"] = "[bold]b\x1b[31m"

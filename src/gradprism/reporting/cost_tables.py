@@ -85,8 +85,9 @@ def ledger_table(comparison: Comparison) -> Table:
         evaluating = sum(stage.evaluation_seconds for stage in chosen)
         row = [kind or "total", str(len(chosen)), duration(spent.wall_seconds), duration(evaluating) if evaluating else "-"]
         rows.append([*row, tera(spent.flops), *(text(getattr(spent, name)) for _, name, text in parts)])
-    headings = ["stages", "number", "wall time", "evaluating meanwhile", "TFLOP", *(heading for heading, _, _ in parts)]
-    return Table(headings, rows)
+    meanwhile = "evaluating meanwhile"
+    headings = ["stages", "number", "wall time", meanwhile, "TFLOP", *(heading for heading, _, _ in parts)]
+    return Table(headings, rows, spare=[meanwhile])
 
 
 def saving_lines(comparison: Comparison) -> list[str]:

@@ -25,11 +25,14 @@ class Heading:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of text; the first `names` columns hold names and stand to the left, all others numbers."""
+    """Rows of text; the first `names` columns hold names and stand to the left, all others numbers. A terminal without room for all shows
+    no column whose heading is `spare`.
+    """
 
     headings: Sequence[str]
     rows: Sequence[Sequence[str]]
     names: int = 1
+    spare: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -67,16 +70,35 @@ def _escape(text: str) -> str:
 
 
 def show(title: str, table: Table, console: Console) -> None:
-    """Prints a table without its empty columns; headings stand a word per line, so that a column is no wider than its figures need."""
+    """Prints a table without its empty columns; headings stand a word per line, so that a column is no wider than its figures need, and
+    slashes without spaces: a table of ten columns is to fit into 80 characters. Of one that does not, the spare columns are left out.
+    """
     kept = [i for i in range(len(table.headings)) if i < table.names or any(row[i] not in ("-", "–") for row in table.rows)]
-    table = Table([table.headings[i] for i in kept], [[row[i] for i in kept] for row in table.rows], table.names)
+    shown = _rich(title, table, kept)
+    no_room = [table.headings[i] for i in kept if table.headings[i] in table.spare]
+    if no_room and console.measure(shown, options=console.options.update(max_width=10_000)).maximum > console.width:
+        shown = _rich(title, table, [i for i in kept if table.headings[i] not in no_room])
+    else:
+        no_room = []
+    console.print(shown)
+    if no_room:
+        console.print(Text(printable(f"No room here for {', '.join(no_room)}.")))
+    console.print()
+
+
+_NUMBER = len("100.0 [100.0, 100.0]")  # is not broken into lines while there are words to break
+
+
+def _rich(title: str, table: Table, columns: Sequence[int]) -> RichTable:
     close = (0, 1, 0, 0) if len(table.headings) < 9 else 0
     said = Text(printable(title)) if title else None
     shown = RichTable(title=said, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, padding=close)
-    for i, heading in enumerate(table.headings):
-        words = Text("\n".join(map(printable, heading.split())))
-        shown.add_column(words, justify="left" if i < table.names else "right", overflow="fold", vertical="bottom")
+    shown.pad_edge = shown.show_edge = False
+    for i in columns:
+        words = Text("\n".join(map(printable, table.headings[i].replace(" / ", "/ ").split())))
+        side, is_number = ("left", False) if i < table.names else ("right", max(len(row[i]) for row in table.rows) <= _NUMBER)
+        shown.add_column(words, justify=side, overflow="fold", vertical="bottom", no_wrap=is_number)
     for row in table.rows:
         # Text, not str: a name such as "[red]" is data, never markup.
-        shown.add_row(*(Text(printable(cell.replace("**", ""))) for cell in row))
-    console.print(shown)
+        shown.add_row(*(Text(printable(row[i].replace("**", "").replace(" / ", "/"))) for i in columns))
+    return shown

@@ -324,9 +324,12 @@ def fill_page(folder: Path, path: Path) -> None:
 def print_tables(folder: Path, console: Console) -> None:
     """Prints the success of all arms by split, and all that was run with its cost."""
     comparison = Comparison(shown_results(folder))
+    made = [arm for arm in comparison.arms if comparison.runs(arm)]
     for split in comparison.splits:
         title = f"Success in % [95 % interval], {split} tasks"
-        show(title, success_table(comparison, list(comparison.arms), split), console)
+        show(title, success_table(comparison, made, split), console)
+    if left := len(comparison.arms) - len(made):
+        console.print(f"{left} of {len(comparison.arms)} arms have not been run.\n")
     if losses := held_out_table(comparison):
         show("Held-out loss", losses, console)
     show("Cost", ledger_table(comparison), console)

@@ -61,18 +61,18 @@ def success_table(comparison: Comparison, arms: Sequence[str], split: str) -> Ta
     types = types if len(types) > 1 else []
     scores = comparison.scores(arms, split)
     headings = ["arm", "SFT / RL", *([] if comparison.is_run else ["seeds"])]
-    headings += [f"{short_name(t)} ({int((of_types == t).sum())})" for t in types]
-    headings += [f"{'All' if types else 'success'} ({len(of_types)})", *(["score"] if scores else [])]
+    by_type = [f"{short_name(t)} ({int((of_types == t).sum())})" for t in types]
+    headings += [*by_type, f"{'All' if types else 'success'} ({len(of_types)})", *(["score"] if scores else [])]
     ends = {arm: _ends(comparison.runs(arm, split), split) for arm in arms}
     headings += [ENDS] if any(ends.values()) else []
     rows = []
     for arm in arms:
         values, runs = comparison.values(arm, split), comparison.runs(arm, split)
-        by_type = [f"{100 * values[:, of_types == t].mean():.1f}" if values.size else "–" for t in types]
-        cells = [trained_on(runs), *([] if comparison.is_run else [str(len(runs))]), *by_type, percent(comparison.mean(arm, split))]
+        means = [f"{100 * values[:, of_types == t].mean():.1f}" if values.size else "–" for t in types]
+        cells = [trained_on(runs), *([] if comparison.is_run else [str(len(runs))]), *means, percent(comparison.mean(arm, split))]
         cells += [*([percent(scores[arm])] if scores else []), *([ends[arm] or "–"] if ENDS in headings else [])]
         rows.append([comparison.title(arm), *cells])
-    return Table(headings, rows)
+    return Table(headings, rows, spare=by_type)
 
 
 def _ends(runs: Sequence[Run], split: str) -> str:
