@@ -149,16 +149,20 @@ def test_arms_and_groups_choose_what_is_run(cli, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "small.toml").write_text(CONFIG)
 
-    def evaluated(*options):
+    def labels(*options):
         code, out, _ = cli("experiment", "status", "small.toml", *options, "--json")
         assert code == 0
-        labels = [stage["label"] for stage in json.loads(out)["pending"]]
-        return sorted(label.removeprefix("evaluate ") for label in labels if label.startswith("evaluate "))
+        return [stage["label"] for stage in json.loads(out)["pending"]]
+
+    def evaluated(*options):
+        return sorted(label.removeprefix("evaluate ") for label in labels(*options) if label.startswith("evaluate "))
 
     assert evaluated() == ["base/3", "gini/3", "pass-rate/3"]
     assert evaluated("--arm", "gini") == ["gini/3"]
     assert evaluated("--arm", "base", "--arm", "pass-rate") == ["base/3", "pass-rate/3"]
     assert evaluated("--group", "controls", "--arm", "base") == ["base/3", "gini/3"]
+    assert labels("--arm", "base") == ["evaluate base/3"], "nothing is routed, and nothing to be audited"
+    assert "audit of the probes" in labels("--arm", "gini")
 
 
 def test_mistakes_are_said_in_a_line(cli, tmp_path, monkeypatch):

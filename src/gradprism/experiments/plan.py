@@ -154,8 +154,8 @@ class Plan:
         self.audit = self._audit() if any(run.route for run in self.runs) else None
 
     def wanted(self, groups: Sequence[str] = (), arms: Sequence[str] = ()) -> list[AnyStage]:
-        """The evaluations of these arms and those of the groups (default all), the audit, and what waits for all else: further
-        evaluations and losses.
+        """The evaluations of these arms and those of the groups (default all), the audit where one of them is routed, and what waits for
+        all else: further evaluations and losses.
 
         Raises `ConfigError` for a group that no arm is in, and for an unknown arm.
         """
@@ -168,7 +168,8 @@ class Plan:
         first = [stage for run in runs for stage in (run.evaluation, *([run.watched] if run.watched else []))]
         further = [stage for run in runs for stage in run.further.values()]
         held_out = [run.held_out for run in runs if run.held_out]
-        return [*first, *([self.audit] if self.audit else []), *further, *held_out]
+        audit = [self.audit] if self.audit and any(run.route for run in runs) else []
+        return [*first, *audit, *further, *held_out]
 
     def _demonstrations(self) -> Files | Collect | None:
         """The demonstrations that no arm trains on; raises `ConfigError` for a file that is the corpus's too."""

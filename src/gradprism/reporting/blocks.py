@@ -37,7 +37,7 @@ def fill(text: str, told: Callable[[str], str], source: str, prefix: str = "", o
 def fill_file(path: Path, filled: Callable[[str], str]) -> None:
     """Writes a page again where `filled` changes its text; raises `MissingFileError` where there is none."""
     if not path.is_file():
-        raise MissingFileError(f"{path}: no such file")
+        raise MissingFileError(f"{path}: is a folder; name a page in it" if path.is_dir() else f"{path}: no such file")
     text = path.read_text(encoding="utf-8")
     if (new := filled(text)) != text:
         with atomic_write(path) as file:
