@@ -250,14 +250,17 @@ def gather(plan: Plan, store: Store, earlier: Results | None = None) -> Results:
 
 
 def _remarks(plan: Plan, store: Store, done: Sequence[PlannedRun]) -> list[str]:
-    """What is said of the evaluations' tasks, and the warnings of the trainings, each once with the trainings that it is of."""
+    """What is said of the evaluations' tasks, and the warnings of the trainings, each once with the trainings that it is of, where they are
+    few enough to be read.
+    """
     of_tasks = dict.fromkeys(line for run in done for line in store.found(run.evaluation).remarks)
     trainings = {stage.name: stage for run in done for stage in run.stages if isinstance(stage, Sft | Rl)}
     labels: dict[str, list[str]] = {}
     for name, stage in trainings.items():
         for line in store.found(stage).warnings:
             labels.setdefault(line, []).append(plan.labels.get(name, name))
-    return [*of_tasks, *(f"{', '.join(of)}: {line}" for line, of in labels.items())]
+    named = {line: ", ".join(of) if len(of) <= 8 else f"{len(of)} of {len(trainings)} trainings" for line, of in labels.items()}
+    return [*of_tasks, *(f"{of}: {line}" for line, of in named.items())]
 
 
 def _runs(plan: Plan, store: Store, known: Mapping[str, Run]) -> Iterator[tuple[str, Run]]:
