@@ -138,7 +138,7 @@ def test_an_arm_whose_rule_is_shown_is_compared_with_every_way(tmp_path):
         values["claims"] = []
         for arm in values["arms"] if name == "results.json" else []:
             for run in arm.get("runs", []) if arm["name"] in ("gini", "random") else []:
-                ends = ("1" if arm["name"] == "gini" else "01") * 300
+                ends = ("1" if arm["name"] == "gini" else "000000001") * 300
                 run["success"] = dict.fromkeys(run["success"], ends[:300])
         (tmp_path / name).write_text(json.dumps(values))
     found = Experiment.of(tmp_path)
