@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import gradprism as gp
-from gradprism.experiments import experiment, model_work
+from gradprism.experiments import apart, experiment, model_work
 from gradprism.experiments.config import load_config
 from gradprism.experiments.data_work import CORPUS
 from gradprism.experiments.experiment import Job, job_status, run_job
@@ -191,14 +191,30 @@ def test_files_are_read_before_anything_is_paid_for(tmp_path, monkeypatch, held_
     Path("corpus.jsonl").write_text(told({"env": "dialogue", "id": "train/3"}, id="a") + told(text="Done.", id="b"))
     Path("part.jsonl").write_text(told(text="Done.", id="of another name"))
     Path("other.jsonl").write_text(told(text="Yes.", id="b"))
-    turns = [{"from": "human", "value": "Book it."}, {"from": "gpt", "value": "Done.", "loss": True}]
-    Path("sharegpt.jsonl").write_text(json.dumps({"conversations": turns}) + "\n")
+    told_too = [{"from": "human", "value": "Book it."}, {"from": "gpt", "value": "<think>Easy.</think>Done.", "loss": True}]
+    Path("sharegpt.jsonl").write_text(json.dumps({"conversations": told_too}) + "\n")
     Path("empty.jsonl").write_text("")
     Path("broken.jsonl").write_text("{nope")
     config = config_of("corpus={files=['corpus.jsonl']}", f"held_out={{{held_out}}}")
     with pytest.raises(GradprismError, match=message) as caught:
         run_job(Job(config, tmp_path / "results"))
     assert "\n" not in str(caught.value)
+
+
+def test_what_formats_tell_differently_is_the_same_trajectory():
+    call = {"type": "function", "function": {"name": "find", "arguments": {"q": 1}}, "id": "c1"}
+    book, done = {"role": "user", "content": "Book it."}, {"role": "assistant", "content": "Done."}
+    openai = [book, {"role": "assistant", "content": "", "tool_calls": [call], "reasoning_content": "Hm."}]
+    openai += [{"role": "tool", "content": "found", "name": "find", "tool_call_id": "c1"}, done]
+    sharegpt = [
+        {"from": "human", "value": "Book it."},
+        {"from": "function_call", "value": '{"name": "find", "arguments": {"q": 1}}'},
+    ]
+    sharegpt += [{"from": "observation", "value": "found"}, {"from": "gpt", "value": "Done."}]
+    one, two, other = gp.load_corpus(
+        [{"messages": openai}, {"conversations": sharegpt}, {"messages": [book, {**done, "content": "No."}]}]
+    )
+    assert apart._content(one) == apart._content(two) != apart._content(other)
 
 
 def test_a_loss_that_is_no_number_is_said(monkeypatch, tmp_path):

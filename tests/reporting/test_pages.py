@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections import Counter
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from rich.console import Console
 
 from gradprism.experiments.results import Results, check_results, read_results
 from gradprism.reporting import figures, numbers
-from gradprism.reporting.document import Figure, Heading, Table, markdown
+from gradprism.reporting.document import Figure, Heading, Table, markdown, show
 from gradprism.reporting.pages import document, print_tables
 from gradprism.runtime.errors import DataError, MissingFileError
 from helpers.experiments import cells, comparison
@@ -157,6 +158,19 @@ def test_a_terminal_without_room_leaves_out_what_can_be_spared_and_arms_without_
     assert f"1 of {len(results['arms'])} arms have not been run." in narrow and "type3" in wide
     assert "No room here for type0 (1), type1 (1), type2 (1), type3 (1)." in narrow and "No room" not in wide
     assert "25.0 [4.6, 69.9]" in narrow and max(map(len, narrow.splitlines())) <= 70
+
+
+@pytest.mark.parametrize("width", [24, 40, 60, 80, 100])
+def test_nothing_is_cut_off_however_narrow_the_terminal(width: int) -> None:
+    headings = ["arm", "SFT / RL", "seeds", "All (300)", "wall time", "CPU time", "peak MiB", "peak GPU MiB"]
+    row = ["an arm of many words", "162–163 / 16–17, neither 35", "3", "18.7 [14.3, 23.0]", "26.1 min", "2.9 h", "12345", "65432"]
+    out = StringIO()
+    show("Cost", Table(headings, [row] * 3), Console(file=out, width=width))
+    text = out.getvalue()
+    assert max(map(len, text.splitlines())) <= width
+    letters = Counter("".join(["Cost", *headings, *row * 3]).replace(" ", ""))
+    assert Counter("".join(text.replace("─", "").split())) == letters
+    assert ("18.7 [14.3, 23.0]" in text) == (width == 100)
 
 
 def test_printed_names_are_neither_markup_nor_control_codes(results: dict[str, Any], tmp_path: Path) -> None:

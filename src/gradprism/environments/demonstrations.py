@@ -41,7 +41,7 @@ def collect(
     environment = as_environment(environment)
     if tasks is None:
         tasks = default_tasks(environment, split, count)
-    trajectories, failures = [], []
+    trajectories, failures, cut = [], [], 0
     with SessionPool(environment, workers) as pool, Progress("demonstrations", len(tasks)) as progress:
         for begin in range(0, len(tasks), IN_FLIGHT):
             chunk = tasks[begin : begin + IN_FLIGHT]
@@ -50,6 +50,8 @@ def collect(
                     failures.append(one.last.info.failure)
                 elif one.last.info.success:
                     trajectories.append(environment.recorded(one.trajectory(one.task.id)))
+                else:
+                    cut += not one.last.done
     if failures:
         line = (
             f"{len(failures)} of {len(tasks)} tasks were broken off by the environment and are left out; the first: {failures[0]}"
@@ -58,7 +60,6 @@ def collect(
             raise EnvironmentPlayError(line)
         say(line)
     if tasks and not trajectories:
-        raise EnvironmentPlayError(
-            f"max_steps {max_steps}: too few for the expert, which solves none of {len(tasks)} tasks; give more"
-        )
+        why = f"{cut} end by max_steps {max_steps}, so give more" if cut else "name other tasks"
+        raise EnvironmentPlayError(f"the expert solves none of the tasks ({len(tasks)}); {why}")
     return trajectories

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from typing import Any
 
 from gradprism.environments.protocol import Environment
 from gradprism.experiments.playable import told_task
@@ -11,14 +12,15 @@ from gradprism.runtime.files import sha256_json
 from gradprism.trajectories.corpus import Account
 from gradprism.trajectories.corpus import Corpus as Trajectories
 from gradprism.trajectories.corpus_files import Record, iter_records
-from gradprism.trajectories.record import Message, ToolCall, Trajectory
+from gradprism.trajectories.dialect import THOUGHT
+from gradprism.trajectories.record import Trajectory
 
 
 def check_apart(demonstrations: Files | Collect, corpus: Files | Collect, environment: Environment) -> None:
     """Raises `DataError` for files of demonstrations that cannot be read, and `ConfigError` where they hold none, or one that the files
     of the corpus hold as well; of demonstrations that are to be collected, where a record of the corpus names one of their tasks.
 
-    Trajectories are compared by what is said and called in them, in whatever format, but for ids and weights.
+    Trajectories are compared by who says and calls what, in whatever format: not by ids, weights, thoughts and names of speakers.
     """
     if isinstance(demonstrations, Files):
         own = {_content(trajectory): trajectory.source for trajectory in _quietly(demonstrations)}
@@ -53,9 +55,13 @@ def _quietly(files: Files) -> Trajectories:
 
 
 def _content(trajectory: Trajectory) -> str:
-    messages = [replace(message, weight=1.0, tool_call_id="", tool_calls=_unnamed(message)) for message in trajectory.messages]
-    return sha256_json([message.to_chat() for message in messages])
-
-
-def _unnamed(message: Message) -> tuple[ToolCall, ...]:
-    return tuple(replace(call, id="") for call in message.tool_calls)
+    """Of formats that tell more or less, what all of them do: who says and calls what. Successive turns of one speaker are one."""
+    said: list[tuple[str, str, list[Any]]] = []
+    for message in trajectory.messages:
+        calls = [[call.name, call.arguments] for call in message.tool_calls]
+        text = THOUGHT.sub("", message.content).strip()
+        if said and said[-1][0] == message.role:
+            said[-1] = (message.role, said[-1][1] + text, said[-1][2] + calls)
+        else:
+            said.append((message.role, text, calls))
+    return sha256_json(said)

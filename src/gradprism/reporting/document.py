@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rich import box
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
@@ -69,36 +70,64 @@ def _escape(text: str) -> str:
     return re.sub(r"([\\`*_\[\]<>|])", r"\\\1", printable(text))
 
 
+_NAMES = (22, 12)  # characters that names and other words are broken into lines of where there is little room, and very little
+_NUMBER = len("100.0 [100.0, 100.0]")  # longer cells hold words
+
+
 def show(title: str, table: Table, console: Console) -> None:
     """Prints a table without its empty columns; headings stand a word per line, so that a column is no wider than its figures need, and
-    slashes without spaces: a table of ten columns is to fit into 80 characters. Of one that does not, the spare columns are left out.
+    slashes without spaces: a table of ten columns is to fit into 80 characters. Names are broken into lines first, then the spare columns
+    are left out, which a line says, and only where there is no room for the rest are numbers broken too; nothing is cut off.
     """
     kept = [i for i in range(len(table.headings)) if i < table.names or any(row[i] not in ("-", "–") for row in table.rows)]
-    shown = _rich(title, table, kept)
-    no_room = [table.headings[i] for i in kept if table.headings[i] in table.spare]
-    if no_room and console.measure(shown, options=console.options.update(max_width=10_000)).maximum > console.width:
-        shown = _rich(title, table, [i for i in kept if table.headings[i] not in no_room])
-    else:
+    no_room = [i for i in kept if table.headings[i] in table.spare]
+    if not no_room or _least_width(table, kept, _NAMES[0]) <= console.width:
         no_room = []
-    console.print(shown)
+    if title:
+        console.print(Text(printable(title), "bold italic"))
+    console.print(_rich(table, [i for i in kept if i not in no_room], console.width))
     if no_room:
-        console.print(Text(printable(f"No room here for {', '.join(no_room)}.")))
+        console.print(Text(printable(f"No room here for {', '.join(table.headings[i] for i in no_room)}.")))
     console.print()
 
 
-_NUMBER = len("100.0 [100.0, 100.0]")  # is not broken into lines while there are words to break
+def _least_width(table: Table, columns: Sequence[int], name: int) -> int:
+    """Of the table whose numbers are whole and whose names are broken into lines of `name` characters."""
+    widths = [_width(table, i) for i in columns]
+    least = [width if _is_number(table, i) else min(width, name) for i, width in zip(columns, widths, strict=True)]
+    return sum(least) + _gap(table) * (len(columns) - 1)
 
 
-def _rich(title: str, table: Table, columns: Sequence[int]) -> RichTable:
-    close = (0, 1, 0, 0) if len(table.headings) < 9 else 0
-    said = Text(printable(title)) if title else None
-    shown = RichTable(title=said, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, padding=close)
+def _rich(table: Table, columns: Sequence[int], room: int) -> RichTable:
+    shown = RichTable(box=box.SIMPLE_HEAD, padding=(0, _gap(table) - 1, 0, 0))
     shown.pad_edge = shown.show_edge = False
+    fits = _least_width(table, columns, _NAMES[1]) <= room
     for i in columns:
-        words = Text("\n".join(map(printable, table.headings[i].replace(" / ", "/ ").split())))
-        side, is_number = ("left", False) if i < table.names else ("right", max(len(row[i]) for row in table.rows) <= _NUMBER)
-        shown.add_column(words, justify=side, overflow="fold", vertical="bottom", no_wrap=is_number)
+        width = _width(table, i) if fits and _is_number(table, i) else None
+        side = "left" if i < table.names else "right"
+        shown.add_column(Text(_heading(table, i)), justify=side, overflow="fold", vertical="bottom", width=width)
     for row in table.rows:
         # Text, not str: a name such as "[red]" is data, never markup.
-        shown.add_row(*(Text(printable(row[i].replace("**", "").replace(" / ", "/"))) for i in columns))
+        shown.add_row(*(Text(_cell(row[i])) for i in columns))
     return shown
+
+
+def _gap(table: Table) -> int:
+    return 2 if len(table.headings) < 9 else 1
+
+
+def _is_number(table: Table, column: int) -> bool:
+    return column >= table.names and all(len(_cell(row[column])) <= _NUMBER for row in table.rows)
+
+
+def _width(table: Table, column: int) -> int:
+    texts = [*_heading(table, column).splitlines(), *(_cell(row[column]) for row in table.rows)]
+    return max(map(cell_len, texts), default=1)
+
+
+def _heading(table: Table, column: int) -> str:
+    return "\n".join(map(printable, table.headings[column].replace(" / ", "/ ").split()))
+
+
+def _cell(text: str) -> str:
+    return printable(text.replace("**", "").replace(" / ", "/"))

@@ -325,7 +325,7 @@ def print_tables(folder: Path, console: Console) -> None:
     """Prints the success of all arms by split, and all that was run with its cost."""
     comparison = Comparison(shown_results(folder))
     made = [arm for arm in comparison.arms if comparison.runs(arm)]
-    for split in comparison.splits:
+    for split in comparison.splits if made else ():
         title = f"Success in % [95 % interval], {split} tasks"
         show(title, success_table(comparison, made, split), console)
     if left := len(comparison.arms) - len(made):
