@@ -259,7 +259,8 @@ def _remarks(plan: Plan, store: Store, done: Sequence[PlannedRun]) -> list[str]:
     for name, stage in trainings.items():
         for line in store.found(stage).warnings:
             labels.setdefault(line, []).append(plan.labels.get(name, name))
-    named = {line: ", ".join(of) if len(of) <= 8 else f"{len(of)} of {len(trainings)} trainings" for line, of in labels.items()}
+    # Of how many is not known: others may have been made elsewhere.
+    named = {line: ", ".join(of) if len(of) <= 8 else f"{len(of)} trainings" for line, of in labels.items()}
     return [*of_tasks, *(f"{of}: {line}" for line, of in named.items())]
 
 
