@@ -92,7 +92,7 @@ def numbers(found):
 
 
 @pytest.mark.slow
-def test_killed_at_random_moments_it_finds_what_an_undisturbed_run_finds(cli, tmp_path, monkeypatch):
+def test_killed_at_any_moment_it_finds_what_an_undisturbed_run_finds(cli, tmp_path, monkeypatch):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     for folder in (whole, killed):
         folder.mkdir()
@@ -105,12 +105,11 @@ def test_killed_at_random_moments_it_finds_what_an_undisturbed_run_finds(cli, tm
     assert kinds.count("refresh") == 1 and kinds.count("pass-rates") == kinds.count("audit") == 1
 
     (killed / "small.toml").write_text(CONFIG)
-    for seconds in (7, 10):
-        process = subprocess.Popen(command(), cwd=killed, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        time.sleep(seconds)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        time.sleep(0.5)  # its workers end with it
+    process = subprocess.Popen(command(), cwd=killed, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    time.sleep(8)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    time.sleep(0.5)  # its workers end with it
     again = subprocess.run(command("--group", "table1"), cwd=killed, capture_output=True, text=True)
     assert again.returncode == 0, again.stderr
     assert "| pass-rate |" in again.stdout, "the tables are printed"

@@ -87,6 +87,7 @@ def test_a_model_that_sees_later_tokens_is_refused():
 
 
 @pytest.mark.slow
+@pytest.mark.rare
 def test_the_tables_of_the_documents_are_what_is_found():
     page = (Path(__file__).parents[2] / "docs" / "models.md").read_text()
     assert table({name: judge(name) for name in TYPES}) in page
