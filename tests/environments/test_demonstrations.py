@@ -11,6 +11,7 @@ from gradprism.environments.protocol import Step
 from gradprism.runtime.errors import EnvironmentPlayError
 from helpers.broken_games import Adder, BrokenGames
 from helpers.corrupt_games import CorruptGames
+from helpers.lost_games import LostGames
 
 
 def test_successful_episodes_become_trajectories_in_the_order_of_the_tasks(tmp_path):
@@ -31,9 +32,16 @@ def test_successful_episodes_become_trajectories_in_the_order_of_the_tasks(tmp_p
     assert trajectories == collect(environment, tasks, max_steps=5, workers=1)
 
 
-def test_steps_too_few_for_any_task_are_refused(tmp_path):
-    with pytest.raises(EnvironmentPlayError, match=r"none of the tasks \(3\); 3 end by max_steps 2, so give more"):
-        collect(BrokenGames(str(tmp_path)), count=3, max_steps=2, workers=1)
+@pytest.mark.parametrize(
+    ("games", "message"),
+    [
+        (BrokenGames, r"none of the tasks \(3\); 3 end by max_steps 2, so give more"),
+        (LostGames, r"none of the tasks \(3\); name other tasks"),
+    ],
+)
+def test_an_expert_that_solves_nothing_is_an_error_with_its_cause(tmp_path, games, message):
+    with pytest.raises(EnvironmentPlayError, match=message):
+        collect(games(str(tmp_path)), count=3, max_steps=2, workers=1)
 
 
 def test_the_training_split_whole_and_broken_games_left_out_and_told(tmp_path, capsys):

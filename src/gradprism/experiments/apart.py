@@ -2,7 +2,8 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from typing import Any
+from itertools import groupby
+from operator import attrgetter
 
 from gradprism.environments.protocol import Environment
 from gradprism.experiments.playable import told_task
@@ -56,12 +57,9 @@ def _quietly(files: Files) -> Trajectories:
 
 def _content(trajectory: Trajectory) -> str:
     """Of formats that tell more or less, what all of them do: who says and calls what. Successive turns of one speaker are one."""
-    said: list[tuple[str, str, list[Any]]] = []
-    for message in trajectory.messages:
-        calls = [[call.name, call.arguments] for call in message.tool_calls]
-        text = THOUGHT.sub("", message.content).strip()
-        if said and said[-1][0] == message.role:
-            said[-1] = (message.role, said[-1][1] + text, said[-1][2] + calls)
-        else:
-            said.append((message.role, text, calls))
+    said = []
+    for role, successive in groupby(trajectory.messages, key=attrgetter("role")):
+        turns = list(successive)
+        text = "".join(THOUGHT.sub("", turn.content).strip() for turn in turns)
+        said.append([role, text, [[call.name, call.arguments] for turn in turns for call in turn.tool_calls]])
     return sha256_json(said)

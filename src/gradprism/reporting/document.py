@@ -84,7 +84,7 @@ def show(title: str, table: Table, console: Console) -> None:
     if not no_room or _least_width(table, kept, _NAMES[0]) <= console.width:
         no_room = []
     if title:
-        console.print(Text(printable(title), "bold italic"))
+        console.print(Text(printable(title), "bold"))
     console.print(_rich(table, [i for i in kept if i not in no_room], console.width))
     if no_room:
         console.print(Text(printable(f"No room here for {', '.join(table.headings[i] for i in no_room)}.")))
