@@ -14,7 +14,7 @@ from helpers.families import unit_gradients
 from helpers.smollm2 import smollm2_folder
 
 CORPUS = "shipped:alfworld-quickstart.jsonl"
-N = 8
+N = 4
 
 pytestmark = pytest.mark.slow
 

@@ -53,7 +53,8 @@ def test_expert_and_random(cli, tmp_path):
 
 
 def test_a_model_that_is_killed_goes_on_where_it_was(cli, tmp_path):
-    arguments = ["evaluate", "--model", "models/alfworld-tiny", *TINY, "--split", "unseen", "--count", "24", "--in-flight", "6"]
+    arguments = ["evaluate", "--model", "models/alfworld-tiny", *TINY, "--split", "unseen", "--count", "24"]
+    arguments += ["--in-flight", "6", "--max-steps", "8"]
     assert cli(*arguments, "--out", tmp_path / "whole")[0] == 0
     cut = [sys.executable, "-m", "gradprism", *arguments, "--out", str(tmp_path / "cut")]
     process = subprocess.Popen(cut, stderr=subprocess.DEVNULL, start_new_session=True)

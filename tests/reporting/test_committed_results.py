@@ -87,12 +87,13 @@ def test_pages_of_measured_gains_are_current(folder):
 
 
 def test_numbers_of_measured_gains_are_those_of_their_page():
-    measured = read_gain(Path("results/gain-webshop"))
+    folder = Path("results/gain-webshop")
+    measured = read_gain(folder)
 
     def filled(name: str) -> str:
         return fill_gain_blocks(f"<!-- gradprism: g {name} --><!-- /gradprism -->", measured, "R.md", "g")
 
-    table = gain_page(measured).split("### RL: success")[1].split("###")[0]
+    table = (folder / "README.md").read_text().split("### RL: success")[1].split("###")[0]
     [row] = [line for line in table.splitlines() if line.startswith("| gini |")]
     assert row.split("|")[2].strip() in filled("rho rl success gini")
     assert (

@@ -164,10 +164,8 @@ def test_a_killed_rl_goes_on_to_the_same_bits(shared, tmp_path, world, model, en
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("config", "model"),
-    [("webshop-llama3.1-8b", "llama"), pytest.param("alfworld-qwen3-8b", "qwen3", marks=pytest.mark.rare)],
-)
+@pytest.mark.rare
+@pytest.mark.parametrize(("config", "model"), [("webshop-llama3.1-8b", "llama"), ("alfworld-qwen3-8b", "qwen3")])
 def test_accelerate_launches_sft(shared, tmp_path, config, model):
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--mixed_precision", "no"]
     launch += ["--num_machines", "1", "--dynamo_backend", "no", "-m", "gradprism"]
@@ -199,6 +197,7 @@ def test_accelerate_launches_rl(shared, tmp_path, config, model):
 
 
 @pytest.mark.slow
+@pytest.mark.rare
 def test_a_sharded_model_without_vllm_is_refused(shared, tmp_path):
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "helpers.fsdp_on_cpu"]
     arguments = command(shared, tmp_path / "out", "alfworld-qwen3-8b", "broken", "qwen3")
