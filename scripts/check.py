@@ -21,7 +21,7 @@ STATIC = [
     [str(Path(sys.executable).with_name("lint-imports")), "--no-cache"],
     [*PYTHON, "pyright"],
 ]
-DOCS = [*PYTHON, "mkdocs", "build", "--strict", "--quiet", "--site-dir", "build/site"]
+DOCS = [*PYTHON, "mkdocs", "build", "--strict", "--site-dir", "build/site"]  # --quiet would hide the warnings from --strict
 PYTEST = [*PYTHON, "pytest", "--durations=15"]
 # Tests are spread over two processes, those that measure time or need both cores come after them, by themselves.
 SPREAD = [*PYTEST, "-n", "2", "--dist", "worksteal", "-m"]

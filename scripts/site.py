@@ -1,12 +1,15 @@
 """MkDocs hook: pages that lie beside their subject, in results/ and benchmarks/, are pages of the site as well."""
 
+import re
 from pathlib import Path
 
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).resolve().parent.parent
-OUTSIDE = ["results/*/README.md", "results/*/tables.md", "results/*/*.svg", "benchmarks/README.md"]
+# Files of the repository that are no pages: on the site their links are words.
+NOT_PAGES = re.compile(r"\[([^\]]+)\]\((?:\.\./)+(?:configs|examples|scripts|src|tests)/[^)]*\)")
+OUTSIDE = ["results/README.md", "results/*/README.md", "results/*/tables.md", "results/*/*.svg", "benchmarks/README.md"]
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -20,4 +23,9 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 def on_page_markdown(markdown: str, **_: object) -> str:
     """Links as they are right in the repository, made right for the site, whose root is docs/."""
-    return markdown.replace("](../results/", "](results/").replace("](../benchmarks/", "](benchmarks/").replace("../docs/", "../")
+    return (
+        NOT_PAGES.sub(r"\1", markdown)
+        .replace("](../results/", "](results/")
+        .replace("](../benchmarks/", "](benchmarks/")
+        .replace("../docs/", "../")
+    )

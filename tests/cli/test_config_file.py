@@ -3,13 +3,25 @@
 import json
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
+import typer.main
 
-from gradprism.cli.config_file import defaults
+from gradprism.cli.commands import register
+from gradprism.cli.config_file import SECTIONS, defaults
+from gradprism.cli.help import new_app
 from gradprism.runtime.errors import ConfigError
 from helpers.cli import assert_refused
 
 QUICKSTART = Path("configs/quickstart.toml")
+
+
+def options_of(command: str) -> dict[str | None, bool]:
+    """Whether each option of a command, by parameter, may be given several times."""
+    app = new_app()
+    register(app, [command])
+    found = typer.main.get_command(app)
+    return {each.name: getattr(each, "multiple", False) for each in found.commands[command].params}  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def test_a_stage_has_its_section_and_the_models_and_environments_of_the_run():
@@ -29,6 +41,34 @@ def test_a_stage_has_its_section_and_the_models_and_environments_of_the_run():
     evaluation = defaults("evaluation", QUICKSTART, [])
     assert (evaluation["split"], evaluation["count"], evaluation["max_steps"]) == (["unseen", "seen"], 96, 20)
     assert "model" not in evaluation
+
+
+@pytest.mark.parametrize("command", SECTIONS)
+@pytest.mark.parametrize(
+    "path", [*Path("configs").glob("*.toml"), *Path("src/gradprism/data/templates").glob("*.toml")], ids=lambda path: path.stem
+)
+def test_every_value_is_one_of_the_command_s_options_and_of_its_form(command, path):
+    """All that a section can say, said: values that are not given would be left out."""
+    given = ["model.merge=['system', 'alternate']", "model.template_args={enable_thinking = false}", "corpus.map={id='uid'}"]
+    given += ["probe.scores=['effective_rank', 'gini_rows']", "rl.stop_when=['collapse']", "rl.evaluate_split='train'"]
+    given += ["evaluations=[]", "evaluation.splits={train=5}"]
+    options = options_of(command)
+    for name, value in defaults(SECTIONS[command], path, given).items():
+        assert name in options, name
+        assert isinstance(value, list) == options[name], name
+
+
+def test_a_probe_s_options_are_those_of_a_file(cli, tmp_path):
+    sets = [
+        part for value in ("probe.scores=['effective_rank', 'gini_rows']", "probe.batch_tokens=900") for part in ("--set", value)
+    ]
+    for given, columns in (([], set()), (sets, {"effective_rank", "gini_rows"})):
+        arguments = ["probe", "--config", QUICKSTART, "--limit", 2, "--out", tmp_path / f"probe-{len(given)}", *given, "--json"]
+        code, out, err = cli(*arguments)
+        assert code == 0, err
+        assert json.loads(out)["corpus"]["trajectories"] == 2
+        table = pq.read_table(next((tmp_path / f"probe-{len(given)}").glob("norms-*.parquet")))
+        assert {"effective_rank", "gini_rows"} & set(table.column_names) == columns
 
 
 def test_splits_of_different_sizes_are_played_one_at_a_time():

@@ -42,7 +42,8 @@ def defaults(section: str, path: Path, overrides: list[str]) -> dict[str, Any]:
     config = gp.load_config(path, overrides)
     values: dict[str, Any] = {**getattr(config, section).model_dump(mode="json"), **config.model.model_dump(mode="json")}
     values["model"] = values.pop("path")
-    values["merge"] = values["merge"] and ",".join(values["merge"])
+    for name in ("merge", "scores"):  # one option each, of names with commas between
+        values[name] = ",".join(values.get(name) or []) or None
     values["template_arg"] = [f"{key}={json.dumps(value)}" for key, value in values.pop("template_args").items()] or None
     values |= values.pop("prompt", {})
     if section == "probe":

@@ -96,7 +96,7 @@ class RlConfig(RolloutConfig, TrainingConfig):
     vllm: Literal["off", "colocate", "server"] = Field(
         default="off", description="Generate with vLLM: colocate runs it in each training process, server asks one at --vllm-url."
     )
-    vllm_url: str = Field(default="http://localhost:8000", description="Where `trl vllm-serve` answers.")
+    vllm_url: str = Field(default="http://localhost:8000", description="Where the server of `vllm serve` answers.")
     vllm_memory: float = Field(default=0.4, gt=0, lt=1, description="Share of the device that a colocated vLLM may take.")
     save_every: int = Field(default=10, ge=1, description="Rounds between checkpoints.")
 
