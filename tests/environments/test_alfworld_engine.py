@@ -46,7 +46,7 @@ def unordered(text: str) -> list[str]:
     return sorted(text.replace(",", " ").replace(" and ", " ").replace(".", " ").split())
 
 
-@pytest.mark.parametrize("games", ["generated", pytest.param("official", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("games", ["generated", pytest.param("official", marks=[pytest.mark.slow, pytest.mark.rare])])
 def test_the_cached_engine_says_what_the_plain_library_says(games):
     """Nine generated games, or six official ones, one of each type: 26 texts of each, with all commands and whether it is won."""
     if games == "official":
