@@ -674,6 +674,7 @@ def measured_on_a_cpu(part, tmp_path):
     return rows
 
 
+@pytest.mark.rare  # tests/probing/test_families.py has each family
 def test_every_family_agrees_with_autograd_on_a_cpu_too(tmp_path):
     part = agreement_part(replace(setting(tmp_path), smoke=False))
     assert measured_on_a_cpu(part, tmp_path).keys() == {case.name for case in part.cases}

@@ -14,7 +14,8 @@ from helpers.cli import assert_refused
 
 
 @pytest.mark.parametrize("template", TEMPLATES)
-def test_a_template_is_a_valid_configuration_with_comments(cli, tmp_path, template):
+def test_a_template_is_a_valid_configuration_with_comments(cli, tmp_path, monkeypatch, template):
+    monkeypatch.chdir(tmp_path)
     code, out, _ = cli("init", template, "--out", tmp_path)
     assert code == 0
     assert (f"next: pip install 'gradprism[{template}]', then gradprism run" in out) == (template != "own")
@@ -25,6 +26,9 @@ def test_a_template_is_a_valid_configuration_with_comments(cli, tmp_path, templa
     values = tomllib.loads(file.read_text())
     assert {"model", "corpus", "environment", "route", "sft", "rl", "evaluation"} <= values.keys()
     assert file.read_text().count("#") > 15
+    if template != "own":  # whose module is found below
+        plan = json.loads(cli("run", file, "--dry-run", "--json")[1])
+        assert plan["config"]["name"] == template and plan["pending"] and not plan["done"]
 
     file.write_text("mine")
     assert_refused(cli("init", template, "--out", tmp_path), f"{template}.toml", "exists already")

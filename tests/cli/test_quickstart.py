@@ -11,13 +11,13 @@ from gradprism.package_data import shipped
 from helpers.cli import assert_refused
 
 SMALLER = [
-    "sft.max_steps=8",
+    "sft.max_steps=4",
     "rl.rounds=2",
     "rl.tasks_per_round=3",
     "rl.rollouts_per_task=4",
     "rl.max_steps=8",
     "evaluation.max_steps=8",
-    "evaluation.splits={unseen=8, seen=6}",
+    "evaluation.splits={unseen=4, seen=3}",
     "threads=1",
 ]
 
@@ -51,7 +51,7 @@ def test_quickstart_from_corpus_to_report_and_again(cli, tmp_path, monkeypatch):
     assert len(results["heat_map"]["layers"]) == 4
     assert results["heat_map"]["kinds"] == ["q", "k", "v", "o", "gate", "up", "down"]
     for arm in (base, sft, rl):
-        assert {split: len(success) for split, success in arm["success"].items()} == {"unseen": 8, "seen": 6}
+        assert {split: len(success) for split, success in arm["success"].items()} == {"unseen": 4, "seen": 3}
     stages = {stage["kind"]: stage for stage in results["stages"].values()}
     assert len(stages["rl"]["history"]) == 2 and stages["sft"]["history"][0]["loss"] > 0
     assert stages["probe"]["tokens_backward"] > 5_000

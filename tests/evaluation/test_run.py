@@ -35,15 +35,15 @@ def lines(path: Path) -> list[dict[str, Any]]:
 
 def test_expert_and_random(cli, tmp_path):
     code, out, _ = cli(
-        "evaluate", "--agent", "expert", *TINY, "--split", "unseen", "--count", 12, "--out", tmp_path / "e", "--json"
+        "evaluate", "--agent", "expert", *TINY, "--split", "unseen", "--count", 6, "--out", tmp_path / "e", "--json"
     )
     summary = json.loads(out)
     everything = summary["rows"][0]
-    assert (code, everything["episodes"], everything["successes"], everything["failures"]) == (0, 12, 12, 0)
+    assert (code, everything["episodes"], everything["successes"], everything["failures"]) == (0, 6, 6, 0)
     assert len(summary["rows"]) == 7 and summary["usage"]["environment_steps"] == sum(
         e["steps"] for e in lines(tmp_path / "e" / "episodes.jsonl")
     )
-    random_of = ["evaluate", "--agent", "random", *TINY, "--split", "seen", "--count", 12, "--max-steps", 8]
+    random_of = ["evaluate", "--agent", "random", *TINY, "--split", "seen", "--count", 6, "--max-steps", 8]
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
         assert cli(*random_of, "--seed", seed, "--out", tmp_path / name)[0] == 0
     assert files(tmp_path / "a") == files(tmp_path / "b") != files(tmp_path / "c")

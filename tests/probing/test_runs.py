@@ -134,11 +134,11 @@ def assert_each_item_once(folder: Path, n_items: int) -> None:
 
 
 def test_killed_at_random_moments_and_started_again(tmp_path):
-    command = [sys.executable, str(KILLED), str(tmp_path), "24", "0"]
+    command = [sys.executable, str(KILLED), str(tmp_path), "12", "0"]
     result = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert result.returncode == 0, result.stderr
     happened = json.loads(result.stdout)
-    assert happened["kills"] >= 24
+    assert happened["kills"] >= 12
     whole = ProbeFolder(tmp_path / "whole")
     expected = whole.read(), whole.read("turns")
     n_items = sum(len(table.ids) for table in expected)
