@@ -34,9 +34,7 @@ def lines(path: Path) -> list[dict[str, Any]]:
 
 
 def test_expert_and_random(cli, tmp_path):
-    code, out, _ = cli(
-        "evaluate", "--agent", "expert", *TINY, "--split", "unseen", "--count", 6, "--out", tmp_path / "e", "--json"
-    )
+    code, out, _ = cli("evaluate", "--agent", "expert", *TINY, "--split", "unseen", "--count", 6, "--out", tmp_path / "e", "--json")
     summary = json.loads(out)
     everything = summary["rows"][0]
     assert (code, everything["episodes"], everything["successes"], everything["failures"]) == (0, 6, 6, 0)
