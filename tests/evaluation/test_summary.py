@@ -55,17 +55,31 @@ def test_summary_counts_by_split_and_type():
 
 
 def test_attempts_at_a_task_are_not_independent_and_any_of_them_solves_it():
-    """Intervals over tasks, against numpy and scipy: four of the same outcome tell what one tells."""
+    """Intervals over tasks, against numpy and the definition: four of the same outcome tell what one tells."""
     won = {"a": [1, 1, 1, 1], "b": [0, 0, 0, 0], "c": [0, 1, 0, 0], "d": [1, 1, 0, 1]}
     [row, _] = summarise([played("unseen", "look", bool(w), 3, 0, name) for name, of in won.items() for w in of])
     assert (row.tasks, row.episodes, row.successes, row.solved) == (4, 16, 8, 0.75)
     rates = np.array([np.mean(of) for of in won.values()])
+    effective = 0.25 / (rates.var(ddof=1) / 4)
+    for end in (row.low, row.high):  # Wilson's ends: just so far away that the mean is 1.96 of their own standard errors off
+        assert (0.5 - end) ** 2 == pytest.approx(1.959963984540054**2 * end * (1 - end) / effective)
     half = 1.959963984540054 * rates.std(ddof=1) / 2
-    assert (row.low, row.high) == pytest.approx((max(0, 0.5 - half), min(1, 0.5 + half)))
-    assert (row.score, row.score_low, row.score_high) == pytest.approx((0.5, row.low, row.high))
+    assert (row.score, row.score_low, row.score_high) == pytest.approx((0.5, 0.5 - half, 0.5 + half))
     expected = binomtest(3, 4).proportion_ci(method="wilson")
     assert (row.solved_low, row.solved_high) == pytest.approx((expected.low, expected.high))
     assert headline([row]).endswith(", pass@4 75.0 % [30.1, 95.4]")
+
+
+@pytest.mark.parametrize("won", [0, 1])
+def test_tasks_that_are_all_won_or_all_lost_are_not_certain(won):
+    [row, *_] = summarise([played("unseen", "look", bool(won), 3, won, name) for name in "abc" for _ in range(4)])
+    alone = wilson_interval(3 * won, 3)
+    assert (row.low, row.high) == (row.score_low, row.score_high) == (row.solved_low, row.solved_high) == alone
+
+
+def test_tasks_that_are_alike_tell_what_their_episodes_tell():
+    [row, *_] = summarise([played("unseen", "look", k < 2, 3, 0, name) for name in "abc" for k in range(4)])
+    assert (row.low, row.high) == wilson_interval(6, 12)
 
 
 def test_a_transcript_gives_the_episode_back_but_for_its_tokens():

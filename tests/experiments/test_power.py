@@ -48,6 +48,9 @@ def test_more_seeds_and_fewer_claims_detect_less() -> None:
     assert values == sorted(values, reverse=True) and len(values) == 4
     assert all(each.alone < each.in_family for each in by_seeds if each)
     assert detectable(power, 1, 300, 5) is None, "one seed says nothing of others"
+    assert detectable(power, 5, 1, 5) is None, "nor one task"
+    certain = detectable(Power(seed_sd=0, task_sd=0, success=1), 3, 300, 5)
+    assert certain is not None and certain.alone == certain.in_family == 0, "where nothing varies every difference is seen"
     assert interval(np.ones((1, 9))).standard_error == 0
 
 

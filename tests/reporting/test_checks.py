@@ -89,6 +89,13 @@ def test_one_seed_decides_nothing() -> None:
     assert "by itself: –; as one of the 4 claims, corrected: –." in checks.regime_text(found)
 
 
+def test_one_seed_in_common_decides_nothing() -> None:
+    results = {**synthetic(), "sft_then_rl_arm": "sft-then-rl"}
+    for arm in results["arms"]:
+        arm["runs"] = arm["runs"][:1] if arm["name"] == "sft" else arm["runs"]
+    assert [check.met for check in checks.regime(comparison(results))][1:3] == [None, None]
+
+
 def test_an_arm_that_is_not_named_is_not_judged() -> None:
     assert "SFT then RL on everything is above both: no arm is named so: not known." in checks.regime_text(comparison())
     assert "no arm is named so: not known." in checks.bars_text(comparison())

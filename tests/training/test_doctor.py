@@ -77,6 +77,27 @@ def test_an_alarm_is_told_once_and_the_state_says_all():
     assert "entropy has risen from 0.300 to" in str(again.alarms()[0]) and "; lower the learning rate" in str(again.alarms()[0])
 
 
+def test_a_fall_from_the_start_is_a_collapse():
+    doctor = Doctor()
+    doctor.begin({"evaluation/success": 0.3})
+    assert doctor.add({**WELL, "evaluation/success": 0.05}) == []
+    [alarm] = doctor.add({**WELL, "evaluation/success": 0.1})
+    assert alarm.name == "collapse" and "the best of 30.0%" in alarm.what
+
+
+def test_a_log_shows_what_the_training_saw():
+    """Of a round with several updates the last row has the evaluation and the figures of the last update."""
+    doctor = Doctor()
+    doctor.begin({"evaluation/success": 0.6, "evaluation/sampled_success": 0.6})
+    rows: list[dict[str, float]] = [{"step": 0, "evaluation/success": 0.6, "evaluation/sampled_success": 0.6}]
+    for number in range(WINDOW):
+        first, last = {**WELL, "clipped_high": 0.0}, {"clipped_high": 0.3, "evaluation/success": 0.1 + number / 100}
+        doctor.add(first | last)
+        rows += [{"step": 2 * number + 1, **first}, {"step": 2 * number + 2, **last}]
+    assert Doctor.of(rows) == doctor
+    assert doctor.raised == {"collapse": 2, "clipping": WINDOW}
+
+
 def test_figures_that_a_run_does_not_have_raise_nothing():
     doctor = Doctor()
     for _ in range(3 * WINDOW):

@@ -775,6 +775,26 @@ def test_the_best_weights_are_those_of_the_best_evaluation_also_after_a_cut(tmp_
     assert not (tmp_path / "cut" / "checkpoints").exists()
 
 
+def test_the_best_weights_of_rounds_that_a_kill_undid_are_gone(tmp_path, monkeypatch):
+    """Killed after round 3, it is asked for two rounds, and goes on from the checkpoint of the second, when the first was the best."""
+    told = iter([(0.2, 0.0), (0.5, 0.0), (0.3, 0.0), (0.9, 0.0)])
+    monkeypatch.setattr(RlTraining, "_play_evaluation", lambda self, config: next(told))
+    options = {"invalid_penalty": 0.3, "evaluate_every": 1, "save_every": 2, "keep_best": True}
+
+    def killed(self, figures):
+        if self.rounds.count == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(RlTraining, "_examine", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run_tiny(tmp_path / "cut", rounds=4, **options)
+    resumed, _, summary = run_tiny(tmp_path / "cut", rounds=2, **options)
+    assert [summary.counts[name] for name in ("best_success", "best_round", "rounds")] == [0.5, 1, 2]
+    first, _, _ = run_tiny(tmp_path / "one", rounds=1, invalid_penalty=0.3)
+    for name, value in first.state_dict().items():
+        assert torch.equal(value, resumed.state_dict()[name]), name
+
+
 def test_an_alarm_that_was_asked_for_ends_the_training_and_counts_as_its_end(tokenizer, tmp_path, capfd):
     environment = BrokenGames(str(tmp_path))
     settings = {"rounds": 30, "tasks_per_round": 1, "rollouts_per_task": 2, "max_steps": 1, "max_action_tokens": 2}
@@ -792,6 +812,31 @@ def test_an_alarm_that_was_asked_for_ends_the_training_and_counts_as_its_end(tok
     assert again.reused and again.stopped == "no-gradient"
     with pytest.raises(FolderInUseError, match="has finished after 10 steps and kept no checkpoint to go on from"):
         train()
+
+
+def test_an_alarm_that_is_asked_for_after_it_was_raised_ends_what_goes_on(tokenizer, tmp_path, monkeypatch):
+    environment = BrokenGames(str(tmp_path))
+    settings = {"rounds": 14, "tasks_per_round": 1, "rollouts_per_task": 2, "max_steps": 1, "max_action_tokens": 2, "save_every": 1}
+
+    def train(**more):
+        config = RlConfig.model_validate({**settings, "context_length": 256, **more})
+        tasks, model = environment.tasks("train", 2), tiny_qwen3(len(tokenizer))
+        return train_rl(model, tokenizer, environment, tasks, config, out=tmp_path / "out", workers=1)
+
+    play = Rounds.next
+
+    def cut(self):
+        if self.count == 12:
+            raise KeyboardInterrupt
+        return play(self)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Rounds, "next", cut)
+        with pytest.raises(KeyboardInterrupt):
+            train()
+    stopped = train(stop_when=("no-gradient",), keep_checkpoints=True)
+    assert (stopped.stopped, stopped.counts["rounds"]) == ("no-gradient", 12)
+    assert train(keep_checkpoints=True).counts["rounds"] == 14
 
 
 def test_rounds_without_a_gradient_are_said_and_have_no_entropy(tokenizer, tmp_path, capfd):

@@ -16,11 +16,12 @@ class SuccessRow:
     """The episodes of a split of one task type, or of `all`.
 
     `success` is the share won, with its 95 % interval `low` to `high` (Wilson 1927); `score` the mean score, with an interval by the
-    normal approximation; all in [0, 1]. Where each of `tasks` was played several times, episodes of a task are not independent, and
-    both intervals are those of its mean over tasks by the normal approximation; `solved` is the share of tasks with a success in any
-    attempt (pass@k), with its Wilson interval `solved_low` to `solved_high`. `mean_steps` are actions per episode, `invalid_share` the
-    share of actions that the environment refused. `failures` are episodes that the engine broke off, `cut_by_context` those that ran
-    out of context, `out_of_steps` of steps. `parts` are the means of the score's named parts, each over the episodes that have it.
+    normal approximation; all in [0, 1]. Where each of `tasks` was played several times, episodes of a task are not independent: Wilson's
+    interval is then of as many independent episodes as have the variance that the means of tasks show (Kish's effective sample size), and
+    the score's is of its mean over tasks. `solved` is the share of tasks with a success in any attempt (pass@k), with its Wilson interval
+    `solved_low` to `solved_high`. `mean_steps` are actions per episode, `invalid_share` the share of actions that the environment refused.
+    `failures` are episodes that the engine broke off, `cut_by_context` those that ran out of context, `out_of_steps` of steps. `parts`
+    are the means of the score's named parts, each over the episodes that have it.
     """
 
     split: str
@@ -45,7 +46,7 @@ class SuccessRow:
     parts: dict[str, float] = field(default_factory=dict)
 
 
-def wilson_interval(successes: float, episodes: int, z: float = Z) -> tuple[float, float]:
+def wilson_interval(successes: float, episodes: float, z: float = Z) -> tuple[float, float]:
     """95 % Wilson score interval of a proportion (Wilson 1927), as fractions; (0, 1) for no episodes."""
     if episodes == 0:
         return 0.0, 1.0
@@ -76,7 +77,7 @@ def _row(split: str, task_type: str, episodes: Sequence[Episode]) -> SuccessRow:
     tasks, solved = len(of_tasks), sum(any(e.success for e in attempts) for attempts in of_tasks.values())
     low, high = wilson_interval(successes, n)
     if tasks < n:
-        low, high = normal_interval([mean(e.success for e in attempts) for attempts in of_tasks.values()])
+        low, high = clustered_interval([mean(e.success for e in attempts) for attempts in of_tasks.values()], n)
     scores = [mean(e.score for e in attempts) for attempts in of_tasks.values()]
     score_low, score_high = normal_interval(scores)
     solved_low, solved_high = wilson_interval(solved, tasks)
@@ -113,9 +114,24 @@ def mean_parts(episodes: Iterable[Episode]) -> dict[str, float]:
     return {name: mean(values[name]) for name in sorted(values)}
 
 
+def clustered_interval(shares: Sequence[float], episodes: int) -> tuple[float, float]:
+    """95 % interval of the mean of the tasks' shares of successes in so many episodes: Wilson's, of the number of independent episodes
+    whose mean would vary as much, at most `episodes`; of as many as there are tasks where all or none is won and nothing varies."""
+    tasks, p = len(shares), mean(shares)
+    variance = sum((share - p) ** 2 for share in shares) / (tasks - 1) / tasks if tasks > 1 else 0.0
+    if tasks == 1 or p in (0, 1):
+        effective: float = tasks
+    else:
+        effective = min(p * (1 - p) / variance, episodes) if variance else episodes
+    return wilson_interval(p * effective, effective)
+
+
 def normal_interval(values: Sequence[float]) -> tuple[float, float]:
-    """95 % interval of the mean of values in [0, 1] by the normal approximation; of one value nothing is known: (0, 1)."""
+    """95 % interval of the mean of values in [0, 1] by the normal approximation; Wilson's where all are 0 or all 1, which the
+    approximation would call certain; of one value nothing is known: (0, 1)."""
     n, centre = len(values), mean(values)
+    if n > 1 and centre in (0, 1):
+        return wilson_interval(n * centre, n)
     half = Z * math.sqrt(sum((value - centre) ** 2 for value in values) / (n - 1) / n) if n > 1 else 1.0
     return max(0.0, centre - half), min(1.0, centre + half)
 

@@ -42,9 +42,10 @@ class Tested:
 
 
 def corrected(p_values: Mapping[K, float | None]) -> dict[K, float]:
-    """Those that are known, corrected by Holm's method for their number."""
-    known = {key: p for key, p in p_values.items() if p is not None}
-    return dict(zip(known, holm(list(known.values())), strict=True))
+    """Those that are known, corrected by Holm's method for the number of all: one that is not known yet counts as 1, so that what is
+    measured first is not told more lightly."""
+    found = holm([1.0 if p is None else p for p in p_values.values()])
+    return {key: value for (key, p), value in zip(p_values.items(), found, strict=True) if p is not None}
 
 
 class Comparison:

@@ -19,7 +19,7 @@ def expected(power: Power, S: int, T: int) -> Interval:
     ms_seeds, ms_tasks = T * 2 * power.seed_sd**2 + rest, S * power.task_sd**2 + rest
     total = ms_seeds + ms_tasks - rest
     spread = ms_seeds**2 / (S - 1) + ms_tasks**2 / (T - 1) + rest**2 / ((S - 1) * (T - 1))
-    error, degrees = math.sqrt(total / (S * T)), total**2 / spread
+    error, degrees = math.sqrt(total / (S * T)), total**2 / spread if spread else math.inf  # nothing varies
     return at_most(Interval(0.0, 0.0, 0.0, error, degrees), math.inf)
 
 
@@ -32,11 +32,11 @@ class Detectable:
 
 
 def detectable(power: Power, S: int, T: int, family: int) -> Detectable | None:
-    """The difference that S trainings of each arm on T tasks detect; None for a single one, which says nothing of others.
+    """The difference that S trainings of each arm on T tasks detect; None for a single training or task, which says nothing of others.
 
     In a family of so many claims by Holm's first step, with the at most S − 1 degrees of freedom of the p for any trainings.
     """
-    if S < 2:
+    if S < 2 or T < 2:
         return None
     found = expected(power, S, T)
     return Detectable(detectable_difference([found]), detectable_difference([at_most(found, S - 1)], 0.05 / family))

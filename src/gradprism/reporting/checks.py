@@ -51,7 +51,7 @@ def _is_above(
 ) -> Check:
     """Whether an arm's mean is above those of others, or at least as high."""
     found = [comparison.difference(arm, other) if arm and other else None for other in others]
-    known = [each for each in found if each and _seeds(comparison, arm) > 1]
+    known = [each for other, each in zip(others, found, strict=True) if each and _seeds(comparison, arm, other) > 1]
     met = all(each.mean >= 0 if at_least else each.mean > 0 for each in known) if len(known) == len(others) else None
     figures = [
         f"{points(each, ' points')} to {comparison.title(other)}" for other, each in zip(others, found, strict=True) if other
@@ -59,8 +59,9 @@ def _is_above(
     return Check(met, f"{claim}: {', '.join(figures) if arm else 'no arm is named so'}")
 
 
-def _seeds(comparison: Comparison, arm: str | None) -> int:
-    return len(comparison.runs(arm))
+def _seeds(comparison: Comparison, arm: str | None, other: str | None) -> int:
+    """Training seeds that both arms have."""
+    return len(comparison.pairs(arm, other, comparison.splits[0])[0]) if arm and other else 0
 
 
 def bars(comparison: Comparison) -> list[Check]:
@@ -77,7 +78,7 @@ def bars(comparison: Comparison) -> list[Check]:
 def _gains(comparison: Comparison, arm: str | None, other: str, least: float, claim: str) -> Check:
     """Whether an arm is `least` above another by its mean, with an interval that is clear of zero."""
     found = comparison.difference(arm, other) if arm else None
-    seeds = len(comparison.pairs(arm, other, comparison.splits[0])[0]) if arm else 0
+    seeds = _seeds(comparison, arm, other)
     met = found.mean >= least - 1e-9 and found.sign > 0 if found and seeds > 1 else None
     figures = f"{points(found, ' points')} with {seeds} {'seed' if seeds == 1 else 'seeds'}" if arm else "no arm is named so"
     return Check(met, f"{claim.format(f'{100 * least:g}')}, its interval above zero: {figures}")

@@ -138,7 +138,7 @@ def _predictions(gain: Gain, method: str, outcome: str, names: Iterable[str] | N
 
 
 def _corrected(found: dict[str, Prediction]) -> dict[str, float]:
-    return corrected({name: one.p for name, one in found.items()})
+    return corrected({name: one.p for name, one in found.items() if one.p is not None})  # a constant score is no test
 
 
 def _ranked(found: dict[str, Prediction]) -> list[str]:

@@ -43,32 +43,43 @@ class Alarm:
 
 @dataclass(slots=True)
 class Doctor:
-    """The figures of all rounds so far; `raised` says in which round each alarm was first raised."""
+    """The figures of all rounds so far, and of the evaluation `before` them; `raised` says in which round each alarm was first raised."""
 
+    before: dict[str, float] = field(default_factory=dict)
     rounds: list[dict[str, float]] = field(default_factory=list)
     raised: dict[str, int] = field(default_factory=dict)
 
     @classmethod
     def of(cls, rows: Iterable[Mapping[str, float]]) -> "Doctor":
-        """What a training's log (`log.jsonl`) shows, of whose rows those with `episodes` are rounds."""
-        doctor = cls()
+        """What a training's log (`log.jsonl`) shows: a round begins with each row that has `episodes`, and a row per further update
+        follows, the last with the evaluation; what stands before all rounds is the evaluation of the start."""
+        rounds: list[dict[str, float]] = [{}]
         for row in rows:
             if "episodes" in row:
-                doctor.add(row)
+                rounds.append({})
+            rounds[-1].update(row)
+        doctor = cls()
+        doctor.begin(rounds[0])
+        for figures in rounds[1:]:
+            doctor.add(figures)
         return doctor
 
     @property
     def state(self) -> dict[str, Any]:
         """All of it as JSON values."""
-        return {"rounds": self.rounds, "raised": self.raised}
+        return {"before": self.before, "rounds": self.rounds, "raised": self.raised}
 
     @state.setter
     def state(self, state: Mapping[str, Any]) -> None:
-        self.rounds, self.raised = list(state["rounds"]), dict(state["raised"])
+        self.before, self.rounds, self.raised = dict(state["before"]), list(state["rounds"]), dict(state["raised"])
+
+    def begin(self, figures: Mapping[str, float]) -> None:
+        """Takes the evaluation of what training starts from."""
+        self.before = _seen(figures)
 
     def add(self, figures: Mapping[str, float]) -> list[Alarm]:
         """Takes the figures of a round; the alarms that it raises and no earlier round has raised."""
-        self.rounds.append({name: figures[name] for name in SEEN if name in figures})
+        self.rounds.append(_seen(figures))
         new = [alarm for alarm in self.alarms() if alarm.name not in self.raised]
         self.raised |= {alarm.name: len(self.rounds) for alarm in new}
         return new
@@ -92,7 +103,11 @@ class Doctor:
 
     def evaluations(self, name: str) -> list[float]:
         """A figure of all evaluations, in order."""
-        return [row[f"evaluation/{name}"] for row in self.rounds if f"evaluation/{name}" in row]
+        return [row[f"evaluation/{name}"] for row in (self.before, *self.rounds) if f"evaluation/{name}" in row]
+
+
+def _seen(figures: Mapping[str, float]) -> dict[str, float]:
+    return {name: figures[name] for name in SEEN if name in figures}
 
 
 def _mean(rounds: list[dict[str, float]], name: str) -> float:
@@ -178,18 +193,15 @@ def _repeats(doctor: Doctor) -> Alarm | None:
 
 
 def _greedy_gap(doctor: Doctor) -> Alarm | None:
-    gaps = np.subtract(doctor.evaluations("sampled_success")[-2:], doctor.evaluations("success")[-2:] if _sampled(doctor) else [])
-    if len(gaps) == 2 and gaps.min() > 0.1:
+    sampled = doctor.evaluations("sampled_success")[-2:]
+    gaps = np.subtract(sampled, doctor.evaluations("success")[-len(sampled) :]) if sampled else []
+    if len(gaps) == 2 and min(gaps) > 0.1:
         return Alarm(
             "greedy-gap",
-            f"sampled success is {gaps.mean():.0%} above greedy: greedily it repeats itself",
+            f"sampled success is {np.mean(gaps):.0%} above greedy: greedily it repeats itself",
             "evaluate at a temperature as well",
         )
     return None
-
-
-def _sampled(doctor: Doctor) -> bool:
-    return bool(doctor.evaluations("sampled_success"))
 
 
 RULES: tuple[Callable[[Doctor], Alarm | None], ...] = (

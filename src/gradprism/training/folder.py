@@ -222,6 +222,34 @@ def keep_best(out: Path, rank: int, tensors: Mapping[str, torch.Tensor]) -> None
     partial.replace(path)
 
 
+def copy_best(out: Path, rank: int, checkpoint: Path) -> None:
+    """Puts a process's part of the best weights so far, where there are any, beside what a checkpoint keeps: who goes on from there after a
+    kill must not end with what later rounds, played no more or otherwise, had found better."""
+    path = best_weights(out, rank)
+    if path.is_file():
+        _link(path, checkpoint / path.name)
+
+
+def restore_best(out: Path, rank: int, checkpoint: Path) -> None:
+    """Makes a process's part of the best weights those of a checkpoint; none where it has none."""
+    path = best_weights(out, rank)
+    partial = path.with_name(f".{path.name}.tmp")
+    remove(partial)
+    if (checkpoint / path.name).is_file():
+        _link(checkpoint / path.name, partial)
+        partial.replace(path)
+    else:
+        remove(path)
+
+
+def _link(source: Path, target: Path) -> None:
+    """Another name for a file that is never written in place, or a copy where the file system has no such names."""
+    try:
+        target.hardlink_to(source)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
 def _step(checkpoint: Path) -> int:
     return int(checkpoint.name.removeprefix("checkpoint-"))
 

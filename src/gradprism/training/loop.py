@@ -236,6 +236,7 @@ class Loop:
         if self.sharded or self.is_first:
             with folder.writing_weights(partial):
                 save_file(self._tensors(), partial / f"rank-{self.rank}.safetensors")
+                folder.copy_best(self.out, self.rank, partial)
         write_json(partial / f"rank-{self.rank}.json", state)
         self.accelerator.wait_for_everyone()
         if self.is_first:
@@ -249,17 +250,30 @@ class Loop:
                 folder.keep_best(self.out, self.rank, {str(n): _local(p).detach().cpu() for n, p in enumerate(self._trained())})
         self.accelerator.wait_for_everyone()
 
+    @property
+    def has_best(self) -> bool:
+        """Whether weights were kept."""
+        return folder.best_weights(self.out, self._weights_rank).is_file()
+
+    @property
+    def _weights_rank(self) -> int:
+        """The process whose files hold this one's weights."""
+        return self.rank if self.sharded else 0
+
     @torch.no_grad()
     def restore_best(self) -> None:
         """Gives the model the weights that were kept."""
-        with safe_open(folder.best_weights(self.out, self.rank if self.sharded else 0), "pt") as file:
+        with safe_open(folder.best_weights(self.out, self._weights_rank), "pt") as file:
             for number, parameter in enumerate(self._trained()):
                 _local(parameter).copy_(file.get_tensor(str(number)))
 
     def restore(self, step: int) -> Any:
-        """Goes on from the checkpoint of `step`; returns this process's `state` there."""
+        """Goes on from the checkpoint of `step`, also with the weights kept by then; returns this process's `state` there."""
         checkpoint = folder.checkpoint_path(self.out, step)
-        with safe_open(checkpoint / f"rank-{self.rank if self.sharded else 0}.safetensors", "pt") as file, torch.no_grad():
+        if self.sharded or self.is_first:
+            folder.restore_best(self.out, self.rank, checkpoint)
+        self.accelerator.wait_for_everyone()
+        with safe_open(checkpoint / f"rank-{self._weights_rank}.safetensors", "pt") as file, torch.no_grad():
             there = set(file.keys())
             for number, parameter in enumerate(self._trained()):
                 _local(parameter).copy_(file.get_tensor(f"{number}.weight"))

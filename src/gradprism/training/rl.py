@@ -155,18 +155,20 @@ class RlTraining:
             self.rounds.state = state["rounds"]
             self.totals.update(state["totals"])
             self.seconds.update(state["seconds"])
-            self.doctor.state, self.best = state["doctor"], state["best"]
+            self.doctor.state, self.best = state["doctor"], state["best"] if loop.has_best or not config.keep_best else {}
+            self._stop_where_asked()
         elif self.evaluation_tasks:
-            loop.log(self._evaluate())
+            loop.log(found := self._evaluate())
+            self.doctor.begin(found)
         with loop.progress as progress:
             progress.begin(config.rounds * config.steps_per_round, loop.step)
             while self.rounds.count < config.rounds and not self.stopped:
                 self._round()
                 # After the last round the model follows at once: a checkpoint is only for more rounds that may be asked for.
-                last = self.rounds.count == config.rounds
+                last = self.rounds.count == config.rounds or self.stopped
                 if config.keep_checkpoints if last else self.rounds.count % config.save_every == 0:
                     loop.save(self._state)
-        if config.keep_best:
+        if config.keep_best and loop.has_best:
             loop.restore_best()
 
     @property
@@ -203,8 +205,11 @@ class RlTraining:
         """Says the alarms that this round raises; one that was asked for ends the training."""
         for alarm in self.doctor.add(figures):
             say(f"round {self.rounds.count}: {alarm}")
-            if alarm.name in self.config.stop_when:
-                self.stopped = self.stopped or alarm.name
+        self._stop_where_asked()
+
+    def _stop_where_asked(self) -> None:
+        """Ends the training where an alarm that was asked for is true, though it may have been raised before it was asked for."""
+        self.stopped = next((alarm.name for alarm in self.doctor.alarms() if alarm.name in self.config.stop_when), "")
 
     def _rollouts(self) -> tuple[list[Row], dict[str, float]]:
         """The rows of the next round, and the log's figures of what was played."""
