@@ -1,6 +1,11 @@
 """Evaluation of a model that a server plays: what it plays is what the same model plays here."""
 
+import contextlib
 import json
+import os
+import signal
+import threading
+import time
 
 import numpy as np
 import pytest
@@ -13,9 +18,9 @@ from gradprism.evaluation.config import EvaluationConfig
 from gradprism.models import load_model
 from gradprism.rollouts import server as module
 from gradprism.rollouts.generator import CachedGenerator
-from gradprism.rollouts.server import Server, ServerGenerator
+from gradprism.rollouts.server import Connection, Server, ServerGenerator
 from gradprism.routing.routes import Routes
-from gradprism.runtime.errors import ModelError
+from gradprism.runtime.errors import ConfigError, ModelError
 from gradprism.trajectories.rendering import Renderer, load_tokenizer
 from helpers.cli import assert_refused
 from helpers.completions_server import serving
@@ -55,6 +60,18 @@ def test_a_server_plays_what_the_same_model_plays_here(greedy):
         assert len({body["seed"] for body in server.asked}) > 1 and all(body["temperature"] == 0.0 for body in server.asked)
 
 
+@pytest.fixture(autouse=True)
+def no_pause(monkeypatch):
+    monkeypatch.setattr(module, "_PAUSE", 0.0)
+
+
+def ask(url, tokenizer, name="served"):
+    """Two answers, to the prompts 6 7 and 6 8."""
+    with Connection(Server(url, name), 2) as connection:
+        generator = ServerGenerator(connection, tokenizer, 5, 4, 0.0, len(tokenizer))
+        return generator.generate([0, 1], [[6, 7], [6, 8]], [np.random.default_rng(n) for n in range(2)])
+
+
 def test_the_command_line_goes_on_and_refuses_another_server_in_one_line(greedy, cli, tmp_path, monkeypatch):
     answer, decode, _ = greedy
     play = [
@@ -78,7 +95,7 @@ def test_the_command_line_goes_on_and_refuses_another_server_in_one_line(greedy,
         asked = len(server.asked)
         assert cli(*ask, "--served-name", "served")[0] == 0 and len(server.asked) == asked
         assert_refused(cli(*play, "--agent", "expert", "--server", server.url), "--server needs --model")
-    assert_refused(cli(*ask, "--served-name", "served"), "does not tell its models", "start it, or correct the address")
+    assert_refused(cli(*ask, "--served-name", "served"), "does not answer", "5 times tried; start it, or correct the address")
 
 
 def test_a_corpus_is_routed_by_the_pass_rates_of_a_server(greedy, cli, tmp_path):
@@ -105,26 +122,132 @@ def test_a_corpus_is_routed_by_the_pass_rates_of_a_server(greedy, cli, tmp_path)
     )
 
 
-def test_answers_that_are_none_are_told(greedy, monkeypatch):
-    monkeypatch.setattr(module.time, "sleep", lambda seconds: None)
+def test_answers_that_are_none_are_told(greedy):
     _, decode, tokenizer = greedy
-
-    def ask(server, name="served"):
-        generator = ServerGenerator(Server(server.url, name), tokenizer, 5, 4, 0.0, 2)
-        return generator.generate([0, 1], [[6, 7], [6, 8]], [np.random.default_rng(n) for n in range(2)])
-
     with serving(lambda prompt: (list(prompt), True), decode) as server:
-        first, second = ask(server)
+        first, second = ask(server.url, tokenizer)
         assert (first.ids, second.ids) == ([6, 7, 5], [6, 8, 5])  # the end that it stopped at was not among them
         assert first.logprobs[:2] == [-0.25, -0.25] and np.isnan(first.logprobs[2])
         with pytest.raises(ModelError, match=r"refuses the request .404: .*no model other"):
-            ask(server, "other")
+            ask(server.url, tokenizer, "other")
     with (
         serving(lambda prompt: (list(prompt), True), decode, busy=99) as server,
         pytest.raises(ModelError, match=r"503.*5 times tried"),
     ):
-        ask(server)
+        ask(server.url, tokenizer)
     with serving(lambda prompt: ([], False), decode) as server, pytest.raises(ModelError, match="gave an empty answer"):
-        ask(server)
+        ask(server.url, tokenizer)
     with pytest.raises(ModelError, match="does not answer"):
-        ask(server)
+        ask(server.url, tokenizer)
+    with pytest.raises(ModelError, match="cannot be asked"):
+        ask("localhost:8000", tokenizer)
+
+
+BROKEN = {
+    "cut": b'{"choices":[{"text":"loo',
+    "a page": b"<html>gateway</html>",
+    "no UTF-8": b'{"choices":[{"text":"\xff\xfe","finish_reason":"stop"}]}',
+    "half a character": b'{"choices":[{"text":"look \\ud800","finish_reason":"stop"}]}',
+    "no gzip": b"\x1f\x8bno",
+    "nested": b"[" * 100_000,
+}
+
+
+@pytest.mark.parametrize("body", BROKEN.values(), ids=list(BROKEN))
+def test_a_broken_answer_is_asked_for_again(greedy, body):
+    _, decode, tokenizer = greedy
+    for times in (1, 99):
+
+        def reply(path, number, times=times):
+            return (200, body) if number <= times else None
+
+        with serving(lambda prompt: (list(prompt), True), decode, reply=reply) as server:
+            if times == 1:
+                assert [answer.ids for answer in ask(server.url, tokenizer)] == [[6, 7, 5], [6, 8, 5]]
+                continue
+            with pytest.raises(ModelError, match=r"does not answer .unreadable answer: .+; 5 times tried$"):
+                ask(server.url, tokenizer)
+
+
+GOOD = {"text": "look", "finish_reason": "stop"}
+
+
+@pytest.mark.parametrize(
+    ("answer", "told"),
+    [
+        ({"choices": [{**GOOD, "token_ids": ["abc"]}]}, "no completion .Expected `int`, got `str`"),
+        ({"choices": [{**GOOD, "token_ids": [None, 3]}]}, "no completion .Expected `int`, got `null`"),
+        ({"choices": [{**GOOD, "token_ids": [True]}]}, "no completion .Expected `int`, got `bool`"),
+        ({"choices": [{**GOOD, "token_ids": "6 7"}]}, "no completion .Expected `array | null`, got `str`"),
+        ({"choices": [{**GOOD, "logprobs": {"tokens": ["token_id:x"]}}]}, "no completion .invalid literal"),
+        ({"choices": [{**GOOD, "logprobs": {"token_logprobs": [True]}}]}, "no completion .Expected `float | null`, got `bool`"),
+        ({"choices": [{**GOOD, "text": None}]}, "no completion .Expected `str`, got `null`"),
+        ({"choices": [{"text": "look"}]}, "no completion .Object missing required field `finish_reason`"),
+        ({"choices": []}, "no completion .Expected `array` of length >= 1"),
+        (["x"], "no completion .Expected `object`, got `array`"),
+        ({"choices": [{**GOOD, "token_ids": [-1]}]}, "answers with token -1, and --model has 224; give the model that it serves"),
+        ({"choices": [{**GOOD, "token_ids": [6, 224]}]}, "answers with token 224, and --model has 224"),
+        ({"choices": [{**GOOD, "token_ids": [10**30]}]}, "answers with token 1000"),
+    ],
+)
+def test_an_answer_of_another_form_is_refused_at_once(greedy, answer, told):
+    _, decode, tokenizer = greedy
+    with serving(lambda prompt: ([], True), decode, reply=lambda path, number: (200, json.dumps(answer).encode())) as server:
+        with pytest.raises(ModelError, match=told):
+            ask(server.url, tokenizer)
+        assert len(server.asked) <= 2
+
+
+def test_a_list_of_models_is_asked_for_again(greedy):
+    _, decode, _ = greedy
+    busy = (503, b"busy")
+    with serving(lambda prompt: ([], True), decode, reply=lambda path, number: busy if number % 2 else None) as server:
+        assert Server(server.url, "served").card()["root"] == "some/model"
+        assert server.looked == 2
+    for reply, told in (
+        ((200, b'{"data": [3]}'), "does not tell its models"),
+        ((401, b"bad key"), "refuses the request .401: bad key"),
+    ):
+        with (
+            serving(lambda prompt: ([], True), decode, reply=lambda path, number, reply=reply: reply) as server,
+            pytest.raises(ConfigError, match=told),
+        ):
+            Server(server.url, "served").card()
+
+
+def test_a_key_that_is_none_is_told(monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "schlüssel")
+    with pytest.raises(ConfigError, match=r"cannot be asked .*correct the address, or OPENAI_API_KEY"):
+        Server("http://127.0.0.1:1", "served").card()
+
+
+@pytest.mark.parametrize("ended_by", ["a refusal", "an interrupt", "an interrupt of a pause"])
+def test_nothing_waits_for_slow_answers(greedy, ended_by, monkeypatch):
+    _, decode, tokenizer = greedy
+    monkeypatch.setattr(module, "_PAUSE", 60.0)
+    release = threading.Event()
+
+    def reply(path, number):
+        if number == 1:
+            return None
+        if ended_by != "a refusal":
+            os.kill(os.getpid(), signal.SIGINT)
+        if ended_by == "an interrupt of a pause":
+            return 503, b"busy"
+        release.wait(60)
+        return None
+
+    def answer(prompt):
+        return list(prompt), True
+
+    with contextlib.ExitStack() as stack:
+        # A shell's background jobs begin with the signal ignored.
+        stack.callback(signal.signal, signal.SIGINT, signal.signal(signal.SIGINT, signal.default_int_handler))
+        server = stack.enter_context(serving(answer, decode, reply=reply))
+        stack.callback(release.set)
+        error, name = (ModelError, "other") if ended_by == "a refusal" else (KeyboardInterrupt, "served")
+        clock = time.perf_counter()
+        with pytest.raises(error):
+            ask(server.url, tokenizer, name)
+        assert time.perf_counter() - clock < 20
+        assert not [thread for thread in threading.enumerate() if "run_forever" in thread.name]

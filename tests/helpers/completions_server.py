@@ -9,16 +9,26 @@ from typing import Any
 
 # Gives the answer's token ids for a prompt's, and whether it has ended.
 Answer = Callable[[list[int]], tuple[list[int], bool]]
+# Gives status and body in place of an answer, for a path's last part and the number, from 1, of its request; None: answer as ever.
+Reply = Callable[[str, int], tuple[int, bytes] | None]
 
 
 class CompletionsServer(ThreadingHTTPServer):
     """`says` is how it tells an answer: its `ids`, as vLLM's return_token_ids; `tokens` as token_id:N; or `text` alone.
 
-    Its first `busy` answers are 503. `asked` are the requests' bodies.
+    Its first `busy` answers are 503; `reply` may stand in for any. `asked` are the requests' bodies.
     """
 
-    def __init__(self, answer: Answer, decode: Callable[[list[int]], str], says: str = "ids", busy: int = 0) -> None:
+    def __init__(
+        self,
+        answer: Answer,
+        decode: Callable[[list[int]], str],
+        says: str = "ids",
+        busy: int = 0,
+        reply: Reply = lambda path, number: None,
+    ) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
+        self.reply, self.looked = reply, 0
         self.answer, self.decode, self.says, self.busy = answer, decode, says, busy
         self.asked: list[dict[str, Any]] = []
         self.lock = threading.Lock()
@@ -35,13 +45,20 @@ class _Handler(BaseHTTPRequestHandler):
         """Nothing."""
 
     def do_GET(self) -> None:
-        self._send(200, {"data": [{"id": "served", "root": "some/model", "max_model_len": 1024}]})
+        self.server.looked += 1
+        if told := self.server.reply("models", self.server.looked):
+            return self._send(*told)
+        return self._send(200, {"data": [{"id": "served", "root": "some/model", "max_model_len": 1024}]})
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         server = self.server
         with server.lock:
             server.asked.append(body)
+            number = len(server.asked)
+        if told := server.reply("completions", number):
+            return self._send(*told)
+        with server.lock:
             if server.busy:
                 server.busy -= 1
                 return self._send(503, {"error": "busy"})
@@ -56,9 +73,11 @@ class _Handler(BaseHTTPRequestHandler):
         return self._send(200, {"choices": [choice]})
 
     def _send(self, code: int, body: Any) -> None:
-        text = json.dumps(body).encode()
+        text = body if isinstance(body, bytes) else json.dumps(body).encode()
         self.send_response(code)
         self.send_header("Content-Type", "application/json")
+        if text.startswith(b"\x1f\x8b"):
+            self.send_header("Content-Encoding", "gzip")
         self.send_header("Content-Length", str(len(text)))
         self.end_headers()
         self.wfile.write(text)

@@ -15,7 +15,7 @@ from gradprism.probing.fingerprint import weights_fingerprint
 from gradprism.rollouts.config import RolloutConfig
 from gradprism.rollouts.episode import Episode, StopReason, Turn
 from gradprism.rollouts.player import OnDone, Player
-from gradprism.rollouts.server import Server, ServerGenerator
+from gradprism.rollouts.server import Connection, Server, ServerGenerator
 from gradprism.runtime.usage import Usage
 from gradprism.trajectories.rendering import Renderer, load_tokenizer, template_fingerprint, tokenizer_fingerprint
 
@@ -88,13 +88,17 @@ class ServerAgent:
         renderer, served = Renderer(self._tokenizer(), None), self.server.card().get("max_model_len")
         if config.context_length is None and isinstance(served, int):
             config = config.model_copy(update={"context_length": served})
+        described = load_config(self.model.path)
+        # Models have more embeddings than tokens, and tokenizers more tokens than the configuration says.
+        vocabulary = max(len(renderer.tokenizer), getattr(described.get_text_config(), "vocab_size", None) or 0)
+        with Connection(self.server, config.in_flight) as connection:
 
-        def answers(slots: int) -> ServerGenerator:
-            end, most = renderer.stop_id, config.max_action_tokens
-            return ServerGenerator(self.server, renderer.tokenizer, end, most, config.temperature, max(1, slots))
+            def answers(slots: int) -> ServerGenerator:
+                end, most = renderer.stop_id, config.max_action_tokens
+                return ServerGenerator(connection, renderer.tokenizer, end, most, config.temperature, vocabulary)
 
-        player = Player(load_config(self.model.path), renderer, pool, config, answers)
-        return player.play(tasks, seed, on_done), player.used
+            player = Player(described, renderer, pool, config, answers)
+            return player.play(tasks, seed, on_done), player.used
 
     def _tokenizer(self) -> Any:
         return load_tokenizer(tokenizer_source(self.model.path), self.model.chat_template)

@@ -4,21 +4,25 @@ Prompts go as token ids, so that the server's own chat template plays no part. W
 `return_token_ids`, or tokens as `token_id:N`) these are taken; else its text is encoded anew.
 """
 
+import asyncio
 import os
-import time
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+import threading
+from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, Self, TypeVar
 
 import httpx
+import msgspec
 import numpy as np
 
 from gradprism.rollouts.generator import Generated
 from gradprism.runtime.errors import ConfigError, ModelError, one_line
+from gradprism.runtime.files import parse_json
 
-RETRIES = 5  # of a request that finds no server, or a busy one
+RETRIES = 5  # of a request that finds no server, or a busy one, or whose answer arrives broken
+_PAUSE = 1.0  # seconds before the second try; each further pause is twice as long
 _BUSY = {408, 429, 500, 502, 503, 504}
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,35 +41,120 @@ class Server:
         """Address of the interface."""
         return self.url.rstrip("/").removesuffix("/v1") + "/v1"
 
-    def client(self, connections: int) -> httpx.Client:
-        """A client of so many connections; it may be used by several threads."""
+    def client(self, connections: int) -> httpx.AsyncClient:
+        """A client of so many connections; raises `ConfigError` where address or key can be none."""
         key = os.environ.get("OPENAI_API_KEY")
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         limits = httpx.Limits(max_connections=connections, max_keepalive_connections=connections)
-        return httpx.Client(base_url=self.base, headers=headers, limits=limits, timeout=self.timeout)
+        try:
+            return httpx.AsyncClient(base_url=self.base, headers=headers, limits=limits, timeout=self.timeout)
+        except (httpx.InvalidURL, ValueError) as error:
+            why = one_line(error)
+            raise ConfigError(f"server {self.url}: cannot be asked ({why}); correct the address, or OPENAI_API_KEY") from None
 
     def card(self) -> dict[str, Any]:
         """What the server says of the model; raises `ConfigError` where it does not answer, or serves others."""
         try:
-            with self.client(1) as client:
-                answer = client.get("/models")
-                answer.raise_for_status()
-                cards = {str(card["id"]): dict(card) for card in answer.json()["data"]}
-        except (httpx.HTTPError, httpx.InvalidURL, ValueError, KeyError, TypeError) as error:
-            why = one_line(error) or type(error).__name__
-            raise ConfigError(f"server {self.url}: does not tell its models ({why}); start it, or correct the address") from None
+            with Connection(self, 1) as connection:
+                [told] = connection.all([connection.ask("GET", "/models")])
+            cards = {str(card["id"]): dict(card) for card in told["data"]}
+        except ModelError as error:
+            raise ConfigError(f"{error}; start it, or correct the address") from None
+        except (KeyError, TypeError, ValueError) as error:
+            raise ConfigError(f"server {self.url}: does not tell its models ({one_line(error)}); correct the address") from None
         if self.name not in cards:
             raise ConfigError(f"server {self.url}: serves {sorted(cards)}, not {self.name!r}; give --served-name")
         return cards[self.name]
 
 
-class ServerGenerator:
-    """See `Generator`. The server draws: a seed is sent with each request, which servers honour as they can."""
+class Connection:
+    """Asks a server, inside a `with` block, for as much at a time as is to be `in_flight`.
 
-    def __init__(self, server: Server, tokenizer: Any, end: int, max_tokens: int, temperature: float, in_flight: int) -> None:
-        self._server, self._tokenizer, self._end = server, tokenizer, end
+    All requests live on one event loop, in a thread of its own: there, unlike in threads, what is on its way can be given up, and at the
+    first failure or an interrupt it is. So an error does not wait for slow answers.
+    """
+
+    def __init__(self, server: Server, in_flight: int) -> None:
+        self.server, self._client, self._loop = server, server.client(in_flight), asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        asyncio.run_coroutine_threadsafe(self._end(), self._loop).result()
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    def all(self, asked: Sequence[Coroutine[Any, Any, _T]]) -> list[_T]:
+        """What all of these come to, in order, side by side; the first that fails ends the others."""
+        future = asyncio.run_coroutine_threadsafe(_together(asked), self._loop)
+        try:
+            return future.result()
+        finally:
+            future.cancel()  # of an interrupt here the loop knows nothing
+
+    async def ask(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
+        """The server's answer, tried several times; raises `ModelError` where it refuses, or gives none that can be read."""
+        why, place = "", f"server {self.server.url}"
+        for attempt in range(RETRIES):
+            if attempt:
+                await asyncio.sleep(_PAUSE * 2 ** (attempt - 1))
+            try:
+                answer = await self._client.request(method, path, json=body)
+                if answer.is_success:
+                    return parse_json(answer.content)
+            except (httpx.UnsupportedProtocol, httpx.LocalProtocolError) as error:  # of this side: another try would end the same
+                raise ModelError(f"{place}: cannot be asked ({one_line(error)})") from None
+            except (httpx.TransportError, httpx.DecodingError, ValueError) as error:
+                broken = isinstance(error, httpx.DecodingError | ValueError)
+                why = f"{'unreadable answer: ' if broken else ''}{one_line(error) or type(error).__name__}"
+                continue
+            if answer.status_code not in _BUSY:
+                raise ModelError(f"{place}: refuses the request ({_told(answer)})")
+            why = _told(answer)
+        raise ModelError(f"{place}: does not answer ({why}); {RETRIES} times tried")
+
+    async def _end(self) -> None:
+        rest = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in rest:
+            task.cancel()
+        await asyncio.gather(*rest, return_exceptions=True)
+        await self._client.aclose()
+
+
+class _Logprobs(msgspec.Struct):
+    tokens: list[str] | None = None
+    token_logprobs: list[float | None] | None = None
+
+
+class _Choice(msgspec.Struct):
+    text: str
+    finish_reason: str | None
+    token_ids: list[int] | None = None
+    logprobs: _Logprobs | None = None
+
+
+class _Completion(msgspec.Struct):
+    """What is read of an answer. An id that is a truth value, or a text that is null, is refused."""
+
+    choices: Annotated[list[_Choice], msgspec.Meta(min_length=1)]
+
+
+class ServerGenerator:
+    """See `Generator`. The server draws: a seed is sent with each request, which servers honour as they can.
+
+    Token ids from `vocabulary` on are of another model than the tokenizer's.
+    """
+
+    def __init__(
+        self, connection: Connection, tokenizer: Any, end: int, max_tokens: int, temperature: float, vocabulary: int
+    ) -> None:
+        self._connection, self._tokenizer, self._end, self._vocabulary = connection, tokenizer, end, vocabulary
         self._asked = {
-            "model": server.name,
+            "model": connection.server.name,
             "max_tokens": max_tokens,
             "temperature": temperature,
             "logprobs": 0,
@@ -75,7 +164,6 @@ class ServerGenerator:
             "return_token_ids": True,
             "return_tokens_as_token_ids": True,
         }
-        self._client, self._threads = server.client(in_flight), ThreadPoolExecutor(in_flight)
         self.tokens_read = 0
 
     def generate(
@@ -83,47 +171,42 @@ class ServerGenerator:
     ) -> list[Generated]:
         """One answer per prompt."""
         seeds = [int(stream.integers(2**31)) for stream in streams]
-        answers = list(self._threads.map(self._answer, prompts, seeds))
+        answers = self._connection.all([self._answer(*each) for each in zip(prompts, seeds, strict=True)])
         # What the server had in its cache is not told; counted as if it had nothing.
         self.tokens_read += sum(map(len, prompts)) + sum(len(answer.ids) for answer in answers)
         return answers
 
-    def _answer(self, prompt: list[int], seed: int) -> Generated:
-        told = self._post({**self._asked, "prompt": prompt, "seed": seed})
+    async def _answer(self, prompt: list[int], seed: int) -> Generated:
+        told = await self._connection.ask("POST", "/completions", {**self._asked, "prompt": prompt, "seed": seed})
+        place = f"server {self._connection.server.url}"
         try:
-            choice = told["choices"][0]
-            text, ended = str(choice["text"]), choice["finish_reason"] == "stop"
-            logprobs = choice.get("logprobs") or {}
-            ids = choice.get("token_ids") or _ids_of(logprobs.get("tokens") or [])
-            values = [np.nan if value is None else float(value) for value in logprobs.get("token_logprobs") or []]
-        except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
-            raise ModelError(f"server {self._server.url}: its answer is no completion ({one_line(error)})") from None
+            choice = msgspec.convert(told, _Completion).choices[0]
+            logprobs = choice.logprobs or _Logprobs()
+            ids = choice.token_ids or _ids_of(logprobs.tokens or [])
+        except ValueError as error:
+            raise ModelError(f"{place}: its answer is no completion ({one_line(error)})") from None
+        values = [np.nan if value is None else value for value in logprobs.token_logprobs or []]
         if not ids:
-            ids, values = self._tokenizer(text, add_special_tokens=False)["input_ids"], []
-        ids = [int(token) for token in ids]
-        if ended and (not ids or ids[-1] != self._end):
+            ids, values = list(self._tokenizer(choice.text, add_special_tokens=False)["input_ids"]), []
+        if strange := [token for token in ids if not 0 <= token < self._vocabulary]:
+            raise ModelError(
+                f"{place}: answers with token {strange[0]}, and --model has {self._vocabulary}; give the model that it serves"
+            )
+        if choice.finish_reason == "stop" and (not ids or ids[-1] != self._end):
             ids.append(self._end)
             values.append(np.nan)
         if not ids:
-            raise ModelError(f"server {self._server.url}: gave an empty answer; look at its log")
+            raise ModelError(f"{place}: gave an empty answer; look at its log")
         return Generated(ids, values if len(values) == len(ids) else [np.nan] * len(ids))
 
-    def _post(self, body: dict[str, Any]) -> Any:
-        why = ""
-        for attempt in range(RETRIES):
-            if attempt:
-                time.sleep(0.5 * 2**attempt)
-            try:
-                answer = self._client.post("/completions", json=body)
-            except httpx.TransportError as error:
-                why = one_line(error) or type(error).__name__
-                continue
-            if answer.status_code not in _BUSY:
-                if answer.is_success:
-                    return answer.json()
-                raise ModelError(f"server {self._server.url}: refuses the request ({_told(answer)})")
-            why = _told(answer)
-        raise ModelError(f"server {self._server.url}: does not answer ({why}); {RETRIES} times tried")
+
+async def _together(asked: Sequence[Coroutine[Any, Any, _T]]) -> list[_T]:
+    tasks = [asyncio.ensure_future(one) for one in asked]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
 
 
 def _told(answer: httpx.Response) -> str:
