@@ -8,6 +8,7 @@ import asyncio
 import os
 import threading
 from collections.abc import Coroutine, Sequence
+from concurrent.futures import wait
 from dataclasses import dataclass
 from typing import Annotated, Any, Self, TypeVar
 
@@ -21,6 +22,7 @@ from gradprism.runtime.files import parse_json
 
 RETRIES = 5  # of a request that finds no server, or a busy one, or whose answer arrives broken
 _PAUSE = 1.0  # seconds before the second try; each further pause is twice as long
+_WAKE = 0.2  # seconds after which an interrupt is noticed at the latest
 _BUSY = {408, 429, 500, 502, 503, 504}
 _T = TypeVar("_T")
 
@@ -92,6 +94,9 @@ class Connection:
         """What all of these come to, in order, side by side; the first that fails ends the others."""
         future = asyncio.run_coroutine_threadsafe(_together(asked), self._loop)
         try:
+            # The system may tell another thread of an interrupt, and this one learns of it when it wakes.
+            while not wait([future], timeout=_WAKE).done:
+                pass
             return future.result()
         finally:
             future.cancel()  # of an interrupt here the loop knows nothing
