@@ -293,15 +293,19 @@ def _resize_vocabulary(base: Any, folder: Path) -> None:
     base.resize_token_embeddings(size, mean_resizing=False)
 
 
+def longest_context(model: Any) -> int | None:
+    """The longest sequence, in tokens, that a model or its config states; None where it states none."""
+    limit = getattr(getattr(model, "config", model).get_text_config(), "max_position_embeddings", None)
+    return limit if isinstance(limit, int) else None
+
+
 def check_context_length(model: Any, context_length: int | None) -> int:
     """`context_length`, or for None the longest sequence, in tokens, that the positions of a model allow; `model` may also be its config.
 
     A model that states no limit takes any length that is given. Raises `ConfigError` for one that exceeds the limit or is no length,
     and `ModelError` where neither says one.
     """
-    config = getattr(model, "config", model)
-    limit = getattr(config.get_text_config(), "max_position_embeddings", None)
-    limit = limit if isinstance(limit, int) else None
+    config, limit = getattr(model, "config", model), longest_context(model)
     if context_length is None:
         if limit is None:
             raise ModelError(f"model {config.name_or_path!r}: does not say its longest context; give --context-length")

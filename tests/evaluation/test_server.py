@@ -17,6 +17,7 @@ from gradprism.evaluation.config import EvaluationConfig
 from gradprism.models import load_model
 from gradprism.rollouts import server as module
 from gradprism.rollouts.generator import CachedGenerator
+from gradprism.rollouts.player import Player
 from gradprism.rollouts.server import Connection, Server, ServerGenerator
 from gradprism.routing.routes import Routes
 from gradprism.runtime.errors import ConfigError, ModelError
@@ -57,6 +58,27 @@ def test_a_server_plays_what_the_same_model_plays_here(greedy):
         told = [turn.logprobs for episode in there.episodes for turn in episode.turns]
         assert all(np.isnan(of).all() if says == "text" else set(of) == {-0.25} for of in told)
         assert len({body["seed"] for body in server.asked}) > 1 and all(body["temperature"] == 0.0 for body in server.asked)
+
+
+@pytest.mark.parametrize(("told", "most"), [(100_000, 1024), (200, 200), (True, 1024), (None, 1024)])
+def test_the_smaller_of_the_two_contexts_counts(greedy, told, most, monkeypatch):
+    _, decode, _ = greedy
+    seen = []
+    play = Player.play
+
+    def playing(player, *args):
+        seen.append(player.context_length)
+        return play(player, *args)
+
+    monkeypatch.setattr(Player, "play", playing)
+    card = json.dumps({"data": [{"id": "served", "max_model_len": told}]}).encode()
+    config = EvaluationConfig(splits={"dev": 1}, max_steps=1)
+    with serving(
+        lambda prompt: ([5], False), decode, reply=lambda path, number: (200, card) if path == "models" else None
+    ) as server:
+        agent = ServerAgent(Server(server.url, "served"), gp.ModelSpec(MODEL))
+        gp.evaluate(agent, make_environment("alfworld", difficulty="tiny"), config, workers=1)
+    assert seen == [most]
 
 
 @pytest.fixture(autouse=True)

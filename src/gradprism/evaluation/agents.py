@@ -10,7 +10,7 @@ from gradprism.checkpoints import load_config, tokenizer_source
 from gradprism.environments.play import Play, play
 from gradprism.environments.pool import SessionPool
 from gradprism.environments.protocol import Environment, Step, Task
-from gradprism.models import ModelSpec
+from gradprism.models import ModelSpec, longest_context
 from gradprism.probing.fingerprint import weights_fingerprint
 from gradprism.rollouts.config import RolloutConfig
 from gradprism.rollouts.episode import Episode, StopReason, Turn
@@ -85,10 +85,10 @@ class ServerAgent:
         self, environment: Environment, pool: SessionPool, tasks: Sequence[Task], config: RolloutConfig, seed: int, on_done: OnDone
     ) -> tuple[list[Episode], Usage]:
         """See `Agent`."""
-        renderer, served = Renderer(self._tokenizer(), None), self.server.card().get("max_model_len")
-        if config.context_length is None and isinstance(served, int):
-            config = config.model_copy(update={"context_length": served})
-        described = load_config(self.model.path)
+        renderer, described = Renderer(self._tokenizer(), None), load_config(self.model.path)
+        served = self.server.card().get("max_model_len")
+        if config.context_length is None and type(served) is int:  # a truth value is none
+            config = config.model_copy(update={"context_length": min(served, longest_context(described) or served)})
         # Models have more embeddings than tokens, and tokenizers more tokens than the configuration says.
         vocabulary = max(len(renderer.tokenizer), getattr(described.get_text_config(), "vocab_size", None) or 0)
         with Connection(self.server, config.in_flight) as connection:
