@@ -60,6 +60,20 @@ def test_a_server_plays_what_the_same_model_plays_here(greedy):
         assert len({body["seed"] for body in server.asked}) > 1 and all(body["temperature"] == 0.0 for body in server.asked)
 
 
+def test_a_text_is_played_as_it_is(greedy):
+    """One that the tokenizer does not know is; of control tokens' text nothing is, as where ids are told."""
+    _, _, tokenizer = greedy
+    end = Renderer(tokenizer, None).stop_id
+    said = f"{tokenizer.pad_token}zyzzyva the Æther {tokenizer.decode([end])}"
+    assert "zyzzyva" not in tokenizer.decode(tokenizer(said)["input_ids"])
+    environment = make_environment("alfworld", difficulty="tiny")
+    config = EvaluationConfig(splits={"dev": 1}, max_steps=2)
+    with serving(lambda prompt: ([], True), lambda ids: said, says="text") as server:
+        agent = ServerAgent(Server(server.url, "served"), gp.ModelSpec(MODEL))
+        [episode] = gp.evaluate(agent, environment, config, workers=1).episodes
+    assert episode.actions == ["zyzzyva the Æther"] * 2
+
+
 @pytest.mark.parametrize(("told", "most"), [(100_000, 1024), (200, 200), (True, 1024), (None, 1024)])
 def test_the_smaller_of_the_two_contexts_counts(greedy, told, most, monkeypatch):
     _, decode, _ = greedy

@@ -13,10 +13,14 @@ from gradprism.runtime.errors import ModelError
 
 @dataclass(slots=True)
 class Generated:
-    """An answer's tokens, with the end token where it was reached, and their log-probabilities."""
+    """An answer's tokens, with the end token where it was reached, and their log-probabilities.
+
+    `text` is what it says, where the tokens were made of it: they need not hold all of it. None: what the tokens say.
+    """
 
     ids: list[int]
     logprobs: list[float]
+    text: str | None = None
 
 
 class Generator(Protocol):

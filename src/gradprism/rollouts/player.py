@@ -234,7 +234,9 @@ class Player:
         for lane, answer in zip(lanes, answers, strict=True):
             episode = lane.episode
             assert episode is not None
-            text = self._decode(answer.ids[:-1] if answer.ids[-1] == self._end else answer.ids)
+            text = answer.text
+            if text is None:
+                text = self._decode(answer.ids[:-1] if answer.ids[-1] == self._end else answer.ids)
             command, well_formed = self.config.prompt.parse(text)
             read = lane.prompt[-lane.unread :]
             episode.turns.append(Turn(episode.observation, text, read, answer.ids, answer.logprobs, well_formed))

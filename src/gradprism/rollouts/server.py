@@ -1,11 +1,13 @@
 """Answers of a server of OpenAI's completions interface, such as `vllm serve` or SGLang's, with many requests in flight.
 
 Prompts go as token ids, so that the server's own chat template plays no part. Where it tells the answer's token ids (vLLM's
-`return_token_ids`, or tokens as `token_id:N`) these are taken; else its text is encoded anew.
+`return_token_ids`, or tokens as `token_id:N`) these are taken; else its text is played, and encoded
+anew for the model to read.
 """
 
 import asyncio
 import os
+import re
 import threading
 from collections.abc import Coroutine, Sequence
 from concurrent.futures import wait
@@ -169,6 +171,9 @@ class ServerGenerator:
             "return_token_ids": True,
             "return_tokens_as_token_ids": True,
         }
+        special = sorted((str(token) for token in tokenizer.added_tokens_decoder.values() if token.special), key=len, reverse=True)
+        ends = f"{re.escape(tokenizer.decode([end], skip_special_tokens=False))}$"
+        self._unsaid = re.compile("|".join([*map(re.escape, special), ends]))
         self.tokens_read = 0
 
     def generate(
@@ -190,8 +195,9 @@ class ServerGenerator:
             ids = choice.token_ids or _ids_of(logprobs.tokens or [])
         except ValueError as error:
             raise ModelError(f"{place}: its answer is no completion ({one_line(error)})") from None
-        values = [np.nan if value is None else value for value in logprobs.token_logprobs or []]
+        values, text = [np.nan if value is None else value for value in logprobs.token_logprobs or []], None
         if not ids:
+            text = self._unsaid.sub("", choice.text).strip()
             ids, values = list(self._tokenizer(choice.text, add_special_tokens=False)["input_ids"]), []
         if strange := [token for token in ids if not 0 <= token < self._vocabulary]:
             raise ModelError(
@@ -202,7 +208,7 @@ class ServerGenerator:
             values.append(np.nan)
         if not ids:
             raise ModelError(f"{place}: gave an empty answer; look at its log")
-        return Generated(ids, values if len(values) == len(ids) else [np.nan] * len(ids))
+        return Generated(ids, values if len(values) == len(ids) else [np.nan] * len(ids), text)
 
 
 async def _together(asked: Sequence[Coroutine[Any, Any, _T]]) -> list[_T]:
