@@ -1,8 +1,7 @@
 """Answers of a server of OpenAI's completions interface, such as `vllm serve` or SGLang's, with many requests in flight.
 
 Prompts go as token ids, so that the server's own chat template plays no part. Where it tells the answer's token ids (vLLM's
-`return_token_ids`, or tokens as `token_id:N`) these are taken; else its text is played, and encoded
-anew for the model to read.
+`return_token_ids`, or tokens as `token_id:N`) these are taken; else its text is played, and encoded anew for the model to read.
 """
 
 import asyncio
