@@ -104,7 +104,11 @@ def test_claims_keep_the_p_of_their_family(folder):
 def test_every_two_ways_are_compared(folder):
     found = Experiment.of(folder)
     plain = [arm.name for arm in found.arms if arm.rule is None or arm.rule.policy == "random"]
-    assert [(c.first, c.second) for c in found.ways] == list(itertools.combinations(plain, 2))
+    better = [
+        contrast.first for contrast in found.rules if contrast.p is not None and contrast.p < 0.05 and contrast.difference.low > 0
+    ]
+    expected = [*itertools.combinations(plain, 2), *itertools.product(better, plain)]
+    assert [(c.first, c.second) for c in found.ways] == expected
     assert found.contrast(plain[0], "no such arm") is None
 
 
