@@ -72,5 +72,7 @@ def test_power_is_told_before_anything_runs(cli, tmp_path, monkeypatch) -> None:
     assert "standard deviation of 4 points over an arm's training seeds, and of 20 points over tasks" in out
     said = detectable(Power(seed_sd=0.04, task_sd=0.2, success=0.45), 5, 300, 5)
     assert said is not None and f"{100 * said.alone:.1f}" in out and f"{100 * said.in_family:.1f}" in out
+    assert cli("experiment", "power", MINI, "--seed-sd", "0", "--task-sd", "0", "--success", "100")[0] == 0, "nothing varies"
+    assert cli("experiment", "power", MINI, "--set", "evaluation.splits={unseen=1}")[0] == 0, "one task tells nothing"
     assert_refused(cli("experiment", "power", MINI, "--seed-sd", "-4"), "--seed-sd")
     assert_refused(cli("experiment", "power", "nowhere.toml"), "no such file")

@@ -139,8 +139,8 @@ def power_tables(config: ExperimentConfig, power: Power, seeds: Sequence[int] = 
     by_seeds = []
     for S in seeds:
         found = {n: detectable(power, S, tasks, n) for n in dict.fromkeys([1, *sizes.values()])}
-        cells = [_points(each.in_family) for n, each in found.items() if each and n > 1]
-        by_seeds.append([str(S), *(_points(each.alone) for n, each in found.items() if each and n == 1), *cells])
+        cells = [_points(each.in_family) if each else "–" for n, each in found.items() if n > 1]
+        by_seeds.append([str(S), *(_points(each.alone) if each else "–" for n, each in found.items() if n == 1), *cells])
     headings = ["seeds", "alone", *(f"one of {n} claims" for n in dict.fromkeys(sizes.values()) if n > 1)]
     return Table(["claim", "family", "seeds", "alone", "in its family"], of_claims, 2), Table(headings, by_seeds)
 
