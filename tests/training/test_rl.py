@@ -12,6 +12,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file
 
 from gradprism.attention import masks_of
 from gradprism.environments.alfworld.environment import AlfworldEnvironment
@@ -22,6 +23,7 @@ from gradprism.rollouts.episode import Episode, StopReason, Turn
 from gradprism.routing.sets import RlTask
 from gradprism.runtime.errors import ConfigError, DataError, FolderInUseError, MissingFileError, ModelError
 from gradprism.runtime.files import write_jsonl
+from gradprism.training import folder
 from gradprism.training.advantages.grpo import grpo
 from gradprism.training.advantages.outcome import Outcome
 from gradprism.training.batches import make_batch
@@ -793,6 +795,19 @@ def test_the_best_weights_of_rounds_that_a_kill_undid_are_gone(tmp_path, monkeyp
     first, _, _ = run_tiny(tmp_path / "one", rounds=1, invalid_penalty=0.3)
     for name, value in first.state_dict().items():
         assert torch.equal(value, resumed.state_dict()[name]), name
+
+
+def test_better_weights_leave_those_of_a_checkpoint_as_they_are(tmp_path):
+    """Also where both are names of one file, as after going on from the checkpoint that knows the best so far."""
+    checkpoint = folder.begin_checkpoint(tmp_path)
+    folder.keep_best(tmp_path, 0, {"0": torch.zeros(3)})
+    folder.copy_best(tmp_path, 0, checkpoint)
+    folder.restore_best(tmp_path, 0, checkpoint)
+    folder.keep_best(tmp_path, 0, {"0": torch.ones(3)})
+    found = [load_file(path)["0"].sum() for path in (folder.best_weights(tmp_path, 0), checkpoint / "best-0.safetensors")]
+    assert found == [3, 0]
+    folder.restore_best(tmp_path, 0, checkpoint)
+    assert load_file(folder.best_weights(tmp_path, 0))["0"].sum() == 0
 
 
 def test_an_alarm_that_was_asked_for_ends_the_training_and_counts_as_its_end(tokenizer, tmp_path, capfd):

@@ -233,13 +233,9 @@ def copy_best(out: Path, rank: int, checkpoint: Path) -> None:
 def restore_best(out: Path, rank: int, checkpoint: Path) -> None:
     """Makes a process's part of the best weights those of a checkpoint; none where it has none."""
     path = best_weights(out, rank)
-    partial = path.with_name(f".{path.name}.tmp")
-    remove(partial)
+    remove(path)  # renaming onto another name of the same file would do nothing, and leave both
     if (checkpoint / path.name).is_file():
-        _link(checkpoint / path.name, partial)
-        partial.replace(path)
-    else:
-        remove(path)
+        _link(checkpoint / path.name, path)
 
 
 def _link(source: Path, target: Path) -> None:
