@@ -277,7 +277,7 @@ def estimate_rl(
     rollouts = found.forward_flops((read + generated) * (episodes + evaluated))
     counted = f"updates {passes} forward passes of 2·{found.linear:.4g}·T + 2·L·d·ΣT², rollouts 2·P·T"
     told.add("FLOPs", update + rollouts, "", counted)
-    skipped = "; less where episodes begin alike" + ("" if config.kl else " or a group has zero variance")
+    skipped = "; less where episodes begin alike" + ("" if config.kl or config.entropy else " or a group has zero variance")
     hours = told.add("update hours", machine.hours(update, speed), "h", f"FLOPs / (devices x throughput){skipped}")
     counted = f"{seconds:.3g} s per episode to play, measured here"
     if player is None:

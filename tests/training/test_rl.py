@@ -186,6 +186,36 @@ def test_each_update_of_a_round_is_the_gradient_of_its_own_rows(tokenizer, tmp_p
             torch.testing.assert_close(gradients[name], gradient, atol=2e-6, rtol=2e-4, msg=lambda m, n=name: f"{n}: {m}")
 
 
+@pytest.mark.parametrize("weight", [0.0, 0.3])
+def test_groups_that_earn_alike_have_the_gradient_of_the_entropy_where_it_has_a_weight(tokenizer, tmp_path, weight):
+    config = RlConfig(
+        rounds=1,
+        tasks_per_round=1,
+        rollouts_per_task=4,
+        entropy=weight,
+        max_grad_norm=1e9,
+        learning_rate=1e-9,
+        micro_batch_tokens=60,
+    )
+    episodes = copy.deepcopy(GROUP)
+    for turn in (turn for made in episodes for turn in made.turns):
+        turn.reward = 0.0
+    model, plain = (tiny_llama(len(tokenizer), seed=5) for _ in range(2))
+    training = training_on(model, tokenizer, episodes, config, tmp_path)
+    [seen] = gradients_of(training, model)
+    rows = Rounds(TaskStream([TASK], 0), Given(episodes), config, 1).next().rows
+    assert not any(any(row.advantages) for row in rows)
+    entropies = []
+    for row in rows:
+        logprobs = plain(input_ids=torch.tensor([row.ids])).logits[0].log_softmax(-1)
+        entropies += [-(logprobs[i - 1].exp() * logprobs[i - 1]).sum() for i, is_action in enumerate(row.chosen) if is_action]
+    (-weight * torch.stack(entropies).mean()).backward()
+    for name, parameter in plain.named_parameters():
+        assert (parameter.grad.abs().max() > 0) == (weight > 0)
+        gradient = seen.get(name, torch.zeros_like(parameter))
+        torch.testing.assert_close(gradient, parameter.grad, atol=2e-6, rtol=2e-4, msg=lambda m, n=name: f"{n}: {m}")
+
+
 def test_rl_never_learns_environment_tokens(tokenizer, tmp_path):
     """The last norm's output at a position is all that the prediction of the next token depends on, and no other position reads it."""
 
@@ -251,15 +281,16 @@ def test_rows_are_packed_whole_and_within_the_budget():
     assert (idle.tokens, idle.actions, idle.weights.tolist()) == (0, 0, [0.0])
 
 
-def logprobs_of(model, batch) -> torch.Tensor:
-    found = score_tokens(model, model, batch.inputs, batch.places).log_probs
-    assert found is not None
-    return found[0][batch.repeated]
+def of_tokens(model, batch) -> tuple[torch.Tensor, torch.Tensor]:
+    """Log-probabilities and entropies of the actions' tokens."""
+    found = score_tokens(model, model, batch.inputs, batch.places)
+    assert found.log_probs is not None and found.entropy is not None
+    return found.log_probs[0][batch.repeated], found.entropy[0][batch.repeated]
 
 
 @pytest.mark.parametrize("branching", [False, True])
 def test_the_loss_away_from_the_start_is_the_one_written_out(tokenizer, branching):
-    """Clipped ratios, and the KL divergence whose gradient is that of ratio times estimate, against plain autograd."""
+    """Clipped ratios, the KL divergence whose gradient is that of ratio times estimate, and the entropy, against plain autograd."""
     model, reference, plain = (tiny_llama(len(tokenizer), seed=seed) for seed in (5, 6, 5))
     for each in (model, reference):
         add_head(each, 1.2)
@@ -268,14 +299,14 @@ def test_the_loss_away_from_the_start_is_the_one_written_out(tokenizer, branchin
         Row([6, 7, 8, 20, 21, 22, 30], actions, [-1.0] * 3, [0.5, 0.5, -1.0]),
         Row([6, 7, 8, 29, 25], [*actions[:3], False, True], [-1.0], [0.3]),
     ]
-    config = RlConfig(kl=0.1, loss="grpo", clip=0.2, clip_high=0.3)
+    config = RlConfig(kl=0.1, entropy=0.2, loss="grpo", clip=0.2, clip_high=0.3)
     trees, weights = make_trees(rows, 1e6 * branching), [row_weight(row, "grpo", 2, 4, 512) for row in rows]
     assert len(trees) == 2 - branching
     batch = make_batch(trees, weights, torch.device("cpu"), masks_of(model, 512))
     with torch.no_grad():
-        batch.reference = logprobs_of(reference, batch)
-        batch.old = logprobs_of(model, batch) + torch.tensor([-0.5, 0.1, 0.4, 0.0])
-    loss, sums = policy_loss(logprobs_of(model, batch), batch, config)
+        batch.reference = of_tokens(reference, batch)[0]
+        batch.old = of_tokens(model, batch)[0] + torch.tensor([-0.5, 0.1, 0.4, 0.0])
+    loss, sums = policy_loss(*of_tokens(model, batch), batch, config)
     loss.backward()
     total, number = torch.zeros(()), 0
     for row in rows:
@@ -285,7 +316,8 @@ def test_the_loss_away_from_the_start_is_the_one_written_out(tokenizer, branchin
             logprob, advantage = logprobs[i - 1, row.ids[i]], float(batch.advantages[number])
             ratio, difference = (logprob - batch.old[number]).exp(), batch.reference[number] - logprob
             surrogate = torch.minimum(ratio * advantage, ratio.clamp(0.8, 1.3) * advantage)
-            terms.append(-surrogate + 0.1 * ratio * (difference.exp() - difference - 1))
+            entropy = -(logprobs[i - 1].exp() * logprobs[i - 1]).sum()
+            terms.append(-surrogate + 0.1 * ratio * (difference.exp() - difference - 1) - 0.2 * entropy)
             number += 1
         total = total + sum(terms) / len(terms) / 2
     total.backward()

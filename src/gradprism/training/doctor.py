@@ -140,7 +140,7 @@ def _entropy_collapse(doctor: Doctor) -> Alarm | None:
         return Alarm(
             "entropy-collapse",
             f"entropy has fallen from {early:.3f} to {late:.3f}",
-            "raise clip_high or the temperature, lower the learning rate",
+            "give entropy a weight, raise clip_high or the temperature, lower the learning rate",
         )
     return None
 

@@ -1,4 +1,4 @@
-"""The clipped policy gradient, with the KL divergence to where the training began."""
+"""The clipped policy gradient, with the KL divergence to where the training began and the entropy of what is sampled from."""
 
 import torch
 from torch import Tensor
@@ -9,12 +9,13 @@ from gradprism.training.rl_config import RlConfig
 CORRECTION_LIMIT = 3.0  # of truncated importance sampling
 
 
-def policy_loss(logprobs: Tensor, batch: Batch, config: RlConfig) -> tuple[Tensor, Tensor]:
+def policy_loss(logprobs: Tensor, entropy: Tensor, batch: Batch, config: RlConfig) -> tuple[Tensor, Tensor]:
     """The loss of a batch, to be added over batches and processes, and sums over its tokens [3]: KL divergence, clipped below, above.
 
-    `logprobs` [K] are those of the actions' tokens under the model. A token's loss is −min(r·A, clip(r)·A), r its probability over the
+    `logprobs` [K] are those of the actions' tokens under the model, `entropy` [K] that of the distribution of each (nats). A token's loss is −min(r·A, clip(r)·A), r its probability over the
     one before the round's first update (PPO, arXiv 1707.06347), corrected for another engine's sampling, plus `config.kl` times the
-    low-variance estimate of the divergence (GRPO, 2402.03300, eq. 4) times r, which makes its gradient unbiased (2512.02556).
+    low-variance estimate of the divergence (GRPO, 2402.03300, eq. 4) times r, which makes its gradient unbiased (2512.02556), less
+    `config.entropy` times the entropy (PPO, eq. 9).
     """
     old = logprobs.detach() if batch.old is None else batch.old
     ratio, advantages = (logprobs - old).exp(), batch.advantages
@@ -27,6 +28,8 @@ def policy_loss(logprobs: Tensor, batch: Batch, config: RlConfig) -> tuple[Tenso
         difference = batch.reference - logprobs
         divergence = ratio * (difference.exp() - difference - 1)
         loss = loss + config.kl * divergence
+    if config.entropy:  # without it, the entropy's gradient would be computed to be multiplied by 0
+        loss = loss - config.entropy * entropy
     below, above = (ratio < low) & (advantages < 0), (ratio > high) & (advantages > 0)
     sums = torch.stack([x.detach().sum().double() for x in (divergence, below, above)]) * bool(batch.actions)
     return (loss * batch.weights).sum(), sums

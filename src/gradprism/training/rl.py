@@ -244,7 +244,7 @@ class RlTraining:
         loop, config = self.loop, self.config
         # The loss divides by all rows and tokens, also those that are not passed since they have no gradient.
         n_rows, n_tokens = loop.summed([len(rows), sum(len(row.logprobs) for row in rows)])
-        trees = make_trees([row for row in rows if config.kl or any(row.advantages)], self.linear_weight)
+        trees = make_trees([row for row in rows if config.kl or config.entropy or any(row.advantages)], self.linear_weight)
         packed = pack(trees, config.micro_batch_tokens)
         # Every process makes as many passes, since passes are collective where a model is sharded.
         counts: Any = loop.accelerator.gather(torch.tensor([len(packed)], device=loop.device))
@@ -280,10 +280,11 @@ class RlTraining:
             with loop.forward_pass(last=number == len(batches)):
                 with loop.autocast():
                     found: Any = score_tokens(loop.model, loop.unwrapped, batch.inputs, batch.places)
-                loss, of_tokens = policy_loss(found.log_probs[0][batch.repeated], batch, self.config)
+                logprobs, entropy = (of_places[0][batch.repeated] for of_places in (found.log_probs, found.entropy))
+                loss, of_tokens = policy_loss(logprobs, entropy, batch, self.config)
                 loop.backward(loss)
-            entropy = found.entropy.detach()[0][batch.repeated].sum().double() * bool(batch.actions)
-            sums += torch.stack([loss.detach().double(), entropy, *of_tokens])
+            entropies = entropy.detach().sum().double() * bool(batch.actions)
+            sums += torch.stack([loss.detach().double(), entropies, *of_tokens])
         tokens, actions = sum(batch.tokens for batch in batches), sum(batch.actions for batch in batches)
         loss, *rest = sums.tolist()
         figures = loop.update(loss, tokens, actions)

@@ -27,6 +27,7 @@ class RlConfig(RolloutConfig, TrainingConfig):
             "evaluate_sampled",
             "keep_best",
             "stop_when",
+            "entropy",
         )
     )
 
@@ -49,6 +50,9 @@ class RlConfig(RolloutConfig, TrainingConfig):
     )
     decay_to: float = Field(default=0.1, ge=0, le=1, description="Part of the learning rate to which it falls.")
     kl: float = Field(default=0.0, ge=0, description="Weight of the KL divergence to the starting checkpoint.")
+    entropy: float = Field(
+        default=0.0, ge=0, description="Weight of the entropy of the answers' tokens, which a positive weight keeps from falling."
+    )
     loss: Literal["dapo", "dr_grpo", "grpo"] = Field(
         default="dapo",
         description="How tokens are weighed: all alike (dapo, dr_grpo), or each training row by its own length (grpo).",
