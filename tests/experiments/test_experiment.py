@@ -1,6 +1,7 @@
 """`gradprism experiment`: killed, started again, extended, and what it writes."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -176,6 +177,11 @@ def test_mistakes_are_said_in_a_line(cli, tmp_path, monkeypatch):
     assert_refused(cli("experiment", "small.toml", "--extend"), "results.json: no such file, so there is nothing to extend")
     assert_refused(cli("experiment", "tables", "nowhere"), "nowhere")
     assert_refused(cli("experiment", "tables", "nowhere", "--check", "--page", "a.md"), "--page: --check looks only at")
+    stale = shutil.copytree(Path(__file__).parents[2] / "results" / "dialogue-again", tmp_path / "dialogue-again") / "tables.md"
+    stale.write_text("stale")
+    assert_refused(cli("experiment", "tables", "dialogue-again", "--page", "none.md"), "none.md: no such file")
+    assert stale.read_text() == "stale"
+    shutil.rmtree(stale.parent)
     damaged = tmp_path / "results" / "small" / "results.json"
     damaged.parent.mkdir(parents=True)
     for text in ("{}", "[]", '{"arms": [{}]}'):

@@ -345,10 +345,10 @@ def _contents(path):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["full_rl_arm=ppo"], r"no arm is called ppo"),
-        (['claims=[{text="x", better="gini", worse="nobody"}]'], r"no arm is called nobody"),
+        (["full_rl_arm=ppo"], r"full_rl_arm: no arm is called ppo"),
+        (['claims=[{text="x", better="gini", worse="nobody"}]'], r"claims 'x': no arm is called nobody"),
         (["seeds=[]"], r"seeds: "),
-        (["arms=[]"], r"no arm is called all-then-gini"),
+        (["arms=[]"], r"no arm is called"),
         (["seeds=[-1]"], r"seeds\.0: .*greater than or equal to 0"),
         (["seeds=[4294967296]"], r"seeds\.0: .*less than 4294967296"),
         (["seeds=[0, 1, 0]"], r"seeds: 0, 1, 0 has one twice"),
@@ -377,7 +377,7 @@ def _contents(path):
         (["probe.scores=['gini']"], r"probe\.scores: score 'gini': choose from effective_rank"),
         (["arms=[{name='a', scored='after_sft'}]"], r"arm a: scored after_sft needs sft = all and rl = routed"),
         (["evaluations=[{name='x', temperature=0}]"], r"evaluations\.0\.temperature: .*greater than 0"),
-        (["evaluations=[{name='x', temperature=1, arms=['nobody']}]"], r"no arm is called nobody"),
+        (["evaluations=[{name='x', temperature=1, arms=['nobody']}]"], r"evaluations x: no arm is called nobody"),
         (["evaluations=[{name='x', temperature=1, groups=['mine']}]"], r"evaluations x: no arm is in group mine"),
         (["evaluations=[{name='x', temperature=1, splits={dev=3}}]"], r"evaluations x: evaluation.splits has no dev"),
         (["rl.evaluate_split=hidden", "rl.evaluate_every=5"], r"rl\.evaluate_split: environment 'alfworld' has no split 'hidden'"),

@@ -14,7 +14,7 @@ from gradprism.environments.pool import default_workers
 from gradprism.experiments.experiment import Job
 from gradprism.experiments.gain import GAIN, gain_status, measure_gain, read_gain
 from gradprism.experiments.results import Power
-from gradprism.reporting.blocks import fill_file
+from gradprism.reporting.blocks import check_page, fill_file
 from gradprism.reporting.checks import power_lines, power_tables
 from gradprism.reporting.document import show
 from gradprism.reporting.gain_page import fill_gain_blocks, write_gain_page
@@ -167,6 +167,8 @@ def gain_page(
     ] = None,
 ) -> None:
     """Writes the page of measured gains again, from gain.json."""
+    for path in page or ():  # before anything is written
+        check_page(path)
     tell(str(write_gain_page(folder)))
     measured, name = read_gain(folder), folder.resolve().name
     for path in page or ():
@@ -191,6 +193,8 @@ def tables(
             raise DataError(f"{folder}: out of date: {', '.join(stale)}; run gradprism experiment tables {folder}")
         tell(f"{folder}: up to date")
         return
+    for path in page or ():  # before anything is written
+        check_page(path)
     for path in write_tables(folder):
         tell(str(path))
     for path in page or ():

@@ -1,7 +1,7 @@
 """The configuration of runs and experiments: a TOML file, `--set` overrides, and the resolved form that replays it."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import date
 from glob import has_magic
 from pathlib import Path
@@ -194,14 +194,9 @@ class ExperimentConfig(Design, Section):
             raise ValueError(f"arms {', '.join(sorted(twice))}: appear twice")
         if self.arms and (self.route != RouteConfig() or self.refresh != RefreshConfig()):
             raise ValueError("route and refresh are those of a run; with arms, give each its own")
-        wanted = {self.base_arm, self.sft_arm, *self.reference_arms, *self.audit.checkpoints}
-        wanted |= {self.full_rl_arm, self.sft_then_rl_arm} - {None}
-        wanted |= {name for further in self.evaluations for name in further.arms}
-        wanted |= {name for claim in self.claims for name in (claim.better, claim.worse)}
-        wanted |= {name for sweep in self.sweeps for name in sweep.arms.values()}
-        if missing := wanted - set(names):
-            names = sorted(map(str, missing))
-            raise ValueError(f"no arm is called {', '.join(names[:4])}{f' and {len(names) - 4} more' if len(names) > 4 else ''}")
+        for where, arm in self._named_arms():
+            if arm not in names:
+                raise ValueError(f"{where}: no arm is called {arm}")
         if self.sft.packing != "off" and any(arm.route.order and arm.sft == "routed" for arm in self.all_arms):
             raise ValueError("sft.packing: fills rows by length, which keeps no order of a route; leave packing off")
         self._check_evaluations()
@@ -210,6 +205,16 @@ class ExperimentConfig(Design, Section):
         if len(set(self.all_seeds)) < len(self.all_seeds):
             raise ValueError(f"seeds: {', '.join(map(str, self.all_seeds))} has one twice")
         return self
+
+    def _named_arms(self) -> Iterator[tuple[str, str]]:
+        """Where a setting names an arm, and the arm."""
+        singles = ("base_arm", "sft_arm", "full_rl_arm", "sft_then_rl_arm")
+        yield from ((key, arm) for key in singles if (arm := getattr(self, key)) is not None)
+        yield from (("reference_arms", arm) for arm in self.reference_arms)
+        yield from (("audit.checkpoints", arm) for arm in self.audit.checkpoints)
+        yield from ((f"evaluations {further.name}", arm) for further in self.evaluations for arm in further.arms)
+        yield from ((f"claims {claim.text!r}", arm) for claim in self.claims for arm in (claim.better, claim.worse))
+        yield from ((f"sweeps {sweep.title!r}", arm) for sweep in self.sweeps for arm in sweep.arms.values())
 
     def _check_evaluations(self) -> None:
         groups, names = {arm.group for arm in self.all_arms}, [further.name for further in self.evaluations]

@@ -34,10 +34,15 @@ def fill(text: str, told: Callable[[str], str], source: str, prefix: str = "", o
     return _BLOCK.sub(filled, text)
 
 
-def fill_file(path: Path, filled: Callable[[str], str]) -> None:
-    """Writes a page again where `filled` changes its text; raises `MissingFileError` where there is none."""
+def check_page(path: Path) -> None:
+    """Raises `MissingFileError` where there is no page to fill."""
     if not path.is_file():
         raise MissingFileError(f"{path}: is a folder; name a page in it" if path.is_dir() else f"{path}: no such file")
+
+
+def fill_file(path: Path, filled: Callable[[str], str]) -> None:
+    """Writes a page again where `filled` changes its text; raises `MissingFileError` where there is none."""
+    check_page(path)
     text = path.read_text(encoding="utf-8")
     if (new := filled(text)) != text:
         with atomic_write(path) as file:

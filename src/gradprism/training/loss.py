@@ -12,10 +12,10 @@ CORRECTION_LIMIT = 3.0  # of truncated importance sampling
 def policy_loss(logprobs: Tensor, entropy: Tensor, batch: Batch, config: RlConfig) -> tuple[Tensor, Tensor]:
     """The loss of a batch, to be added over batches and processes, and sums over its tokens [3]: KL divergence, clipped below, above.
 
-    `logprobs` [K] are those of the actions' tokens under the model, `entropy` [K] that of the distribution of each (nats). A token's loss is −min(r·A, clip(r)·A), r its probability over the
-    one before the round's first update (PPO, arXiv 1707.06347), corrected for another engine's sampling, plus `config.kl` times the
-    low-variance estimate of the divergence (GRPO, 2402.03300, eq. 4) times r, which makes its gradient unbiased (2512.02556), less
-    `config.entropy` times the entropy (PPO, eq. 9).
+    `logprobs` [K] are those of the actions' tokens under the model, `entropy` [K] that of the distribution of each (nats). A token's
+    loss is −min(r·A, clip(r)·A), r its probability over the one before the round's first update (PPO, arXiv 1707.06347), corrected for
+    another engine's sampling, plus `config.kl` times the low-variance estimate of the divergence (GRPO, 2402.03300, eq. 4) times r,
+    which makes its gradient unbiased (2512.02556), less `config.entropy` times the entropy (PPO, eq. 9).
     """
     old = logprobs.detach() if batch.old is None else batch.old
     ratio, advantages = (logprobs - old).exp(), batch.advantages
