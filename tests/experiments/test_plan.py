@@ -256,10 +256,10 @@ def test_further_evaluations_wait_for_all_else_and_change_nothing():
     assert {order.index(stage.name) for stage in further} == set(range(len(order) - len(further), len(order)))
     [at_8] = [run.further["k"] for run in runs_of(planned, "gini")]
     assert (at_8.config.attempts, at_8.config.temperature, at_8.config.splits) == (8, 1.0, {"unseen": 100})
-    every = plan(MINI[0], "evaluations=[{name='x', temperature=1, max_seeds=1}]", "evaluation.splits={unseen=96}")
-    assert [bool(run.further) for run in runs_of(every, "sft")] == [
-        run.seed == every.config.seeds[0] for run in runs_of(every, "sft")
-    ]
+    every = plan(
+        MINI[0], "seeds=[4, 7, 9]", "evaluations=[{name='x', temperature=1, seeds=[9, 4]}]", "evaluation.splits={unseen=96}"
+    )
+    assert [(run.seed, bool(run.further)) for run in runs_of(every, "sft")] == [(4, True), (7, False), (9, True)]
     assert runs_of(every, "sft")[0].further["x"].config.splits == {"unseen": 96}, "all of the first evaluation's tasks"
     [few] = [run.further for run in runs_of(plan(MINI[0], "seeds=[0]", "evaluation.splits={unseen=96}", eight), "sft")]
     assert few["k"].config.splits == {"unseen": 96}, "no more than there are"
@@ -378,6 +378,11 @@ def _contents(path):
         (["arms=[{name='a', scored='after_sft'}]"], r"arm a: scored after_sft needs sft = all and rl = routed"),
         (["evaluations=[{name='x', temperature=0}]"], r"evaluations\.0\.temperature: .*greater than 0"),
         (["evaluations=[{name='x', temperature=1, arms=['nobody']}]"], r"evaluations x: no arm is called nobody"),
+        (["evaluations=[{name='x', temperature=1, seeds=[]}]"], r"evaluations\.0\.seeds: "),
+        (
+            ["evaluations=[{name='x', temperature=1, seeds=[0, 8]}]"],
+            r"evaluations x: seed 8 is none of the experiment's; choose from \[0, 1, 2",
+        ),
         (["evaluations=[{name='x', temperature=1, groups=['mine']}]"], r"evaluations x: no arm is in group mine"),
         (["evaluations=[{name='x', temperature=1, splits={dev=3}}]"], r"evaluations x: evaluation.splits has no dev"),
         (["rl.evaluate_split=hidden", "rl.evaluate_every=5"], r"rl\.evaluate_split: environment 'alfworld' has no split 'hidden'"),

@@ -160,11 +160,12 @@ class FurtherEvaluation(Section):
     )
     groups: list[str] = Field(default=[], description="Only arms of these groups.")
     arms: list[str] = Field(default=[], description="Only these arms, and those of `groups`.")
-    max_seeds: int | None = Field(default=None, ge=1, description="Only so many of each arm's seeds, the first.")
+    seeds: list[int] | None = Field(default=None, min_length=1, description="Only these of the experiment's seeds; default all.")
 
-    def is_of(self, arm: ArmConfig) -> bool:
-        """Whether the arm is evaluated so."""
-        return not (self.groups or self.arms) or arm.group in self.groups or arm.name in self.arms
+    def is_of(self, arm: ArmConfig, seed: int) -> bool:
+        """Whether the arm's training of that seed is evaluated so."""
+        chosen = not (self.groups or self.arms) or arm.group in self.groups or arm.name in self.arms
+        return chosen and (self.seeds is None or seed in self.seeds)
 
     def tasks_of(self, config: EvaluationConfig) -> dict[str, int]:
         """Its numbers of tasks, of those that the first evaluation has."""

@@ -221,11 +221,10 @@ class Plan:
         evaluation = self._evaluation(self.evaluation, model, f"{arm.name}/{seed}")
         forward_only = (route.probe,) if route and arm.route.policy in FORWARD_ONLY else ()
         watched = self._watched(model, f"of {arm.name}/{seed} on {self.curve_split}")
-        place = config.seeds_of(arm).index(seed)
         further = {
             each.name: self._evaluation(each.of(self.evaluation), model, f"{each.name} of {arm.name}/{seed}")
             for each in config.evaluations
-            if each.is_of(arm) and (each.max_seeds is None or place < each.max_seeds)
+            if each.is_of(arm, seed)
         }
         held_out = HeldOutLoss(self.base, self.demonstrations, model) if self.demonstrations else None
         if held_out:
