@@ -330,6 +330,12 @@ def _small(results: dict[str, Any], tasks: int = 8) -> bytes:
     for run in (run for arm in results["arms"] for run in arm.get("runs", [])):
         for key in ("success", "score"):
             run[key] = {split: values[:tasks] for split, values in run.get(key, {}).items()}
+        for sampling in results["evaluations"]:
+            for key, each in (("success", sampling.get("attempts", 1)), ("score", 1)):
+                sampled = run.get("sampled", {}).get(sampling["name"], {})
+                sampled |= (
+                    {key: {split: values[: tasks * each] for split, values in sampled.get(key, {}).items()}} if sampled else {}
+                )
     return json.dumps(results).encode()
 
 

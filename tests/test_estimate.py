@@ -27,7 +27,7 @@ from gradprism.estimate import (
 )
 from gradprism.evaluation.agents import RandomPolicy
 from gradprism.models import ModelSpec, load_model
-from gradprism.runtime.errors import ModelError
+from gradprism.runtime.errors import ConfigError, ModelError
 from gradprism.runtime.files import write_jsonl
 from gradprism.training.adapters import add_adapters
 from gradprism.training.footprint import Footprint
@@ -221,6 +221,7 @@ def test_episodes_and_steps_are_those_of_rl(shared, tmp_path):
         max_action_tokens=5,
         evaluate_every=1,
         evaluate_tasks=4,
+        evaluate_sampled=True,
         kl=0.1,
     )
     renderer, tasks = Renderer(load_tokenizer(name), 512), environment.tasks("train", 5)
@@ -238,8 +239,10 @@ def test_episodes_and_steps_are_those_of_rl(shared, tmp_path):
     )
     assert told["episodes"].value == played.counts["episodes"] == 16
     assert told["optimizer steps"].value == played.steps == 4
-    assert told["evaluation episodes"].value == 4 * len(played.evaluations)
+    assert told["evaluation episodes"].value == 2 * 4 * len(played.evaluations)
     assert told["tasks"].value == played.examples
+    with pytest.raises(ConfigError, match="no tasks to train on"):
+        estimate_rl(ModelSpec(name), renderer, environment, [], config, machine(), 1)
     # A random model never wins, so every episode takes all its steps; how many tokens it says is chance.
     assert told["environment steps"].value == played.usage.environment_steps == 16 * 3
     assert told["trained tokens"].value == pytest.approx(played.usage.tokens_backward, rel=0.1)

@@ -38,6 +38,7 @@ from gradprism.training.rl_config import RlConfig
 from gradprism.training.rows import row_lengths
 from gradprism.training.sft_config import SftConfig
 from gradprism.training.sft_data import Given, Plan, pack, split_held_out
+from gradprism.training.tasks import check_tasks
 from gradprism.training.trees import shared_prompt
 from gradprism.trajectories.corpus import Corpus, Sources, as_corpus
 from gradprism.trajectories.rendering import Renderer
@@ -232,6 +233,7 @@ def estimate_rl(
 
     Raises `ConfigError` as `train_rl` does, and `ModelError` for a model that has none.
     """
+    check_tasks(tasks)
     if config.tasks_per_round % machine.devices:
         raise ConfigError(f"tasks_per_round {config.tasks_per_round}: must be a multiple of the {machine.devices} devices")
     config = config.model_copy(update={"context_length": renderer.context_length})
@@ -252,12 +254,13 @@ def estimate_rl(
 
     per_round = config.tasks_per_round * config.rollouts_per_task
     episodes, again = config.rounds * per_round, config.dynamic_sampling
-    evaluated = (1 + config.rounds // config.evaluate_every) * config.evaluate_tasks if config.evaluate_every else 0
+    evaluated = config.evaluations * config.evaluate_tasks * (1 + config.evaluate_sampled)
     told.add("tasks", len(tasks), "", "the task file, without repeats")
     counted = f"{config.rounds} rounds x {config.tasks_per_round} tasks x {config.rollouts_per_task} rollouts"
     counted += f"; up to {config.dynamic_sampling_limit:g} times as many where groups are drawn again" if again else ""
     told.add("episodes", episodes, "", counted)
     counted = f"{config.evaluate_tasks} every {config.evaluate_every} rounds, and before them" if evaluated else "none"
+    counted += ", greedily and sampled" if config.evaluate_sampled else ""
     told.add("evaluation episodes", evaluated, "", counted)
     counted = f"{config.rounds} rounds x {config.updates_per_round} updates x {config.epochs_per_round} epochs"
     told.add("optimizer steps", config.rounds * config.steps_per_round, "", counted)

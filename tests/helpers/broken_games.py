@@ -62,6 +62,8 @@ class BrokenSession:
                 os._exit(9) if action.startswith("die") else time.sleep(600)
         if action == "raise":
             raise ZeroDivisionError("the engine's own")
+        if action == "nan":
+            return Step("", info=Info(score=float("nan")))
         self.count += action == "add"
         done = self.count >= 3
         info = Info(

@@ -12,7 +12,7 @@ import pytest
 from gradprism.checkpoints import check_model_name
 from gradprism.models import load_model
 from gradprism.runtime.errors import ConfigError, DataError, FolderInUseError, ModelError
-from gradprism.runtime.files import read_json, sha256_file, write_json
+from gradprism.runtime.files import read_json, sha256_file, write_json, write_jsonl
 from gradprism.runtime.folders import exclusive_lock
 from gradprism.training import folder, sft
 from gradprism.training.folder import claim_training, finished_training, latest_checkpoint, read_log
@@ -144,7 +144,9 @@ def test_a_folder_of_something_else_is_refused(tmp_path):
     with pytest.raises(FolderInUseError, match="is not a folder"):
         claim_training(tmp_path / "thing", {"command": "sft"})
     assert claim_training(tmp_path / "new", {"command": "sft"}) == (0, None)
-    with pytest.raises(FolderInUseError, match='command: "sft" → "rl"'):
+    assert claim_training(tmp_path / "new", {"command": "dpo"}) == (0, None), "what has not begun holds no folder"
+    write_jsonl(tmp_path / "new" / "log.jsonl", [{"step": 1}])
+    with pytest.raises(FolderInUseError, match='command: "dpo" → "rl"'):
         claim_training(tmp_path / "new", {"command": "rl"})
 
 

@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -27,10 +28,12 @@ from gradprism.training import folder
 from gradprism.training.advantages.grpo import grpo
 from gradprism.training.advantages.outcome import Outcome
 from gradprism.training.batches import make_batch
+from gradprism.training.doctor import AlarmName
 from gradprism.training.head import add_head, score_tokens
 from gradprism.training.loss import policy_loss
 from gradprism.training.rewards import outcome
-from gradprism.training.rl import RlTraining, train_rl
+from gradprism.training.rl import RlTraining, _turn_off_dropout, train_rl
+from gradprism.training.rl_check import check_rl
 from gradprism.training.rl_config import RlConfig, other_prompt
 from gradprism.training.rounds import Rounds, advantages_of, figures_of, has_gradient, repeats
 from gradprism.training.rows import Row, row_weight, split_rows, training_rows
@@ -504,6 +507,15 @@ def test_what_is_no_number_or_failed_is_named_counted_and_survived(capsys):
     assert [row.advantages for row in result.rows] == [[0.5], [-0.5], [0.0], [0.0]]
     said = capsys.readouterr().err
     assert said.count("\n") == 1 and "task 't': an episode is not trained on (a reward is not finite: [nan])" in said
+    assert figures_of(result.counts)["failed_episodes"] == 2
+
+
+def test_a_refresh_that_gives_no_tasks_is_told():
+    made = rounds(set())
+    made._refresh = lambda count: []
+    made.next()
+    with pytest.raises(ConfigError, match="refresh: gave no tasks for round 2"):
+        made.next()
 
 
 def test_tasks_may_be_replaced_between_rounds_and_the_state_says_so():
@@ -713,11 +725,70 @@ def test_settings_that_cannot_be_met_are_refused_before_training(tokenizer, tmp_
     with pytest.raises(ValueError, match="updates_per_round 9: more than"):
         RlConfig(tasks_per_round=2, rollouts_per_task=4, updates_per_round=9)
     assert not (tmp_path / "x" / "config.json").exists()
+    with pytest.raises(ConfigError, match="updates_per_round 5: each of 2 processes plays 4 episodes"):
+        renderer = Renderer(tokenizer, 512)
+        check_rl(RlConfig(tasks_per_round=2, rollouts_per_task=4, updates_per_round=5), 2, tiny_qwen3(len(tokenizer)), renderer)
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     with pytest.raises(ConfigError, match="a sharded model cannot play"):
         train()
     with pytest.raises(ConfigError, match="version 1 of FSDP does not shard the reference model"):
         train(vllm="colocate", kl=0.1)
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"stop_when": ("drift",)}, "stop_when drift: is never raised without kl"),
+        ({"stop_when": ("timeouts", "greedy-gap")}, "stop_when greedy-gap: is never raised without evaluate_sampled"),
+        ({"stop_when": ("clipping",)}, "stop_when clipping: is never raised without several updates per round"),
+        ({"growth_rounds": 5}, "growth_rounds 5: needs first_max_steps"),
+    ],
+)
+def test_settings_that_would_do_nothing_are_refused(settings, told):
+    with pytest.raises(ValueError, match=told):
+        RlConfig.model_validate(settings)
+
+
+def test_alarms_that_can_be_raised_may_end_a_training():
+    every = get_args(AlarmName)
+    able = {"kl": 0.1, "evaluate_every": 1, "evaluate_sampled": True, "updates_per_round": 2}
+    assert RlConfig.model_validate({**able, "stop_when": every}).stop_when == every
+
+
+def test_a_setting_that_is_refused_leaves_the_folder_to_the_corrected_one(tmp_path):
+    short = {"rounds": 1, "max_steps": 1}
+    with pytest.raises(ConfigError, match="do not fit into a context of 40"):
+        run_tiny(tmp_path / "out", context_length=40, **short)
+    with pytest.raises(ValueError, match="no module 'nope'"):
+        run_tiny(tmp_path / "out", lora_rank=2, lora_targets=("nope",), **short)
+    _, _, summary = run_tiny(tmp_path / "out", invalid_penalty=0.5, **short)
+    assert summary.counts["rounds"] == 1
+    with pytest.raises(FolderInUseError, match=r"config\.context_length: 512 → 500"):
+        run_tiny(tmp_path / "out", invalid_penalty=0.5, context_length=500, **short)
+
+
+def test_more_evaluation_tasks_than_there_are_are_named(tokenizer, tmp_path):
+    environment = BrokenGames(str(tmp_path))
+    config = RlConfig(rounds=1, context_length=256, max_action_tokens=2, evaluate_every=1, evaluate_tasks=5000)
+    with pytest.raises(ConfigError, match="evaluate_tasks 5000: split"):
+        tasks = environment.tasks("train", 2)
+        train_rl(tiny_qwen3(len(tokenizer)), tokenizer, environment, tasks, config, out=tmp_path / "out", workers=1)
+
+
+def test_what_is_random_in_training_alone_is_turned_off(tokenizer):
+    """Attention's dropout is a number beside it, a router's jitter another; dropout layers are modules."""
+    model = tiny_qwen3(len(tokenizer))
+    for module in model.modules():
+        if hasattr(module, "attention_dropout"):
+            module.attention_dropout = 0.5
+    model.lm_head = torch.nn.Sequential(torch.nn.Dropout(0.5), model.lm_head)
+    model.model.norm.jitter_noise = 0.1
+    ids = torch.tensor([[3, 5, 7, 9, 11, 13]])
+    expected = model.eval()(input_ids=ids).logits
+    model.train()
+    assert not torch.equal(model(input_ids=ids).logits, expected)
+    _turn_off_dropout(model)
+    assert torch.equal(model(input_ids=ids).logits, expected) and model.model.norm.jitter_noise == 0
 
 
 def test_a_diverged_training_stops_at_once_and_leaves_no_model(tmp_path):
@@ -736,8 +807,13 @@ def test_tasks_are_read_once_and_bad_lines_are_named(tmp_path):
         path.write_text(json.dumps(lines[0]) + "\n" + bad + "\n")
         with pytest.raises(DataError, match=r"rl\.jsonl:2: no task"):
             read_tasks(path, environment)
-    with pytest.raises(MissingFileError):
-        read_tasks(tmp_path / "none.jsonl", environment)
+    for weight in (-1, "heavy"):
+        path.write_text(json.dumps(lines[0]) + "\n" + json.dumps({**lines[1], "weight": weight}) + "\n")
+        with pytest.raises(DataError, match=r"rl\.jsonl:2: 'weight' is"):
+            read_tasks(path, environment)
+    for missing, told in ((tmp_path / "none.jsonl", "no such file"), (tmp_path, "is a folder; give the rl.jsonl")):
+        with pytest.raises(MissingFileError, match=told):
+            read_tasks(missing, environment)
     path.write_text(json.dumps({"id": "a", "messages": [], "task": lines[0]["task"]}) + "\n")
     with pytest.raises(DataError, match=r"rl\.jsonl:1: is a trajectory of the SFT side"):
         read_tasks(path, environment)
@@ -809,6 +885,15 @@ def test_the_best_weights_are_those_of_the_best_evaluation_also_after_a_cut(tmp_
     assert not (tmp_path / "cut" / "checkpoints").exists()
 
 
+def test_the_last_round_may_be_the_best(tmp_path, monkeypatch):
+    told = iter([(0.2, 0.0), (0.3, 0.0), (0.9, 0.0)])
+    monkeypatch.setattr(RlTraining, "_play_evaluation", lambda self, config: next(told))
+    _, _, summary = run_tiny(tmp_path / "out", rounds=3, evaluate_every=2, keep_best=True, invalid_penalty=0.3, max_steps=1)
+    assert (summary.counts["best_round"], len(summary.evaluations)) == (3, 3)
+    assert [RlConfig(rounds=n, evaluate_every=2, keep_best=True).evaluations for n in (1, 2, 3)] == [2, 2, 3]
+    assert [RlConfig(rounds=n, evaluate_every=2).evaluations for n in (1, 2, 3)] == [1, 2, 2] and RlConfig().evaluations == 0
+
+
 def test_the_best_weights_of_rounds_that_a_kill_undid_are_gone(tmp_path, monkeypatch):
     """Killed after round 3, it is asked for two rounds, and goes on from the checkpoint of the second, when the first was the best."""
     told = iter([(0.2, 0.0), (0.5, 0.0), (0.3, 0.0), (0.9, 0.0)])
@@ -851,7 +936,7 @@ def test_an_alarm_that_was_asked_for_ends_the_training_and_counts_as_its_end(tok
         tasks, model = environment.tasks("train", 2), tiny_qwen3(len(tokenizer))
         return train_rl(model, tokenizer, environment, tasks, config, out=tmp_path / "out", workers=1)
 
-    summary = train(stop_when=("clipping", "no-gradient"))
+    summary = train(stop_when=("timeouts", "no-gradient"))
     assert (summary.stopped, summary.counts["rounds"], summary.steps) == ("no-gradient", 10, 10)
     assert "round 10: no-gradient: 100% of the groups earn all alike; play more" in capfd.readouterr().err
     assert any(told.startswith("raised in round 10 and still true, no-gradient") for told in summary.warnings)

@@ -63,5 +63,6 @@ def command(
     done = "had finished already: " if summary.reused else ""
     counts = summary.counts
     ended = o.ended(counts["failed_episodes"], counts["cut_by_context"], counts["out_of_steps"])
-    text = f"{out}: {done}{counts['episodes']:.0f} episodes in {config.rounds} rounds on {summary.examples} tasks{ended}"
+    ended += f"; ended early by the alarm {summary.stopped}" if summary.stopped else ""
+    text = f"{out}: {done}{counts['episodes']:.0f} episodes in {counts['rounds']:.0f} rounds on {summary.examples} tasks{ended}"
     o.show(summary.to_json(), text, as_json)

@@ -5,6 +5,7 @@ their tasks and actions so far, which gives the same state because sessions are 
 its episode, with `Info.failure`, and only that.
 """
 
+import math
 import multiprocessing as mp
 import os
 import signal
@@ -261,10 +262,20 @@ def _serve(environment: Environment, sessions: dict[int, Session], call: _Call) 
             session.reset(call.history[0])
             for action in call.history[1:]:
                 session.step(action)
-        return session.reset(call.argument) if call.method == RESET else session.step(call.argument)
+        step = session.reset(call.argument) if call.method == RESET else session.step(call.argument)
+        _check_figures(step)
+        return step
     except RAISED as error:
         return error
     except Exception as error:
         sessions.pop(call.session, None)  # its engine may be in any state
         said = str(error) if isinstance(error, GradprismError) else f"{type(error).__name__}: {error}"
         return f"{environment.name}: {call.method} {call.argument!r:.120} failed: {said}"
+
+
+def _check_figures(step: Step) -> None:
+    """Raises `ValueError` for a reward or score that is no finite number: none can be learnt from, added up, or written as JSON."""
+    figures = {"reward": step.reward, "score": step.info.score, **{f"part {k!r}": v for k, v in step.info.parts.items()}}
+    for name, value in figures.items():
+        if not math.isfinite(value):
+            raise ValueError(f"the {name} is {value}, not a finite number")

@@ -64,11 +64,17 @@ def claim_training(
 
     Returns the step of the checkpoint to go on from, 0 for none, and the summary of a training that has finished. One that finished with
     fewer steps goes on from a checkpoint that was kept. Raises `FolderInUseError` where the folder holds another training or anything else
-    (`FolderKind.claim`), or has been trained for longer, or has no checkpoint to go on from.
+    (`FolderKind.claim`), or has been trained for longer, or has no checkpoint to go on from. What failed before its first step has claimed
+    the folder and left nothing in it: it is anyone's.
     """
     if on_existing == "resume" and steps is not None and (out / MANIFEST).is_file():
         _check_length(out, steps, stop_when)
-    TRAINING.claim(out, manifest, on_existing)
+    try:
+        TRAINING.claim(out, manifest, on_existing)
+    except FolderInUseError:
+        if on_existing != "resume" or not _is_bare(out):
+            raise
+        TRAINING.claim(out, manifest, "replace")
     if (done := finished_training(out)) is not None and steps is not None and _goes_on(done, steps, stop_when):
         (out / SUMMARY).unlink()
     for partial in (out / _PARTIAL_MODEL, partial_checkpoint(out)):
@@ -78,6 +84,12 @@ def claim_training(
     if finished is None:
         write_jsonl(out / LOG, [row for row in read_log(out) if row["step"] <= step] if step else [])
     return step, finished
+
+
+def _is_bare(out: Path) -> bool:
+    """Whether no step of the training in `out` is on record, and no model."""
+    held = (SUMMARY, _CONFIG, ADAPTER, CHECKPOINTS)
+    return out.is_dir() and not any((out / name).exists() for name in held) and not read_log(out)
 
 
 def _goes_on(done: TrainingSummary, steps: int, stop_when: Sequence[str]) -> bool:

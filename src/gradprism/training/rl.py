@@ -35,7 +35,7 @@ from gradprism.training.rl_config import RlConfig
 from gradprism.training.rounds import Rounds, figures_of
 from gradprism.training.rows import Row, row_weight, split_rows
 from gradprism.training.summary import TrainingSummary
-from gradprism.training.tasks import TaskStream, as_tasks, weighs
+from gradprism.training.tasks import TaskStream, as_tasks, check_tasks, weighs
 from gradprism.training.trees import linear_weight, make_trees, pack
 from gradprism.trajectories.rendering import Renderer
 
@@ -81,15 +81,14 @@ def train_rl(
     and `ModelError` where training diverges.
     """
     tasks = as_tasks(tasks, environment)
+    check_tasks(tasks)
     if weighs(tasks) and (refresh is not None or config.order == "given"):
         raise ConfigError("tasks with weights: are drawn by them, which leaves no order, and no refresh; give one of them")
-    if tasks and not any(task.weight for task in tasks):
-        raise ConfigError("all tasks have the weight 0: there is nothing to play")
     with training_frame(model, tokenizer, config, out, device, on_existing) as frame:
         length = check_context_length(frame.model, config.context_length)
         config, renderer = config.model_copy(update={"context_length": length}), Renderer(frame.tokenizer, length)
         frame.config = config
-        check_rl(tasks, config, frame.world, frame.model, renderer)
+        check_rl(config, frame.world, frame.model, renderer)
 
         def inputs() -> Manifest:
             known = [task.reference() for task in tasks]
@@ -103,7 +102,7 @@ def train_rl(
             training.plan_rounds(refresh)
             if config.evaluate_every:
                 split = config.evaluate_split or environment.dev_split or environment.evaluation_splits[0]
-                training.evaluation_tasks = environment.tasks(split, config.evaluate_tasks)
+                training.evaluation_tasks = _evaluation_tasks(environment, split, config.evaluate_tasks)
             training.run(frame.step)
         evaluated = training.seconds["evaluation"]
         frame.warn(*training.warnings)
@@ -194,7 +193,7 @@ class RlTraining:
             if number > 1:
                 loop.begin_step()
             figures |= self._update(batches)
-            if number == len(updates) and config.evaluate_every and self.rounds.count % config.evaluate_every == 0:
+            if number == len(updates) and config.evaluates_after(self.rounds.count):
                 figures |= self._evaluate()
             loop.log(figures, self._note(figures))
             of_round |= figures
@@ -354,8 +353,8 @@ class RlTraining:
         told = [f"raised in round {self.doctor.raised[alarm.name]} and still true, {alarm}" for alarm in self.doctor.alarms()]
         if empty:
             told.append(
-                f"{empty:.0f} of {rounds} rounds had zero-variance groups alone and no gradient: play more episodes per task, easier or "
-                "harder tasks, or a reward with degrees"
+                f"{empty:.0f} of {rounds} rounds had zero-variance groups alone and no gradient of the reward: play more episodes per "
+                "task, easier or harder tasks, or a reward with degrees"
             )
         for name, what in (("failed_episodes", "were broken off by the environment"), ("cut_by_context", "ran out of context")):
             if self.totals[name] > episodes * BROKEN:
@@ -379,8 +378,22 @@ def _vllm(loop: Loop, renderer: Renderer, config: RlConfig) -> Any:
     )
 
 
+def _evaluation_tasks(environment: Environment, split: str, count: int) -> list[Task]:
+    try:
+        return environment.tasks(split, count)
+    except ConfigError as error:
+        raise ConfigError(f"evaluate_tasks {count}: {error}") from None
+
+
 def _turn_off_dropout(model: Any) -> None:
-    """Episodes are played without dropout, and the ratio of probabilities would be noise."""
+    """Episodes are played without dropout and routers' jitter, with which the ratio of probabilities would be noise.
+
+    Attention and routers read theirs from a number beside them while the model is being trained, as it must be for activation
+    checkpointing.
+    """
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
+        for name, value in vars(module).items():
+            if isinstance(value, float) and ("drop" in name or "jitter" in name):
+                setattr(module, name, 0.0)

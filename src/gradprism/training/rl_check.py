@@ -1,26 +1,27 @@
 """What of an RL training can be known to fail before anything is written."""
 
 import importlib.util
-from collections.abc import Sequence
 from typing import Any
 
-from gradprism.environments.protocol import Task
 from gradprism.runtime.errors import ConfigError, ModelError
 from gradprism.training.processes import fsdp_version
 from gradprism.training.rl_config import RlConfig
 from gradprism.trajectories.rendering import Renderer
 
 
-def check_rl(tasks: Sequence[Task], config: RlConfig, world: int, model: Any, renderer: Renderer) -> None:
-    """Refuses settings under which `world` processes could not train `model` on `tasks`.
+def check_rl(config: RlConfig, world: int, model: Any, renderer: Renderer) -> None:
+    """Refuses settings under which `world` processes could not train `model`.
 
     Raises `ConfigError`, and `ModelError` where the tokenizer is another model's.
     """
-    if not tasks:
-        raise ConfigError("no tasks to train on: the route sends nothing to RL; lower the threshold or use another policy")
     if config.tasks_per_round % world:
         raise ConfigError(
             f"tasks_per_round {config.tasks_per_round}: must be a multiple of the {world} processes, so that none shares a group"
+        )
+    episodes = config.tasks_per_round // world * config.rollouts_per_task
+    if config.updates_per_round > episodes:
+        raise ConfigError(
+            f"updates_per_round {config.updates_per_round}: each of {world} processes plays {episodes} episodes a round"
         )
     if config.context_length is not None and config.max_action_tokens >= config.context_length:
         raise ConfigError(

@@ -46,7 +46,7 @@ class RlConfig(RolloutConfig, TrainingConfig):
     decay_rounds: int = Field(
         default=0,
         ge=0,
-        description="Rounds over which the learning rate falls along half a cosine, to stay there; 0: it is constant.",
+        description="Round at whose end the learning rate, after the warm-up, has fallen along half a cosine, to stay there; 0: none.",
     )
     decay_to: float = Field(default=0.1, ge=0, le=1, description="Part of the learning rate to which it falls.")
     kl: float = Field(default=0.0, ge=0, description="Weight of the KL divergence to the starting checkpoint.")
@@ -93,7 +93,9 @@ class RlConfig(RolloutConfig, TrainingConfig):
     evaluate_split: str = Field(default="", description="Split to evaluate on; default the environment's dev split.")
     evaluate_tasks: int = Field(default=96, ge=1, description="Tasks per evaluation, played greedily.")
     evaluate_sampled: bool = Field(default=False, description="Evaluate at the rollouts' temperature as well.")
-    keep_best: bool = Field(default=False, description="End with the weights of the best evaluation, not with the last ones.")
+    keep_best: bool = Field(
+        default=False, description="End with the weights of the best evaluation, of which the last round has one."
+    )
     stop_when: tuple[AlarmName, ...] = Field(
         default=(), description="End at the first of these alarms (docs/training.md lists them)."
     )
@@ -119,11 +121,35 @@ class RlConfig(RolloutConfig, TrainingConfig):
             raise ValueError(
                 f"first_max_steps {self.first_max_steps}: must be at most max_steps {self.max_steps}, with growth_rounds"
             )
+        if self.growth_rounds and self.first_max_steps is None:
+            raise ValueError(f"growth_rounds {self.growth_rounds}: needs first_max_steps, from which the actions per episode grow")
+        for alarm, needs in self._never_raised.items():
+            if alarm in self.stop_when:
+                raise ValueError(f"stop_when {alarm}: is never raised without {needs}")
         if self.keep_best and not self.evaluate_every:
             raise ValueError("keep_best needs evaluate_every: no other evaluation says which weights are the best")
         if self.evaluate_sampled and not self.evaluate_every:
             raise ValueError("evaluate_sampled needs evaluate_every")
         return self
+
+    @property
+    def _never_raised(self) -> dict[AlarmName, str]:
+        """Alarms that nothing can raise under these settings, and what they need."""
+        unheard: dict[AlarmName, str] = {} if self.kl else {"drift": "kl"}
+        if not self.evaluate_sampled:
+            unheard["greedy-gap"] = "evaluate_sampled"
+        if self.steps_per_round == 1 and self.vllm == "off":
+            unheard["clipping"] = "several updates per round, in whose first no ratio differs from 1"
+        return unheard
+
+    def evaluates_after(self, rounds: int) -> bool:
+        """Whether models are evaluated after so many rounds: those that are to be the best after the last one too."""
+        return bool(self.evaluate_every) and (rounds % self.evaluate_every == 0 or (self.keep_best and rounds == self.rounds))
+
+    @property
+    def evaluations(self) -> int:
+        """Number of evaluations while training, that before the first round among them."""
+        return 1 + sum(map(self.evaluates_after, range(1, self.rounds + 1))) if self.evaluate_every else 0
 
     def shortened(self, rounds: int) -> Self:
         """The same training in so many rounds: what changes over rounds does so in proportion."""

@@ -9,6 +9,7 @@ import numpy as np
 
 from gradprism.environments.protocol import Task
 from gradprism.rollouts.episode import Episode, StopReason
+from gradprism.runtime.errors import ConfigError
 from gradprism.runtime.progress import warn
 from gradprism.training.advantages.gigpo import gigpo
 from gradprism.training.advantages.grpo import grpo
@@ -84,6 +85,8 @@ class Rounds:
         config = self.config
         if self._refresh is not None and self.count:
             tasks = self._refresh(self.count)
+            if tasks is not None and not tasks:
+                raise ConfigError(f"refresh: gave no tasks for round {self.count + 1}; return None to keep those before")
             # The same tasks go on in their order: begun anew, it would come to the last of them never.
             if tasks is not None and list(tasks) != self.stream.tasks:
                 self.stream = self.stream.over(tasks, (self.count,))
@@ -160,9 +163,9 @@ def counts_of(mixed: Sequence[Group], flat: Sequence[Group], taken: Sequence[Gro
     groups = [*mixed, *flat]
     episodes = [episode for group in groups for episode in group.episodes]
     returns = [result.total for group in groups for result in group.outcomes if result.counted]
-    turns = [turn for episode in episodes for turn in episode.turns]
+    turns, n_episodes = [turn for episode in episodes for turn in episode.turns], len(episodes)
     return {
-        "episodes": len(episodes),
+        "episodes": n_episodes,
         "success": sum(e.success for e in episodes),
         "score": sum(e.score for e in episodes),
         "counted": len(returns),
@@ -174,7 +177,7 @@ def counts_of(mixed: Sequence[Group], flat: Sequence[Group], taken: Sequence[Gro
         "groups": len(groups),
         "zero_variance_groups": len(flat),
         "replaced_groups": len(groups) - len(taken),
-        "failed_episodes": sum(e.stop_reason == StopReason.FAILURE for e in episodes),
+        "failed_episodes": n_episodes - len(returns),
         "cut_by_context": sum(e.stop_reason == StopReason.CONTEXT for e in episodes),
         "out_of_steps": sum(e.stop_reason == StopReason.STEPS for e in episodes),
     }

@@ -1,16 +1,17 @@
 """The tasks of RL: read from a route folder, and drawn in a shuffled order."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gradprism.environments.protocol import Environment, Task
 from gradprism.routing.sets import RlTask
-from gradprism.runtime.errors import DataError, MissingFileError
+from gradprism.runtime.errors import ConfigError, DataError, MissingFileError
 from gradprism.runtime.files import parse_json
 from gradprism.trajectories.layouts import record_weight
 
@@ -38,7 +39,8 @@ def read_tasks(path: Path | str, environment: Environment, *, of_corpus: bool = 
     """
     path = Path(path)
     if not path.is_file():
-        raise MissingFileError(f"{path}: no such file; give the rl.jsonl of a route folder")
+        what = "is a folder" if path.is_dir() else "no such file"
+        raise MissingFileError(f"{path}: {what}; give the rl.jsonl of a route folder")
     tasks = []
     with open(path, "rb") as file:
         for number, line in enumerate(file, 1):
@@ -46,7 +48,7 @@ def read_tasks(path: Path | str, environment: Environment, *, of_corpus: bool = 
                 record = parse_json(line)
                 if "messages" in record and not of_corpus:
                     raise DataError(f"{path}:{number}: is a trajectory of the SFT side; give the rl.jsonl of a route folder")
-                weight = 1.0 if of_corpus else record_weight(record)
+                weight = 1.0 if of_corpus else _weight(record, f"{path}:{number}")
                 task = replace(environment.task(record["task"]), weight=weight)
             except DataError:
                 raise
@@ -54,6 +56,21 @@ def read_tasks(path: Path | str, environment: Environment, *, of_corpus: bool = 
                 raise DataError(f"{path}:{number}: no task of environment {environment.name!r} ({error})") from None
             tasks.append(task)
     return _each_once(tasks)
+
+
+def _weight(record: Mapping[str, Any], place: str) -> float:
+    try:
+        return record_weight(record)
+    except DataError as error:
+        raise DataError(f"{place}: {error}") from None
+
+
+def check_tasks(tasks: Sequence[Task]) -> None:
+    """Raises `ConfigError` where there is nothing to play."""
+    if not tasks:
+        raise ConfigError("no tasks to train on: the route sends nothing to RL; lower the threshold or use another policy")
+    if not any(task.weight for task in tasks):
+        raise ConfigError("all tasks have the weight 0: there is nothing to play")
 
 
 class TaskStream:
