@@ -331,11 +331,9 @@ def _small(results: dict[str, Any], tasks: int = 8) -> bytes:
         for key in ("success", "score"):
             run[key] = {split: values[:tasks] for split, values in run.get(key, {}).items()}
         for sampling in results["evaluations"]:
-            for key, each in (("success", sampling.get("attempts", 1)), ("score", 1)):
-                sampled = run.get("sampled", {}).get(sampling["name"], {})
-                sampled |= (
-                    {key: {split: values[: tasks * each] for split, values in sampled.get(key, {}).items()}} if sampled else {}
-                )
+            if sampled := run.get("sampled", {}).get(sampling["name"]):
+                for key, each in (("success", sampling.get("attempts", 1)), ("score", 1)):
+                    sampled[key] = {split: values[: tasks * each] for split, values in sampled[key].items()}
     return json.dumps(results).encode()
 
 
