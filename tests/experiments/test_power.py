@@ -7,7 +7,8 @@ from gradprism.experiments.comparison import families
 from gradprism.experiments.config import load_config
 from gradprism.experiments.power import detectable, expected, seeds_of_claim
 from gradprism.experiments.results import Power
-from gradprism.experiments.statistics import difference, interval, training_p
+from gradprism.experiments.statistics import detectable_difference, difference, interval, training_p
+from gradprism.reporting.checks import power_tables
 from helpers.cli import assert_refused
 
 MINI = "configs/alfworld-mini.toml"
@@ -50,8 +51,9 @@ def test_more_seeds_and_fewer_claims_detect_less() -> None:
     assert detectable(power, 1, 300, 5) is None, "one seed says nothing of others"
     assert detectable(power, 5, 1, 5) is None, "nor one task"
     certain = detectable(Power(seed_sd=0, task_sd=0, success=1), 3, 300, 5)
-    assert certain is not None and certain.alone == certain.in_family == 0, "where nothing varies every difference is seen"
-    assert interval(np.ones((1, 9))).standard_error == 0
+    equal = interval(np.zeros((3, 300)))
+    assert certain is not None and certain.alone == pytest.approx(detectable_difference([equal])), "what an experiment finds then"
+    assert 0 < certain.alone < certain.in_family < 0.05
 
 
 def test_a_claim_has_the_seeds_of_both_arms() -> None:
@@ -74,5 +76,10 @@ def test_power_is_told_before_anything_runs(cli, tmp_path, monkeypatch) -> None:
     assert said is not None and f"{100 * said.alone:.1f}" in out and f"{100 * said.in_family:.1f}" in out
     assert cli("experiment", "power", MINI, "--seed-sd", "0", "--task-sd", "0", "--success", "100")[0] == 0, "nothing varies"
     assert cli("experiment", "power", MINI, "--set", "evaluation.splits={unseen=1}")[0] == 0, "one task tells nothing"
+    one = "claims=[{text='it does', better='gini', worse='random', family='main'}]"
+    said = detectable(Power(seed_sd=0.04, task_sd=0.2, success=0.45), 5, 300, 1)
+    code, out, _ = cli("experiment", "power", MINI, "--seed-sd", "4", "--task-sd", "20", "--set", "seeds=[0,1,2,3,4]", "--set", one)
+    assert code == 0 and power_tables(load_config(MINI, [one]), Power())[1].headings == ["seeds", "alone", "the one claim"]
+    assert said is not None and said.alone < said.in_family and out.count(f"{100 * said.in_family:.1f}") == 2
     assert_refused(cli("experiment", "power", MINI, "--seed-sd", "-4"), "--seed-sd")
     assert_refused(cli("experiment", "power", "nowhere.toml"), "no such file")

@@ -8,6 +8,7 @@ import pytest
 from numpy.typing import NDArray
 from scipy import stats
 
+from gradprism.evaluation.summary import wilson_interval
 from gradprism.experiments import statistics
 from gradprism.experiments.statistics import (
     Interval,
@@ -31,6 +32,8 @@ def slow_interval(values: NDArray[np.float64]) -> Interval:
     """The analysis of variance, written out cell by cell."""
     S, T = values.shape
     mean = sum(values[s, t] for s in range(S) for t in range(T)) / (S * T)
+    if all(value == values[0, 0] for row in values for value in row):
+        return slow_interval_of_equals(mean, T)
     of_seed = [sum(values[s, t] for t in range(T)) / T for s in range(S)]
     of_task = [sum(values[s, t] for s in range(S)) / S for t in range(T)]
     ms_seeds = T * sum((m - mean) ** 2 for m in of_seed) / (S - 1)
@@ -47,6 +50,14 @@ def slow_interval(values: NDArray[np.float64]) -> Interval:
     error = math.sqrt(variance / (S * T))
     half = float(stats.t.ppf(0.975, degrees)) * error
     return Interval(mean, mean - half, mean + half, error, degrees)
+
+
+def slow_interval_of_equals(mean: float, T: int) -> Interval:
+    """Student's of means of tasks of which all but one are alike, around `mean`."""
+    of_tasks = [1.0] + [0.0] * (T - 1)
+    one_less = stats.ttest_1samp(of_tasks, 0).confidence_interval(0.95)
+    half = float(one_less.high - one_less.low) / 2
+    return Interval(mean, mean - half, mean + half, float(stats.sem(of_tasks)), T - 1)
 
 
 def close(a: Interval, b: Interval) -> bool:
@@ -71,9 +82,21 @@ def test_a_table_worked_by_hand() -> None:
     assert found.high == pytest.approx(2 + stats.t.ppf(0.975, 64 / 38) * math.sqrt(8 / 6))
 
 
-def test_values_that_are_all_equal_leave_no_doubt() -> None:
-    assert interval(np.ones((3, 9))) == Interval(1, 1, 1, 0, 16)
-    assert (interval(np.ones((1, 9))).low, interval(np.zeros((1, 9))).high) == (1, 0)
+@pytest.mark.parametrize("T", [2, 9, 300])
+@pytest.mark.parametrize("S", [1, 2, 3])
+@pytest.mark.parametrize("value", [0.0, 0.1, 1.0])
+def test_values_that_are_all_equal_are_as_sure_as_one_task_more_or_less(S: int, T: int, value: float) -> None:
+    assert close(interval(np.full((S, T), value)), slow_interval(np.full((S, T), value)))
+
+
+def test_of_many_tasks_all_equal_the_interval_is_as_wide_as_wilsons() -> None:
+    low, high = wilson_interval(0, 400)
+    found = interval(np.zeros((3, 400)))
+    assert found.high - found.low == pytest.approx(high - low, rel=0.05)
+
+
+def test_one_seed_and_one_task_have_no_spread() -> None:
+    assert interval([[0.5]]).standard_error == 0 and interval([[0.5], [0.5]]).standard_error == 0
 
 
 def test_a_difference_is_that_of_pairs_and_a_single_run_is_taken_from_each() -> None:
@@ -198,9 +221,17 @@ def test_p_of_any_trainings_is_student_s_with_one_degree_less_than_seeds(S: int)
 
 def test_p_of_any_trainings_at_its_edges() -> None:
     ones, zeros = np.ones((3, 5)), np.zeros((3, 5))
-    assert training_p(ones, zeros) == 0.0, "no training and no task differed otherwise"
-    assert training_p(ones, ones) == 1.0
+    slow = slow_interval(ones)
+    assert training_p(ones, zeros) == pytest.approx(2 * stats.t.sf(1 / slow.standard_error, 2))
+    assert training_p(ones, ones) == training_p(ones[:2, :2], ones[:2, :2]) == 1.0
     assert training_p(ones[:1], zeros[:1]) is None, "one seed"
+    assert training_p(ones[:, :1], zeros[:, :1]) is None, "one task"
+
+
+def test_few_seeds_and_tasks_that_all_differ_alike_are_no_proof() -> None:
+    few, many = (training_p(np.ones(shape), np.zeros(shape)) for shape in ((2, 5), (3, 300)))
+    assert few is not None and few > 0.05
+    assert many is not None and many < 0.001
 
 
 def test_claims_of_no_effect_are_seldom_borne_out_however_many_they_are() -> None:

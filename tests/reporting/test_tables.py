@@ -3,13 +3,16 @@
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from scipy import stats
 
 from gradprism.experiments.comparison import Comparison
+from gradprism.experiments.comparison import Tested as OfClaim  # which pytest would take for a test
 from gradprism.experiments.power import detectable
 from gradprism.experiments.results import Power, read_results
 from gradprism.experiments.statistics import Interval, holm
@@ -74,7 +77,7 @@ def test_a_score_that_is_not_the_success_gets_a_column() -> None:
         for run in arm["runs"]:
             run["score"]["unseen"] = [0.5] * 60
     experiment = comparison(results)
-    assert row_of(tables.success_table(experiment, ["gini"], "unseen"), "PRISM, Gini 50:50")["score"] == "50.0 [50.0, 50.0]"
+    assert row_of(tables.success_table(experiment, ["gini"], "unseen"), "PRISM, Gini 50:50")["score"] == "50.0 [46.7, 53.3]"
     assert "score" not in cells(tables.success_table(experiment, ["gini"], "seen"))[0]
 
 
@@ -115,13 +118,78 @@ def test_claims_are_judged_by_the_p_of_any_trainings(whole: Comparison) -> None:
     assert row["p, these models"] == numbers.p_value(holm([1.0 if p is None else p for p in of_models])[0])
     unmeasured = row_of(tables.claims_table(whole), "Gini beats CV")
     assert (unmeasured["verdict"], unmeasured["p, any trainings"], unmeasured["seeds"]) == ("not measured yet", "–", "0")
-    above, below = Interval(0.1, 0.01, 0.2, 0.05, 2), Interval(-0.1, -0.2, -0.01, 0.05, 2)
-    assert tables.verdict(above, 0.06, 0.178) == "cannot be told (17.8 points detectable)", "clear by itself, not among so many"
-    assert tables.verdict(below, 0.06, 0.178) == "cannot be told (17.8 points detectable)"
-    assert tables.verdict(below, 0.06, 1.2) == "cannot be told (nothing detectable)"
-    assert tables.verdict(above, 0.04, 0.178) == "**holds**"
-    assert tables.verdict(below, 0.04, 0.178) == "**does not hold**"
-    assert tables.verdict(above, None, None) == "cannot be told (one seed)"
+
+
+ABOVE, BELOW = Interval(0.1, 0.01, 0.2, 0.05, 2), Interval(-0.1, -0.2, -0.01, 0.05, 2)
+
+
+@pytest.mark.parametrize(
+    ("difference", "p", "detectable", "more", "said"),
+    [
+        (ABOVE, 0.06, 0.178, {}, "cannot be told (17.8 points detectable)"),  # clear by itself, not among so many
+        (BELOW, 0.06, 0.178, {}, "cannot be told (17.8 points detectable)"),
+        (BELOW, 0.06, 1.2, {}, "cannot be told (nothing detectable)"),
+        (ABOVE, 0.04, 0.178, {}, "**holds**"),
+        (BELOW, 0.04, 0.178, {}, "**does not hold**"),
+        (ABOVE, None, None, {"seeds": 1}, "cannot be told (one seed)"),
+        (ABOVE, None, None, {}, "cannot be told (one task)"),
+        (None, None, None, {"seeds": 0}, "no seed in common yet"),
+        (None, None, None, {"seeds": 0, "measured": False}, "not measured yet"),
+    ],
+)
+def test_verdicts(difference: Interval | None, p: float | None, detectable: float | None, more: dict[str, Any], said: str) -> None:
+    told = OfClaim(difference, None, p, seeds=3, comparisons=4, detectable=detectable, measured=True)
+    told = replace(told, **more)
+    assert tables.verdict(told) == said
+
+
+def few_tasks(n: int, gini: str = "1", random: str = "0") -> Comparison:
+    """With so many tasks on the main split, all of which the arm of Gini wins, and none the random one."""
+    results = synthetic()
+    results["tasks"]["unseen"] = results["tasks"]["unseen"][:n]
+    for arm in results["arms"]:
+        for run in arm["runs"]:
+            won = {"gini": gini, "random": random}.get(arm["name"])
+            run["success"]["unseen"] = won * n if won else run["success"]["unseen"][:n]
+            run["score"]["unseen"] = run["score"]["unseen"][:n]
+    return comparison(results)
+
+
+def test_claims_of_few_tasks_say_why_they_cannot_be_told() -> None:
+    one = few_tasks(1)
+    assert row_of(tables.claims_table(one), "Gini beats a random split")["verdict"] == "cannot be told (one task)"
+    assert one.detectable() is None and one.detectable(4) is None and one.detectable_between("gini", "random") is None
+    five = row_of(tables.claims_table(few_tasks(5)), "Gini beats a random split")
+    assert five["verdict"].startswith("cannot be told (") and five["difference (points)"].startswith("+100.0 [")
+    hopeless = few_tasks(30, gini="0")
+    assert hopeless.training_p("gini", "random") == 1.0
+    found, least = hopeless.mean("gini"), hopeless.detectable_between("gini", "random")
+    assert found is not None and (found.mean, found.low) == (0, 0) and 0.05 < found.high < 0.1
+    assert least is not None and least > 0.1
+
+
+def test_arms_without_a_seed_in_common_are_told_so() -> None:
+    results = synthetic()
+    arms = {arm["name"]: arm for arm in results["arms"]}
+    arms["gini"]["runs"], arms["random"]["runs"] = arms["gini"]["runs"][:1], arms["random"]["runs"][1:]
+    row = row_of(tables.claims_table(comparison(results)), "Gini beats a random split")
+    assert (row["verdict"], row["seeds"]) == ("no seed in common yet", "0")
+
+
+def test_a_family_of_one_claim_has_no_more_degrees_than_any_other() -> None:
+    results = {**synthetic(), "power": {}}
+    results["claims"] = [{**results["claims"][0], "family": "main"}]
+    found = comparison(results)
+    others = ("random", "sft-then-rl")
+    pairs = [(arm, other) for other in others for arm in found.of_group("table1") if arm not in ("base", other)]
+    intervals = [each for pair in pairs if (each := found.difference(*pair))]
+    least = [(stats.t.ppf(0.975, min(i.degrees, 2)) + stats.t.ppf(0.8, min(i.degrees, 2))) * i.standard_error for i in intervals]
+    alone, only = found.detectable(), found.detectable(1)
+    assert alone and only and only == pytest.approx(np.median(least)) and alone < only
+    assert found.tested(found.results.claims)[0].detectable == found.detectable_between("gini", "random", 1)
+    assert f"as the one main claim: {100 * only:.1f} points." in checks.regime_text(found)
+    before = detectable(Power(), 3, 60, 1)
+    assert before and f"as the one main claim {100 * before.in_family:.1f} points were expected" in checks.power_found(found)
 
 
 def test_claims_are_corrected_within_their_families() -> None:

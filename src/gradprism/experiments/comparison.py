@@ -31,7 +31,7 @@ K = TypeVar("K")
 class Tested:
     """A claim's difference "better less worse" on the main split, a fraction, over `seeds` in common, and p values of no difference:
     given these models, and for any trainings, both Holm's over its family of `comparisons` claims; with the difference that such an
-    experiment detects. None for what is not known."""
+    experiment detects. None for what is not known. `measured`: both arms have runs there, be it of other seeds."""
 
     difference: Interval | None
     p_models: float | None
@@ -39,6 +39,7 @@ class Tested:
     seeds: int
     comparisons: int
     detectable: float | None
+    measured: bool
 
 
 def corrected(p_values: Mapping[K, float | None]) -> dict[K, float]:
@@ -133,7 +134,8 @@ class Comparison:
         return self._paired(permutation_p, first, second, split)
 
     def training_p(self, first: str, second: str, split: str | None = None) -> float | None:
-        """p of two arms' successes for other seeds and tasks, not corrected; None where they have not two seeds in common."""
+        """p of two arms' successes for other seeds and tasks, not corrected; None where they have not two seeds in common,
+        or only one task."""
         return self._paired(training_p, first, second, split)
 
     def sampled(self, arm: str, evaluation: str, split: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -207,26 +209,27 @@ class Comparison:
         machines = [self.results.machines[place] for place in places]
         return all(a.compares(b) for a in machines for b in machines)
 
-    def detectable(self, comparisons: int = 1) -> float | None:
+    def detectable(self, comparisons: int | None = None) -> float | None:
         """Smallest difference on the main split, a fraction, that 80 % of such experiments would find: over Table 1 and the references.
 
-        By the interval of one comparison by itself; or as one of several `comparisons`, corrected by Holm's first step, by the p for any
-        trainings. None where no two arms have two seeds in common: one says nothing of other trainings.
+        By the interval of one comparison by itself; or as one of a family of so many `comparisons`, be it the only one, corrected by
+        Holm's first step, by the p for any trainings. None where no two arms have two seeds in common, or there is one task: one says
+        nothing of others.
         """
         arms, split = self.of_group(MAIN_GROUP), self.splits[0]
         known = [
-            (found, len(self.pairs(arm, other, split)[0]))
+            (found, self.pairs(arm, other, split)[0].shape)
             for other in self.results.reference_arms
             for arm in arms
             if arm not in (other, self.results.base_arm) and (found := self.difference(arm, other))
         ]
-        found = [each if comparisons == 1 else at_most(each, S - 1) for each, S in known if S > 1]
-        return detectable_difference(found, 0.05 / comparisons) if found else None
+        found = [each if comparisons is None else at_most(each, S - 1) for each, (S, T) in known if S > 1 and T > 1]
+        return detectable_difference(found, 0.05 / (comparisons or 1)) if found else None
 
     def detectable_between(self, first: str, second: str, comparisons: int = 1) -> float | None:
         """The same of two arms by the spread of their own difference, as one of so many `comparisons`, by the p for any trainings."""
-        found, S = self.difference(first, second), len(self.pairs(first, second, self.splits[0])[0])
-        return detectable_difference([at_most(found, S - 1)], 0.05 / comparisons) if found and S > 1 else None
+        found, (S, T) = self.difference(first, second), self.pairs(first, second, self.splits[0])[0].shape
+        return detectable_difference([at_most(found, S - 1)], 0.05 / comparisons) if found and S > 1 and T > 1 else None
 
     def tested(self, claims: Sequence[Claim]) -> list[Tested]:
         """Each claim's test, in the order given; the claims of a family are corrected together."""
@@ -243,6 +246,7 @@ class Comparison:
                 len(self.pairs(claim.better, claim.worse, self.splits[0])[0]),
                 sizes[claim.family],
                 self.detectable_between(claim.better, claim.worse, sizes[claim.family]),
+                bool(self.runs(claim.better) and self.runs(claim.worse)),
             )
             for i, claim in enumerate(claims)
         ]

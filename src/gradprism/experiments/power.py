@@ -19,7 +19,8 @@ def expected(power: Power, S: int, T: int) -> Interval:
     ms_seeds, ms_tasks = T * 2 * power.seed_sd**2 + rest, S * power.task_sd**2 + rest
     total = ms_seeds + ms_tasks - rest
     spread = ms_seeds**2 / (S - 1) + ms_tasks**2 / (T - 1) + rest**2 / ((S - 1) * (T - 1))
-    error, degrees = math.sqrt(total / (S * T)), total**2 / spread if spread else math.inf  # nothing varies
+    # Where nothing varies all values are equal, and the interval is as wide as it is then.
+    error, degrees = (math.sqrt(total / (S * T)), total**2 / spread) if spread else (1 / T, T - 1.0)
     return at_most(Interval(0.0, 0.0, 0.0, error, degrees), math.inf)
 
 

@@ -102,9 +102,17 @@ def regime_text(comparison: Comparison) -> str:
     """The regime's conditions as a list, and the difference that the experiment can detect."""
     alone = f"- Detectable difference (80 % power, two-sided 5 %) of one comparison by itself: {detectable_text(comparison)}"
     sizes = families(comparison.results.claims)
-    among = [f"as one of the {n} {name} claims, corrected: {detectable_text(comparison, n)}" for name, n in sizes.items()]
-    last = "; ".join([alone, *among]).replace("  claims", " claims") + "."
+    among = [
+        f"as {_one_of(n, name, 'the ')}{', corrected' * (n > 1)}: {detectable_text(comparison, n)}" for name, n in sizes.items()
+    ]
+    last = "; ".join([alone, *among]) + "."
     return "\n".join([*map(str, regime(comparison)), last]) + "\n"
+
+
+def _one_of(n: int, family: str, the: str = "") -> str:
+    """`one of the 5 main claims`, of a family of one `the one main claim`."""
+    name = f"{family} " if family else ""
+    return f"one of {the}{n} {name}claims" if n > 1 else f"the one {name}claim"
 
 
 def bars_text(comparison: Comparison) -> str:
@@ -112,8 +120,8 @@ def bars_text(comparison: Comparison) -> str:
     return "\n".join(map(str, bars(comparison))) + "\n"
 
 
-def detectable_text(comparison: Comparison, comparisons: int = 1) -> str:
-    """`5.9 points`."""
+def detectable_text(comparison: Comparison, comparisons: int | None = None) -> str:
+    """`5.9 points`, by itself or as one of so many claims."""
     detectable = comparison.detectable(comparisons)
     return "–" if detectable is None else f"{100 * detectable:.1f} points"
 
@@ -138,10 +146,10 @@ def power_tables(config: ExperimentConfig, power: Power, seeds: Sequence[int] = 
         of_claims.append([claim.text, claim.family or "–", str(S), *cells])
     by_seeds = []
     for S in seeds:
-        found = {n: detectable(power, S, tasks, n) for n in dict.fromkeys([1, *sizes.values()])}
-        cells = [_points(each.in_family) if each else "–" for n, each in found.items() if n > 1]
-        by_seeds.append([str(S), *(_points(each.alone) if each else "–" for n, each in found.items() if n == 1), *cells])
-    headings = ["seeds", "alone", *(f"one of {n} claims" for n in dict.fromkeys(sizes.values()) if n > 1)]
+        alone, among = detectable(power, S, tasks, 1), [detectable(power, S, tasks, n) for n in dict.fromkeys(sizes.values())]
+        cells = [_points(each.in_family) if each else "–" for each in among]
+        by_seeds.append([str(S), _points(alone.alone) if alone else "–", *cells])
+    headings = ["seeds", "alone", *(_one_of(n, "") for n in dict.fromkeys(sizes.values()))]
     return Table(["claim", "family", "seeds", "alone", "in its family"], of_claims, 2), Table(headings, by_seeds)
 
 
@@ -158,5 +166,5 @@ def power_found(comparison: Comparison) -> str:
     for name, n in families(results.claims).items():
         before, after = detectable(power, S, T, n), comparison.detectable(n)
         expected, found = _points(before.in_family) if before else "–", "–" if after is None else _points(after)
-        said.append(f"as one of {n} {name} claims {expected} points were expected, {found} found".replace("  ", " "))
+        said.append(f"as {_one_of(n, name)} {expected} points were expected, {found} found")
     return f"Beforehand, for {S} seeds and {T} tasks: {'; '.join(said)}. {power_lines(power)}"

@@ -4,9 +4,9 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from gradprism.experiments.comparison import MAIN_GROUP, Comparison, corrected, families
+from gradprism.experiments.comparison import MAIN_GROUP, Comparison, Tested, corrected, families
 from gradprism.experiments.results import Agreement, Run, Sweep
-from gradprism.experiments.statistics import Interval, interval
+from gradprism.experiments.statistics import interval
 from gradprism.reporting.document import Block, Table
 from gradprism.reporting.numbers import nats, nats_more, optional, p_value, percent, points, share, times
 
@@ -129,26 +129,25 @@ def claims_table(comparison: Comparison) -> Table:
     claims = comparison.results.claims
     sizes, rows = families(claims), []
     for claim, found in zip(claims, comparison.tested(claims), strict=True):
-        said = verdict(found.difference, found.p_trainings, found.detectable)
-        cells = [said, points(found.difference), p_value(found.p_models), p_value(found.p_trainings), str(found.seeds)]
+        cells = [verdict(found), points(found.difference), p_value(found.p_models), p_value(found.p_trainings), str(found.seeds)]
         rows.append([claim.text, *cells, *([claim.family or "–"] if len(sizes) > 1 else [])])
     return Table(["claim", "verdict", "difference (points)", *_P, "seeds", *(["family"] if len(sizes) > 1 else [])], rows)
 
 
-def verdict(found: Interval | None, p: float | None, detectable: float | None) -> str:
+def verdict(found: Tested) -> str:
     """Verdict on a claim by the sign of "better less worse" and its corrected p for any trainings.
 
-    Where that decides nothing, with the difference that would have been found in four of five such experiments.
+    Where that decides nothing, why, or the difference that would have been found in four of five such experiments.
     """
-    if found is None:
-        return "not measured yet"
-    if p is None:
-        return "cannot be told (one seed)"
-    if p < 0.05:
-        return "**holds**" if found.mean > 0 else "**does not hold**"
-    if detectable is None:
+    if found.difference is None:
+        return "no seed in common yet" if found.measured else "not measured yet"
+    if found.p_trainings is None:
+        return f"cannot be told (one {'seed' if found.seeds < 2 else 'task'})"
+    if found.p_trainings < 0.05:
+        return "**holds**" if found.difference.mean > 0 else "**does not hold**"
+    if found.detectable is None:
         return "cannot be told"
-    return f"cannot be told ({f'{100 * detectable:.1f} points' if detectable < 1 else 'nothing'} detectable)"
+    return f"cannot be told ({f'{100 * found.detectable:.1f} points' if found.detectable < 1 else 'nothing'} detectable)"
 
 
 def sampled_table(comparison: Comparison, split: str | None = None) -> Table | None:
