@@ -1,5 +1,6 @@
 """Evaluation of a model that a server plays: what it plays is what the same model plays here."""
 
+import asyncio
 import contextlib
 import json
 import signal
@@ -167,7 +168,7 @@ def test_answers_that_are_none_are_told(greedy):
             ask(server.url, tokenizer, "other")
     with (
         serving(lambda prompt: (list(prompt), True), decode, busy=99) as server,
-        pytest.raises(ModelError, match=r"503.*5 times tried"),
+        pytest.raises(ModelError, match=r"503.*7 times tried"),
     ):
         ask(server.url, tokenizer)
     with serving(lambda prompt: ([], False), decode) as server, pytest.raises(ModelError, match="gave an empty answer"):
@@ -176,6 +177,73 @@ def test_answers_that_are_none_are_told(greedy):
         ask(server.url, tokenizer)
     with pytest.raises(ModelError, match="cannot be asked"):
         ask("localhost:8000", tokenizer)
+
+
+@pytest.fixture
+def pauses(monkeypatch):
+    """The pauses that are made, each of which takes no time."""
+    made, sleep = [], asyncio.sleep
+
+    async def no_sleep(seconds):
+        made.append(seconds)
+        await sleep(0)
+
+    monkeypatch.setattr(module, "_PAUSE", 1.0)
+    monkeypatch.setattr(module.asyncio, "sleep", no_sleep)
+    return made
+
+
+def card(reply, timeout=600.0):
+    with serving(lambda prompt: ([], True), str, reply=reply) as server:
+        try:
+            return Server(server.url, "served", timeout).card()
+        finally:
+            assert server.looked
+
+
+@pytest.mark.parametrize(
+    ("told", "timeout", "least"),
+    [("7", 600, 7), ("7", 3, 3), ("0.5", 600, 1), ("Wed, 21 Oct 2026 07:28:00 GMT", 600, 1), ("-5", 600, 1)],
+)
+def test_a_busy_server_is_left_alone_for_as_long_as_it_says(pauses, told, timeout, least):
+    for status in (429, 503):
+        pauses.clear()
+        assert card(lambda path, number, status=status: (status, b"busy", told) if number == 1 else None, timeout)["id"] == "served"
+        [pause] = pauses
+        assert least <= pause <= 1.05 * least
+
+
+def test_a_server_that_begins_has_a_minute_and_one_that_is_not_there_a_quarter(pauses):
+    for status, seconds in ((503, 63), (429, 63), (500, 15)):
+        pauses.clear()
+        with pytest.raises(ConfigError, match=f"does not answer .{status}: busy.; {7 if seconds == 63 else 5} times tried"):
+            card(lambda path, number, status=status: (status, b"busy"))
+        assert seconds <= sum(pauses) <= 1.05 * seconds
+    pauses.clear()
+    with pytest.raises(ConfigError, match="5 times tried"):
+        Server("http://127.0.0.1:1", "served").card()
+    assert 15 <= sum(pauses) <= 1.05 * 15
+    pauses.clear()
+    assert card(lambda path, number: (503, b"busy") if number < 7 else None)["id"] == "served"
+
+
+def test_refused_requests_come_back_one_after_another(pauses):
+    for _ in range(5):
+        card(lambda path, number: (503, b"busy") if number == 1 else None)
+    assert len(set(pauses)) == 5
+
+
+def test_tasks_of_a_file_are_all_that_is_played(cli, tmp_path):
+    (tmp_path / "none.jsonl").write_text("")
+    play = ["evaluate", "--agent", "random", "--env-option", "difficulty=tiny", "--max-steps", 1, "--workers", 1]
+    play += ["--tasks", tmp_path / "none.jsonl", "--out", tmp_path / "out"]
+    assert_refused(cli(*play), "none.jsonl: names no task")
+    for option, value in (("split", "dev"), ("count", 3), ("start", 0), ("task-type", "pick_and_place_simple")):
+        assert_refused(cli(*play, f"--{option}", value), f"--{option}: chooses tasks of splits, and --tasks names those to play")
+    task = make_environment("alfworld", difficulty="tiny").tasks("dev", 1)[0].reference()
+    (tmp_path / "none.jsonl").write_text(json.dumps({"task": task}) + "\n")
+    code, out, err = cli(*play, "--config", "configs/quickstart.toml", "--json")
+    assert code == 0 and json.loads(out)["rows"][0]["episodes"] == 1, err
 
 
 BROKEN = {

@@ -9,8 +9,9 @@ from typing import Any
 
 # Gives the answer's token ids for a prompt's, and whether it has ended.
 Answer = Callable[[list[int]], tuple[list[int], bool]]
-# Gives status and body in place of an answer, for a path's last part and the number, from 1, of its request; None: answer as ever.
-Reply = Callable[[str, int], tuple[int, bytes] | None]
+# Gives status, body and perhaps Retry-After in place of an answer, for a path's last part and the number, from 1, of its request; None:
+# answer as ever.
+Reply = Callable[[str, int], tuple[int, bytes] | tuple[int, bytes, str] | None]
 
 
 class CompletionsServer(ThreadingHTTPServer):
@@ -47,7 +48,7 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self.server.looked += 1
         if told := self.server.reply("models", self.server.looked):
-            return self._send(*told)
+            return self._stand_in(*told)
         return self._send(200, {"data": [{"id": "served", "root": "some/model", "max_model_len": 1024}]})
 
     def do_POST(self) -> None:
@@ -57,7 +58,7 @@ class _Handler(BaseHTTPRequestHandler):
             server.asked.append(body)
             number = len(server.asked)
         if told := server.reply("completions", number):
-            return self._send(*told)
+            return self._stand_in(*told)
         with server.lock:
             if server.busy:
                 server.busy -= 1
@@ -72,10 +73,15 @@ class _Handler(BaseHTTPRequestHandler):
             choice |= {"token_ids": ids, "logprobs": {**choice["logprobs"], "tokens": ["?"] * len(ids)}}
         return self._send(200, {"choices": [choice]})
 
-    def _send(self, code: int, body: Any) -> None:
+    def _stand_in(self, *told: Any) -> None:
+        self._send(*told)
+
+    def _send(self, code: int, body: Any, retry_after: str = "") -> None:
         text = body if isinstance(body, bytes) else json.dumps(body).encode()
         self.send_response(code)
         self.send_header("Content-Type", "application/json")
+        if retry_after:
+            self.send_header("Retry-After", retry_after)
         if text.startswith(b"\x1f\x8b"):
             self.send_header("Content-Encoding", "gzip")
         self.send_header("Content-Length", str(len(text)))

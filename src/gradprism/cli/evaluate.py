@@ -8,11 +8,12 @@ import typer
 import gradprism as gp
 from gradprism.cli import options as o
 from gradprism.cli.config_file import ConfigFile, ConfigSet
+from gradprism.environments.protocol import Environment, Task
 from gradprism.evaluation.agents import ServerAgent
 from gradprism.evaluation.config import EvaluationConfig
 from gradprism.evaluation.summary import parts_text, solved_text
 from gradprism.rollouts.server import Server
-from gradprism.runtime.errors import ConfigError
+from gradprism.runtime.errors import ConfigError, DataError
 from gradprism.training.rl_config import other_prompt
 from gradprism.training.tasks import read_tasks
 from gradprism.trajectories.chat_options import other_options
@@ -21,6 +22,7 @@ from gradprism.trajectories.chat_options import other_options
 @o.with_config(EvaluationConfig, leave_out=("splits",))
 @o.with_chat
 def command(
+    context: typer.Context,
     config: EvaluationConfig,
     chat: o.Chat,
     out: Annotated[Path, typer.Option(help="Folder for episodes.jsonl and summary.json.")],
@@ -63,7 +65,7 @@ def command(
     if (agent is None) == (model is None):
         raise ConfigError("give either --agent (expert, random or a model) or --model")
     environment = gp.make_environment(env, **o.environment_options(data_dir, env_option))
-    to_play = None if tasks is None else read_tasks(tasks, environment, of_corpus=True)
+    to_play = None if tasks is None else _tasks_of(tasks, environment, context)
     splits = {}
     for name in split or environment.evaluation_splits:
         size = environment.size(name)  # an unknown split is said before a model is loaded
@@ -101,6 +103,19 @@ def command(
         if row.task_type == "all" and row.parts:
             lines.append(f"{row.split:12s} {'parts of the score':32s} {parts_text(row)}")
     o.show(evaluation.to_json(), "\n".join([*lines, *evaluation.remarks]), as_json)
+
+
+def _tasks_of(path: Path, environment: Environment, context: typer.Context) -> list[Task]:
+    """Those of a file; raises `ConfigError` for options beside it that choose others, and `DataError` where there is none."""
+    for name in ("split", "count", "start", "task_type"):
+        source = context.get_parameter_source(name)
+        if source and source.name == "COMMANDLINE":  # what --config gives is for other evaluations
+            raise ConfigError(
+                f"--{name.replace('_', '-')}: chooses tasks of splits, and --tasks names those to play; give one of them"
+            )
+    if not (found := read_tasks(path, environment, of_corpus=True)):
+        raise DataError(f"{path}: names no task; give the corpus.jsonl of a probe folder, or the rl.jsonl of a route folder")
+    return found
 
 
 def _remarks(model: str, config: EvaluationConfig, chat: o.Chat) -> list[str]:

@@ -6,6 +6,7 @@ Prompts go as token ids, so that the server's own chat template plays no part. W
 
 import asyncio
 import os
+import random
 import re
 import threading
 from collections.abc import Coroutine, Sequence
@@ -21,10 +22,13 @@ from gradprism.rollouts.generator import Generated
 from gradprism.runtime.errors import ConfigError, ModelError, one_line
 from gradprism.runtime.files import parse_json
 
-RETRIES = 5  # of a request that finds no server, or a busy one, or whose answer arrives broken
+TRIES = 5  # of a request that finds no server, or whose answer arrives broken: 15 seconds
+BUSY_TRIES = 7  # of one that a server which is busy or begins puts off: a minute, for a model to be loaded
 _PAUSE = 1.0  # seconds before the second try; each further pause is twice as long
+_SPREAD = 0.05  # pauses are longer by up to this share, so that what was refused at once does not come back at once
 _WAKE = 0.2  # seconds after which an interrupt is noticed at the latest
-_BUSY = {408, 429, 500, 502, 503, 504}
+_BUSY, _PUTS_OFF = {408, 429, 500, 502, 503, 504}, {429, 502, 503}
+_chance = random.Random()
 _T = TypeVar("_T")
 
 
@@ -104,10 +108,8 @@ class Connection:
 
     async def ask(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
         """The server's answer, tried several times; raises `ModelError` where it refuses, or gives none that can be read."""
-        why, place = "", f"server {self.server.url}"
-        for attempt in range(RETRIES):
-            if attempt:
-                await asyncio.sleep(_PAUSE * 2 ** (attempt - 1))
+        place, failures = f"server {self.server.url}", {"puts off": 0, "fails": 0}
+        while True:
             try:
                 answer = await self._client.request(method, path, json=body)
                 if answer.is_success:
@@ -116,12 +118,21 @@ class Connection:
                 raise ModelError(f"{place}: cannot be asked ({one_line(error)})") from None
             except (httpx.TransportError, httpx.DecodingError, ValueError) as error:
                 broken = isinstance(error, httpx.DecodingError | ValueError)
-                why = f"{'unreadable answer: ' if broken else ''}{one_line(error) or type(error).__name__}"
-                continue
-            if answer.status_code not in _BUSY:
-                raise ModelError(f"{place}: refuses the request ({_told(answer)})")
-            why = _told(answer)
-        raise ModelError(f"{place}: does not answer ({why}); {RETRIES} times tried")
+                why, how, least = (
+                    f"{'unreadable answer: ' if broken else ''}{one_line(error) or type(error).__name__}",
+                    "fails",
+                    0.0,
+                )
+            else:
+                if answer.status_code not in _BUSY:
+                    raise ModelError(f"{place}: refuses the request ({_told(answer)})")
+                why, how = _told(answer), "puts off" if answer.status_code in _PUTS_OFF else "fails"
+                least = _retry_after(answer)
+            failures[how] += 1
+            if failures[how] == (BUSY_TRIES if how == "puts off" else TRIES):
+                raise ModelError(f"{place}: does not answer ({why}); {sum(failures.values())} times tried")
+            pause = max(_PAUSE * 2 ** (failures[how] - 1), min(least, self.server.timeout))
+            await asyncio.sleep(pause * (1 + _SPREAD * _chance.random()))
 
     async def _end(self) -> None:
         rest = asyncio.all_tasks() - {asyncio.current_task()}
@@ -221,6 +232,12 @@ async def _together(asked: Sequence[Coroutine[Any, Any, _T]]) -> list[_T]:
 
 def _told(answer: httpx.Response) -> str:
     return f"{answer.status_code}: {' '.join(answer.text.split())[:300]}"
+
+
+def _retry_after(answer: httpx.Response) -> float:
+    """Seconds after which a busy server wants to be asked again; 0 where it names none, or a date."""
+    told = answer.headers.get("Retry-After", "").strip()
+    return float(told) if re.fullmatch(r"\d{1,9}(\.\d{1,9})?", told, re.ASCII) else 0.0
 
 
 def _ids_of(tokens: Sequence[str]) -> list[int]:
