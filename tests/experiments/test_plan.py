@@ -13,6 +13,7 @@ from gradprism.environments.webshop.generated import generate_catalogue
 from gradprism.experiments import data_work, model_work
 from gradprism.experiments.arms import RouteConfig
 from gradprism.experiments.config import load_config
+from gradprism.experiments.experiment import Job, job_status, run_job
 from gradprism.experiments.plan import Plan
 from gradprism.experiments.stage import Store, with_needs
 from gradprism.experiments.stages import Base, Collect, Files, PassRatesOf, Probe, Refresh, Rl, Route, Sft, World
@@ -390,6 +391,7 @@ def _contents(path):
             ["rl.evaluate_split=unseen", "rl.evaluate_every=5", "rl.evaluate_tasks=301", "evaluation.splits={unseen=300}"],
             r"rl\.evaluate_tasks: 'unseen', the evaluation's first split, has 300 tasks",
         ),
+        (["evaluation.splits={unseen=1}", "evaluation.task_type=cook", "evaluations=[]"], r"^evaluation: task type 'cook': choose"),
         (["audit.context_lengths=[4]"], r"audit\.context_lengths\.0: .*greater than or equal to 8"),
         (['corpus.files=["a.jsonl"]'], r"corpus: .*either files or collect"),
         (["evaluation.splits={hidden=3}", "evaluations=[]"], r"evaluation.splits: environment 'alfworld' has no split 'hidden'"),
@@ -399,6 +401,47 @@ def test_mistakes_are_said_before_anything_runs(overrides, message):
     with pytest.raises(ConfigError, match=message) as caught:
         plan(MINI[0], *overrides)
     assert "Value error" not in str(caught.value) and len(str(caught.value)) < 250, "no configuration is poured out"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["evaluation.splits.test=1000000"], r"^evaluation: split 'test': has 500 tasks, so not those from 0 to 1000000"),
+        (["evaluation.start=600"], r"^evaluation: split 'test': has 500 tasks, so not those from 600 to"),
+        (["evaluation.task_type=cars"], r"^evaluation: task type 'cars': choose one of"),
+        (["rl.evaluate_every=1", "rl.evaluate_tasks=100000"], r"^rl\.evaluate_tasks: split 'eval': has 1000 tasks"),
+        (["rl.evaluate_every=1", "rl.evaluate_split=train", "rl.evaluate_tasks=9999"], r"^rl\.evaluate_tasks: split 'train': has"),
+        (["corpus.collect.skip=2200"], r"^corpus\.collect: split 'train': has 2228 tasks, so not those from 2200 to 2440"),
+    ],
+)
+def test_tasks_that_are_not_there_are_said_before_anything_is_paid_for(overrides, message):
+    with pytest.raises(ConfigError, match=message):
+        plan(MINI[1], *overrides)
+
+
+def test_very_many_tasks_of_a_split_without_end_are_not_listed():
+    splits = "evaluation.splits={unseen=1000000000000}"
+    assert plan(MINI[0], splits, "evaluations=[]", "corpus.collect.count=1000000000000").runs
+
+
+def test_a_first_evaluation_that_tables_cannot_show_is_refused(tmp_path):
+    def refused(*overrides):
+        config = load_config(MINI[0], overrides)
+        for start in (run_job, job_status):
+            with pytest.raises(ConfigError) as caught:
+                start(Job(config, tmp_path / "results"))
+        return str(caught.value)
+
+    sampled = ["evaluation.temperature=1", "evaluation.attempts=4", "evaluations=[]"]
+    assert refused(*sampled).startswith("evaluation.attempts: 4, and the first evaluation plays each task once; give it under")
+    assert refused(sampled[0]).startswith("evaluation.temperature: 1, and pages compare [[evaluations]] with a greedy one")
+    load_config(MINI[0], [sampled[0], "evaluations=[]"]).check_first_evaluation()
+
+
+@pytest.mark.parametrize("path", [*Path("configs").rglob("*.toml"), *Path("results").glob("*/config.json")], ids=str)
+def test_no_first_evaluation_of_ours_is_refused(path):
+    if "search" not in path.parts:
+        load_config(path).check_first_evaluation()
 
 
 def test_two_arms_of_one_name_are_refused(tmp_path):

@@ -8,7 +8,7 @@ import pytest
 from gradprism.experiments import stage as module
 from gradprism.experiments.schedule import run_stages
 from gradprism.experiments.stage import Store, with_needs
-from gradprism.runtime.errors import ModelError
+from gradprism.runtime.errors import DataError, ModelError
 from gradprism.training.rl_config import RlConfig
 from gradprism.training.sft_config import SftConfig
 from helpers.stages import Resume, Write, words
@@ -38,6 +38,37 @@ def test_a_second_run_reuses_everything(tmp_path, capsys):
     assert len(ran(tmp_path)) == 4 and "reused: write, write" in capsys.readouterr().err
     assert [store.record(stage) for stage in with_needs(chain()).values()] == records
     assert all(record.cost.tokens_forward == 7 for record in records)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("", "not valid JSON"),
+        ("[]", "the whole file: Input should be"),
+        ('{"kind": "write"}', "key: Field required"),
+        ("\xff", "not valid JSON"),
+    ],
+)
+def test_a_broken_record_is_told_in_one_line_with_its_file(tmp_path, text, told):
+    store, first = Store(tmp_path), Write("a")
+    run_stages(store, chain(), {})
+    path = store.path(first) / "stage.json"
+    path.write_bytes(text.encode("latin-1"))
+    for read in (store.record, store.found):
+        with pytest.raises(DataError, match=f"stage.json: {told}") as caught:
+            read(first)
+        assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+        assert str(caught.value).endswith("; delete its folder, it is made again")
+    assert len(store.records()) == 3, "times are estimated by the others"
+
+
+def test_a_result_of_another_form_is_told_with_its_file(tmp_path):
+    store, first = Store(tmp_path), Write("a")
+    store.run(first)
+    path = store.path(first) / "stage.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "found": {"words": 3}}))
+    with pytest.raises(DataError, match=r"stage\.json: words: Input should be a valid string; delete its folder"):
+        store.found(first)
 
 
 def test_a_changed_value_redoes_what_depends_on_it_and_nothing_else(tmp_path):

@@ -229,6 +229,19 @@ class ExperimentConfig(Design, Section):
             if strange := [seed for seed in further.seeds or () if seed not in self.all_seeds]:
                 raise ValueError(f"{where}: seed {strange[0]} is none of the experiment's; choose from {self.all_seeds}"[:200])
 
+    def check_first_evaluation(self) -> None:
+        """Raises `ConfigError` for a first evaluation that tables cannot show; measured gains have other rules."""
+        first = self.evaluation
+        if first.attempts > 1:
+            raise ConfigError(
+                f"evaluation.attempts: {first.attempts}, and the first evaluation plays each task once; give it under [[evaluations]]"
+            )
+        if first.temperature and self.evaluations:
+            raise ConfigError(
+                f"evaluation.temperature: {first.temperature:g}, and pages compare [[evaluations]] with a greedy one; leave it at 0, or "
+                "have no [[evaluations]]"
+            )
+
     def portable(self, folder: Path) -> Values:
         """The configuration as JSON with paths relative to `folder`, so that it replays from another checkout.
 

@@ -30,7 +30,7 @@ from gradprism.experiments.results import (
     write_results,
 )
 from gradprism.experiments.schedule import Status, run_stages, status
-from gradprism.experiments.stage import STAGES, AnyStage, Store
+from gradprism.experiments.stage import STAGES, AnyStage, Store, read_part
 from gradprism.experiments.stages import Evaluate, Files, HeldOutLoss, PassRates, Refresh, Rl, Sft
 from gradprism.runtime.errors import FolderInUseError, MissingDependencyError, MissingFileError
 from gradprism.runtime.files import is_temporary, read_json, write_json
@@ -67,6 +67,7 @@ def run_job(job: Job) -> Results:
     something else, or the results folder runs that this would lose, unless it is to `replace` them, and where another command runs the
     same experiment.
     """
+    job.config.check_first_evaluation()
     for folder in {job.config.folder, job.out}:
         _check_is_ours(folder)
     plan = Plan(job.config)
@@ -97,6 +98,7 @@ def _check_inputs(plan: Plan, pending: Sequence[AnyStage]) -> None:
 
 def job_status(job: Job) -> Status:
     """The stages that are done, running and pending; trains nothing, and of an experiment that was run before it needs no environment."""
+    job.config.check_first_evaluation()
     try:
         plan = Plan(job.config)
     except MissingDependencyError:
@@ -108,7 +110,7 @@ def job_status(job: Job) -> Status:
 def _surroundings_told(config: ExperimentConfig) -> Surroundings | None:
     """What the run folder tells of the environment; None where it tells nothing, or of another one."""
     path, named = config.folder / ENVIRONMENT, config.environment
-    told = Surroundings.model_validate(read_json(path)) if path.is_file() else None
+    told = read_part(Surroundings, path, "delete it, a run writes it again") if path.is_file() else None
     return told if told and (told.name, told.options) == (named.name, named.options) else None
 
 

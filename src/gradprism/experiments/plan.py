@@ -40,6 +40,7 @@ SEEDED = frozenset({"random", "soft", *FROM_PASS_RATES})
 WITHOUT_PROBE = frozenset({"random", "length", *FROM_PASS_RATES})
 # Policies that need a probe's losses alone, and so no backward pass: their arms are charged for a forward pass.
 FORWARD_ONLY = frozenset({"loss", "uncertainty"})
+_MANY = 10_000  # tasks that are listed in a moment
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ def _look_around(config: ExperimentConfig) -> Surroundings:
 
 
 def _check_splits(config: ExperimentConfig, environment: Environment) -> None:
-    """Raises `ConfigError` for a split that the environment has not, and for curves of more tasks than the evaluation has."""
+    """Raises `ConfigError` for splits and tasks that the environment has not, and for curves of more tasks than the evaluation has."""
     collect, splits, rl = config.corpus.collect, config.evaluation.splits, config.rl
     named = {"evaluation.splits": list(splits), "corpus.collect.split": [collect.split] if collect and collect.split else []}
     named |= {"rl.evaluate_split": [rl.evaluate_split]} if rl.evaluate_every and rl.evaluate_split else {}
@@ -88,8 +89,14 @@ def _check_splits(config: ExperimentConfig, environment: Environment) -> None:
                 has = ", ".join(environment.splits)
                 raise ConfigError(f"{key}: environment {environment.name!r} has no split {split!r}; it has {has}")
             environment.tasks(split, 1)
+    main, first = next(iter(splits)), config.evaluation
+    for split, count in splits.items():
+        _check_tasks(environment, "evaluation", split, count, first.start, first.task_type)
+    if rl.evaluate_every:
+        _check_tasks(environment, "rl.evaluate_tasks", rl.evaluate_split or environment.dev_split or main, rl.evaluate_tasks)
+    if collect:
+        _check_tasks(environment, "corpus.collect", collect.split or environment.splits[0], collect.count, collect.skip)
     _check_held_out(config, environment)
-    main = next(iter(splits))
     if rl.evaluate_every and rl.evaluate_split == main and rl.evaluate_tasks > splits[main]:
         raise ConfigError(
             f"rl.evaluate_tasks: {main!r}, the evaluation's first split, has {splits[main]} tasks there; give no more, so that curves "
@@ -97,15 +104,22 @@ def _check_splits(config: ExperimentConfig, environment: Environment) -> None:
         )
 
 
+def _check_tasks(environment: Environment, key: str, split: str, count: int, start: int = 0, task_type: str | None = None) -> None:
+    """Raises `ConfigError` with the key for tasks that the environment has not."""
+    try:
+        # So many tasks of a split without end would take long to list, and are there.
+        endless = count > _MANY and environment.size(split) is None
+        environment.tasks(split, 1 if endless else count, start, task_type)
+    except ConfigError as error:
+        raise ConfigError(f"{key}: {error}") from None
+
+
 def _check_held_out(config: ExperimentConfig, environment: Environment) -> None:
     """Raises `ConfigError` for tasks that are not there, and for those that the corpus is collected from."""
     wanted, trained = config.held_out and config.held_out.collect, config.corpus.collect
     if not wanted or not wanted.split:
         return
-    try:
-        environment.tasks(wanted.split, wanted.count, wanted.skip)
-    except ConfigError as error:
-        raise ConfigError(f"held_out.collect: {error}") from None
+    _check_tasks(environment, "held_out.collect", wanted.split, wanted.count, wanted.skip)
     if trained and wanted.split == (trained.split or environment.splits[0]):
         begin, end = max(wanted.skip, trained.skip), min(wanted.skip + wanted.count, trained.skip + trained.count)
         if begin < end:

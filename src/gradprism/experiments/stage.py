@@ -5,6 +5,7 @@ is run again, after its folder was emptied unless it resumes. A changed value ch
 built on them, and of no others.
 """
 
+import contextlib
 import platform
 import resource
 import shutil
@@ -19,12 +20,14 @@ from pathlib import Path
 from typing import ClassVar, Generic, TypeVar
 
 import psutil
-from pydantic import BaseModel, JsonValue
+from pydantic import BaseModel, JsonValue, ValidationError
 
 import gradprism
 from gradprism.experiments.results import Cost, Machine, Part
+from gradprism.runtime.errors import DataError
 from gradprism.runtime.files import append_jsonl, read_json, sha256_file, sha256_json, write_json
 from gradprism.runtime.memory import gpu_name, peak_gpu_memory_mib, peak_memory_mib, reset_peak_gpu_memory, reset_peak_memory
+from gradprism.runtime.progress import printable
 from gradprism.runtime.usage import Usage
 
 RECORD, LEDGER, STAGES = "stage.json", "ledger.jsonl", "stages"
@@ -33,6 +36,7 @@ NO_CAUSE = frozenset({"track", "save_steps", "save_every", "keep_checkpoints"})
 F = TypeVar("F", bound=Part, covariant=True)
 G = TypeVar("G", bound=Part)
 _NONE = Usage()
+_AGAIN = "delete its folder, it is made again"
 
 
 @dataclass(frozen=True)
@@ -168,16 +172,20 @@ class Store:
         return self.folder / STAGES / stage.name
 
     def record(self, stage: AnyStage) -> Record:
-        """The record of a stage that is done."""
-        return Record.model_validate(read_json(self.path(stage) / RECORD))
+        """The record of a stage that is done; raises `DataError` where it is broken."""
+        return read_part(Record, self.path(stage) / RECORD, _AGAIN)
 
     def records(self) -> list[Record]:
-        """The records of all stages that were ever done here, whatever their settings."""
-        return [Record.model_validate(read_json(path)) for path in sorted(self.folder.glob(f"{STAGES}/*/{RECORD}"))]
+        """The records of all stages that were ever done here, whatever their settings; broken ones are left out."""
+        found = []
+        for path in sorted(self.folder.glob(f"{STAGES}/*/{RECORD}")):
+            with contextlib.suppress(DataError):
+                found.append(read_part(Record, path, _AGAIN))
+        return found
 
     def found(self, stage: Stage[G]) -> G:
-        """The result of a stage that is done."""
-        return stage.Found.model_validate(self.record(stage).found)  # pyright: ignore[reportReturnType] # `Found` is G
+        """The result of a stage that is done; raises `DataError` where its record is broken."""
+        return as_part(stage.Found, self.record(stage).found, self.path(stage) / RECORD, _AGAIN)  # pyright: ignore[reportReturnType] # `Found` is G
 
     def is_done(self, stage: AnyStage) -> bool:
         """Whether the stage can be reused."""
@@ -227,6 +235,25 @@ class Store:
         line = {"stage": stage.kind, "key": stage.key, "started": record.started, **cost.model_dump()}
         append_jsonl(self.folder / LEDGER, line)
         return record
+
+
+def read_part(kind: type[G], path: Path, advice: str) -> G:
+    """What a file of the run folder tells; raises `DataError` with the advice for one that is broken."""
+    try:
+        told = read_json(path)
+    except DataError as error:
+        raise DataError(f"{error}; {advice}") from None
+    return as_part(kind, told, path, advice)
+
+
+def as_part(kind: type[G], told: object, path: Path, advice: str) -> G:
+    """The part that a file has told; raises `DataError` with its path and the advice where it is none."""
+    try:
+        return kind.model_validate(told)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"])) or "the whole file"
+        raise DataError(f"{path}: {printable(key)}: {printable(first['msg'])}; {advice}") from None
 
 
 @cache
