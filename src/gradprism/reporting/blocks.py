@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable, Collection
 from pathlib import Path
 
-from gradprism.runtime.errors import DataError, MissingFileError
+from gradprism.runtime.errors import DataError, MissingFileError, one_line
 from gradprism.runtime.files import atomic_write
 
 _BLOCK = re.compile(r"<!-- gradprism: (.*?) -->.*?(<!-- /gradprism -->|(?=<!-- gradprism: )|\Z)", re.DOTALL)
@@ -34,6 +34,14 @@ def fill(text: str, told: Callable[[str], str], source: str, prefix: str = "", o
     return _BLOCK.sub(filled, text)
 
 
+def read_page(path: Path) -> str:
+    """The text of a page; raises `DataError` where it is no UTF-8."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: not UTF-8 text ({one_line(error)}); save it as that") from None
+
+
 def check_page(path: Path) -> None:
     """Raises `MissingFileError` where there is no page to fill."""
     if not path.is_file():
@@ -43,7 +51,7 @@ def check_page(path: Path) -> None:
 def fill_file(path: Path, filled: Callable[[str], str]) -> None:
     """Writes a page again where `filled` changes its text; raises `MissingFileError` where there is none."""
     check_page(path)
-    text = path.read_text(encoding="utf-8")
+    text = read_page(path)
     if (new := filled(text)) != text:
         with atomic_write(path) as file:
             file.write(new)

@@ -9,7 +9,7 @@ from gradprism.experiments.comparison import MAIN_GROUP, Comparison
 from gradprism.experiments.gain import GAIN
 from gradprism.experiments.results import RESULTS, shown_results
 from gradprism.experiments.schedule import Status
-from gradprism.reporting.blocks import fill, fill_file
+from gradprism.reporting.blocks import fill, fill_file, read_page
 from gradprism.reporting.checks import bars_text, detectable_text, power_found, regime_text
 from gradprism.reporting.cost_tables import cost_table, ledger_table, saving_lines, training_table, work_table
 from gradprism.reporting.document import Block, Figure, Heading, Table, markdown, show
@@ -285,7 +285,7 @@ def _files(folder: Path) -> dict[str, str]:
         # What is shown of results beside these is filled by `fill_page`, and by that of measured gains.
         beside = {path.parent.name for name in (RESULTS, GAIN) for path in folder.resolve().parent.glob(f"*/{name}")}
         others = beside - {folder.resolve().name} - _TABLES.keys() - _NUMBERS.keys()
-        files[README] = fill_blocks(readme.read_text(encoding="utf-8"), comparison, str(readme), others=others)
+        files[README] = fill_blocks(read_page(readme), comparison, str(readme), others=others)
     return files | {f"{name}.svg": svg for name, svg in figures.items()}
 
 
@@ -310,7 +310,7 @@ def tables_are_current(folder: Path) -> list[str]:
     Matplotlib draws the same picture in other bytes from version to version: a figure that another version drew is only looked for.
     """
     made = _files(folder)
-    held = {path.name: path.read_text(encoding="utf-8") for path in folder.iterdir() if path.suffix in (".md", ".svg")}
+    held = {path.name: read_page(path) for path in folder.iterdir() if path.suffix in (".md", ".svg")}
     gone = [f"{name}.svg" for name in FIGURES if f"{name}.svg" in held.keys() - made.keys()]
     return [name for name, text in made.items() if held.get(name) != text and not drawn_elsewhere(held.get(name, ""))] + gone
 
