@@ -16,7 +16,8 @@ from gradprism.experiments.experiment import CONFIG, LOCK, Job, gather, job_stat
 from gradprism.experiments.plan import Plan
 from gradprism.experiments.results import Machine, check_results
 from gradprism.experiments.stage import Store, with_needs
-from gradprism.runtime.errors import FolderInUseError, MissingDependencyError
+from gradprism.reporting.tables import trained_on
+from gradprism.runtime.errors import DataError, FolderInUseError, MissingDependencyError
 from gradprism.runtime.folders import exclusive_lock
 
 FOUND = {
@@ -150,6 +151,20 @@ def test_what_sft_was_trained_on_is_everything_where_rl_alone_is_routed(experime
     assert (run.n_sft, run.n_rl, run.n_none) == (2, 120, None)
 
 
+def test_what_only_sft_was_trained_on_has_no_tasks_of_rl(experiment):
+    planned, store, make = experiment
+    arms = [*planned.config.arms, planned.config.arms[0].model_copy(update={"name": "half", "sft": "routed", "rl": "none"})]
+    planned = Plan(planned.config.model_copy(update={"arms": arms}))
+    make("A", "half", planned=planned)
+    results = gather(planned, store)
+    [run] = [run for arm in results.arms for run in arm.runs]
+    assert (run.n_sft, run.n_rl, run.n_rl_by_chance, run.n_none, run.n_both) == (120, 0, None, None, None)
+    found = Comparison(results)
+    assert trained_on(found, [run]) == "120 / 0"
+    before = run.model_copy(update={"n_rl": 120, "n_rl_by_chance": 60, "n_both": 9, "n_none": 9})  # as it was told once
+    assert trained_on(found, [before]) == "120 / 0"
+
+
 def of_sampled(planned, store, attempts="0111"):
     """Leaves the sampled evaluation of Gini's first seed as done: two tasks, two attempts each."""
     [stage] = [run.further["twice"] for run in planned.runs if run.arm.name == "gini" and run.seed == 0]
@@ -251,6 +266,9 @@ def test_the_state_of_an_experiment_is_told_where_its_environment_is_not_install
     )
     with pytest.raises(MissingDependencyError, match="is not installed"):
         job_status(Job(other, store.folder / "results"))
+    (store.folder / "environment.json").write_text('{"name": "webshop"}')
+    with pytest.raises(DataError, match=r"environment\.json: options: Field required; delete it, a run writes it again"):
+        job_status(job)
 
 
 def test_rl_without_a_task_passes_its_model_on(experiment, monkeypatch):

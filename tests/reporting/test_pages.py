@@ -13,7 +13,7 @@ from rich.console import Console
 from gradprism.experiments.results import Results, check_results, read_results
 from gradprism.reporting import figures, numbers
 from gradprism.reporting.document import Figure, Heading, Table, markdown, show
-from gradprism.reporting.pages import document, print_tables
+from gradprism.reporting.pages import document, fill_page, print_tables, run_lines, tables_are_current, write_tables
 from gradprism.runtime.errors import DataError, MissingFileError
 from helpers.experiments import cells, comparison
 
@@ -94,6 +94,38 @@ def printed(folder: Path, width: int = 80) -> str:
     out = StringIO()
     print_tables(folder, Console(file=out, width=width))
     return out.getvalue()
+
+
+def test_a_run_tells_its_route_also_where_rl_has_not_played_yet(results: dict[str, Any]) -> None:
+    line = "2 trajectories went to SFT, 2 to RL."
+    assert line in run_lines(comparison(results))
+    results["arms"][2]["runs"] = []
+    for n_rl in (0, 2):
+        results["arms"][1]["runs"][0]["n_rl"] = n_rl
+        assert line in run_lines(comparison(results)) and "| SFT | 2 / 0 |" in render(results)
+    results["routes"]["route-1"] |= {"none": [3, 0, 0], "both": [0, 0, 1]}
+    assert "3 trajectories went to SFT, 3 to RL, 1 to both, 3 to neither." in run_lines(comparison(results))
+
+
+def test_one_route_of_several_arms_is_told_with_its_arm(results: dict[str, Any]) -> None:
+    results["arms"][1]["runs"][0] |= {"n_sft": None, "n_rl": None, "route": None, "stages": ["sft-1"]}
+    assert "SFT, then RL: 2 trajectories went to SFT, 2 to RL." in run_lines(comparison(results))
+    results["arms"][2]["runs"] = []
+    assert not [line for line in run_lines(comparison(results)) if "trajectories went" in line]
+
+
+@pytest.mark.parametrize("name", ["README.md", "notes.md"])
+def test_a_page_that_is_no_text_is_named(folder: Path, name: str) -> None:
+    write_tables(folder)
+    (folder / name).write_bytes(b"caf\xe9")
+    told = rf"{name}: not UTF-8 text \(.*0xe9.*\); save it as that$"
+    with pytest.raises(DataError, match=told):
+        tables_are_current(folder)
+    with pytest.raises(DataError, match=told):
+        fill_page(folder, folder / name)
+    if name == "README.md":
+        with pytest.raises(DataError, match=told):
+            write_tables(folder)
 
 
 # --- numbers

@@ -83,6 +83,14 @@ class Comparison:
         runs = self.arms[arm].runs if arm in self.arms else []
         return sorted((run for run in runs if run.success.get(split)), key=lambda run: run.seed)
 
+    def plays(self, run: Run) -> bool:
+        """Whether RL is among the stages of a run."""
+        return any(self.results.stages[name].kind == "rl" for name in run.stages)
+
+    def played(self, run: Run) -> int | None:
+        """Tasks that RL plays of a routed run: none without RL, though results may tell how many its route would have sent there."""
+        return run.n_rl if self.plays(run) or run.n_rl is None else 0
+
     def values(self, arm: str, split: str, what: What = "success") -> NDArray[np.float64]:
         """Success (0 or 1) or score of every run and task, `[S, T]`; S is 0 where nothing is there, or a run lacks its score."""
         runs = [(run.success if what == "success" else run.score).get(split) for run in self.runs(arm, split)]

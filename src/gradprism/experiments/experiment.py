@@ -289,6 +289,7 @@ def _run(plan: Plan, planned: PlannedRun, store: Store) -> Run:
     moved = sum(store.found(stage).moved_to_sft for stage in planned.stages if isinstance(stage, Refresh))
     examples = sum(store.found(stage).examples for stage in planned.stages if isinstance(stage, Sft))
     watched = planned.watched if planned.watched and store.is_done(planned.watched) else None
+    played = routed if arm.rl != "none" else None
     return Run(
         seed=planned.seed,
         success=found.success,
@@ -296,10 +297,11 @@ def _run(plan: Plan, planned: PlannedRun, store: Store) -> Run:
         ends=found.ends,
         parts=found.parts,
         n_sft=None if routed is None else routed.n_sft + moved if arm.sft == "routed" else examples,
-        n_rl=(routed.n_rl - moved or routed.n_rl) if routed else None,  # with nothing left RL plays what it first had
-        n_rl_by_chance=routed.n_rl_by_chance if routed else None,
-        n_none=routed.n_none or None if routed else None,
-        n_both=routed.n_both or None if routed else None,
+        # With nothing left RL plays what it first had.
+        n_rl=(played.n_rl - moved or played.n_rl) if played else 0 if routed else None,
+        n_rl_by_chance=played.n_rl_by_chance if played else None,
+        n_none=played.n_none or None if played else None,
+        n_both=played.n_both or None if played else None,
         stages=[stage.name for stage in planned.stages],
         forward_only=[stage.name for stage in planned.forward_only],
         route=planned.route.name if planned.route else None,

@@ -35,15 +35,14 @@ def in_order(task_types: Iterable[str]) -> list[str]:
     return [*known, *sorted(found - set(known))]
 
 
-def trained_on(runs: Sequence[Run]) -> str:
+def trained_on(comparison: Comparison, runs: Sequence[Run]) -> str:
     """`1540 / 1540`: trajectories to SFT and tasks to RL; a range where seeds differ, how many of RL's were drawn among equals, and how
-    many went to both or to neither.
+    many went to both or to neither. Without RL what a route did not send to SFT went nowhere, so that its 0 says all.
     """
-    sides = [_range([run.n_sft for run in runs]), _range([run.n_rl for run in runs])]
-    drawn = [run.n_rl_by_chance for run in runs]
+    sides = [_range([run.n_sft for run in runs]), _range([comparison.played(run) for run in runs])]
+    playing = [run for run in runs if comparison.plays(run)]
+    drawn, left, both = ([getattr(run, name) for run in playing] for name in ("n_rl_by_chance", "n_none", "n_both"))
     by_chance = f" ({_range(drawn)} by chance)" if any(drawn) else ""
-    left = [run.n_none for run in runs]
-    both = [run.n_both for run in runs]
     neither = (f", both {_range(both)}" if any(both) else "") + (f", neither {_range(left)}" if any(left) else "")
     return "–" if sides == ["–", "–"] else " / ".join(sides) + by_chance + neither
 
@@ -69,7 +68,12 @@ def success_table(comparison: Comparison, arms: Sequence[str], split: str) -> Ta
     for arm in arms:
         values, runs = comparison.values(arm, split), comparison.runs(arm, split)
         means = [f"{100 * values[:, of_types == t].mean():.1f}" if values.size else "–" for t in types]
-        cells = [trained_on(runs), *([] if comparison.is_run else [str(len(runs))]), *means, percent(comparison.mean(arm, split))]
+        cells = [
+            trained_on(comparison, runs),
+            *([] if comparison.is_run else [str(len(runs))]),
+            *means,
+            percent(comparison.mean(arm, split)),
+        ]
         cells += [*([percent(scores[arm])] if scores else []), *([ends[arm] or "–"] if ENDS in headings else [])]
         rows.append([comparison.title(arm), *cells])
     return Table(headings, rows, spare=by_type)
@@ -205,7 +209,12 @@ def sweep_table(comparison: Comparison, sweep: Sweep) -> Table:
     rows = []
     for value, arm in sweep.arms.items():
         runs = comparison.runs(arm)
-        cells = [trained_on(runs), str(len(runs)), percent(comparison.mean(arm)), times(comparison.speedup(arm, "flops"))]
+        cells = [
+            trained_on(comparison, runs),
+            str(len(runs)),
+            percent(comparison.mean(arm)),
+            times(comparison.speedup(arm, "flops")),
+        ]
         rows.append([value, comparison.title(arm), *cells])
     return Table(["value", "arm", "SFT / RL", "seeds", f"{comparison.splits[0]} success, %", "speed-up, FLOPs"], rows, 2)
 

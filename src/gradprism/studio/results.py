@@ -55,7 +55,7 @@ def _arm(comparison: Comparison, name: str, reference: str | None) -> dict[str, 
         "group": arm.group,
         "seeds": [run.seed for run in runs],
         "n_sft": runs[-1].n_sft if runs else None,
-        "n_rl": runs[-1].n_rl if runs else None,
+        "n_rl": comparison.played(runs[-1]) if runs else None,
         "success": {split: _interval(comparison.mean(name, split)) for split in known},
         "score": {split: mean for split in known if (mean := _interval(comparison.mean(name, split, "score")))},
         "difference": {
