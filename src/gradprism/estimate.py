@@ -260,6 +260,7 @@ def estimate_rl(
     counted += f"; up to {config.dynamic_sampling_limit:g} times as many where groups are drawn again" if again else ""
     told.add("episodes", episodes, "", counted)
     counted = f"{config.evaluate_tasks} every {config.evaluate_every} rounds, and before them" if evaluated else "none"
+    counted += ", and after the last" if evaluated and config.keep_best else ""
     counted += ", greedily and sampled" if config.evaluate_sampled else ""
     told.add("evaluation episodes", evaluated, "", counted)
     counted = f"{config.rounds} rounds x {config.updates_per_round} updates x {config.epochs_per_round} epochs"

@@ -84,9 +84,11 @@ def test_an_engine_that_raises_and_broken_data_end_their_episode(tmp_path):
         assert "not a game" in pool.step([1], ["add"])[0].info.failure  # it stays over
         raised = pool.step([0], ["raise"])[0]
         assert raised.done and "ZeroDivisionError: the engine's own" in raised.info.failure
-        pool.reset([0], ["train/0"])
-        [strange] = pool.step([0], ["nan"])
-        assert strange.done and "the score is nan, not a finite number" in strange.info.failure and strange.info.score == 0
+        for figure in ("reward", "score", "part"):
+            pool.reset([0], ["train/0"])
+            [strange] = pool.step([0], [f"nan {figure}"])
+            assert strange.done and f"the {figure} " in strange.info.failure and "not a finite number" in strange.info.failure
+            assert (strange.info.score, strange.reward, dict(strange.info.parts)) == (0, 0, {})
 
 
 def test_what_the_user_must_mend_is_raised_and_the_pool_goes_on(tmp_path):

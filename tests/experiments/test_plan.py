@@ -380,10 +380,6 @@ def _contents(path):
         (["evaluations=[{name='x', temperature=0}]"], r"evaluations\.0\.temperature: .*greater than 0"),
         (["evaluations=[{name='x', temperature=1, arms=['nobody']}]"], r"evaluations x: no arm is called nobody"),
         (["evaluations=[{name='x', temperature=1, seeds=[]}]"], r"evaluations\.0\.seeds: "),
-        (
-            ["evaluations=[{name='x', temperature=1, seeds=[0, 8]}]"],
-            r"evaluations x: seed 8 is none of the experiment's; choose from \[0, 1, 2",
-        ),
         (["evaluations=[{name='x', temperature=1, groups=['mine']}]"], r"evaluations x: no arm is in group mine"),
         (["evaluations=[{name='x', temperature=1, splits={dev=3}}]"], r"evaluations x: evaluation.splits has no dev"),
         (["rl.evaluate_split=hidden", "rl.evaluate_every=5"], r"rl\.evaluate_split: environment 'alfworld' has no split 'hidden'"),

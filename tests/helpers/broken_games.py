@@ -1,5 +1,6 @@
 """An environment whose engine dies, hangs or raises when it is told to."""
 
+import math
 import os
 import time
 from dataclasses import dataclass
@@ -62,8 +63,9 @@ class BrokenSession:
                 os._exit(9) if action.startswith("die") else time.sleep(600)
         if action == "raise":
             raise ZeroDivisionError("the engine's own")
-        if action == "nan":
-            return Step("", info=Info(score=float("nan")))
+        if action.startswith("nan "):
+            value = {word: math.nan if action.endswith(word) else 0.5 for word in ("reward", "score", "part")}
+            return Step("", value["reward"], info=Info(score=value["score"], parts={"one": value["part"]}))
         self.count += action == "add"
         done = self.count >= 3
         info = Info(

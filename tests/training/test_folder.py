@@ -145,9 +145,12 @@ def test_a_folder_of_something_else_is_refused(tmp_path):
         claim_training(tmp_path / "thing", {"command": "sft"})
     assert claim_training(tmp_path / "new", {"command": "sft"}) == (0, None)
     assert claim_training(tmp_path / "new", {"command": "rl"}) == (0, None), "what has not begun holds no folder"
-    write_jsonl(tmp_path / "new" / "log.jsonl", [{"step": 1}])
-    with pytest.raises(FolderInUseError, match='command: "rl" → "sft"'):
-        claim_training(tmp_path / "new", {"command": "sft"})
+    for file in ("log.jsonl", "attempts.jsonl"):
+        out = tmp_path / file.partition(".")[0]
+        claim_training(out, {"command": "rl"})
+        write_jsonl(out / file, [{"step": 1}])
+        with pytest.raises(FolderInUseError, match='command: "rl" → "sft"'):
+            claim_training(out, {"command": "sft"})
 
 
 def test_one_command_at_a_time_trains_into_a_folder(tokenizer, tmp_path):

@@ -14,6 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
+from transformers import MixtralConfig, MixtralForCausalLM
 
 from gradprism.attention import masks_of
 from gradprism.environments.alfworld.environment import AlfworldEnvironment
@@ -740,7 +741,7 @@ def test_settings_that_cannot_be_met_are_refused_before_training(tokenizer, tmp_
     [
         ({"stop_when": ("drift",)}, "stop_when drift: is never raised without kl"),
         ({"stop_when": ("timeouts", "greedy-gap")}, "stop_when greedy-gap: is never raised without evaluate_sampled"),
-        ({"stop_when": ("clipping",)}, "stop_when clipping: is never raised without several updates per round"),
+        ({"stop_when": ("clipping",)}, "stop_when clipping: is never raised without a second update or epoch per round"),
         ({"growth_rounds": 5}, "growth_rounds 5: needs first_max_steps"),
     ],
 )
@@ -782,13 +783,31 @@ def test_what_is_random_in_training_alone_is_turned_off(tokenizer):
         if hasattr(module, "attention_dropout"):
             module.attention_dropout = 0.5
     model.lm_head = torch.nn.Sequential(torch.nn.Dropout(0.5), model.lm_head)
-    model.model.norm.jitter_noise = 0.1
     ids = torch.tensor([[3, 5, 7, 9, 11, 13]])
     expected = model.eval()(input_ids=ids).logits
     model.train()
     assert not torch.equal(model(input_ids=ids).logits, expected)
     _turn_off_dropout(model)
-    assert torch.equal(model(input_ids=ids).logits, expected) and model.model.norm.jitter_noise == 0
+    assert torch.equal(model(input_ids=ids).logits, expected)
+
+
+def test_a_routers_jitter_is_turned_off(tokenizer):
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 2}
+    config = MixtralConfig(vocab_size=len(tokenizer), num_local_experts=4, router_jitter_noise=0.5, **sizes)
+    model, ids = MixtralForCausalLM(config), torch.tensor([[3, 5, 7, 9, 11, 13]])
+    expected = model.eval()(input_ids=ids).logits
+    model.train()
+    assert not torch.equal(model(input_ids=ids).logits, expected)
+    _turn_off_dropout(model)
+    assert torch.equal(model(input_ids=ids).logits, expected)
+
+
+def test_a_mask_that_is_called_jitter_stays():
+    module = torch.nn.Linear(2, 2)
+    module.router_jitter_noise = 0.01  # of PhiMoE, whose experts' weights hang on it in any mode
+    _turn_off_dropout(module)
+    assert module.router_jitter_noise == 0.01
 
 
 def test_a_diverged_training_stops_at_once_and_leaves_no_model(tmp_path):
@@ -892,6 +911,18 @@ def test_the_last_round_may_be_the_best(tmp_path, monkeypatch):
     assert (summary.counts["best_round"], len(summary.evaluations)) == (3, 3)
     assert [RlConfig(rounds=n, evaluate_every=2, keep_best=True).evaluations for n in (1, 2, 3)] == [2, 2, 3]
     assert [RlConfig(rounds=n, evaluate_every=2).evaluations for n in (1, 2, 3)] == [1, 2, 2] and RlConfig().evaluations == 0
+
+
+def test_where_an_alarm_ends_the_training_the_last_round_may_be_the_best_too(tmp_path, monkeypatch):
+    told = iter([(0.2, 0.0), (0.3, 0.0), (0.9, 0.0)])
+    monkeypatch.setattr(RlTraining, "_play_evaluation", lambda self, config: next(told))
+
+    def stopped(self):
+        self.stopped = "timeouts" if self.rounds.count == 3 else ""
+
+    monkeypatch.setattr(RlTraining, "_stop_where_asked", stopped)
+    _, _, summary = run_tiny(tmp_path / "out", rounds=9, evaluate_every=2, keep_best=True, invalid_penalty=0.3, max_steps=1)
+    assert (summary.counts["best_round"], summary.counts["rounds"], summary.stopped) == (3, 3, "timeouts")
 
 
 def test_the_best_weights_of_rounds_that_a_kill_undid_are_gone(tmp_path, monkeypatch):

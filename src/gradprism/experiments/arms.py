@@ -160,7 +160,7 @@ class FurtherEvaluation(Section):
     )
     groups: list[str] = Field(default=[], description="Only arms of these groups.")
     arms: list[str] = Field(default=[], description="Only these arms, and those of `groups`.")
-    seeds: list[int] | None = Field(default=None, min_length=1, description="Only these of the experiment's seeds; default all.")
+    seeds: list[int] | None = Field(default=None, min_length=1, description="Only trainings of these seeds; default all.")
 
     def is_of(self, arm: ArmConfig, seed: int) -> bool:
         """Whether the arm's training of that seed is evaluated so."""

@@ -101,15 +101,16 @@ class Comparison:
     def mean(self, arm: str | None, split: str | None = None, what: What = "success") -> Interval | None:
         """Mean and interval of an arm on a split (default the first), a fraction; the parts of the interval outside 0 and 1 are cut off.
 
-        Where no arm has a second seed, the interval of successes is Wilson's, as that of an evaluation by itself.
+        Where no arm has a second seed, the interval of successes is Wilson's, as that of an evaluation by itself; so it is where all
+        tasks end alike, and half of any other interval would be cut off.
         """
         split = split or self.splits[0]
         values = self.values(arm, split, what) if arm else np.zeros(0)
         if not (arm and values.size):
             return None
         found = self._keep(("mean", arm, split, what), lambda: interval(values))
-        if what == "success" and len(values) == 1 and self.is_run:
-            low, high = wilson_interval(int(values.sum()), values.size)
+        if what == "success" and ((len(values) == 1 and self.is_run) or not np.ptp(values)):
+            low, high = wilson_interval(int(values[0].sum()), values.shape[1])
             return replace(found, low=low, high=high)
         return _within_share(found)
 

@@ -226,8 +226,6 @@ class ExperimentConfig(Design, Section):
                 raise ValueError(f"{where}: no arm is in group {unknown[0]}; choose from {', '.join(sorted(groups))}")
             if others := sorted(set(further.splits) - set(self.evaluation.splits)):
                 raise ValueError(f"{where}: evaluation.splits has no {others[0]}, and its tasks are of those")
-            if strange := [seed for seed in further.seeds or () if seed not in self.all_seeds]:
-                raise ValueError(f"{where}: seed {strange[0]} is none of the experiment's; choose from {self.all_seeds}"[:200])
 
     def check_first_evaluation(self) -> None:
         """Raises `ConfigError` for a first evaluation that tables cannot show; measured gains have other rules."""

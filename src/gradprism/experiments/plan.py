@@ -145,11 +145,14 @@ class Plan:
         collect = config.corpus.collect
         self.corpus: Corpus = Files.of(config.corpus) if collect is None else Collect(self.world, collect)
         self.main_split = next(iter(config.evaluation.splits))
-        watched = config.rl.evaluate_split or self.surroundings.dev_split or self.main_split
-        self.curve_split = watched if config.rl.evaluate_every else self.main_split
+        rl = config.rl
+        if rl.evaluate_every and not (rl.evaluate_split or self.surroundings.dev_split):
+            rl = rl.model_copy(update={"evaluate_split": self.main_split})  # RL by itself would take the environment's own choice
+        watched = rl.evaluate_split or self.surroundings.dev_split
+        self.curve_split = watched if rl.evaluate_every else self.main_split
         # An episode may have as many tokens as a trajectory, unless its own settings say otherwise.
         length = config.model.context_length
-        self.rl_config = config.rl.model_copy(update={"context_length": config.rl.context_length or length})
+        self.rl_config = rl.model_copy(update={"context_length": rl.context_length or length})
         own_length = config.evaluation.context_length or length
         self.evaluation = config.evaluation.model_copy(update={"context_length": own_length})
         routed_by = {arm.route.metric for arm in config.all_arms}

@@ -51,7 +51,6 @@ def interval(values: ArrayLike, seed: int = 0) -> Interval:
 
     Several tasks whose values are all equal show no spread, which is not to say that there is none: of five tasks won throughout a sixth
     may be lost. Their standard error is the one that a task gone the other way with every seed would have left, 1 / T, of T − 1 degrees.
-    Of many tasks that interval has the width of Wilson's at its ends, 3.9 / T to 3.8 / T.
     """
     values_ST = np.asarray(values, dtype=np.float64)
     S, T = values_ST.shape

@@ -23,7 +23,7 @@ from gradprism.runtime.errors import ConfigError, ModelError, one_line
 from gradprism.runtime.files import parse_json
 
 TRIES = 5  # of a request that finds no server, or whose answer arrives broken: 15 seconds
-BUSY_TRIES = 7  # of one that a server which is busy or begins puts off: a minute, for a model to be loaded
+BUSY_TRIES = 7  # of one that a server which is busy or still starting puts off: a minute, for a model to be loaded
 _PAUSE = 1.0  # seconds before the second try; each further pause is twice as long
 _SPREAD = 0.05  # pauses are longer by up to this share, so that what was refused at once does not come back at once
 _WAKE = 0.2  # seconds after which an interrupt is noticed at the latest

@@ -26,7 +26,7 @@ from gradprism.trajectories.chat_options import SAVED
 from gradprism.trajectories.corpus import SKIPPED
 from gradprism.trajectories.rendering import chat_options
 
-CHECKPOINTS, ADAPTER, SUMMARY, LOG = "checkpoints", "adapter", "summary.json", "log.jsonl"
+CHECKPOINTS, ADAPTER, SUMMARY, LOG, _ATTEMPTS = "checkpoints", "adapter", "summary.json", "log.jsonl", "attempts.jsonl"
 _CONFIG = "config.json"  # a folder without it is no model to anyone, so it comes last
 _WHOLE = "whole.json"  # in a checkpoint: names and sizes of its files
 _PARTIAL_CHECKPOINT, _PARTIAL_MODEL = ".checkpoint.tmp", ".model.tmp"
@@ -51,7 +51,7 @@ _FREE_SETTINGS = ("track", "keep_checkpoints", "save_steps", "save_every", "micr
 TRAINING = FolderKind(
     "training",
     identity="command",
-    own=(SUMMARY, *_MODEL_FILES, ADAPTER, CHECKPOINTS, LOG, SKIPPED, "attempts.jsonl"),
+    own=(SUMMARY, *_MODEL_FILES, ADAPTER, CHECKPOINTS, LOG, SKIPPED, _ATTEMPTS),
     free=frozenset({"versions", *(f"config.{name}" for name in _FREE_SETTINGS)}),
 )
 
@@ -88,7 +88,7 @@ def claim_training(
 
 def _is_bare(out: Path) -> bool:
     """Whether no step of the training in `out` is on record, and no model."""
-    held = (SUMMARY, _CONFIG, ADAPTER, CHECKPOINTS)
+    held = (SUMMARY, _CONFIG, ADAPTER, CHECKPOINTS, _ATTEMPTS)
     return out.is_dir() and not any((out / name).exists() for name in held) and not read_log(out)
 
 

@@ -167,8 +167,11 @@ class RlTraining:
                 last = self.rounds.count == config.rounds or self.stopped
                 if config.keep_checkpoints if last else self.rounds.count % config.save_every == 0:
                     loop.save(self._state)
-        if config.keep_best and loop.has_best:
-            loop.restore_best()
+        if config.keep_best:
+            if self.stopped and not config.evaluates_after(self.rounds.count):
+                loop.log(self._evaluate())
+            if loop.has_best:
+                loop.restore_best()
 
     @property
     def _state(self) -> dict[str, Any]:
@@ -389,11 +392,11 @@ def _turn_off_dropout(model: Any) -> None:
     """Episodes are played without dropout and routers' jitter, with which the ratio of probabilities would be noise.
 
     Attention and routers read theirs from a number beside them while the model is being trained, as it must be for activation
-    checkpointing.
+    checkpointing. PhiMoE's `router_jitter_noise` is none of these: it is the width of a mask, whenever the model is used.
     """
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
         for name, value in vars(module).items():
-            if isinstance(value, float) and ("drop" in name or "jitter" in name):
+            if isinstance(value, float) and ("drop" in name or "jitter" in name) and name != "router_jitter_noise":
                 setattr(module, name, 0.0)

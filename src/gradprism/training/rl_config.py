@@ -139,7 +139,7 @@ class RlConfig(RolloutConfig, TrainingConfig):
         if not self.evaluate_sampled:
             unheard["greedy-gap"] = "evaluate_sampled"
         if self.steps_per_round == 1 and self.vllm == "off":
-            unheard["clipping"] = "several updates per round, in whose first no ratio differs from 1"
+            unheard["clipping"] = "a second update or epoch per round: in the first every ratio is 1"
         return unheard
 
     def evaluates_after(self, rounds: int) -> bool:
