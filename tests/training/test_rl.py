@@ -793,8 +793,16 @@ def test_what_is_random_in_training_alone_is_turned_off(tokenizer):
 
 def test_a_routers_jitter_is_turned_off(tokenizer):
     torch.manual_seed(0)
-    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 2}
-    config = MixtralConfig(vocab_size=len(tokenizer), num_local_experts=4, router_jitter_noise=0.5, **sizes)
+    config = MixtralConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        num_local_experts=4,
+        router_jitter_noise=0.5,
+    )
     model, ids = MixtralForCausalLM(config), torch.tensor([[3, 5, 7, 9, 11, 13]])
     expected = model.eval()(input_ids=ids).logits
     model.train()
@@ -805,7 +813,7 @@ def test_a_routers_jitter_is_turned_off(tokenizer):
 
 def test_a_mask_that_is_called_jitter_stays():
     module = torch.nn.Linear(2, 2)
-    module.router_jitter_noise = 0.01  # of PhiMoE, whose experts' weights hang on it in any mode
+    vars(module)["router_jitter_noise"] = 0.01  # of PhiMoE, whose experts' weights hang on it in any mode
     _turn_off_dropout(module)
     assert module.router_jitter_noise == 0.01
 
