@@ -105,7 +105,7 @@ class Comparison:
         tasks end alike, and half of any other interval would be cut off.
         """
         split = split or self.splits[0]
-        values = self.values(arm, split, what) if arm else np.zeros(0)
+        values = self.values(arm, split, what) if arm else np.zeros((0, 0))
         if not (arm and values.size):
             return None
         found = self._keep(("mean", arm, split, what), lambda: interval(values))
