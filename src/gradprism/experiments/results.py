@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from gradprism.runtime.errors import DataError, MissingFileError
 from gradprism.runtime.files import read_json, write_json
 from gradprism.runtime.progress import printable
+from gradprism.runtime.settings import wrong_value
 
 RESULTS = "results.json"
 
@@ -377,10 +378,7 @@ def check_results(content: Any, source: str = RESULTS) -> Results:
     try:
         return Results.model_validate(content)
     except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"]) or "the whole file"
-        message = printable(first["msg"].removeprefix("Value error, "))
-        raise DataError(f"{source}: {printable(key)}: {message}; correct it, or run the experiment again") from None
+        raise DataError(f"{source}: {wrong_value(error)}; correct it, or run the experiment again") from None
 
 
 def write_results(folder: Path, results: Results) -> None:

@@ -27,7 +27,7 @@ from gradprism.experiments.results import Cost, Machine, Part
 from gradprism.runtime.errors import DataError
 from gradprism.runtime.files import append_jsonl, read_json, sha256_file, sha256_json, write_json
 from gradprism.runtime.memory import gpu_name, peak_gpu_memory_mib, peak_memory_mib, reset_peak_gpu_memory, reset_peak_memory
-from gradprism.runtime.progress import printable
+from gradprism.runtime.settings import wrong_value
 from gradprism.runtime.usage import Usage
 
 RECORD, LEDGER, STAGES = "stage.json", "ledger.jsonl", "stages"
@@ -251,9 +251,7 @@ def as_part(kind: type[G], told: object, path: Path, advice: str) -> G:
     try:
         return kind.model_validate(told)
     except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(map(str, first["loc"])) or "the whole file"
-        raise DataError(f"{path}: {printable(key)}: {printable(first['msg'])}; {advice}") from None
+        raise DataError(f"{path}: {wrong_value(error)}; {advice}") from None
 
 
 @cache

@@ -178,17 +178,12 @@ def run_lines(comparison: Comparison) -> list[str]:
 def _route_line(comparison: Comparison) -> list[str]:
     """Where the last route sent trajectories; of several arms that are not all trained on it, with the arm's title."""
     trained = [(arm, run) for arm in comparison.arms for run in comparison.runs(arm) if run.stages]
-    # A run that plays nothing has only its side of a route.
-    routed = [(arm, run) for arm, run in trained if run.n_rl is not None and comparison.plays(run)]
-    routed = routed or [(arm, run) for arm, run in trained if run.route in comparison.results.routes]
+    routed = [(arm, route) for arm, run in trained if (route := comparison.results.routes.get(run.route or ""))]
     if not routed:
         return []
-    arm, run = routed[-1]
-    n_sft, n_rl, none, both = run.n_sft, run.n_rl, run.n_none, run.n_both
-    if not comparison.plays(run):
-        route = comparison.results.routes[run.route or ""]
-        none, both = sum(route.none), sum(route.both)
-        n_sft, n_rl = sum(route.sft) + both, sum(route.rl) + both
+    arm, route = routed[-1]
+    none, both = sum(route.none), sum(route.both)
+    n_sft, n_rl = sum(route.sft) + both, sum(route.rl) + both
     others = (f", {both} to both" if both else "") + (f", {none} to neither" if none else "")
     whose = f"{comparison.title(arm)}: " if len({run.route for _, run in trained}) > 1 else ""
     return [f"{whose}{n_sft} trajectories went to SFT, {n_rl} to RL{others}."]

@@ -108,7 +108,7 @@ class Connection:
 
     async def ask(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
         """The server's answer, tried several times; raises `ModelError` where it refuses, or gives none that can be read."""
-        place, failures = f"server {self.server.url}", {"puts off": 0, "fails": 0}
+        place, failures = f"server {self.server.url}", {TRIES: 0, BUSY_TRIES: 0}  # counted apart
         while True:
             try:
                 answer = await self._client.request(method, path, json=body)
@@ -118,20 +118,17 @@ class Connection:
                 raise ModelError(f"{place}: cannot be asked ({one_line(error)})") from None
             except (httpx.TransportError, httpx.DecodingError, ValueError) as error:
                 broken = isinstance(error, httpx.DecodingError | ValueError)
-                why, how, least = (
-                    f"{'unreadable answer: ' if broken else ''}{one_line(error) or type(error).__name__}",
-                    "fails",
-                    0.0,
-                )
+                why = f"{'unreadable answer: ' if broken else ''}{one_line(error) or type(error).__name__}"
+                tries, least = TRIES, 0.0
             else:
                 if answer.status_code not in _BUSY:
                     raise ModelError(f"{place}: refuses the request ({_told(answer)})")
-                why, how = _told(answer), "puts off" if answer.status_code in _PUTS_OFF else "fails"
-                least = _retry_after(answer)
-            failures[how] += 1
-            if failures[how] == (BUSY_TRIES if how == "puts off" else TRIES):
+                why, least = _told(answer), _retry_after(answer)
+                tries = BUSY_TRIES if answer.status_code in _PUTS_OFF else TRIES
+            failures[tries] += 1
+            if failures[tries] == tries:
                 raise ModelError(f"{place}: does not answer ({why}); {sum(failures.values())} times tried")
-            pause = max(_PAUSE * 2 ** (failures[how] - 1), min(least, self.server.timeout))
+            pause = max(_PAUSE * 2 ** (failures[tries] - 1), min(least, self.server.timeout))
             await asyncio.sleep(pause * (1 + _SPREAD * _chance.random()))
 
     async def _end(self) -> None:

@@ -6,6 +6,7 @@ from typing import Any, get_args
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from gradprism.runtime.errors import ConfigError
+from gradprism.runtime.progress import printable
 
 
 class _InOneLine(type(BaseModel)):
@@ -33,6 +34,13 @@ def wrong_setting(error: ValidationError, model: Any) -> str:
         return f"{where}no such setting{_meant(first['loc'], model)}"
     got = "" if isinstance(first["input"], dict) else f"; got {first['input']!r}"  # a whole section says nothing
     return f"{where}{message}{got}"
+
+
+def wrong_value(error: ValidationError) -> str:
+    """The first thing that is wrong with a file's content, as `key.key: why`, of what a terminal can show."""
+    first = error.errors()[0]
+    key = ".".join(map(str, first["loc"])) or "the whole file"
+    return f"{printable(key)}: {printable(first['msg'].removeprefix('Value error, '))}"
 
 
 def _meant(place: tuple[int | str, ...], model: Any) -> str:

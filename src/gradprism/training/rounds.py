@@ -163,9 +163,9 @@ def counts_of(mixed: Sequence[Group], flat: Sequence[Group], taken: Sequence[Gro
     groups = [*mixed, *flat]
     episodes = [episode for group in groups for episode in group.episodes]
     returns = [result.total for group in groups for result in group.outcomes if result.counted]
-    turns, n_episodes = [turn for episode in episodes for turn in episode.turns], len(episodes)
+    turns = [turn for episode in episodes for turn in episode.turns]
     return {
-        "episodes": n_episodes,
+        "episodes": len(episodes),
         "success": sum(e.success for e in episodes),
         "score": sum(e.score for e in episodes),
         "counted": len(returns),
@@ -177,7 +177,7 @@ def counts_of(mixed: Sequence[Group], flat: Sequence[Group], taken: Sequence[Gro
         "groups": len(groups),
         "zero_variance_groups": len(flat),
         "replaced_groups": len(groups) - len(taken),
-        "failed_episodes": n_episodes - len(returns),
+        "failed_episodes": len(episodes) - len(returns),
         "cut_by_context": sum(e.stop_reason == StopReason.CONTEXT for e in episodes),
         "out_of_steps": sum(e.stop_reason == StopReason.STEPS for e in episodes),
     }
