@@ -335,3 +335,18 @@ def test_an_environments_remarks_are_shown_at_the_end_of_a_run_and_on_the_page(r
     results["remarks"] = [remark]
     (tmp_path / "results.json").write_text(json.dumps(results))
     assert remark in printed(tmp_path, 120) and remark in render(results)
+
+
+def test_warnings_of_trainings_are_said_once_with_the_trainings_that_they_are_of(results: dict[str, Any]) -> None:
+    results["stages"]["sft-1"]["warnings"] = ["9 tokens are cut", "no bfloat16"]
+    results["stages"]["rl-1"]["warnings"] = ["no bfloat16"]
+    page = render(results)
+    assert "- sft sft/0: 9 tokens are cut\n- sft sft/0, rl rl/0: no bfloat16\n" in page, (
+        "a stage that arms share is named by the first"
+    )
+    results["arms"] += [
+        {**results["arms"][2], "name": f"rl-{n}", "runs": [{**results["arms"][2]["runs"][0], "stages": [f"rl-{n}"]}]}
+        for n in range(2, 9)
+    ]
+    results["stages"] |= {f"rl-{n}": results["stages"]["rl-1"] for n in range(2, 9)}
+    assert "- 9 trainings: no bfloat16\n" in render(results), "too many to be read"

@@ -245,25 +245,10 @@ def gather(plan: Plan, store: Store, earlier: Results | None = None) -> Results:
         "routes": routes,
         "stages": stages,
         "tasks": store.found(done[0].evaluation).tasks if done else earlier.tasks,
-        "remarks": _remarks(plan, store, done) or earlier.remarks,
+        "remarks": list(dict.fromkeys(line for run in done for line in store.found(run.evaluation).remarks)) or earlier.remarks,
         "curve_split": None if plan.curve_split == plan.main_split else plan.curve_split,
     }
     return Results.model_validate({**dict(empty), **found})
-
-
-def _remarks(plan: Plan, store: Store, done: Sequence[PlannedRun]) -> list[str]:
-    """What is said of the evaluations' tasks, and the warnings of the trainings, each once with the trainings that it is of, where they are
-    few enough to be read.
-    """
-    of_tasks = dict.fromkeys(line for run in done for line in store.found(run.evaluation).remarks)
-    trainings = {stage.name: stage for run in done for stage in run.stages if isinstance(stage, Sft | Rl)}
-    labels: dict[str, list[str]] = {}
-    for name, stage in trainings.items():
-        for line in store.found(stage).warnings:
-            labels.setdefault(line, []).append(plan.labels.get(name, name))
-    # Of how many is not known: others may have been made elsewhere.
-    named = {line: ", ".join(of) if len(of) <= 8 else f"{len(of)} trainings" for line, of in labels.items()}
-    return [*of_tasks, *(f"{of}: {line}" for line, of in named.items())]
 
 
 def _runs(plan: Plan, store: Store, known: Mapping[str, Run]) -> Iterator[tuple[str, Run]]:
@@ -359,9 +344,14 @@ def _stages(
             record = store.record(stage)
             own = {key: round(value, 2) for key, value in record.cost.model_dump().items()}
             own["flops"] = stage_flops(matmul, record.cost.tokens_forward, record.cost.tokens_backward)
-            history = store.found(stage).history if isinstance(stage, Sft | Rl) else []
-            evaluating = round(record.evaluation_seconds, 2)
-            shown = Stage(**own, kind=stage.kind, evaluation_seconds=evaluating, history=history)
+            training = store.found(stage) if isinstance(stage, Sft | Rl) else None
+            shown = Stage(
+                **own,
+                kind=stage.kind,
+                evaluation_seconds=round(record.evaluation_seconds, 2),
+                history=training.history if training else [],
+                warnings=training.warnings if training else [],
+            )
             on[name] = (shown, record.machine.model_copy(update={"threads": plan.config.threads}))
     on |= {name: (earlier.stages[name], of_earlier[earlier.stages[name].machine]) for name in kept}
     used, machines = [machine for _, machine in on.values()], []

@@ -52,12 +52,15 @@ class TrainingStep(Part):
 
 
 class Stage(Cost):
-    """A stage that was run; `machine` is its place among the machines. Its times hold the evaluations that it stopped for."""
+    """A stage that was run; `machine` is its place among the machines. Its times hold the evaluations that it stopped for. `warnings` are
+    a training's.
+    """
 
     kind: str
     machine: Annotated[int, Field(ge=0)] = 0
     evaluation_seconds: Count = 0
     history: list[TrainingStep] = []
+    warnings: list[str] = []
 
 
 class Machine(Part):
@@ -308,7 +311,7 @@ class Results(Design, Part):
     tasks: dict[str, list[Task]] = Field(min_length=1)
     evaluations: list[Sampling] = []
     curve_split: str | None = None  # of the curves, where it is not the main one
-    remarks: list[str] = []  # the environment's about these tasks, and warnings of the trainings
+    remarks: list[str] = []  # the environment's about these tasks
 
     @model_validator(mode="after")
     def _agree(self) -> Self:

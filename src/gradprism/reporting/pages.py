@@ -7,7 +7,7 @@ from rich.console import Console
 
 from gradprism.experiments.comparison import MAIN_GROUP, Comparison
 from gradprism.experiments.gain import GAIN
-from gradprism.experiments.results import RESULTS, shown_results
+from gradprism.experiments.results import RESULTS, Results, shown_results
 from gradprism.experiments.schedule import Status
 from gradprism.reporting.blocks import fill, fill_file, read_page
 from gradprism.reporting.checks import bars_text, detectable_text, power_found, regime_text
@@ -96,7 +96,7 @@ def document(comparison: Comparison, figures: Collection[str] = ()) -> list[Bloc
     if comparison.is_run:
         blocks += [ONE_SEED, "\n".join(f"- {line}" for line in run_lines(comparison))]
     else:
-        blocks += ["\n".join(f"- {line}" for line in results.remarks)] if results.remarks else []
+        blocks += ["\n".join(f"- {line}" for line in remarks)] if (remarks := _remarks(results)) else []
         blocks += [HOW_TO_READ, Heading("Does the experiment lie where something can be seen?"), regime_text(comparison)]
         blocks += [Heading("Does RL do what it must?"), bars_text(comparison)]
     blocks += [Heading("Table 1: success in %"), *_success(comparison, main), *drawn("success")]
@@ -159,7 +159,7 @@ def _facts(comparison: Comparison) -> str:
 
 
 def run_lines(comparison: Comparison) -> list[str]:
-    """A run in a few plain sentences: success by split, the last arm's route, the probe's share of the time, the environment's remarks."""
+    """A run in a few plain sentences: success by split, the last arm's route, the probe's share of the time, remarks."""
     lines = []
     for split in comparison.splits:
         steps = [
@@ -172,7 +172,22 @@ def run_lines(comparison: Comparison) -> list[str]:
     probe = sum(stage.wall_seconds for stage in stages if stage.kind == "probe")
     if (whole := sum(stage.wall_seconds for stage in stages)) and probe:
         lines.append(f"The probe took {duration(probe)} of {duration(whole)}, {share(probe / whole)} of the wall time.")
-    return [*lines, *comparison.results.remarks]
+    return [*lines, *_remarks(comparison.results)]
+
+
+def _remarks(results: Results) -> list[str]:
+    """What is said of the tasks, and the warnings of the trainings, each once with the trainings that it is of, where they are few enough
+    to be read.
+    """
+    labels: dict[str, str] = {}
+    for stage, of in ((stage, f"{arm.name}/{run.seed}") for arm in results.arms for run in arm.runs for stage in run.stages):
+        labels.setdefault(stage, f"{results.stages[stage].kind} {of}")
+    warned: dict[str, list[str]] = {}
+    for stage, label in labels.items():
+        for line in results.stages[stage].warnings:
+            warned.setdefault(line, []).append(label)
+    named = {line: ", ".join(of) if len(of) <= 8 else f"{len(of)} trainings" for line, of in warned.items()}
+    return [*results.remarks, *(f"{of}: {line}" for line, of in named.items())]
 
 
 def _route_line(comparison: Comparison) -> list[str]:
