@@ -174,10 +174,10 @@ def test_a_report_of_hostile_names_has_no_element_and_no_attribute_of_theirs(cli
                 "claims": [{"text": f"c {text}", "better": f"s {text}", "worse": f"b {text}"}],
                 "arms": [
                     {"name": name, "title": f"t {name}", "group": f"g {text}", "seeds": [0], "runs": [
-                        {"seed": 0, "success": {f"split {text}": success}, "stages": []}]}
+                        {"seed": 0, "success": {f"split {text}": success}, "stages": [f"x {text}"]}]}
                     for name, success in ((f"b {text}", "0101"), (f"s {text}", "1101"))
                 ],
-                "stages": {},
+                "stages": {f"x {text}": {"kind": f"k {text}", "wall_seconds": 1.0, "warnings": [f"w {text}"]}},
                 "tasks": {f"split {text}": [{"id": f"{i} {text}", "task_type": f"y{i % 2} {text}"} for i in range(4)]},
                 "remarks": [f"r {text}"],
             }

@@ -344,6 +344,10 @@ def test_warnings_of_trainings_are_said_once_with_the_trainings_that_they_are_of
     assert "- sft sft/0: 9 tokens are cut\n- sft sft/0, rl rl/0: no bfloat16\n" in page, (
         "a stage that arms share is named by the first"
     )
+    results["stages"]["rl-2"] = results["stages"]["rl-1"]
+    results["arms"][2]["runs"][0]["stages"].append("rl-2")
+    assert "- sft sft/0, rl rl/0: no bfloat16\n" in render(results), "two trainings of a run have one name"
+    results["arms"][2]["runs"][0]["stages"].pop()
     results["arms"] += [
         {**results["arms"][2], "name": f"rl-{n}", "runs": [{**results["arms"][2]["runs"][0], "stages": [f"rl-{n}"]}]}
         for n in range(2, 9)

@@ -245,10 +245,15 @@ def gather(plan: Plan, store: Store, earlier: Results | None = None) -> Results:
         "routes": routes,
         "stages": stages,
         "tasks": store.found(done[0].evaluation).tasks if done else earlier.tasks,
-        "remarks": list(dict.fromkeys(line for run in done for line in store.found(run.evaluation).remarks)) or earlier.remarks,
+        "remarks": _of_tasks(done, store) if done else earlier.remarks,
         "curve_split": None if plan.curve_split == plan.main_split else plan.curve_split,
     }
     return Results.model_validate({**dict(empty), **found})
+
+
+def _of_tasks(done: Sequence[PlannedRun], store: Store) -> list[str]:
+    """What the environment says of the evaluations' tasks, each line once."""
+    return list(dict.fromkeys(line for run in done for line in store.found(run.evaluation).remarks))
 
 
 def _runs(plan: Plan, store: Store, known: Mapping[str, Run]) -> Iterator[tuple[str, Run]]:

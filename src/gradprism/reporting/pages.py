@@ -186,7 +186,7 @@ def _remarks(results: Results) -> list[str]:
     for stage, label in labels.items():
         for line in results.stages[stage].warnings:
             warned.setdefault(line, []).append(label)
-    named = {line: ", ".join(of) if len(of) <= 8 else f"{len(of)} trainings" for line, of in warned.items()}
+    named = {line: ", ".join(dict.fromkeys(of)) if len(of) <= 8 else f"{len(of)} trainings" for line, of in warned.items()}
     return [*results.remarks, *(f"{of}: {line}" for line, of in named.items())]
 
 
