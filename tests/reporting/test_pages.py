@@ -337,6 +337,16 @@ def test_an_environments_remarks_are_shown_at_the_end_of_a_run_and_on_the_page(r
     assert remark in printed(tmp_path, 120) and remark in render(results)
 
 
+def test_no_name_opens_a_tag_or_a_comment_on_the_page(results: dict[str, Any]) -> None:
+    results["remarks"] = ["<!-- hide"]
+    results["name"] = "<img src=x>"
+    for arm in results["arms"]:
+        arm["title"] = "<script>"
+    page = render(results)
+    assert r"\<!-- hide" in page and r"# \<img src=x\>" not in page and r"# \<img src=x>" in page
+    assert r"\<script" in page and re.findall(r"(?<!\\)<[!/a-z]", page) == []
+
+
 def test_warnings_of_trainings_are_said_once_with_the_trainings_that_they_are_of(results: dict[str, Any]) -> None:
     results["stages"]["sft-1"]["warnings"] = ["9 tokens are cut", "no bfloat16"]
     results["stages"]["rl-1"]["warnings"] = ["no bfloat16"]

@@ -56,14 +56,19 @@ def markdown(blocks: Sequence[Block]) -> str:
 
 def _markdown(block: Block) -> str:
     if isinstance(block, Heading):
-        return f"{'#' * block.level} {printable(block.text)}"
+        return f"{'#' * block.level} {_no_tag(block.text)}"
     if isinstance(block, Figure):
         return f"![{block.caption}]({block.name}.svg)"
     if isinstance(block, str):
-        return "\n".join(map(printable, block.splitlines()))
+        return "\n".join(map(_no_tag, block.splitlines()))
     lines = [list(map(_escape, block.headings)), [":--" if i < block.names else "--:" for i in range(len(block.headings))]]
     lines += [[_escape(cell) if i < block.names else cell for i, cell in enumerate(row)] for row in block.rows]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def _no_tag(text: str) -> str:
+    """Text that may be marked up, in which names open no tag and no comment."""
+    return printable(text).replace("<", r"\<")
 
 
 def _escape(text: str) -> str:
