@@ -463,6 +463,17 @@ def test_inline_numbers_are_those_of_the_tables() -> None:
         pages.fill_blocks(block("pass-at-k gini cold"), whole, "README.md")
 
 
+def test_what_a_claim_detects_stands_as_in_the_table_of_claims(whole: Comparison) -> None:
+    claims = whole.results.claims
+    said = [(c, row[1]) for c, row in zip(claims, tables.claims_table(whole).rows, strict=True) if "detectable" in row[1]]
+    assert said
+    for claim, words in said:
+        shown = pages.fill_blocks(block(f"claim-detectable {claim.better} {claim.worse}"), whole, "README.md")
+        assert f">{words.removeprefix('cannot be told (').removesuffix(' detectable)')}<" in shown
+    with pytest.raises(DataError, match=r"R\.md: block 'claim-detectable random gini': no claim .* says that random beats gini"):
+        pages.fill_blocks(block("claim-detectable random gini"), whole, "R.md")
+
+
 def test_a_prefix_leaves_other_experiments_alone(whole: Comparison) -> None:
     text = block("alfworld-mini main") + block("webshop-mini main") + block("anything")
     filled = pages.fill_blocks(text, whole, "README.md", prefix="alfworld-mini")

@@ -17,6 +17,7 @@ from gradprism.reporting.figures import FIGURES, draw_figures, drawn_elsewhere
 from gradprism.reporting.numbers import count, duration, mib, nats, nats_more, percent, points, share, times
 from gradprism.reporting.tables import (
     audit_blocks,
+    claim_detectable,
     claims_table,
     difference_table,
     held_out_table,
@@ -253,6 +254,7 @@ _NUMBERS: dict[str, tuple[tuple[str, ...], bool, Callable[..., str]]] = {
     "speedup": (("arm",), False, lambda c, arm, _: times(c.speedup(arm))),
     "speedup-flops": (("arm",), False, lambda c, arm, _: times(c.speedup(arm, "flops"))),
     "detectable": ((), False, lambda c, _: detectable_text(c)),
+    "claim-detectable": (("arm", "arm"), False, lambda c, better, worse, _: claim_detectable(c, better, worse)),
 }
 
 
@@ -262,11 +264,11 @@ def fill_blocks(text: str, comparison: Comparison, source: str, prefix: str = ""
     Blocks are `main`, `claims`, `regime`, `bars`, `sampled`, `held-out`, `cost`, `training`, `parts`, and within a line
     `success ARM [SPLIT]`, `score ARM [SPLIT]`, `difference ARM ARM [SPLIT]`, `sampled-success ARM EVALUATION [SPLIT]`,
     `sampled-difference ARM ARM EVALUATION [SPLIT]`, `pass-at-k ARM EVALUATION [SPLIT]`, `held-out-loss ARM`,
-    `held-out-difference ARM ARM`, `speedup ARM`, `speedup-flops ARM`, `detectable`. With a prefix, only blocks whose names begin with it
-    are filled ("PREFIX success gini"), so that one file can show several experiments; blocks that begin with one of `others` are left as
-    they are. (A line that begins with a marker is HTML to Markdown: begin it with a word.)
+    `held-out-difference ARM ARM`, `speedup ARM`, `speedup-flops ARM`, `detectable`, `claim-detectable BETTER WORSE`. With a prefix, only
+    blocks whose names begin with it are filled ("PREFIX success gini"), so that one file can show several experiments; blocks that begin
+    with one of `others` are left as they are. (A line that begins with a marker is HTML to Markdown: begin it with a word.)
 
-    Raises `DataError` for a block that is none of these, an unknown arm or split, or a block that does not end before the next.
+    Raises `DataError` for a block that is none of these, an unknown arm, split or claim, or a block that does not end before the next.
     """
     return fill(text, lambda name: _block(name, comparison, source), source, prefix, others)
 
@@ -295,7 +297,10 @@ def _block(name: str, comparison: Comparison, source: str) -> str:
         if word not in known:
             where = f"{source}: block {printable(name)!r}"
             raise DataError(f"{where}: no {printable(word)!r} in results.json; it has {', '.join(known)}")
-    return text(comparison, *words[: len(kinds)], next(iter(words[len(kinds) :]), None))
+    try:
+        return text(comparison, *words[: len(kinds)], next(iter(words[len(kinds) :]), None))
+    except DataError as error:
+        raise DataError(f"{source}: block {printable(name)!r}: {error}") from None
 
 
 # --- files and the terminal

@@ -9,6 +9,7 @@ from gradprism.experiments.results import Agreement, Run, Sweep
 from gradprism.experiments.statistics import interval
 from gradprism.reporting.document import Block, Table
 from gradprism.reporting.numbers import nats, nats_more, optional, p_value, percent, points, share, times
+from gradprism.runtime.errors import DataError
 
 # ALFWorld's task types under the names of the literature, in its order; any other type goes by its own name.
 SHORT_NAMES = {
@@ -149,9 +150,23 @@ def verdict(found: Tested) -> str:
         return f"cannot be told (one {'seed' if found.seeds < 2 else 'task'})"
     if found.p_trainings < 0.05:
         return "**holds**" if found.difference.mean > 0 else "**does not hold**"
-    if found.detectable is None:
-        return "cannot be told"
-    return f"cannot be told ({f'{100 * found.detectable:.1f} points' if found.detectable < 1 else 'nothing'} detectable)"
+    return "cannot be told" if found.detectable is None else f"cannot be told ({_detectable(found.detectable)} detectable)"
+
+
+def claim_detectable(comparison: Comparison, better: str, worse: str) -> str:
+    """What four of five such experiments would find of the claim that one arm beats another, corrected; a dash where nothing says.
+
+    Raises `DataError` where there is no such claim.
+    """
+    claims = comparison.results.claims
+    for claim, found in zip(claims, comparison.tested(claims), strict=True):
+        if (claim.better, claim.worse) == (better, worse):
+            return "–" if found.detectable is None else _detectable(found.detectable)
+    raise DataError(f"no claim of results.json says that {better} beats {worse}")
+
+
+def _detectable(share: float) -> str:
+    return f"{100 * share:.1f} points" if share < 1 else "nothing"
 
 
 def sampled_table(comparison: Comparison, split: str | None = None) -> Table | None:
