@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from gradprism.training.doctor import WINDOW, Doctor
+from gradprism.training.doctor import ROUNDS_NEEDED, WINDOW, Doctor, of_round
 
 WELL = {
     "groups_without_gradient": 0.4,
@@ -40,6 +40,7 @@ def evaluated(*pairs) -> Doctor:
     ("name", "ill"),
     [
         ("no-gradient", watch({"groups_without_gradient": 0.95})),
+        ("no-gradient", watch({"zero_variance_groups": 0.95})),
         ("collapse", watch({}, {"success": 0.7}, {}, {"success": 0.4})),
         ("collapse", evaluated((0.2, 0.2), (0.5, 0.5), (0.35, 0.4), (0.38, 0.4))),
         ("entropy-collapse", watch({}, {"entropy": 0.05})),
@@ -54,7 +55,27 @@ def evaluated(*pairs) -> Doctor:
 )
 def test_each_alarm_is_raised_by_what_it_is_made_for(name, ill):
     assert [alarm.name for alarm in ill.alarms()] == [name]
-    assert name in ill.raised
+    assert ill.raised[name] >= ROUNDS_NEEDED.get(name, 1)
+
+
+def test_an_alarm_of_groups_that_only_penalties_tell_apart_says_so():
+    (alarm,) = watch({"zero_variance_groups": 0.95, "groups_without_gradient": 0.05}).alarms()
+    assert alarm.what == "95% of the groups earn all alike, so that penalties or the length of the way teach, and not success"
+    (none,) = watch({"zero_variance_groups": 1.0, "groups_without_gradient": 0.95}).alarms()
+    assert none.what == "95% of the groups have no gradient of the reward"
+
+
+def test_a_round_is_the_mean_of_its_updates():
+    first = {"episodes": 8, "success": 0.5, "entropy": 1.0, "kl": 0.1, "clipped_low": 0.0, "loss": 3.0}
+    later = [
+        {"clipped_low": 0.3, "kl": 0.5, "loss": 1.0},
+        {"entropy": 0.5, "kl": 0.3, "clipped_low": 0.6, "evaluation/success": 0.2},
+    ]
+    merged = {"episodes": 8, "success": 0.5, "entropy": 0.75, "kl": 0.3, "clipped_low": 0.3, "evaluation/success": 0.2, "loss": 1.0}
+    assert of_round([first, *later]) == pytest.approx(merged)
+    doctor = Doctor.of([{"evaluation/success": 0.4}, first, *later, first])
+    assert doctor.before == {"evaluation/success": 0.4}
+    assert [row["kl"] for row in doctor.rounds] == pytest.approx([0.3, 0.1])
 
 
 def test_rounds_that_are_well_or_too_few_raise_nothing():
@@ -86,13 +107,13 @@ def test_a_fall_from_the_start_is_a_collapse():
 
 
 def test_a_log_shows_what_the_training_saw():
-    """Of a round with several updates the last row has the evaluation and the figures of the last update."""
+    """Of a round with several updates the last row has the evaluation, and each has figures of its update."""
     doctor = Doctor()
     doctor.begin({"evaluation/success": 0.6, "evaluation/sampled_success": 0.6})
     rows: list[dict[str, float]] = [{"step": 0, "evaluation/success": 0.6, "evaluation/sampled_success": 0.6}]
     for number in range(WINDOW):
-        first, last = {**WELL, "clipped_high": 0.0}, {"clipped_high": 0.3, "evaluation/success": 0.1 + number / 100}
-        doctor.add(first | last)
+        first, last = {**WELL, "clipped_high": 0.0}, {"clipped_high": 0.6, "evaluation/success": 0.1 + number / 100}
+        doctor.add(of_round([first, last]))
         rows += [{"step": 2 * number + 1, **first}, {"step": 2 * number + 2, **last}]
     assert Doctor.of(rows) == doctor
     assert doctor.raised == {"collapse": 2, "clipping": WINDOW}

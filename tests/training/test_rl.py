@@ -374,6 +374,7 @@ def test_dynamic_sampling_asks_for_groups_that_earn_differently_and_not_for_othe
 def test_half_the_rounds_change_in_half_the_time():
     config = RlConfig(rounds=100, decay_rounds=80, max_steps=20, first_max_steps=5, growth_rounds=11)
     assert config.shortened(50) == config.model_copy(update={"rounds": 50, "decay_rounds": 40, "growth_rounds": 6})
+    assert config.shortened(1).decay_rounds == 1  # 0 would be no decay
     assert config.shortened(1).growth_rounds == 1 and RlConfig(rounds=10).shortened(3) == RlConfig(rounds=3)
 
 
@@ -966,6 +967,54 @@ def test_better_weights_leave_those_of_a_checkpoint_as_they_are(tmp_path):
     assert load_file(folder.best_weights(tmp_path, 0))["0"].sum() == 0
 
 
+WITHOUT_EFFECT = [
+    ({"decay_to": 0.5}, "decay_to 0.5 has no effect without decay_rounds"),
+    ({"dynamic_sampling_limit": 9.0}, "dynamic_sampling_limit 9.0 has no effect without dynamic_sampling"),
+    ({"gamma": 0.5}, "gamma 0.5 has no effect without algorithm gigpo"),
+    ({"step_weight": 3.0}, "step_weight 3.0 has no effect without algorithm gigpo"),
+    ({"clip": 0.1}, "clip 0.1 has no effect without a second update or epoch per round: in the first every ratio is 1"),
+    ({"clip_high": 0.28}, "clip_high 0.28 has no effect without a second update or epoch per round: in the first every ratio is 1"),
+    ({"evaluate_split": "nosuch"}, "evaluate_split nosuch has no effect without evaluate_every"),
+    ({"evaluate_tasks": 7}, "evaluate_tasks 7 has no effect without evaluate_every"),
+    ({"vllm_url": "http://x"}, "vllm_url http://x has no effect without vllm server"),
+    ({"vllm_memory": 0.3}, "vllm_memory 0.3 has no effect without vllm colocate"),
+    ({"warmup_steps": 30}, "warmup_steps 30: the 30 steps of this training end before the learning rate has risen"),
+    ({"warmup_steps": 9, "decay_rounds": 9}, "decay_rounds 9 end within the 9 warmup_steps, after which the rate drops at once"),
+    ({"rounds": 9, "stop_when": ("refused",)}, "stop_when refused has no effect in fewer than 10 rounds"),
+    ({"rounds": 19, "stop_when": ("timeouts",)}, "stop_when timeouts has no effect in fewer than 20 rounds"),
+]
+IN_FORCE = [
+    {},
+    {"decay_to": 0.5, "decay_rounds": 9, "warmup_steps": 8},
+    {"dynamic_sampling_limit": 9.0, "dynamic_sampling": True},
+    {"algorithm": "gigpo", "gamma": 0.5, "step_weight": 3.0},
+    {"clip": 0.1, "clip_high": 0.28, "updates_per_round": 2},
+    {"clip": 0.1, "clip_high": 0.28, "vllm": "server", "vllm_url": "http://x"},
+    {"evaluate_every": 2, "evaluate_tasks": 7, "evaluate_split": "train"},
+    {"vllm": "colocate", "vllm_memory": 0.3},
+    {"warmup_steps": 29, "stop_when": ("refused", "timeouts", "collapse")},
+]
+
+
+@pytest.mark.parametrize(("given", "told"), WITHOUT_EFFECT)
+def test_settings_without_effect_are_told(given, told):
+    assert RlConfig(**{"rounds": 30, **given}).without_effect == [told]
+
+
+@pytest.mark.parametrize("given", IN_FORCE)
+def test_settings_in_force_are_not(given):
+    assert RlConfig(**{"rounds": 30, **given}).without_effect == []
+
+
+def test_what_has_no_effect_is_said_before_training_and_in_the_summary(tokenizer, tmp_path, capfd):
+    environment = BrokenGames(str(tmp_path))
+    settings = {"rounds": 1, "tasks_per_round": 1, "rollouts_per_task": 2, "max_steps": 1, "max_action_tokens": 2, "gamma": 0.5}
+    config, model = RlConfig(**settings, context_length=256), tiny_qwen3(len(tokenizer))
+    summary = train_rl(model, tokenizer, environment, environment.tasks("train", 1), config, out=tmp_path / "out", workers=1)
+    assert summary.warnings[0] == "gamma 0.5 has no effect without algorithm gigpo"
+    assert capfd.readouterr().err.count("warning: gamma 0.5 has no effect") == 1
+
+
 def test_an_alarm_that_was_asked_for_ends_the_training_and_counts_as_its_end(tokenizer, tmp_path, capfd):
     environment = BrokenGames(str(tmp_path))
     settings = {"rounds": 30, "tasks_per_round": 1, "rollouts_per_task": 2, "max_steps": 1, "max_action_tokens": 2}
@@ -977,7 +1026,7 @@ def test_an_alarm_that_was_asked_for_ends_the_training_and_counts_as_its_end(tok
 
     summary = train(stop_when=("timeouts", "no-gradient"))
     assert (summary.stopped, summary.counts["rounds"], summary.steps) == ("no-gradient", 10, 10)
-    assert "round 10: no-gradient: 100% of the groups earn all alike; play more" in capfd.readouterr().err
+    assert "round 10: no-gradient: 100% of the groups have no gradient of the reward; play more" in capfd.readouterr().err
     assert any(told.startswith("raised in round 10 and still true, no-gradient") for told in summary.warnings)
     again = train(stop_when=("no-gradient",))
     assert again.reused and again.stopped == "no-gradient"
@@ -1016,10 +1065,11 @@ def test_rounds_without_a_gradient_are_said_and_have_no_entropy(tokenizer, tmp_p
     config = RlConfig(rounds=2, tasks_per_round=2, rollouts_per_task=2, max_steps=2, max_action_tokens=3, context_length=256)
     model = tiny_qwen3(len(tokenizer))
     summary = train_rl(model, tokenizer, environment, environment.tasks("train", 2), config, out=tmp_path / "out", workers=1)
+    assert summary.counts["groups"] == summary.counts["zero_variance_groups"] == 4
     assert summary.counts["rounds_without_gradient"] == 2 and summary.counts["moved_share"] == 0
     assert not any("entropy" in row or "clipped_low" in row for row in summary.history)
     told = "\n".join(summary.warnings)
-    assert "2 of 2 rounds had zero-variance groups alone" in told and "no weight has changed" in told
+    assert "2 of 2 rounds had no gradient of the reward" in told and "no weight has changed" in told
     assert told.splitlines()[0] in capfd.readouterr().err
     assert json.loads((tmp_path / "out" / "summary.json").read_text())["warnings"] == list(summary.warnings)
 

@@ -23,8 +23,14 @@ AlarmName = Literal[
     "greedy-gap",
 ]
 WINDOW = 10  # rounds over which a mean is taken
+# Rounds before which an alarm cannot be raised; evaluations can raise the others sooner.
+ROUNDS_NEEDED: dict[str, int] = {
+    **dict.fromkeys(("no-gradient", "drift", "clipping", "refused", "repeats"), WINDOW),
+    **dict.fromkeys(("entropy-collapse", "entropy-rise", "timeouts"), 2 * WINDOW),
+}
+OF_UPDATES = ("entropy", "kl", "clipped_low", "clipped_high")  # which each update of a round has anew
 SEEN = (
-    *("groups_without_gradient", "success", "entropy", "kl", "clipped_low", "clipped_high", "out_of_steps", "episodes"),
+    *("groups_without_gradient", "zero_variance_groups", "success", *OF_UPDATES, "out_of_steps", "episodes"),
     *("invalid_share", "repeated_share", "evaluation/success", "evaluation/sampled_success"),
 )
 
@@ -53,15 +59,15 @@ class Doctor:
     def of(cls, rows: Iterable[Mapping[str, float]]) -> "Doctor":
         """What a training's log (`log.jsonl`) shows: a round begins with each row that has `episodes`, and a row per further update
         follows, the last with the evaluation; what stands before all rounds is the evaluation of the start."""
-        rounds: list[dict[str, float]] = [{}]
+        rounds: list[list[Mapping[str, float]]] = [[]]
         for row in rows:
             if "episodes" in row:
-                rounds.append({})
-            rounds[-1].update(row)
+                rounds.append([])
+            rounds[-1].append(row)
         doctor = cls()
-        doctor.begin(rounds[0])
-        for figures in rounds[1:]:
-            doctor.add(figures)
+        doctor.begin(of_round(rounds[0]))
+        for updates in rounds[1:]:
+            doctor.add(of_round(updates))
         return doctor
 
     @property
@@ -106,6 +112,13 @@ class Doctor:
         return [row[f"evaluation/{name}"] for row in (self.before, *self.rounds) if f"evaluation/{name}" in row]
 
 
+def of_round(updates: Iterable[Mapping[str, float]]) -> dict[str, float]:
+    """The figures of a round from those of its updates: of what each update has anew the mean, of all else the last."""
+    rows = [dict(row) for row in updates]
+    last = {name: value for row in rows for name, value in row.items()}
+    return last | {name: _mean(rows, name) for name in OF_UPDATES if name in last}
+
+
 def _seen(figures: Mapping[str, float]) -> dict[str, float]:
     return {name: figures[name] for name in SEEN if name in figures}
 
@@ -116,12 +129,12 @@ def _mean(rounds: list[dict[str, float]], name: str) -> float:
 
 
 def _no_gradient(doctor: Doctor) -> Alarm | None:
+    remedy = "play more episodes per task, easier or harder tasks, or draw more of them by dynamic sampling"
     if (share := doctor.late("groups_without_gradient")) > 0.9:
-        return Alarm(
-            "no-gradient",
-            f"{share:.0%} of the groups earn all alike",
-            "play more episodes per task, easier or harder tasks, or use dynamic sampling",
-        )
+        return Alarm("no-gradient", f"{share:.0%} of the groups have no gradient of the reward", remedy)
+    if (share := doctor.late("zero_variance_groups")) > 0.9:
+        what = f"{share:.0%} of the groups earn all alike, so that penalties or the length of the way teach, and not success"
+        return Alarm("no-gradient", what, remedy)
     return None
 
 

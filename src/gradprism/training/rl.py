@@ -25,7 +25,7 @@ from gradprism.runtime.progress import say
 from gradprism.runtime.ranks import processes_here
 from gradprism.runtime.usage import Usage
 from gradprism.training.batches import Batch, make_batch
-from gradprism.training.doctor import Doctor
+from gradprism.training.doctor import Doctor, of_round
 from gradprism.training.frame import training_frame
 from gradprism.training.head import add_head, score_tokens
 from gradprism.training.loop import Loop, constant, cosine
@@ -97,6 +97,7 @@ def train_rl(
 
         if finished := frame.claim("rl", inputs, config.rounds * config.steps_per_round, config.stop_when):
             return finished
+        frame.warn(*config.without_effect)
         with SessionPool(environment, workers or max(1, default_workers() // processes_here())) as pool:
             training = RlTraining(frame.model, renderer, pool, tasks, config, frame.out, device)
             training.plan_rounds(refresh)
@@ -191,7 +192,7 @@ class RlTraining:
         parts = split_rows(rows, config.updates_per_round, seed=config.seed + self.rounds.played)
         updates = [self._batches(part) for part in parts] * config.epochs_per_round
         self.seconds["update"] += time.perf_counter() - clock
-        of_round = dict(figures)
+        of_updates = []
         for number, batches in enumerate(updates, 1):
             if number > 1:
                 loop.begin_step()
@@ -199,9 +200,9 @@ class RlTraining:
             if number == len(updates) and config.evaluates_after(self.rounds.count):
                 figures |= self._evaluate()
             loop.log(figures, self._note(figures))
-            of_round |= figures
+            of_updates.append(figures)
             figures = {}
-        self._examine(of_round)
+        self._examine(of_round(of_updates))
 
     def _examine(self, figures: Mapping[str, float]) -> None:
         """Says the alarms that this round raises; one that was asked for ends the training."""
@@ -342,7 +343,15 @@ class RlTraining:
     @property
     def counts(self) -> dict[str, float]:
         """Figures of the summary: counts over all rounds, and seconds, which are this process's own."""
-        names = ("episodes", "zero_variance_groups", "replaced_groups", "failed_episodes", "cut_by_context", "out_of_steps")
+        names = (
+            "episodes",
+            "groups",
+            "zero_variance_groups",
+            "replaced_groups",
+            "failed_episodes",
+            "cut_by_context",
+            "out_of_steps",
+        )
         names = (*names, "rounds_without_gradient")
         seconds = {f"{part}_seconds": self.seconds[part] for part in ("generate", "environment", "update")}
         best = {f"best_{name}": value for name, value in self.best.items()}
@@ -356,8 +365,8 @@ class RlTraining:
         told = [f"raised in round {self.doctor.raised[alarm.name]} and still true, {alarm}" for alarm in self.doctor.alarms()]
         if empty:
             told.append(
-                f"{empty:.0f} of {rounds} rounds had zero-variance groups alone and no gradient of the reward: play more episodes per "
-                "task, easier or harder tasks, or a reward with degrees"
+                f"{empty:.0f} of {rounds} rounds had no gradient of the reward, since none of their groups differed: play more episodes "
+                "per task, easier or harder tasks, or a reward with degrees"
             )
         for name, what in (("failed_episodes", "were broken off by the environment"), ("cut_by_context", "ran out of context")):
             if self.totals[name] > episodes * BROKEN:

@@ -10,7 +10,7 @@ from gradprism.environments.prompts import PromptTemplate
 from gradprism.rollouts.config import RolloutConfig
 from gradprism.runtime.files import read_json
 from gradprism.runtime.folders import MANIFEST, differences, flat, plain
-from gradprism.training.doctor import AlarmName
+from gradprism.training.doctor import ROUNDS_NEEDED, AlarmName
 from gradprism.training.settings import TrainingConfig
 
 
@@ -142,6 +142,38 @@ class RlConfig(RolloutConfig, TrainingConfig):
             unheard["clipping"] = "a second update or epoch per round: in the first every ratio is 1"
         return unheard
 
+    @property
+    def without_effect(self) -> list[str]:
+        """Sentences on settings that change nothing beside the others, where a reader would take them to be in force."""
+        total, falls = self.rounds * self.steps_per_round, self.decay_rounds * self.steps_per_round
+        needed = {
+            "decay_to": (self.decay_rounds, "decay_rounds"),
+            "dynamic_sampling_limit": (self.dynamic_sampling, "dynamic_sampling"),
+            "gamma": (self.algorithm == "gigpo", "algorithm gigpo"),
+            "step_weight": (self.algorithm == "gigpo", "algorithm gigpo"),
+            "clip": (
+                total > self.rounds or self.vllm != "off",
+                "a second update or epoch per round: in the first every ratio is 1",
+            ),
+            "evaluate_split": (self.evaluate_every, "evaluate_every"),
+            "evaluate_tasks": (self.evaluate_every, "evaluate_every"),
+            "vllm_url": (self.vllm == "server", "vllm server"),
+            "vllm_memory": (self.vllm == "colocate", "vllm colocate"),
+        }
+        needed["clip_high"] = needed["clip"]
+        given = {name: value for name in needed if (value := getattr(self, name)) != type(self).model_fields[name].default}
+        told = [f"{name} {value} has no effect without {needed[name][1]}" for name, value in given.items() if not needed[name][0]]
+        if self.warmup_steps >= total:
+            told.append(
+                f"warmup_steps {self.warmup_steps}: the {total} steps of this training end before the learning rate has risen"
+            )
+        elif 0 < falls <= self.warmup_steps:
+            told.append(
+                f"decay_rounds {self.decay_rounds} end within the {self.warmup_steps} warmup_steps, after which the rate drops at once"
+            )
+        early = [alarm for alarm in self.stop_when if self.rounds < ROUNDS_NEEDED.get(alarm, 0)]
+        return [*told, *(f"stop_when {alarm} has no effect in fewer than {ROUNDS_NEEDED[alarm]} rounds" for alarm in early)]
+
     def evaluates_after(self, rounds: int) -> bool:
         """Whether models are evaluated after so many rounds: those that are to be the best after the last one too."""
         return bool(self.evaluate_every) and (rounds % self.evaluate_every == 0 or (self.keep_best and rounds == self.rounds))
@@ -154,7 +186,7 @@ class RlConfig(RolloutConfig, TrainingConfig):
     def shortened(self, rounds: int) -> Self:
         """The same training in so many rounds: what changes over rounds does so in proportion."""
         share = rounds / self.rounds
-        falling = round(self.decay_rounds * share) if self.decay_rounds else 0
+        falling = max(1, round(self.decay_rounds * share)) if self.decay_rounds else 0
         growing = max(1, round(self.growth_rounds * share)) if self.growth_rounds else 0
         return self.model_copy(update={"rounds": rounds, "decay_rounds": falling, "growth_rounds": growing})
 
