@@ -6,7 +6,7 @@ from pathlib import Path
 from gradprism.environments.pool import default_workers
 from gradprism.experiments.config import ExperimentConfig, load_config
 from gradprism.experiments.experiment import Job, run_job
-from gradprism.experiments.results import Results, has_results
+from gradprism.experiments.results import RESULTS, Results, has_results
 from gradprism.reporting.pages import write_tables
 from gradprism.studio.api import write_report
 
@@ -43,8 +43,17 @@ def experiment(
     """
     config = config if isinstance(config, ExperimentConfig) else load_config(config)
     out = Path(results or Path("results") / config.name)
+    before = _version(out)
     try:
         return run_job(Job(config, out, jobs or default_workers(), tuple(groups), tuple(arms), extend, replace, fresh))
     finally:
-        if has_results(out):
+        if _version(out) != before:  # also where a stage failed, but not for a folder that is refused
             write_tables(out)
+
+
+def _version(folder: Path) -> tuple[int, int] | None:
+    """Tells one `results.json` of a folder from the next, which takes its place; None where there is none."""
+    if not has_results(folder):
+        return None
+    found = (folder / RESULTS).stat()
+    return found.st_ino, found.st_mtime_ns

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from gradprism.environments.registry import make_environment
-from gradprism.evaluation.config import EvaluationConfig
+from gradprism.evaluation.config import EvaluationConfig, PlayConfig
 from gradprism.evaluation.run import FOLDER, evaluate
 from gradprism.models import load_model
 from gradprism.package_data import shipped
@@ -87,6 +87,60 @@ def test_attempts_play_every_task_several_times_and_go_on_after_a_cut(cli, tmp_p
     (tmp_path / "a" / "batches.jsonl").write_text("".join(costs[:1]))
     assert cli(*sampled, "--out", tmp_path / "a")[0] == 0
     assert lines(tmp_path / "a" / "episodes.jsonl") == episodes
+
+
+def test_random_attempts_have_a_chance_each_whatever_the_batches(cli, tmp_path):
+    play = ["evaluate", "--agent", "random", *TINY, "--split", "dev", "--count", 6, "--max-steps", 10, "--seed", 3, "--workers", 1]
+    for name, more in {"once": [], "many": ["--attempts", 4], "small": ["--attempts", 4, "--in-flight", 3]}.items():
+        code, _, err = cli(*play, *more, "--out", tmp_path / name)
+        assert code == 0, err
+    once, many = (lines(tmp_path / name / "episodes.jsonl") for name in ("once", "many"))
+    assert many[::4] == once, "the first attempts are those of an evaluation with one"
+    for task in range(6):
+        assert len({tuple(episode["actions"]) for episode in many[4 * task : 4 * task + 4]}) == 4
+    assert files(tmp_path / "small") == files(tmp_path / "many")
+    (tmp_path / "small" / "summary.json").unlink()
+    costs = (tmp_path / "small" / "batches.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "small" / "batches.jsonl").write_text("".join(costs[:3]))  # as killed in its fourth batch, within a task
+    assert cli(*play, "--attempts", 4, "--in-flight", 3, "--out", tmp_path / "small")[0] == 0
+    assert files(tmp_path / "small") == files(tmp_path / "many")
+
+
+def test_random_play_of_one_attempt_is_what_it_was():
+    """Its seeds, of the batches of 64 in which published figures were played, and its actions, as of commit ec28da1."""
+    tiny = make_environment("alfworld", difficulty="tiny")
+    config = EvaluationConfig(splits={"seen": 66}, max_steps=3)
+    played = evaluate("random", tiny, config, workers=1).episodes
+    small = evaluate("random", tiny, config.model_copy(update={"in_flight": 5}), workers=1).episodes
+    assert [episode.actions for episode in (played[0], played[1], played[65])] == [
+        ["go to shelf 1", "inventory", "look"],
+        ["help", "go to diningtable 1", "take remotecontrol 1 from diningtable 1"],
+        ["go to garbagecan 1", "go to armchair 1", "go to dresser 1"],
+    ]
+    assert [episode.actions for episode in small] == [episode.actions for episode in played]
+
+
+def test_attempts_that_are_all_the_same_are_refused(cli, tmp_path):
+    play = ["evaluate", *TINY, "--split", "dev", "--count", 2, "--attempts", 4, "--out", tmp_path / "o"]
+    assert_refused(cli(*play, "--agent", "expert"), "attempts 4: the expert plays all of them the same; leave attempts at 1")
+    tiny, config = make_environment("alfworld", difficulty="tiny"), PlayConfig(splits={"dev": 2}, max_steps=3, attempts=4)
+    with pytest.raises(ConfigError, match="the expert plays all of them the same"):
+        evaluate("expert", tiny, config.model_copy(update={"temperature": 1.0}), workers=1)
+    with pytest.raises(ConfigError, match="greedily all are the same"):
+        evaluate(str(shipped("alfworld-tiny")), tiny, config, workers=1)
+    assert len(evaluate("random", tiny, config, workers=1).episodes) == 8
+    assert not (tmp_path / "o").exists()
+
+
+@pytest.mark.parametrize("agent", ["expert", "random"])
+def test_options_of_models_are_refused_where_none_plays(cli, tmp_path, agent):
+    play = ["evaluate", "--agent", agent, *TINY, "--split", "dev", "--count", 1, "--max-steps", 2, "--out", tmp_path / "o"]
+    options = [("--dtype", "bfloat16"), ("--device", "cpu"), ("--max-action-tokens", 4), ("--history", 2), ("--thoughts", "drop")]
+    for option, value in [*options, *([("--temperature", 0.7)] if agent == "expert" else [])]:
+        assert_refused(cli(*play, option, value), f"{option}: is of models, and --agent {agent} plays; leave it out")
+    assert not (tmp_path / "o").exists()
+    code, _, err = cli(*play, "--config", "configs/quickstart.toml", "--set", "evaluation.temperature=0.7")
+    assert code == 0, err  # what a file says is for other evaluations
 
 
 def test_windows_of_history_and_tags(cli, tmp_path):

@@ -22,6 +22,7 @@ from gradprism.rollouts.player import Player
 from gradprism.rollouts.server import Connection, Server, ServerGenerator
 from gradprism.routing.routes import Routes
 from gradprism.runtime.errors import ConfigError, ModelError
+from gradprism.runtime.progress import quiet
 from gradprism.trajectories.rendering import Renderer, load_tokenizer
 from helpers.cli import assert_refused
 from helpers.completions_server import serving
@@ -154,7 +155,7 @@ def test_a_corpus_is_routed_by_the_pass_rates_of_a_server(greedy, cli, tmp_path)
     # A route's own RL tasks will do as well; what names no task is told by its line.
     (tmp_path / "bad.jsonl").write_text('{"id": "a", "messages": []}\n')
     assert_refused(
-        cli(*play, "--agent", "expert", "--out", tmp_path / "o", "--tasks", tmp_path / "bad.jsonl"), "bad.jsonl:1: no task"
+        cli(*play, "--agent", "random", "--out", tmp_path / "o", "--tasks", tmp_path / "bad.jsonl"), "bad.jsonl:1: no task"
     )
 
 
@@ -203,7 +204,7 @@ def card(reply, timeout=600.0):
 
 @pytest.mark.parametrize(
     ("told", "timeout", "least"),
-    [("7", 600, 7), ("7", 3, 3), ("0.5", 600, 1), ("Wed, 21 Oct 2026 07:28:00 GMT", 600, 1), ("-5", 600, 1)],
+    [("7", 600, 7), ("7", 3, 3), ("3600", 600, 60), ("0.5", 600, 1), ("Wed, 21 Oct 2026 07:28:00 GMT", 600, 1), ("-5", 600, 1)],
 )
 def test_a_busy_server_is_left_alone_for_as_long_as_it_says(pauses, told, timeout, least):
     for status in (429, 503):
@@ -225,6 +226,102 @@ def test_a_server_that_begins_has_a_minute_and_one_that_is_not_there_a_quarter(p
     assert 15 <= sum(pauses) <= 1.05 * 15
     pauses.clear()
     assert card(lambda path, number: (503, b"busy") if number < 7 else None)["id"] == "served"
+
+
+@pytest.fixture
+def speaks(monkeypatch):
+    """Nothing was said before."""
+    monkeypatch.setattr(module, "_said", float("-inf"))
+
+
+def test_what_is_waited_for_is_said(greedy, pauses, speaks, capsys, monkeypatch):
+    _, decode, tokenizer = greedy
+    with serving(
+        lambda prompt: (list(prompt), True), decode, reply=lambda path, n: (503, b"busy", "7") if n < 5 else None
+    ) as server:
+        ask(server.url, tokenizer)
+        [line] = capsys.readouterr().err.splitlines()  # of the four refusals, which come side by side
+        assert line == f"server {server.url}: 503: busy; asks again in 7 s, try 2 of 7"
+        monkeypatch.setattr(module, "_APART", 0.0)
+        server.asked.clear()
+        ask(server.url, tokenizer)
+        said = capsys.readouterr().err.splitlines()
+        assert len(said) == 4 and all("503: busy; asks again in" in line for line in said)
+        server.asked.clear()
+        with quiet():
+            ask(server.url, tokenizer)
+        assert capsys.readouterr().err == ""
+        card(lambda path, number: (503, b"busy") if number == 1 else None)
+        assert capsys.readouterr().err == ""  # a second is not long
+
+
+def test_a_stalled_server_is_not_waited_for_in_silence(speaks, capsys, monkeypatch):
+    monkeypatch.setattr(module, "_SLOW", 0.1)
+    monkeypatch.setattr(module, "_LONG", 0.3)
+    monkeypatch.setattr(module, "_APART", 0.0)
+    release = threading.Event()
+
+    def reply(path, number):
+        if number == 1:
+            release.wait(20)
+
+    with serving(lambda prompt: ([], True), str, reply=reply) as server:
+        monkeypatch.setattr(server, "handle_error", lambda *_: None)  # who had asked is gone
+        try:
+            assert Server(server.url, "served", 0.5).card()["id"] == "served"
+            slow, again = capsys.readouterr().err.splitlines()
+        finally:
+            release.set()
+    assert slow == f"server {server.url}: no answer for 0.1 s; waits up to 0.5 s"
+    assert again == f"server {server.url}: nothing in 0.5 s; asks again in 0 s, try 2 of 5"
+
+
+@pytest.mark.parametrize("says", ["ids", "tokens", "usage"])
+def test_a_server_that_ignores_max_tokens_is_told(greedy, says):
+    """Four tokens at most are asked for; of four nothing is said, nor where neither ids nor usage tell."""
+    _, decode, tokenizer = greedy
+    for given in (4, 5000):
+
+        def reply(path, number, given=given):
+            choice = {"text": "look", "finish_reason": "length"}
+            answer = {"choices": [choice], "usage": {"prompt_tokens": 2, "completion_tokens": given}}
+            return (200, json.dumps(answer).encode()) if says == "usage" else None
+
+        with serving(lambda prompt, given=given: ([6] * given, False), decode, says=says, reply=reply) as server:
+            if given == 4:
+                assert len(ask(server.url, tokenizer)) == 2
+                continue
+            with pytest.raises(ModelError, match=r"^[^\n]*ignored max_tokens: asked for 4 tokens at most, it gave 5000; [^\n]*$"):
+                ask(server.url, tokenizer)
+    with serving(lambda prompt: ([6] * 40, False), decode, says="text") as server:
+        assert len(ask(server.url, tokenizer)) == 2
+
+
+def test_the_command_line_refuses_a_server_that_ignores_max_tokens(greedy, cli, tmp_path):
+    _, decode, _ = greedy
+    play = ["evaluate", "--env-option", "difficulty=tiny", "--split", "dev", "--count", 1, "--out", tmp_path / "out"]
+    with serving(lambda prompt: ([6] * 5000, False), decode) as server:
+        ask = [*play, "--model", MODEL, "--server", server.url, "--served-name", "served"]
+        assert_refused(cli(*ask), "ignored max_tokens: asked for 16 tokens at most, it gave 5000")
+
+
+def test_options_of_a_server_need_one(greedy, cli, tmp_path, monkeypatch):
+    answer, decode, _ = greedy
+    play = ["evaluate", "--env-option", "difficulty=tiny", "--split", "dev", "--count", 1, "--max-steps", 1, "--model", MODEL]
+    play += ["--out", tmp_path / "out"]
+    assert_refused(cli(*play, "--served-name", "x"), "--served-name needs --server")
+    assert_refused(cli(*play, "--server-timeout", 5), "--server-timeout needs --server")
+    with serving(answer, decode) as server:
+        play += ["--server", server.url, "--served-name", "served"]
+        for seconds in ("0", "-1", "nan", "inf"):
+            assert_refused(
+                cli(*play, f"--server-timeout={seconds}"), "--server-timeout ", "must be a number of seconds, more than 0"
+            )
+        assert_refused(cli(*play, "--dtype", "bfloat16"), "--dtype: is of a model that is loaded here, and --server plays")
+        assert not (tmp_path / "out").exists()
+        made, client = set(), Server.client
+        monkeypatch.setattr(Server, "client", lambda server, n: made.add(server.timeout) or client(server, n))
+        assert cli(*play, "--server-timeout", 5)[0] == 0 and made == {5.0}
 
 
 def test_refused_requests_come_back_one_after_another(pauses):

@@ -1,9 +1,13 @@
 """Costs of arms by hand."""
 
+import json
+from pathlib import Path
+
 import pytest
 
 from gradprism.experiments import costs
 from gradprism.experiments.results import Cost, Point, Run, Stage, check_results
+from gradprism.reporting.pages import write_tables
 from gradprism.runtime.errors import DataError
 from helpers.experiments import synthetic
 
@@ -56,6 +60,40 @@ def test_a_run_costs_each_of_its_stages_once_less_evaluations() -> None:
 def test_means_take_the_largest_peak() -> None:
     mean = costs.mean_cost([Cost(**dict.fromkeys(Cost.model_fields, x)) for x in (1.0, 3.0)])
     assert (mean.wall_seconds, mean.peak_memory_mib) == (2.0, 3.0)
+
+
+def test_a_sum_may_be_beyond_what_one_stage_can_cost() -> None:
+    stages = {name: Stage(kind="rl", wall_seconds=1e10, flops=1e30) for name in ("a", "b")}
+    cost = costs.run_cost(run("a", "b"), stages)
+    assert (cost.wall_seconds, cost.flops) == (2e10, 2e30)
+    assert costs.mean_cost([cost, cost]) == cost
+
+
+COSTS = [*Cost.model_fields, "evaluation_seconds"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        *(({name: 1e308}, rf"stages\.rl-gini-0\.{name}: Input should be less than or equal to 10+;") for name in COSTS),
+        *(({name: float("nan")}, rf"stages\.rl-gini-0\.{name}: Input should be ") for name in COSTS),
+        ({"wall_seconds": 29.5}, r"stages\.rl-gini-0: evaluation_seconds is 30, more than its wall_seconds, 29\.5"),
+        ({"wall_seconds": 1e-320}, r"stages\.rl-gini-0: evaluation_seconds is 30, more than its wall_seconds, "),
+    ],
+)
+def test_a_cost_that_nothing_can_have_is_a_mistake_of_the_file(tmp_path: Path, changes: dict[str, float], message: str) -> None:
+    results = synthetic()
+    for stage in results["stages"]:
+        if stage.startswith("rl-gini-"):
+            results["stages"][stage] |= changes
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    with pytest.raises(DataError, match=message) as caught:
+        write_tables(tmp_path)
+    assert "\n" not in str(caught.value) and str(caught.value).startswith(str(tmp_path / "results.json"))
+    assert [path.name for path in tmp_path.iterdir()] == ["results.json"]
+    (tmp_path / "results.json").write_text(json.dumps(synthetic() | {"model": {"id": "x", "parameters": 10**400}}))
+    with pytest.raises(DataError, match=r"model\.parameters: Input should be less than or equal to 10+;"):
+        write_tables(tmp_path)
 
 
 def test_speedup_is_a_ratio_of_means_with_the_range_of_runs() -> None:

@@ -247,6 +247,20 @@ def test_curves_of_earlier_results_on_another_split_are_left_out(experiment):
     assert other[0].success == kept[0].success and (other[0].curve, other[0].watched) == ([], None)
 
 
+def test_a_stage_took_no_less_than_its_evaluations_and_an_absurd_cost_is_its_files_mistake(experiment):
+    planned, store, make = experiment
+    make("A", "grpo")
+    [path] = store.folder.glob("stages/rl-*/stage.json")
+    record = json.loads(path.read_text())
+    path.write_text(json.dumps(record | {"evaluation_seconds": 10.3}))
+    [rl] = [stage for stage in gather(planned, store).stages.values() if stage.kind == "rl"]
+    assert (rl.wall_seconds, rl.evaluation_seconds) == (10.0, 10.0)
+    for absurd, key in (({"cost": {"flops": 1e308}}, "cost.flops"), ({"evaluation_seconds": -1.0}, "evaluation_seconds")):
+        path.write_text(json.dumps(record | absurd))
+        with pytest.raises(DataError, match=rf"stage\.json: {key}: .*; delete its folder, it is made again"):
+            gather(planned, store)
+
+
 def test_the_settings_of_a_run_that_another_command_is_at_are_left_as_they_are(experiment, monkeypatch):
     planned, store, _ = experiment
     monkeypatch.setattr(module, "run_stages", lambda *_: pytest.fail("two commands at once"))

@@ -2,6 +2,7 @@
 
 import json
 import time
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,7 +11,7 @@ import pytest
 from gradprism.environments.registry import make_environment
 from gradprism.experiments import experiment
 from gradprism.experiments.config import load_config
-from gradprism.experiments.experiment import Job, run_job
+from gradprism.experiments.experiment import Job, job_status, run_job
 from gradprism.experiments.playable import check_tasks
 from gradprism.experiments.stage import with_needs
 from gradprism.experiments.stages import Base, Files, OwnFiles, PassRates, Probe, Rl, World
@@ -124,8 +125,10 @@ def test_sixty_thousand_trajectories_take_seconds(tmp_path):
 def test_it_is_said_before_the_first_stage_where_rl_is_to_play(write, ran):
     write(TASKS | {"odd": {"env": "dialogue", "id": "train/x"}})
     job = Job(load_config("small.toml"), Path("out"))
-    with pytest.raises(DataError, match="trajectory 'odd'"):
-        run_job(job)
+    for start in (run_job, partial(job_status, as_run=True)):
+        with pytest.raises(DataError, match="trajectory 'odd'"):
+            start(job)
+    assert job_status(job).pending, "who only asks for the state is told it"
     assert ran == [] and not Path("runs").exists()
     without = load_config("small.toml", ["arms=[{name='sft', rl='none', sft='all'}]", "full_rl_arm=sft"])
     run_job(Job(without, Path("out")))

@@ -12,7 +12,8 @@ from gradprism.cli.help import Command, Group, new_app
 from gradprism.cli.run import print_job
 from gradprism.environments.pool import default_workers
 from gradprism.experiments.experiment import Job
-from gradprism.experiments.gain import GAIN, gain_status, measure_gain, read_gain
+from gradprism.experiments.folders import GAIN, check_holds_gain, is_being_run
+from gradprism.experiments.gain import gain_status, measure_gain, read_gain
 from gradprism.experiments.results import Power
 from gradprism.reporting.blocks import check_page, fill_file
 from gradprism.reporting.checks import power_lines, power_tables
@@ -100,10 +101,13 @@ def status(
     arm: Arms = None,
     results: Annotated[Path | None, typer.Option(help="Folder of results.json; default results/NAME.")] = None,
     extend: Annotated[bool, typer.Option("--extend", help="As it was run.")] = False,
+    replace: Annotated[bool, typer.Option("--replace", help="As it was run.")] = False,
     as_json: o.AsJson = False,
 ) -> None:
     """Shows what is done, running and pending, and the time left; the same as a dry run."""
-    print_job(_job(config, set_, jobs, results, group, arm, extend), as_json)
+    job = _job(config, set_, jobs, results, group, arm, extend, replace)
+    # A run that is in progress was not refused, whatever its options were.
+    print_job(job, as_json, as_run=not is_being_run(job.config.folder))
 
 
 @app.command("power", cls=Command)
@@ -144,10 +148,11 @@ def gain(
     Finished stages are reused, and a killed run goes on with the same command.
     """
     resolved = gp.load_config(config, set_ or [])
+    out = results or Path("results") / resolved.name
+    check_holds_gain(out)  # before a page is written
     if dry_run:
         print_status(str(resolved.folder), gain_status(resolved, jobs or 1), jobs or 1, Console())
         return
-    out = results or Path("results") / resolved.name
     try:
         found = measure_gain(resolved, out, jobs)
     finally:

@@ -30,7 +30,7 @@ def run_and_print(config: Path, overrides: Sequence[str] | None, dry_run: bool, 
     """Runs a configuration and prints its tables; with `dry_run` only says what would run."""
     resolved = gp.load_config(config, overrides or [])
     if dry_run:
-        print_job(Job(resolved, resolved.folder, fresh=fresh), as_json)
+        print_job(Job(resolved, resolved.folder, replace=True, fresh=fresh), as_json)
         return
     results = gp.run(resolved, fresh=fresh)
     if as_json:
@@ -40,9 +40,12 @@ def run_and_print(config: Path, overrides: Sequence[str] | None, dry_run: bool, 
     tell(f"\nreport: {resolved.folder / REPORT}")
 
 
-def print_job(job: Job, as_json: bool) -> None:
-    """What of a job is done, running and pending, and the time that is left; as JSON also its configuration."""
-    state, folder = job_status(job), job.config.folder
+def print_job(job: Job, as_json: bool, as_run: bool = True) -> None:
+    """What of a job is done, running and pending, and the time that is left; as JSON also its configuration.
+
+    `as_run`: refuse what a run of it would refuse.
+    """
+    state, folder = job_status(job, as_run=as_run), job.config.folder
     if as_json:
         about = {"folder": str(folder), "results": str(job.out), "jobs": job.jobs, "config": job.config.model_dump(mode="json")}
         print_json(about | state.model_dump(mode="json"))

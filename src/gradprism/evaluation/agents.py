@@ -23,15 +23,29 @@ _PLACEHOLDER = re.compile(r"<[^<>]*>")
 _WORD = re.compile(r"[A-Za-z]{3,}")
 
 
+@dataclass(frozen=True, slots=True)
+class Seeds:
+    """Seeds of a batch: one for all of it, and one for each of its `episodes`, which does not depend on what batch that is in."""
+
+    batch: int
+    episodes: Sequence[str]
+
+
 class Agent(Protocol):
-    """Plays batches of tasks; what it does depends on the batch and the seed alone."""
+    """Plays batches of tasks; what it does depends on the batch and its seeds alone."""
 
     def description(self) -> Mapping[str, str]:
         """All that tells it from other agents, for the manifest."""
         ...
 
     def play(
-        self, environment: Environment, pool: SessionPool, tasks: Sequence[Task], config: RolloutConfig, seed: int, on_done: OnDone
+        self,
+        environment: Environment,
+        pool: SessionPool,
+        tasks: Sequence[Task],
+        config: RolloutConfig,
+        seeds: Seeds,
+        on_done: OnDone,
     ) -> tuple[list[Episode], Usage]:
         """One episode per task, in order, and what was used."""
         ...
@@ -55,11 +69,17 @@ class ModelAgent:
         }
 
     def play(
-        self, environment: Environment, pool: SessionPool, tasks: Sequence[Task], config: RolloutConfig, seed: int, on_done: OnDone
+        self,
+        environment: Environment,
+        pool: SessionPool,
+        tasks: Sequence[Task],
+        config: RolloutConfig,
+        seeds: Seeds,
+        on_done: OnDone,
     ) -> tuple[list[Episode], Usage]:
         """See `Agent`."""
         player = Player(self.model, Renderer(self.tokenizer, None), pool, config)
-        return player.play(tasks, seed, on_done), player.used
+        return player.play(tasks, seeds.batch, on_done), player.used
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +102,13 @@ class ServerAgent:
         }
 
     def play(
-        self, environment: Environment, pool: SessionPool, tasks: Sequence[Task], config: RolloutConfig, seed: int, on_done: OnDone
+        self,
+        environment: Environment,
+        pool: SessionPool,
+        tasks: Sequence[Task],
+        config: RolloutConfig,
+        seeds: Seeds,
+        on_done: OnDone,
     ) -> tuple[list[Episode], Usage]:
         """See `Agent`."""
         renderer, described = Renderer(self._tokenizer(), None), load_config(self.model.path)
@@ -98,7 +124,7 @@ class ServerAgent:
                 return ServerGenerator(connection, renderer.tokenizer, end, most, config.temperature, vocabulary)
 
             player = Player(described, renderer, pool, config, answers)
-            return player.play(tasks, seed, on_done), player.used
+            return player.play(tasks, seeds.batch, on_done), player.used
 
     def _tokenizer(self) -> Any:
         return load_tokenizer(tokenizer_source(self.model.path), self.model.chat_template)
@@ -115,11 +141,17 @@ class ScriptedAgent:
         return {"kind": self.kind}
 
     def play(
-        self, environment: Environment, pool: SessionPool, tasks: Sequence[Task], config: RolloutConfig, seed: int, on_done: OnDone
+        self,
+        environment: Environment,
+        pool: SessionPool,
+        tasks: Sequence[Task],
+        config: RolloutConfig,
+        seeds: Seeds,
+        on_done: OnDone,
     ) -> tuple[list[Episode], Usage]:
         """See `Agent`."""
         expert = self.kind == "expert"
-        players = [environment.expert() if expert else RandomPolicy(f"{seed}/{task.id}") for task in tasks]
+        players = [environment.expert() if expert else RandomPolicy(seed) for seed in seeds.episodes]
         plays = play(pool, tasks, players, config.max_steps, lambda one: on_done(_episode(one)))
         return [_episode(one) for one in plays], Usage(environment_steps=sum(len(one.actions) for one in plays))
 

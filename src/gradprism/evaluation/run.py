@@ -4,6 +4,7 @@ import contextlib
 import itertools
 import json
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -12,8 +13,8 @@ from typing import Any
 from gradprism.environments.pool import SessionPool, default_workers
 from gradprism.environments.protocol import Environment, Task
 from gradprism.environments.registry import as_environment
-from gradprism.evaluation.agents import Agent, ModelAgent, ScriptedAgent
-from gradprism.evaluation.config import EvaluationConfig
+from gradprism.evaluation.agents import Agent, ModelAgent, ScriptedAgent, Seeds
+from gradprism.evaluation.config import EvaluationConfig, PlayConfig
 from gradprism.evaluation.summary import SuccessRow, headline, summarise
 from gradprism.models import ModelSpec, resolve_device
 from gradprism.rollouts.episode import Episode
@@ -28,6 +29,7 @@ from gradprism.runtime.usage import Usage
 EPISODES, BATCHES, SUMMARY = "episodes.jsonl", "batches.jsonl", "summary.json"
 FOLDER = FolderKind("evaluation", identity="tasks_sha256", own=(SUMMARY, BATCHES, EPISODES, "batch-*.json"))
 _LOCK = ".evaluation.tmp"
+_ALIKE = 64  # successive tasks that share a seed of random play: as many as a batch has by default, with which published figures were made
 _calls = itertools.count()  # every process makes the same calls, so a number of its own tells one from the other
 
 
@@ -129,7 +131,7 @@ class _Record:
 def evaluate(
     agent: Agent | Any,
     environment: Environment | str,
-    config: EvaluationConfig = EvaluationConfig(),
+    config: PlayConfig = EvaluationConfig(),
     *,
     tasks: Sequence[Task] | None = None,
     out: Path | str | None = None,
@@ -138,23 +140,27 @@ def evaluate(
     remarks: Sequence[str] = (),
     together: bool = False,
 ) -> Evaluation:
-    """Plays every task of `config`, or the `tasks` given, `config.attempts` times: greedily, unless it sets a temperature.
+    """Plays every task of `config`, or the `tasks` given, `config.attempts` times: a model greedily, unless it sets a temperature.
 
     `agent` is an `Agent`, `"expert"`, `"random"`, or a model: loaded, or by its folder, hub id or `ModelSpec`; `environment` may be the
     name of one. Tasks are played in batches of `config.in_flight`, each with a seed of its own, so that a batch depends on nothing before
-    it. With `out` each batch is written as it ends: `episodes.jsonl` has the transcripts in the order of tasks, `summary.json` the rows;
-    the same call goes on after a kill. `remarks` are the caller's own, kept beside those of the environment.
+    it; what random play does depends on seed, task, attempt and in which 64 of the list the task is, whatever the batches. With `out` each
+    batch is written as it ends: `episodes.jsonl` has the transcripts in the order of tasks, `summary.json` the rows; the same call goes on
+    after a kill. `remarks` are the caller's own, kept beside those of the environment.
 
     `together`: where `torchrun` or `accelerate launch` has started several processes, which all make this call, each plays the next
     batch that no other has taken, and the first one puts them together in `out`: the same episodes as a single process plays.
 
     Raises `FolderInUseError` where `out` holds something else or another evaluation (the keys that differ are named), or is being
-    written to; `ConfigError` for unknown splits or task types, and for processes without `out`; `DataError` for a folder whose files do
-    not fit together.
+    written to; `ConfigError` for unknown splits or task types, for attempts that would all be the same, and for processes without `out`;
+    `DataError` for a folder whose files do not fit together.
     """
+    kind = agent.kind if isinstance(agent, ScriptedAgent) else agent
+    config.check_attempts(kind if isinstance(kind, str) else "model")
     environment = as_environment(environment)
     if tasks is None:
         tasks = [task for split, n in config.splits.items() for task in environment.tasks(split, n, config.start, config.task_type)]
+    chances = _chances(tasks, config)
     tasks = [task for task in tasks for _ in range(config.attempts)]
     batches = [tasks[i : i + config.in_flight] for i in range(0, len(tasks), config.in_flight)]
     ranks = Ranks.from_environment() if together else None
@@ -176,7 +182,8 @@ def evaluate(
         workers = workers or max(1, default_workers() // (processes_here() if ranks else 1))
         pool = stack.enter_context(SessionPool(environment, workers))
         progress = stack.enter_context(Progress("episodes", len(tasks)))
-        playing = _Playing(player, environment, pool, config, progress, sum(episode.success for episode in record.episodes))
+        won = sum(episode.success for episode in record.episodes)
+        playing = _Playing(player, environment, pool, config, chances, progress, won)
         progress.begin(len(tasks), len(record.episodes))
         if ranks is None:
             while len(record.batches) < len(batches):
@@ -195,12 +202,13 @@ def evaluate(
 
 @dataclass(slots=True)
 class _Playing:
-    """Who plays where; counts what was `won`."""
+    """Who plays where, with a seed for each episode; counts what was `won`."""
 
     player: Agent
     environment: Environment
     pool: SessionPool
-    config: EvaluationConfig
+    config: PlayConfig
+    chances: Sequence[str]
     progress: Progress
     won: int
     processes: int = 1
@@ -210,8 +218,9 @@ class _Playing:
         wall clock.
         """
         clock, cpu, restarts = time.perf_counter(), time.process_time(), self.pool.restarts
-        seed = int(sha256_json([self.config.seed, index])[:8], 16)
-        episodes, used = self.player.play(self.environment, self.pool, tasks, self.config, seed, self._on_done)
+        start = index * self.config.in_flight
+        seeds = Seeds(_seed(self.config.seed, index), self.chances[start : start + len(tasks)])
+        episodes, used = self.player.play(self.environment, self.pool, tasks, self.config, seeds, self._on_done)
         wall = (time.perf_counter() - clock) / self.processes
         used = replace(used, wall_seconds=wall, cpu_seconds=time.process_time() - cpu)
         costs = {**used.to_json(), "worker_restarts": self.pool.restarts - restarts}
@@ -220,6 +229,21 @@ class _Playing:
     def _on_done(self, episode: Episode) -> None:
         self.won += episode.success
         self.progress.advance(1, f"{self.won} won")
+
+
+def _seed(seed: int, number: int) -> int:
+    return int(sha256_json([seed, number])[:8], 16)
+
+
+def _chances(tasks: Sequence[Task], config: PlayConfig) -> list[str]:
+    """A seed for each attempt at each task, in the order in which they are played: another for each attempt, whatever the batches."""
+    chances, begun = [], Counter[str]()
+    for place, task in enumerate(tasks):
+        first = f"{_seed(config.seed, place // _ALIKE)}/{task.id}"
+        for _ in range(config.attempts):
+            chances.append(f"{first}#{begun[task.id]}" if begun[task.id] else first)
+            begun[task.id] += 1
+    return chances
 
 
 def _play_together(ranks: Ranks, playing: _Playing, record: _Record, batches: Sequence[Sequence[Task]]) -> _Record:
@@ -260,7 +284,7 @@ def as_agent(agent: Agent | Any) -> Agent:
     return agent if hasattr(agent, "play") else ModelAgent(*model_and_tokenizer(agent))
 
 
-def _manifest(agent: Agent, environment: Environment, config: EvaluationConfig, tasks: Sequence[Task]) -> dict[str, Any]:
+def _manifest(agent: Agent, environment: Environment, config: PlayConfig, tasks: Sequence[Task]) -> dict[str, Any]:
     return {
         "agent": dict(agent.description()),
         "environment": environment.identity(tasks),

@@ -50,7 +50,8 @@ def stage_cost(stage: Stage, *, forward_only: bool = False) -> Cost:
 def total(costs: Sequence[Cost]) -> Cost:
     """Sum of the costs; of the peaks the largest."""
     added = {name: sum(getattr(cost, name) for cost in costs) for name in Cost.model_fields if name not in _PEAKS}
-    return Cost(**added, **{name: max((getattr(cost, name) for cost in costs), default=0.0) for name in _PEAKS})
+    peaks = {name: max((getattr(cost, name) for cost in costs), default=0.0) for name in _PEAKS}
+    return Cost().model_copy(update=added | peaks)  # a sum may be beyond the bounds of one stage
 
 
 def mean_cost(costs: Sequence[Cost]) -> Cost:

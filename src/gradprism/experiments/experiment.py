@@ -10,6 +10,7 @@ import numpy as np
 from gradprism.experiments.apart import check_apart
 from gradprism.experiments.config import ExperimentConfig
 from gradprism.experiments.costs import stage_flops
+from gradprism.experiments.folders import CONFIG, LOCK, check_holds_run
 from gradprism.experiments.plan import Plan, PlannedRun, Surroundings
 from gradprism.experiments.playable import check_tasks
 from gradprism.experiments.results import (
@@ -30,14 +31,13 @@ from gradprism.experiments.results import (
     write_results,
 )
 from gradprism.experiments.schedule import Status, run_stages, status
-from gradprism.experiments.stage import STAGES, AnyStage, Store, read_part
+from gradprism.experiments.stage import AnyStage, Store, read_part
 from gradprism.experiments.stages import Evaluate, Files, HeldOutLoss, PassRates, Refresh, Rl, Sft
 from gradprism.runtime.errors import FolderInUseError, MissingDependencyError, MissingFileError
-from gradprism.runtime.files import is_temporary, read_json, write_json
+from gradprism.runtime.files import write_json
 from gradprism.runtime.folders import exclusive_lock
 
-CONFIG, ENVIRONMENT, LOCK = "config.json", "environment.json", ".experiment.tmp"
-README = "README.md"  # of a results folder, written by hand
+ENVIRONMENT = "environment.json"
 
 
 @dataclass(frozen=True)
@@ -68,13 +68,11 @@ def run_job(job: Job) -> Results:
     same experiment.
     """
     job.config.check_first_evaluation()
-    for folder in {job.config.folder, job.out}:
-        _check_is_ours(folder)
+    _check_folders(job)
     plan = Plan(job.config)
     earlier, wanted = _prepare(job, plan)
     store = Store(job.config.folder, job.fresh)
-    if not job.replace:
-        _check_nothing_is_lost(job, plan, store, earlier)
+    _check_nothing_is_lost(job, plan, store, earlier)
     if not wanted:
         return _write(job, plan, earlier)
     _check_inputs(plan, store.pending(wanted))
@@ -96,15 +94,28 @@ def _check_inputs(plan: Plan, pending: Sequence[AnyStage]) -> None:
         check_apart(plan.demonstrations, plan.corpus, plan.world.make())
 
 
-def job_status(job: Job) -> Status:
-    """The stages that are done, running and pending; trains nothing, and of an experiment that was run before it needs no environment."""
+def job_status(job: Job, *, as_run: bool = False) -> Status:
+    """The stages that are done, running and pending; trains nothing, and of an experiment that was run before it needs no environment.
+
+    With `as_run` it raises what `run_job` would raise of the same job before its first stage, but for another command that runs it: that
+    one is what is told of. Where the environment is not here, what is to be asked of it is left out.
+    """
     job.config.check_first_evaluation()
+    if as_run:
+        _check_folders(job)
+    told = None
     try:
         plan = Plan(job.config)
     except MissingDependencyError:
-        plan = Plan(job.config, _surroundings_told(job.config))
-    _, wanted = _prepare(job, plan)
-    return status(Store(job.config.folder, job.fresh), wanted, plan.labels, job.jobs or 1)
+        told = _surroundings_told(job.config)
+        plan = Plan(job.config, told)
+    earlier, wanted = _prepare(job, plan)
+    store = Store(job.config.folder, job.fresh)
+    if as_run:
+        _check_nothing_is_lost(job, plan, store, earlier)
+        if told is None:
+            _check_inputs(plan, store.pending(wanted))
+    return status(store, wanted, plan.labels, job.jobs or 1)
 
 
 def _surroundings_told(config: ExperimentConfig) -> Surroundings | None:
@@ -152,21 +163,15 @@ def _empty(config: ExperimentConfig) -> Results:
     )
 
 
-def _check_is_ours(folder: Path) -> None:
-    """Raises `FolderInUseError` for a folder of anything but a run or its results: a model's `config.json` would be overwritten."""
-    if folder.exists() and not folder.is_dir():
-        raise FolderInUseError(f"{folder}: exists and is not a folder; choose another run folder")
-    names = {path.name for path in folder.iterdir() if not is_temporary(path.name)} if folder.is_dir() else set()
-    if not names - {README} or names & {RESULTS, STAGES}:
-        return
-    config = read_json(folder / CONFIG) if CONFIG in names else None
-    if not (isinstance(config, dict) and "corpus" in config):
-        raise FolderInUseError(f"{folder}: is in use and holds no run; choose another run folder")
+def _check_folders(job: Job) -> None:
+    """Raises `FolderInUseError` where the run folder or the results folder holds something else."""
+    for folder, otherwise in {job.out: "--results", job.config.folder: "run folder"}.items():
+        check_holds_run(folder, otherwise)
 
 
 def _check_nothing_is_lost(job: Job, plan: Plan, store: Store, earlier: Results) -> None:
-    """Raises `FolderInUseError` where the results have runs that are neither in the run folder nor kept by `extend`."""
-    if not has_results(job.out):
+    """Raises `FolderInUseError` where the results have runs that are neither in the run folder, nor kept by `extend`, nor given up."""
+    if job.replace or not has_results(job.out):
         return
     kept = set(_reusable(plan, earlier)) | {run.evaluation.name for run in plan.runs if store.is_done(run.evaluation)}
     there = [run.evaluation for arm in read_results(job.out).arms for run in arm.runs]
@@ -353,7 +358,7 @@ def _stages(
             shown = Stage(
                 **own,
                 kind=stage.kind,
-                evaluation_seconds=round(record.evaluation_seconds, 2),
+                evaluation_seconds=min(round(record.evaluation_seconds, 2), own["wall_seconds"]),
                 history=training.history if training else [],
                 warnings=training.warnings if training else [],
             )

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from pydantic import Field, ValidationError
 
 from gradprism.experiments.config import CollectConfig, ExperimentConfig
+from gradprism.experiments.folders import CONFIG, GAIN, LOCK, check_holds_gain
 from gradprism.experiments.gain_stages import Grouped, Groups, Measure, MeasureRl, MeasureSft, Outcomes, PassScores
 from gradprism.experiments.plan import Plan
 from gradprism.experiments.results import Machine, Part
@@ -17,11 +18,10 @@ from gradprism.experiments.schedule import Status, run_stages, status
 from gradprism.experiments.stage import AnyStage, Store
 from gradprism.experiments.stages import Collect
 from gradprism.routing.agreement import correlation_ratio
-from gradprism.runtime.errors import ConfigError, DataError, FolderInUseError, one_line
+from gradprism.runtime.errors import ConfigError, DataError, one_line
 from gradprism.runtime.files import read_json, write_json
 from gradprism.runtime.folders import exclusive_lock
 
-GAIN, CONFIG, LOCK = "gain.json", "config.json", ".experiment.tmp"
 METHODS = ("sft", "rl")
 OUTCOMES = ("loss", "success", "score")  # of a loss less is gain
 
@@ -122,8 +122,7 @@ def measure_gain(config: ExperimentConfig, out: Path, jobs: int | None = None) -
 
     Raises `FolderInUseError` for a folder that holds something else, and where another command runs the same.
     """
-    if out.is_dir() and {path.name for path in out.iterdir()} - {"README.md"} and not (out / GAIN).is_file():
-        raise FolderInUseError(f"{out}: is in use and holds no {GAIN}; choose another --results")
+    check_holds_gain(out)
     plan, store = GainPlan.of(config), Store(config.folder)
     with exclusive_lock(store.folder, LOCK, "the experiment is being run"):
         try:

@@ -17,7 +17,11 @@ from gradprism.runtime.settings import wrong_value
 
 RESULTS = "results.json"
 
-Count = Annotated[float, Field(ge=0)]
+# Bounds far above anything that is measured, so that sums and squares of what a file tells are finite.
+Seconds = Annotated[float, Field(ge=0, le=1e10)]
+Count = Annotated[float, Field(ge=0, le=1e18)]
+Flops = Annotated[float, Field(ge=0, le=1e30)]
+Parameters = Annotated[int, Field(ge=0, le=10**18)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Outcomes = Annotated[str, Field(pattern=r"^[01]*$")]  # one character per task
 
@@ -31,10 +35,10 @@ class Part(BaseModel):
 class Cost(Part):
     """Costs of a stage or of several: those of `Usage`, seconds of a GPU, floating-point operations (an estimate), peaks in MiB."""
 
-    wall_seconds: Count = 0
-    cpu_seconds: Count = 0
-    gpu_seconds: Count = 0
-    flops: Count = 0
+    wall_seconds: Seconds = 0
+    cpu_seconds: Seconds = 0
+    gpu_seconds: Seconds = 0
+    flops: Flops = 0
     tokens_forward: Count = 0
     tokens_backward: Count = 0
     tokens_generated: Count = 0
@@ -58,9 +62,17 @@ class Stage(Cost):
 
     kind: str
     machine: Annotated[int, Field(ge=0)] = 0
-    evaluation_seconds: Count = 0
+    evaluation_seconds: Seconds = 0
     history: list[TrainingStep] = []
     warnings: list[str] = []
+
+    @model_validator(mode="after")
+    def _holds_its_evaluations(self) -> Self:
+        if self.evaluation_seconds > self.wall_seconds:
+            raise ValueError(
+                f"evaluation_seconds is {self.evaluation_seconds:g}, more than its wall_seconds, {self.wall_seconds:g}"
+            )
+        return self
 
 
 class Machine(Part):
@@ -84,8 +96,8 @@ class Model(Part):
     """The base model; `matmul` are the parameters that every token is multiplied by."""
 
     id: str
-    parameters: int | None = None
-    matmul: int = 0
+    parameters: Parameters | None = None
+    matmul: Parameters = 0
 
 
 class Task(Part):

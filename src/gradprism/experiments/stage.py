@@ -23,7 +23,7 @@ import psutil
 from pydantic import BaseModel, JsonValue, ValidationError
 
 import gradprism
-from gradprism.experiments.results import Cost, Machine, Part
+from gradprism.experiments.results import Cost, Machine, Part, Seconds
 from gradprism.runtime.errors import DataError
 from gradprism.runtime.files import append_jsonl, read_json, sha256_file, sha256_json, write_json
 from gradprism.runtime.memory import gpu_name, peak_gpu_memory_mib, peak_memory_mib, reset_peak_gpu_memory, reset_peak_memory
@@ -64,7 +64,7 @@ class Record(Part):
     started: str
     machine: Machine
     cost: Cost
-    evaluation_seconds: float
+    evaluation_seconds: Seconds
     headline: str
     found: JsonValue
     work: float = 1.0

@@ -9,6 +9,7 @@ import os
 import random
 import re
 import threading
+import time
 from collections.abc import Coroutine, Sequence
 from concurrent.futures import wait
 from dataclasses import dataclass
@@ -21,14 +22,21 @@ import numpy as np
 from gradprism.rollouts.generator import Generated
 from gradprism.runtime.errors import ConfigError, ModelError, one_line
 from gradprism.runtime.files import parse_json
+from gradprism.runtime.progress import say
 
+TIMEOUT = 600.0  # seconds of one answer
 TRIES = 5  # of a request that finds no server, or whose answer arrives broken: 15 seconds
 BUSY_TRIES = 7  # of one that a server which is busy or still starting puts off: a minute, for a model to be loaded
 _PAUSE = 1.0  # seconds before the second try; each further pause is twice as long
 _SPREAD = 0.05  # pauses are longer by up to this share, so that what was refused at once does not come back at once
+RETRY_AFTER = 60.0  # seconds that a busy server may ask for before the next try, at most
+_SLOW = 60.0  # seconds without an answer after which it is said that one is waited for
+_LONG = 5.0  # seconds of a try and the pause after it from which that is said
+_APART = 10.0  # seconds between two lines that say what is waited for, at least
 _WAKE = 0.2  # seconds after which an interrupt is noticed at the latest
 _BUSY, _PUTS_OFF = {408, 429, 500, 502, 503, 504}, {429, 502, 503}
 _chance = random.Random()
+_said = -_APART  # when the last of these lines was
 _T = TypeVar("_T")
 
 
@@ -41,7 +49,7 @@ class Server:
 
     url: str
     name: str
-    timeout: float = 600.0
+    timeout: float = TIMEOUT
 
     @property
     def base(self) -> str:
@@ -110,6 +118,8 @@ class Connection:
         """The server's answer, tried several times; raises `ModelError` where it refuses, or gives none that can be read."""
         place, failures = f"server {self.server.url}", {TRIES: 0, BUSY_TRIES: 0}  # counted apart
         while True:
+            clock = time.monotonic()
+            slow = self._loop.call_later(_SLOW, _say, f"{place}: no answer for {_SLOW:g} s; waits up to {self.server.timeout:g} s")
             try:
                 answer = await self._client.request(method, path, json=body)
                 if answer.is_success:
@@ -119,16 +129,22 @@ class Connection:
             except (httpx.TransportError, httpx.DecodingError, ValueError) as error:
                 broken = isinstance(error, httpx.DecodingError | ValueError)
                 why = f"{'unreadable answer: ' if broken else ''}{one_line(error) or type(error).__name__}"
+                if isinstance(error, httpx.ReadTimeout):
+                    why = f"nothing in {self.server.timeout:g} s"
                 tries, least = TRIES, 0.0
             else:
                 if answer.status_code not in _BUSY:
                     raise ModelError(f"{place}: refuses the request ({_told(answer)})")
                 why, least = _told(answer), _retry_after(answer)
                 tries = BUSY_TRIES if answer.status_code in _PUTS_OFF else TRIES
+            finally:
+                slow.cancel()
             failures[tries] += 1
             if failures[tries] == tries:
                 raise ModelError(f"{place}: does not answer ({why}); {sum(failures.values())} times tried")
-            pause = max(_PAUSE * 2 ** (failures[tries] - 1), min(least, self.server.timeout))
+            pause = max(_PAUSE * 2 ** (failures[tries] - 1), min(least, RETRY_AFTER, self.server.timeout))
+            if time.monotonic() - clock + pause >= _LONG:
+                _say(f"{place}: {why}; asks again in {pause:.0f} s, try {failures[tries] + 1} of {tries}")
             await asyncio.sleep(pause * (1 + _SPREAD * _chance.random()))
 
     async def _end(self) -> None:
@@ -151,10 +167,15 @@ class _Choice(msgspec.Struct):
     logprobs: _Logprobs | None = None
 
 
+class _Usage(msgspec.Struct):
+    completion_tokens: int | None = None
+
+
 class _Completion(msgspec.Struct):
     """What is read of an answer. An id that is a truth value, or a text that is null, is refused."""
 
     choices: Annotated[list[_Choice], msgspec.Meta(min_length=1)]
+    usage: _Usage | None = None
 
 
 class ServerGenerator:
@@ -197,11 +218,17 @@ class ServerGenerator:
         told = await self._connection.ask("POST", "/completions", {**self._asked, "prompt": prompt, "seed": seed})
         place = f"server {self._connection.server.url}"
         try:
-            choice = msgspec.convert(told, _Completion).choices[0]
+            completion = msgspec.convert(told, _Completion)
+            choice = completion.choices[0]
             logprobs = choice.logprobs or _Logprobs()
             ids = choice.token_ids or _ids_of(logprobs.tokens or [])
         except ValueError as error:
             raise ModelError(f"{place}: its answer is no completion ({one_line(error)})") from None
+        usage, most = completion.usage or _Usage(), self._asked["max_tokens"]
+        if (given := len(ids) or usage.completion_tokens or 0) > most:  # a text alone does not tell
+            raise ModelError(
+                f"{place}: ignored max_tokens: asked for {most} tokens at most, it gave {given}; take one that keeps to it"
+            )
         values, text = [np.nan if value is None else value for value in logprobs.token_logprobs or []], None
         if not ids:
             text = self._unsaid.sub("", choice.text).strip()
@@ -225,6 +252,14 @@ async def _together(asked: Sequence[Coroutine[Any, Any, _T]]) -> list[_T]:
     finally:
         for task in tasks:
             task.cancel()
+
+
+def _say(line: str) -> None:
+    """Says what is waited for, unless something was a moment ago: requests side by side wait for the same."""
+    global _said
+    if (now := time.monotonic()) - _said >= _APART:
+        _said = now
+        say(line)
 
 
 def _told(answer: httpx.Response) -> str:
