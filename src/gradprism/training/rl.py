@@ -351,8 +351,8 @@ class RlTraining:
             "failed_episodes",
             "cut_by_context",
             "out_of_steps",
+            "rounds_without_gradient",
         )
-        names = (*names, "rounds_without_gradient")
         seconds = {f"{part}_seconds": self.seconds[part] for part in ("generate", "environment", "update")}
         best = {f"best_{name}": value for name, value in self.best.items()}
         last = {f"last_{name}": mean for name in DIAGNOSES if np.isfinite(mean := self.doctor.late(name))}
