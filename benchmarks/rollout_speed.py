@@ -4,7 +4,8 @@
     OMP_NUM_THREADS=1 python benchmarks/rollout_speed.py --env webshop
 
 The other way is what TRL's own loop does at every turn: `generate` on the whole history of every episode that still plays. Both play the
-same tasks in this process, in turn, `--repeats` times; ratios are within a repetition. Then a few RL rounds, for the share of each part.
+same tasks in this process, in turn, `--repeats` times; ratios are within a repetition. Then a few RL rounds, for the share of each part,
+and one more under the profiler, for the share of each kind of operator in this process's computing time.
 """
 
 import argparse
@@ -18,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.profiler import ProfilerActivity, profile
 
 from gradprism.environments.pool import SessionPool
 from gradprism.environments.registry import make_environment
@@ -35,6 +37,10 @@ CASES: dict[str, tuple[str, dict[str, Any], int, int, int]] = {
     "alfworld": ("models/alfworld-tiny", {"difficulty": "small"}, 20, 16, 1024),
     "webshop": ("models/webshop-tiny", {}, 8, 40, 2048),
 }
+
+
+# kind of operator -> how the names of those that are of it begin; all others pass over memory, element by element
+OPERATORS = {"matrix products": ("aten::mm", "aten::addmm", "aten::bmm"), "attention": ("aten::_scaled_dot_product",)}
 
 
 class Reencoding:
@@ -64,6 +70,15 @@ class Reencoding:
         self.tokens_read += sum(map(len, prompts))
         answers = [row[: row.index(self._end) + 1] if self._end in row else row for row in said]
         return [Generated(ids, [0.0] * len(ids)) for ids in answers]
+
+
+def operator_shares(profiled: profile) -> dict[str, float]:
+    """Share of each kind in the seconds that operators computed themselves, in all threads that called any."""
+    seconds = dict.fromkeys([*OPERATORS, "element by element"], 0.0)
+    for event in profiled.key_averages():
+        kind = next((kind for kind, names in OPERATORS.items() if event.key.startswith(names)), "element by element")
+        seconds[kind] += event.self_cpu_time_total
+    return {kind: each / sum(seconds.values()) for kind, each in seconds.items()}
 
 
 def main() -> None:
@@ -113,6 +128,9 @@ def main() -> None:
             context_length=context,
         )
         summary = train_rl(model, tokenizer, environment, tasks, rl, out=Path(folder) / "rl", workers=arguments.workers)
+        with profile(activities=[ProfilerActivity.CPU], acc_events=True) as profiled:
+            one = rl.model_copy(update={"rounds": 1})
+            train_rl(model, tokenizer, environment, tasks, one, out=Path(folder) / "profiled", workers=arguments.workers)
     parts = {part: summary.counts[f"{part}_seconds"] for part in ("generate", "environment", "update")}
     kept, again = ([pair[i] for pair in pairs] for i in (0, 1))
     print(
@@ -125,6 +143,7 @@ def main() -> None:
                 "generation_ratio": [a["generated_per_second"] / b["generated_per_second"] for a, b in pairs],
                 "episodes_ratio": [a["episodes_per_second"] / b["episodes_per_second"] for a, b in pairs],
                 "rl_shares": {part: seconds / sum(parts.values()) for part, seconds in parts.items()},
+                "operator_shares": operator_shares(profiled),
                 "rl_seconds_per_round": sum(parts.values()) / arguments.rounds,
             },
             indent=2,

@@ -1,5 +1,8 @@
 """Which tokens each token may see, in the form in which a model wants to be told."""
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -7,6 +10,7 @@ from torch import Tensor
 
 from gradprism.runtime.errors import ModelError
 
+_SHARED_HEADS = "TRANSFORMERS_SDPA_FORCE_GQA"
 _KINDS = {"full_attention", "sliding_attention"}
 
 
@@ -16,6 +20,23 @@ def masks_of(model: Any, capacity: int) -> "AttentionMasks | None":
         return AttentionMasks(model, capacity)
     except ModelError:
         return None
+
+
+@contextmanager
+def grouped_attention(device: torch.device) -> Iterator[None]:
+    """A block in which masked attention on a CPU reads the keys and values that several heads share where they lie.
+
+    transformers copies them for each head otherwise, which a device's kernels need and the CPU's do not. What it computes is the same.
+    """
+    before = os.environ.get(_SHARED_HEADS)
+    if device.type != "cpu" or before is not None:
+        yield
+        return
+    os.environ[_SHARED_HEADS] = "1"
+    try:
+        yield
+    finally:
+        del os.environ[_SHARED_HEADS]
 
 
 class AttentionMasks:

@@ -248,7 +248,7 @@ def estimate_rl(
     trained = whole - shared * (1 - 1 / config.rollouts_per_task)
     turns = [turn for episode in sampled for turn in episode.turns]
     steps, generated = len(turns) / SAMPLE_EPISODES, sum(len(turn.completion_ids) for turn in turns) / SAMPLE_EPISODES
-    micro_batch = max(config.micro_batch_tokens, *lengths)
+    micro_batch = max(config.micro_batch("cuda" if player is None else "cpu"), *lengths)
     add_memory(told, found, config, machine, micro_batch)
     speed = _speed(model, found, machine, micro_batch)
 

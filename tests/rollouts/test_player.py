@@ -1,11 +1,13 @@
 """The player: what it returns is what the model would say of the same tokens read afresh."""
 
+import os
 import random
 
 import pytest
 import torch
 
 import gradprism as gp
+from gradprism.attention import grouped_attention
 from gradprism.environments.prompts import PromptTemplate
 from gradprism.environments.protocol import Info, Step, Task
 from gradprism.models import load_model
@@ -194,6 +196,26 @@ def test_a_slot_says_what_a_fresh_pass_says_whatever_it_held_before(attention):
     logits, read = cache.extend([3, 1], [[7, 8, 9], [10]])
     assert read == 4
     torch.testing.assert_close(logits, fresh_logits(model, [held[3] + [7, 8, 9], held[1] + [10]]), atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("given", [None, "0"])
+def test_shared_heads_are_read_where_they_lie_on_a_cpu_alone_and_change_nothing(monkeypatch, given):
+    name = "TRANSFORMERS_SDPA_FORCE_GQA"
+    monkeypatch.delenv(name, raising=False)
+    if given is not None:  # what the user has set stays
+        monkeypatch.setenv(name, given)
+    model = tiny_qwen3(80, layers=2, hidden=32, seed=0).eval()
+    assert model.config.num_key_value_heads < model.config.num_attention_heads
+    ids = torch.arange(6, 46).reshape(2, 20)
+    mask = torch.ones(20, 20, dtype=torch.bool).tril().expand(2, 1, 20, 20)
+    copied = model(input_ids=ids, attention_mask=mask).logits
+    with grouped_attention(torch.device("cuda")):
+        assert os.environ.get(name) == given
+    with pytest.raises(ZeroDivisionError), grouped_attention(torch.device("cpu")):
+        assert os.environ[name] == (given or "1")
+        torch.testing.assert_close(model(input_ids=ids, attention_mask=mask).logits, copied)
+        _ = 1 / 0
+    assert os.environ.get(name) == given
 
 
 def test_slots_that_hold_the_same_sequence_cost_one_of_them():

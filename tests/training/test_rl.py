@@ -132,6 +132,11 @@ def expected_gradients(model, rows: list[Row], kind: str) -> dict[str, torch.Ten
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
+def test_a_pass_on_a_cpu_is_smaller_unless_its_size_is_given():
+    assert (RlConfig().micro_batch("cpu"), RlConfig().micro_batch("cuda")) == (2048, 8192)
+    assert {RlConfig(micro_batch_tokens=300).micro_batch(device) for device in ("cpu", "cuda")} == {300}
+
+
 @pytest.mark.parametrize("history", [None, 2])
 @pytest.mark.parametrize("budget", [1, 60, 100_000])
 @pytest.mark.parametrize("kind", ["dapo", "grpo", "dr_grpo"])

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from transformers.cache_utils import Cache, DynamicLayer
 
-from gradprism.attention import AttentionMasks
+from gradprism.attention import AttentionMasks, grouped_attention
 from gradprism.passes import failures_named
 from gradprism.runtime.errors import ModelError
 
@@ -23,7 +23,7 @@ class _SlotLayer(DynamicLayer):
     """Writes each row's new keys and values at that row's own positions, and gives back the rows from their beginning."""
 
     # Set by the cache before each forward pass.
-    rows: torch.Tensor | slice
+    rows: torch.Tensor | None  # None: all slots
     write: tuple[torch.Tensor, torch.Tensor]
     width: int
     positions: int
@@ -44,7 +44,11 @@ class _SlotLayer(DynamicLayer):
                 grown[:, : buffer_SCHD.shape[1]] = buffer_SCHD
                 self.buffers[which] = buffer_SCHD = grown
             buffer_SCHD[self.write] = new_BHTD.transpose(1, 2)
-            results.append(buffer_SCHD[self.rows, : self.width].transpose(1, 2))
+            held_SKHD = buffer_SCHD[:, : self.width]
+            rows = self.rows
+            # On a CPU `index_select` copies whole rows, indexing number by number.
+            held_BKHD = held_SKHD if rows is None else held_SKHD.index_select(0, rows)
+            results.append(held_BKHD.transpose(1, 2))
         return results[0], results[1]
 
 
@@ -143,9 +147,9 @@ class SlotCache:
         for layer in self._layers:
             layer.slots, layer.positions, layer.width = self._slots, self._reserved, keys
             layer.write = (row_B[:, None], write_BT)
-            layer.rows = slice(None) if slots == list(range(self._slots)) else row_B
+            layer.rows = None if slots == list(range(self._slots)) else row_B
         key_K = torch.arange(keys, device=device)
-        with failures_named(self._model):
+        with failures_named(self._model), grouped_attention(device):
             found = self._model(
                 input_ids=ids_BT,
                 attention_mask=self._masks.of(key_K <= position_BT[:, :, None], position_BT, key_K[None]),

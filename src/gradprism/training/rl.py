@@ -248,7 +248,7 @@ class RlTraining:
         # The loss divides by all rows and tokens, also those that are not passed since they have no gradient.
         n_rows, n_tokens = loop.summed([len(rows), sum(len(row.logprobs) for row in rows)])
         trees = make_trees([row for row in rows if config.kl or config.entropy or any(row.advantages)], self.linear_weight)
-        packed = pack(trees, config.micro_batch_tokens)
+        packed = pack(trees, config.micro_batch(loop.device.type))
         # Every process makes as many passes, since passes are collective where a model is sharded.
         counts: Any = loop.accelerator.gather(torch.tensor([len(packed)], device=loop.device))
         packed += [[]] * (max(1, int(counts.max())) - len(packed))

@@ -86,8 +86,10 @@ class RlConfig(RolloutConfig, TrainingConfig):
         default=4.0, ge=1, description="Groups played per round at most, as a multiple of `tasks_per_round`."
     )
     temperature: float = Field(default=1.0, gt=0, description="Sampling temperature of rollouts.")
-    micro_batch_tokens: int = Field(
-        default=8192, ge=1, description="Padded tokens per forward and backward pass and device; a longer row is passed alone."
+    micro_batch_tokens: int | None = Field(
+        default=None,
+        ge=1,
+        description="Padded tokens per forward and backward pass and device; a longer row is passed alone. Default 8192, on a CPU 2048.",
     )
     evaluate_every: int = Field(default=0, ge=0, description="Rounds between evaluations while training; 0 for none.")
     evaluate_split: str = Field(default="", description="Split to evaluate on; default the environment's dev split.")
@@ -195,6 +197,10 @@ class RlConfig(RolloutConfig, TrainingConfig):
         if self.first_max_steps is None or done >= self.growth_rounds:
             return self.max_steps
         return self.first_max_steps + (self.max_steps - self.first_max_steps) * done // self.growth_rounds
+
+    def micro_batch(self, device: str) -> int:
+        """Padded tokens per pass on a device of this type. A CPU's caches hold the hidden states of a smaller one."""
+        return self.micro_batch_tokens or (2048 if device == "cpu" else 8192)
 
     @property
     def steps_per_round(self) -> int:
