@@ -23,20 +23,21 @@ def masks_of(model: Any, capacity: int) -> "AttentionMasks | None":
 
 
 @contextmanager
-def grouped_attention(device: torch.device) -> Iterator[None]:
-    """A block in which masked attention on a CPU reads the keys and values that several heads share where they lie.
+def grouped_attention(device: torch.device, queries: int) -> Iterator[None]:
+    """A block in which masked attention of so many queries per row, on a CPU, reads keys and values that heads share where they lie.
 
-    transformers copies them for each head otherwise, which a device's kernels need and the CPU's do not. What it computes is the same.
+    For several queries transformers copies them for each head otherwise, which a device's kernels need and the CPU's do not; for one it
+    has a way that is faster still, which is left alone. What is computed is the same.
     """
     before = os.environ.get(_SHARED_HEADS)
-    if device.type != "cpu" or before is not None:
+    if device.type != "cpu" or queries == 1 or before is not None:
         yield
         return
     os.environ[_SHARED_HEADS] = "1"
     try:
         yield
     finally:
-        del os.environ[_SHARED_HEADS]
+        os.environ.pop(_SHARED_HEADS, None)
 
 
 class AttentionMasks:

@@ -209,9 +209,10 @@ def test_shared_heads_are_read_where_they_lie_on_a_cpu_alone_and_change_nothing(
     ids = torch.arange(6, 46).reshape(2, 20)
     mask = torch.ones(20, 20, dtype=torch.bool).tril().expand(2, 1, 20, 20)
     copied = model(input_ids=ids, attention_mask=mask).logits
-    with grouped_attention(torch.device("cuda")):
-        assert os.environ.get(name) == given
-    with pytest.raises(ZeroDivisionError), grouped_attention(torch.device("cpu")):
+    for device, queries in (("cuda", 20), ("cpu", 1)):
+        with grouped_attention(torch.device(device), queries):
+            assert os.environ.get(name) == given
+    with pytest.raises(ZeroDivisionError), grouped_attention(torch.device("cpu"), 20):
         assert os.environ[name] == (given or "1")
         torch.testing.assert_close(model(input_ids=ids, attention_mask=mask).logits, copied)
         _ = 1 / 0

@@ -33,6 +33,8 @@ from gradprism.runtime.usage import Usage
 RECORD, LEDGER, STAGES = "stage.json", "ledger.jsonl", "stages"
 # Settings that say how a training is watched and kept, and change nothing that it ends with.
 NO_CAUSE = frozenset({"track", "save_steps", "save_every", "keep_checkpoints"})
+# What keys say of a setting that follows from the device where none is given: its default once, so that results from then are found.
+_BY_DEVICE: dict[str, JsonValue] = {"micro_batch_tokens": 8192}
 F = TypeVar("F", bound=Part, covariant=True)
 G = TypeVar("G", bound=Part)
 _NONE = Usage()
@@ -124,7 +126,8 @@ def _plain(value: object) -> JsonValue:
     if isinstance(value, Stage):
         return value.name
     if isinstance(value, BaseModel):
-        return {key: v for key, v in value.model_dump(mode="json").items() if key not in NO_CAUSE and not _is_absent(value, key)}
+        said = {key: v for key, v in value.model_dump(mode="json").items() if key not in NO_CAUSE and not _is_absent(value, key)}
+        return {key: _BY_DEVICE.get(key) if v is None else v for key, v in said.items()}
     if is_dataclass(value):
         return {f.name: _plain(getattr(value, f.name)) for f in fields(value) if f.compare}
     if isinstance(value, dict):

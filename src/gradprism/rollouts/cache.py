@@ -149,7 +149,7 @@ class SlotCache:
             layer.write = (row_B[:, None], write_BT)
             layer.rows = None if slots == list(range(self._slots)) else row_B
         key_K = torch.arange(keys, device=device)
-        with failures_named(self._model), grouped_attention(device):
+        with failures_named(self._model), grouped_attention(device, width):
             found = self._model(
                 input_ids=ids_BT,
                 attention_mask=self._masks.of(key_K <= position_BT[:, :, None], position_BT, key_K[None]),
