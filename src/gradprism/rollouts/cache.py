@@ -45,9 +45,8 @@ class _SlotLayer(DynamicLayer):
                 self.buffers[which] = buffer_SCHD = grown
             buffer_SCHD[self.write] = new_BHTD.transpose(1, 2)
             held_SKHD = buffer_SCHD[:, : self.width]
-            rows = self.rows
             # On a CPU `index_select` copies whole rows, indexing number by number.
-            held_BKHD = held_SKHD if rows is None else held_SKHD.index_select(0, rows)
+            held_BKHD = held_SKHD if self.rows is None else held_SKHD.index_select(0, self.rows)
             results.append(held_BKHD.transpose(1, 2))
         return results[0], results[1]
 
